@@ -1,0 +1,116 @@
+"""`Classifier`: a network that takes pixels in [0, 1] and carries everything needed to rebuild it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import ArtifactError, KdxError
+from .models import InputShape, architecture
+from .tensor_files import encode_safetensors, read_safetensors
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """What a `model.safetensors` file says about its classifier, besides the weights.
+
+    `input_shape` is (channels, height, width) in pixels; `mean` and `std` hold one value per channel, in pixel units
+    of [0, 1]; `class_names` has one entry per class.
+    """
+
+    architecture: str
+    input_shape: InputShape
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.class_names)
+
+
+class Classifier(nn.Module):
+    """A classifier of pixels in [0, 1]. Teacher and student are roles of this class, not subclasses.
+
+    The input is [batch, channels, height, width] float; the output is logits [batch, K]. Normalization with the
+    training data's mean and standard deviation is the first operation inside.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: ClassifierSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.network = architecture(spec.architecture).build(spec.input_shape, spec.num_classes)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def input_shape(self) -> InputShape:
+        """(channels, height, width)."""
+        return self.spec.input_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return self.spec.num_classes
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable values."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return logits [batch, K] for pixels [batch, channels, height, width] in [0, 1]."""
+        return self.network((pixels - self.mean) / self.std)
+
+    def frozen(self) -> Classifier:
+        """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""
+        return self.eval().requires_grad_(False)
+
+
+def encode_classifier(classifier: Classifier) -> bytes:
+    """Return the bytes of the `model.safetensors` file that rebuilds this classifier."""
+    return encode_safetensors(classifier.network.state_dict(), {"classifier": asdict(classifier.spec)})
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
+
+    Raises:
+        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
+    """
+    tensors, metadata = read_safetensors(Path(path))
+    try:
+        classifier = Classifier(_spec_from_record(metadata["classifier"]))
+        classifier.network.load_state_dict(tensors)
+    except KdxError as error:
+        raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
+    except KeyError as error:
+        raise ArtifactError(f"{path} is a safetensors file, but not a classifier of kdx") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path} does not fit the classifier that it describes: {reason}") from error
+    return classifier.eval()
+
+
+def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
+    channels, height, width = (int(n) for n in record["input_shape"])
+    return ClassifierSpec(
+        architecture=str(record["architecture"]),
+        input_shape=(channels, height, width),
+        class_names=tuple(str(name) for name in record["class_names"]),
+        mean=tuple(float(value) for value in record["mean"]),
+        std=tuple(float(value) for value in record["std"]),
+    )

@@ -1,0 +1,180 @@
+"""Options of a command, defined once: as typed, as recorded, as documented."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """What a config field says about itself: help text, allowed values, and how the command line spells it."""
+
+    help: str
+    choices: Callable[[], list[str]] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    recorded: bool = True
+    positional: bool = False
+    env: str | None = None
+    metavar: str | None = None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: list[str] | Callable[[], list[str]] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    recorded: bool = True,
+    positional: bool = False,
+    env: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declare one option of a config dataclass.
+
+    Args:
+        default: its value when it is not given; `dataclasses.MISSING` makes it required.
+        choices: the allowed values, or a function that returns them (called when the value is checked).
+        minimum, maximum: inclusive bounds of a number; `above` is an exclusive lower bound.
+        recorded: whether it is part of what must be equal for a finished stage to count as done.
+    """
+    known = (lambda: choices) if isinstance(choices, list) else choices
+    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar)
+    return field(default=default, metadata={"option": info})
+
+
+def option_info(declared: dataclasses.Field[Any]) -> OptionInfo:
+    """Return what `option` stored in a dataclass field."""
+    info = declared.metadata["option"]
+    assert isinstance(info, OptionInfo)
+    return info
+
+
+def option_fields(options: OptionSet | type[OptionSet]) -> list[dataclasses.Field[Any]]:
+    """Return the fields that `option` declared, in order."""
+    return [declared for declared in fields(options) if "option" in declared.metadata]
+
+
+def spelling(name: str) -> str:
+    """Return the command line's spelling of a field: `batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionSet:
+    """Base of every group of options; checks each value against its declaration.
+
+    Raises:
+        UsageError: a value is not allowed; the sentence names the option and the near value.
+    """
+
+    def __post_init__(self) -> None:
+        for declared in option_fields(self):
+            value = getattr(self, declared.name)
+            if value is not None:
+                _check(declared.name, value, option_info(declared))
+
+
+def _check(name: str, value: Any, info: OptionInfo) -> None:
+    if info.choices is not None and value not in info.choices():
+        raise UsageError(f"unknown value {value!r} of {spelling(name)}.{did_you_mean(str(value), info.choices())}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if value != value:
+            raise UsageError(f"{spelling(name)} is not a number")
+        if info.minimum is not None and value < info.minimum:
+            raise UsageError(f"{spelling(name)} must be at least {info.minimum:g}, got {value:g}")
+        if info.maximum is not None and value > info.maximum:
+            raise UsageError(f"{spelling(name)} must be at most {info.maximum:g}, got {value:g}")
+        if info.above is not None and value <= info.above:
+            raise UsageError(f"{spelling(name)} must be above {info.above:g}, got {value:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(OptionSet):
+    """Options of every command that looks at a run directory."""
+
+    run: Path = option(
+        Path("runs/default"), "Run directory: where artifacts are read and written.", env="KDX_RUN", recorded=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(RunConfig):
+    """Options of every stage that makes an artifact."""
+
+    seed: int = option(0, "Seed of all randomness.", minimum=0, maximum=2**31 - 1)
+    device: str = option("auto", "Where to compute: auto, cpu, cuda or cuda:N.")
+    threads: int | None = option(None, "CPU threads; the default is one per core.", minimum=1)
+    force: bool = option(False, "Make it again, even if it is there or was made otherwise.", recorded=False)
+    dry_run: bool = option(False, "Say what would be read, done and written, and stop.", recorded=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedStageConfig(StageConfig):
+    """Options of a stage of whose artifacts a run may hold several."""
+
+    name: str | None = option(None, "Name of the artifact, to keep several side by side.", recorded=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodStageConfig(NamedStageConfig):
+    """Options of a stage that runs one of several registered methods, each with options of its own.
+
+    `method_options` holds what was given for the method; what was not given takes the method's default.
+    """
+
+    method_options: dict[str, Any] = field(default_factory=dict)
+
+    def chosen_method(self) -> tuple[str, type[OptionSet]]:
+        """Return the method's name, as given, and its options."""
+        raise AssertionError("a stage with methods says which one")
+
+    def method_config(self) -> Any:
+        """Return the method's options, checked. Raises `UsageError` for an option that has no effect on it."""
+        name, options = self.chosen_method()
+        known = [declared.name for declared in option_fields(options)]
+        for given in self.method_options:
+            if given not in known:
+                raise UsageError(
+                    f"{spelling(given)} has no effect on {name}; it takes {', '.join(map(spelling, known))}"
+                )
+        return options(**self.method_options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAccess(OptionSet):
+    """Where torchvision's data sets are, for every command that may open real data."""
+
+    data_dir: Path = option(
+        Path("data"), "Where torchvision's data sets are.", env="KDX_DATA_DIR", recorded=False, metavar="DIR"
+    )
+    download: bool = option(False, "Let torchvision fetch what is missing.", recorded=False)
+
+
+def to_record(config: OptionSet) -> dict[str, Any]:
+    """Return the recorded options as JSON values, in the order in which they are declared."""
+    record = {
+        declared.name: _plain(getattr(config, declared.name))
+        for declared in option_fields(config)
+        if option_info(declared).recorded
+    }
+    return record | to_record(config.method_config()) if isinstance(config, MethodStageConfig) else record
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return one `--option: old -> new` per option that two records disagree on."""
+    names = dict.fromkeys([*old, *new])
+    return [f"{spelling(name)}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]

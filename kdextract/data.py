@@ -1,0 +1,322 @@
+"""The only door to real data.
+
+Nothing else in the package opens a data set. `load_data` returns images as they are stored; the caller fits them to a
+classifier. `fingerprint` hashes the files without decoding them, so that a cached stage need not read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .errors import DataError, UsageError, did_you_mean
+
+Split = Literal["train", "test"]
+TEST_SHARE = 5  # where a source has no split of its own, every fifth image of each class is a test image
+MAX_IMAGE_PIXELS = 64 * 2**20
+MAX_ARCHIVE_BYTES = 4 * 2**30
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Labelled images of one split.
+
+    `images` is uint8 [N, channels, height, width], `labels` int64 [N] in [0, K), `class_names` has K entries.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _TorchvisionSet:
+    """A data set that torchvision reads: its class, its files below the data directory, its split argument."""
+
+    reader: str
+    files: dict[Split, tuple[str, ...]]
+    size: tuple[int, int] | None = None
+    split_argument: Callable[[Split], dict[str, Any]] = lambda split: {"train": split == "train"}
+    flip: bool = False
+    class_names: tuple[str, ...] | None = None
+
+
+def _idx_files(folder: str) -> dict[Split, tuple[str, ...]]:
+    def pair(prefix: str) -> tuple[str, ...]:
+        return (f"{folder}/raw/{prefix}-images-idx3-ubyte", f"{folder}/raw/{prefix}-labels-idx1-ubyte")
+
+    return {"train": pair("train"), "test": pair("t10k")}
+
+
+_TORCHVISION: dict[str, _TorchvisionSet] = {
+    "mnist": _TorchvisionSet("MNIST", _idx_files("MNIST"), class_names=_DIGIT_NAMES),
+    "mnist_conv": _TorchvisionSet("MNIST", _idx_files("MNIST"), size=(32, 32), class_names=_DIGIT_NAMES),
+    "fashion_mnist": _TorchvisionSet("FashionMNIST", _idx_files("FashionMNIST"), flip=True),
+    "kmnist": _TorchvisionSet("KMNIST", _idx_files("KMNIST")),
+    "svhn": _TorchvisionSet(
+        "SVHN",
+        {"train": ("train_32x32.mat",), "test": ("test_32x32.mat",)},
+        split_argument=lambda split: {"split": split},
+        class_names=_DIGIT_NAMES,
+    ),
+    "cifar10": _TorchvisionSet(
+        "CIFAR10",
+        {
+            "train": tuple(f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)),
+            "test": ("cifar-10-batches-py/test_batch",),
+        },
+        flip=True,
+    ),
+    "cifar100": _TorchvisionSet(
+        "CIFAR100",
+        {"train": ("cifar-100-python/train",), "test": ("cifar-100-python/test",)},
+        flip=True,
+    ),
+}
+_PREFIXES = ("folder:DIR", "npz:FILE")
+
+
+def data_names() -> list[str]:
+    """Return every spelling of `--data` that names real data."""
+    return ["digits", *_TORCHVISION, *_PREFIXES]
+
+
+def is_real_data(spec: str) -> bool:
+    """Say whether `spec` names real data (as opposed to an artifact, a path or noise)."""
+    return spec == "digits" or spec in _TORCHVISION or spec.startswith(("folder:", "npz:"))
+
+
+def check_spec(spec: str) -> None:
+    """Raise `UsageError`, with the near name, unless `spec` names real data."""
+    if not is_real_data(spec):
+        raise UsageError(f"unknown data set {spec!r}.{did_you_mean(spec, data_names())}")
+
+
+def mirrors_make_sense(spec: str) -> bool:
+    """Say whether a mirrored image of this data set still shows its class (digits and letters: no)."""
+    return spec in _TORCHVISION and _TORCHVISION[spec].flip
+
+
+def fingerprint(spec: str, split: Split, data_dir: Path) -> str:
+    """Return the sha256 of the files that this split is read from.
+
+    Raises:
+        UsageError: unknown data set.
+        DataError: its files are not there.
+    """
+    check_spec(spec)
+    digest = hashlib.sha256()
+    for path in _files(spec, split, data_dir):
+        digest.update(path.name.encode())
+        digest.update(path.parent.name.encode())
+        try:
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise _missing(spec, data_dir, path) from error
+    return digest.hexdigest()
+
+
+def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -> RealData:
+    """Open one split of a real data set.
+
+    Args:
+        spec: `digits`, a torchvision name, `folder:DIR` or `npz:FILE`.
+        data_dir: where torchvision's files are.
+        download: let torchvision fetch what is missing.
+
+    Raises:
+        UsageError: unknown data set.
+        DataError: it is not there, or cannot be read.
+    """
+    check_spec(spec)
+    if spec == "digits":
+        return _load_digits(split)
+    if spec.startswith("folder:"):
+        return _load_folder(Path(spec.removeprefix("folder:")), split)
+    if spec.startswith("npz:"):
+        return _load_npz(Path(spec.removeprefix("npz:")), split)
+    return _load_torchvision(spec, split, data_dir, download)
+
+
+def _files(spec: str, split: Split, data_dir: Path) -> list[Path]:
+    if spec == "digits":
+        package = importlib.util.find_spec("sklearn")
+        assert package is not None
+        assert package.origin is not None
+        return [Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"]
+    if spec.startswith("npz:"):
+        return [Path(spec.removeprefix("npz:"))]
+    if spec.startswith("folder:"):
+        root = Path(spec.removeprefix("folder:"))
+        return [path for _, paths in _folder_classes(root, split)[0] for path in paths]
+    return [data_dir / name for name in _TORCHVISION[spec].files[split]]
+
+
+def _missing(spec: str, data_dir: Path, path: Path) -> DataError:
+    if spec in _TORCHVISION:
+        return DataError(
+            f"{spec} is not in {data_dir} (no {path.name}); name its place with --data-dir or KDX_DATA_DIR, "
+            "or let it be fetched with --download"
+        )
+    return DataError(f"{spec}: cannot read {path}")
+
+
+def _split_rows(labels: np.ndarray, split: Split) -> np.ndarray:
+    """Return the rows of one split: within each class, every fifth image in order is a test image."""
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        is_test[np.flatnonzero(labels == label)[TEST_SHARE - 1 :: TEST_SHARE]] = True
+    return np.flatnonzero(is_test if split == "test" else ~is_test)
+
+
+def _load_digits(split: Split) -> RealData:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = _split_rows(digits.target, split)
+    images = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    return RealData(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(digits.target[rows]).long(), _DIGIT_NAMES)
+
+
+def _load_torchvision(spec: str, split: Split, data_dir: Path, download: bool) -> RealData:
+    import torchvision.datasets
+
+    entry = _TORCHVISION[spec]
+    if not download:
+        for name in entry.files[split]:
+            if not (data_dir / name).is_file():
+                raise _missing(spec, data_dir, data_dir / name)
+    try:
+        reader = getattr(torchvision.datasets, entry.reader)
+        dataset = reader(str(data_dir), download=download, **entry.split_argument(split))
+    except (RuntimeError, ValueError, OSError, EOFError, KeyError, ImportError, AssertionError) as error:
+        raise DataError(f"{spec} in {data_dir} cannot be read: {str(error).splitlines()[0]}") from error
+    images = torch.as_tensor(np.asarray(dataset.data))
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    if entry.size is not None:
+        from .images import fit_images
+
+        images = fit_images(images, (images.shape[1], *entry.size))
+    labels = torch.as_tensor(np.asarray(dataset.labels if spec == "svhn" else dataset.targets)).long()
+    names = entry.class_names or tuple(str(name) for name in dataset.classes)
+    return RealData(images.contiguous(), labels, names)
+
+
+def _folder_classes(root: Path, split: Split) -> tuple[list[tuple[str, list[Path]]], bool]:
+    """Return [(class name, image files)] of one split of DIR/[train|test]/CLASS/FILE, and whether DIR has a split."""
+    has_split = (root / "train").is_dir() and (root / "test").is_dir()
+    base = root / split if has_split else root
+    if not base.is_dir():
+        raise DataError(f"folder:{root} is not a directory")
+    classes = []
+    for folder in sorted(path for path in base.iterdir() if path.is_dir()):
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if files:
+            classes.append((folder.name, files))
+    if len(classes) < 2:
+        raise DataError(f"folder:{root} needs one folder of images per class (two or more), as in {root}/cat/1.png")
+    return classes, has_split
+
+
+def _load_folder(root: Path, split: Split) -> RealData:
+    classes, has_split = _folder_classes(root, split)
+    paths = [path for _, files in classes for path in files]
+    labels = np.concatenate([np.full(len(files), index) for index, (_, files) in enumerate(classes)])
+    if not has_split:
+        rows = _split_rows(labels, split)
+        paths, labels = [paths[row] for row in rows], labels[rows]
+    images = torch.stack([_read_image(path) for path in paths]) if _same_size(paths) else _resized(paths)
+    return RealData(images, torch.from_numpy(labels).long(), tuple(name for name, _ in classes))
+
+
+def _open_image(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(path, formats=["PNG", "JPEG", "BMP", "WEBP"])
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image that can be read: {error}") from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise DataError(f"{path} has {image.width}x{image.height} pixels, the limit is {MAX_IMAGE_PIXELS}")
+    return image
+
+
+def _same_size(paths: list[Path]) -> bool:
+    sizes = {_open_image(path).size for path in paths}
+    return len(sizes) == 1
+
+
+def _resized(paths: list[Path]) -> torch.Tensor:
+    """Read images of different sizes, all brought to the first one's size."""
+    from .images import fit_images
+
+    first = _read_image(paths[0])
+    shape = (first.shape[0], first.shape[1], first.shape[2])
+    return torch.cat([fit_images(_read_image(path).unsqueeze(0), shape) for path in paths])
+
+
+def _read_image(path: Path) -> torch.Tensor:
+    """Return one image as uint8 [channels, height, width]: one channel if the file is grey, otherwise three."""
+    image = _open_image(path)
+    try:
+        pixels = np.array(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} is truncated or damaged: {error}") from error
+    return torch.from_numpy(pixels).unsqueeze(0) if pixels.ndim == 2 else torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _load_npz(path: Path, split: Split) -> RealData:
+    """Read x_train, y_train, x_test, y_test, or images and labels, and class_names if there are any."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_ARCHIVE_BYTES:
+            raise DataError(f"npz:{path} unpacks to {size} bytes, the limit is {MAX_ARCHIVE_BYTES}")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, MemoryError, EOFError, SyntaxError) as error:
+        raise DataError(f"npz:{path} cannot be read: {error}") from error
+    if {f"x_{split}", f"y_{split}"} <= arrays.keys():
+        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        every_label = np.concatenate([a.ravel() for name, a in arrays.items() if name.startswith("y_")])
+    elif {"images", "labels"} <= arrays.keys():
+        rows = _split_rows(arrays["labels"], split)
+        images, labels, every_label = arrays["images"][rows], arrays["labels"][rows], arrays["labels"]
+    else:
+        raise DataError(f"npz:{path} needs the arrays x_train, y_train, x_test, y_test, or images and labels")
+    if not np.issubdtype(every_label.dtype, np.integer) or every_label.min(initial=0) < 0 or not len(labels):
+        raise DataError(f"npz:{path} needs labels that are integers from 0 up, at least one per split")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise DataError(f"npz:{path} has {len(images)} images and labels of shape {labels.shape}")
+    num_classes = int(every_label.max()) + 1
+    names = tuple(str(name) for name in arrays.get("class_names", np.arange(num_classes)))
+    return RealData(_npz_images(path, images), torch.from_numpy(labels.astype(np.int64)), names)
+
+
+def _npz_images(path: Path, images: np.ndarray) -> torch.Tensor:
+    """Return [N, H, W], [N, H, W, c] or [N, c, H, W] images of uint8, or floats in [0, 1], as uint8 [N, c, H, W]."""
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = np.moveaxis(images, 3, 1)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(f"npz:{path} needs images of 1 or 3 channels, got an array of shape {images.shape}")
+    if images.dtype != np.uint8:
+        if not np.issubdtype(images.dtype, np.floating) or not (images.min() >= 0 and images.max() <= 1):
+            raise DataError(f"npz:{path} needs pixels as uint8, or as floats in [0, 1]")
+        images = np.rint(images * 255).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(images))

@@ -1,0 +1,71 @@
+"""The distillation loop: a student learns a frozen teacher's answers on whatever a `Source` gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .classifier import Classifier
+from .losses import DISTILLATION_LOSSES
+from .progress import Reporter
+from .sources import Source
+from .training import Augmenter, CheckpointSaver, Row, Schedule, take_steps
+
+
+@dataclass(frozen=True)
+class DistillationLossOptions:
+    """Which loss of `losses.DISTILLATION_LOSSES`, at which temperature, scaled to keep the gradient's size or not."""
+
+    kind: str
+    temperature: float
+    scale: bool
+
+
+@dataclass(frozen=True)
+class DistillationResult:
+    """Metric rows of the loop, and how many images the teacher was asked about."""
+
+    rows: list[Row]
+    teacher_queries: int
+
+
+def distill(
+    teacher: Classifier,
+    student: Classifier,
+    source: Source,
+    batch_size: int,
+    schedule: Schedule,
+    loss_options: DistillationLossOptions,
+    augmenter: Augmenter,
+    checkpoints: CheckpointSaver,
+    reporter: Reporter,
+) -> DistillationResult:
+    """Train `student`, in place, to answer like `teacher`; its last weights are the result.
+
+    The teacher is frozen and in evaluation mode. Targets that the source already knows are used as they are unless
+    the images are augmented; otherwise the teacher is asked about the very images that the student sees.
+    """
+    teacher.frozen()
+    student.train().requires_grad_(True)
+    loss_function = DISTILLATION_LOSSES[loss_options.kind]
+    known_targets = False
+
+    def loss() -> torch.Tensor:
+        nonlocal known_targets
+        source.update(student)
+        batch = source.sample(batch_size)
+        images = augmenter(batch.images)
+        known_targets = batch.targets is not None and not augmenter.active
+        if known_targets:
+            targets = batch.targets
+        else:
+            with torch.no_grad():
+                targets = teacher(images)
+        assert targets is not None
+        return loss_function(student(images), targets, loss_options.temperature, loss_options.scale)
+
+    members = {"source": source, "augmenter": augmenter}
+    rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill")
+    student.eval()
+    return DistillationResult(rows, 0 if known_targets else schedule.steps * batch_size)

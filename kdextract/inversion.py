@@ -1,0 +1,203 @@
+"""Optimizing the pixels of a batch of images against a frozen classifier: what all inversion objectives share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .classifier import Classifier
+from .errors import DivergedError
+from .hooks import record_activations
+from .images import binomial_blur
+from .losses import standardized_error, total_variation
+from .methods.options import PixelConfig
+from .statistics import LAYERS, Statistics
+
+Activations = dict[str, torch.Tensor]
+Initializer = Callable[[tuple[int, ...], torch.Generator], torch.Tensor]
+
+
+def normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Independent pixels from N(0.15, 0.1^2), as Lopes et al. 2017 start on MNIST."""
+    return torch.randn(shape, generator=generator).mul_(0.1).add_(0.15).clamp_(0, 1)
+
+
+def uniform_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Independent pixels from U(0, 1)."""
+    return torch.rand(shape, generator=generator)
+
+
+def smooth_fields(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Smooth random fields of zero mean: normal noise on a grid of 3 to 8 cells a side per image, enlarged."""
+    batch, channels, height, width = shape
+    grains = torch.randint(3, 9, (batch,), generator=generator)
+    fields = torch.empty(shape)
+    for cells in grains.unique().tolist():
+        rows = (grains == cells).nonzero().squeeze(1)
+        coarse = torch.randn((len(rows), channels, cells, cells), generator=generator)
+        fields[rows] = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return fields
+
+
+def smooth_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Smooth random fields, each image with a brightness of its own, squashed to [0, 1]."""
+    brightness = torch.randn((shape[0], 1, 1, 1), generator=generator)
+    return torch.sigmoid(6 * (smooth_fields(shape, generator) - 0.5 + 0.5 * brightness))
+
+
+def strokes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Level lines of smooth random fields, faded out by a second field: bright strokes of random width on dark."""
+    fields, fade = smooth_fields(shape, generator), smooth_fields(shape, generator)
+    width = 0.1 + 0.3 * torch.rand((shape[0], 1, 1, 1), generator=generator)
+    level = 0.5 * torch.randn((shape[0], 1, 1, 1), generator=generator)
+    line = torch.sigmoid(20 * (width - (fields - level).abs()))
+    return line * torch.sigmoid(10 * (fade + 0.3))
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    "normal": normal_noise,
+    "uniform": uniform_noise,
+    "smooth": smooth_noise,
+    "strokes": strokes,
+}
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """Images [batch, channels, height, width] with pixels in [0, 1], and the last loss per image."""
+
+    images: torch.Tensor
+    loss: float
+
+
+def match_record(
+    teacher: Classifier,
+    statistics: Statistics,
+    record_name: str,
+    values: Callable[[Activations], Activations],
+    labels: torch.Tensor,
+    config: PixelConfig,
+    generator: torch.Generator,
+) -> Inverted:
+    """Make images whose activations are those that a record of their class would give.
+
+    One target per image and block is drawn from the record, and stays fixed; the loss is the squared error to it, in
+    units of the block's recorded variance, so that each block counts the same whatever its size and scale.
+
+    Args:
+        record_name: the record of `statistics` that targets are drawn from.
+        values: activations of one forward pass, by layer name -> what to compare, by block name of the record.
+        labels: class of each image, int64 [batch].
+    """
+    record = statistics.record(record_name)
+    targets, variance = record.sample(labels, generator), record.variance()
+    layers = [layer.name for layer in statistics.layers]
+    with record_activations(teacher.network, layers) as activations:
+
+        def loss(images: torch.Tensor) -> torch.Tensor:
+            teacher(images)
+            errors = [
+                standardized_error(value, targets[name], variance[name]) for name, value in values(activations).items()
+            ]
+            return torch.stack(errors).sum()
+
+        return optimize_pixels(loss, (len(labels), *teacher.input_shape), config, generator, teacher.device)
+
+
+def match_layers(
+    teacher: Classifier,
+    statistics: Statistics,
+    labels: torch.Tensor,
+    config: PixelConfig,
+    generator: torch.Generator,
+) -> Inverted:
+    """Make images that match the pre-activations of every layer of the joint record (Lopes et al. 2017, section 3.2).
+
+    The paper compares what remains after ReLU; pre-activations determine the image far better: 97.8 % against 86.3 %
+    for `lenet_half` on MNIST in one run of 10,000 images, all else equal.
+    """
+    names = [name for name, _ in statistics.record(LAYERS).blocks]
+
+    def values(activations: Activations) -> Activations:
+        return {name: activations[name].flatten(1) for name in names}
+
+    return match_record(teacher, statistics, LAYERS, values, labels, config, generator)
+
+
+def match_spectra(
+    teacher: Classifier,
+    statistics: Statistics,
+    name: str,
+    labels: torch.Tensor,
+    config: PixelConfig,
+    generator: torch.Generator,
+) -> Inverted:
+    """Make images that match the spectra of the graphs called `name`, and the logits, which pin the class."""
+
+    def values(activations: Activations) -> Activations:
+        spectra = {graph.name: graph.spectrum(activations, labels) for graph in statistics.graphs[name]}
+        return {**spectra, statistics.logits: activations[statistics.logits]}
+
+    return match_record(teacher, statistics, name, values, labels, config, generator)
+
+
+class DropoutMasks:
+    """One Bernoulli mask per image and layer, drawn at first use and then fixed; survivors are scaled by 1 / keep.
+
+    A mean over masks is therefore the unmasked input. (The 2017 code scales unmasked networks instead, although
+    TensorFlow's dropout already is scaled while training.)
+    """
+
+    def __init__(self, keep: dict[str, float], generator: torch.Generator) -> None:
+        self._keep, self._generator = keep, generator
+        self._masks: dict[str, torch.Tensor] = {}
+
+    def __call__(self, layer: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the masked input of `layer`, [batch, ...]."""
+        if layer not in self._masks:
+            kept = torch.rand(inputs.shape, generator=self._generator) < self._keep[layer]
+            self._masks[layer] = kept.to(inputs).div_(self._keep[layer])
+        return inputs * self._masks[layer]
+
+
+def optimize_pixels(
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+    config: PixelConfig,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Inverted:
+    """Minimize `loss(pixels)` over a batch of images and return them with the last loss.
+
+    Args:
+        loss: pixels [batch, channels, height, width] -> sum over the batch of each image's loss, so that the images
+            do not depend on each other.
+        shape: shape of the batch.
+
+    Raises:
+        DivergedError: the loss stopped being finite.
+    """
+    start = INITIALIZERS[config.init](shape, generator).to(device)
+    images = start.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    optimizer = torch.optim.Adam([images], lr=config.lr, fused=True)
+    last = torch.zeros(())
+    for step in range(1, config.steps + 1):
+        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
+        last = loss(images)
+        if config.tv:
+            last = last + config.tv * total_variation(images)
+        (images.grad,) = torch.autograd.grad(last, images)
+        optimizer.step()
+        with torch.no_grad():
+            if config.blur_every and step % config.blur_every == 0:
+                images.copy_(binomial_blur(images))
+            if config.clip:
+                images.clamp_(0, 1)
+    value = float(last.detach())
+    if not torch.isfinite(images).all() or value != value:
+        raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
+    return Inverted(images.detach().clamp_(0, 1), value / shape[0])

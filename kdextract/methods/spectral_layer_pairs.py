@@ -1,0 +1,43 @@
+"""Match spectra of the activation graph, one per pair of adjacent layers (Lopes, Fenu and Starner 2017, section 3.3).
+
+The paper leaves the graph operator open; `kdextract.statistics` says how it is read here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .options import PixelConfig
+from .registry import register_method
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..inversion import Inverted
+    from ..statistics import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralLayerPairsConfig(PixelConfig):
+    """The shared options, as they are."""
+
+
+@register_method(
+    "spectral_layer_pairs",
+    config=SpectralLayerPairsConfig,
+    record="spectral_layer_pairs",
+    source="Lopes et al. 2017, section 3.3",
+)
+def spectral_layer_pairs(
+    teacher: Classifier,
+    statistics: Statistics,
+    labels: torch.Tensor,
+    config: SpectralLayerPairsConfig,
+    generator: torch.Generator,
+) -> Inverted:
+    """Match the activation graph's leading coefficients, one spectrum per pair of adjacent layers, and the logits."""
+    from ..inversion import match_spectra
+
+    return match_spectra(teacher, statistics, "spectral_layer_pairs", labels, config, generator)

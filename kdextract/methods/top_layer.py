@@ -1,0 +1,43 @@
+"""Match the top layer (Lopes, Fenu and Starner 2017, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import option
+from .options import INITS, PixelConfig
+from .registry import register_method
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..inversion import Inverted
+    from ..statistics import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLayerConfig(PixelConfig):
+    """Few small steps from smooth random fields: logits alone say little about what an image looks like."""
+
+    steps: int = option(30, "Adam steps per batch of images.", minimum=1)
+    lr: float = option(0.02, "First learning rate of Adam on pixels in [0, 1].", above=0)
+    init: str = option("smooth", "What images start from.", choices=INITS)
+
+
+@register_method("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
+def top_layer(
+    teacher: Classifier,
+    statistics: Statistics,
+    labels: torch.Tensor,
+    config: TopLayerConfig,
+    generator: torch.Generator,
+) -> Inverted:
+    """Match the logits alone, drawn from each class's mean and covariance."""
+    from ..inversion import match_record
+
+    def values(activations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {statistics.logits: activations[statistics.logits]}
+
+    return match_record(teacher, statistics, "layers", values, labels, config, generator)

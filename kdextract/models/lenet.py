@@ -1,0 +1,74 @@
+"""LeNet-5 and its halves, as three papers of the field define them (they are different networks)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from .initialization import he_initialize
+from .registry import InputShape, register_model, require_size
+
+
+def _lenet(name: str, input_shape: InputShape, num_classes: int, filters: tuple[int, int]) -> nn.Module:
+    require_size(name, input_shape, 32, 32)
+    first, second = filters
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(input_shape[0], first, 5),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(first, second, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(second * 25, 120),
+        relu3=nn.ReLU(),
+        fc2=nn.Linear(120, 84),
+        relu4=nn.ReLU(),
+        logits=nn.Linear(84, num_classes),
+    )
+    return he_initialize(nn.Sequential(layers))
+
+
+def _lenet5(name: str, input_shape: InputShape, num_classes: int, widths: tuple[int, int, int, int]) -> nn.Module:
+    require_size(name, input_shape, 32, 32)
+    first, second, third, hidden = widths
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(input_shape[0], first, 5),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(first, second, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        conv3=nn.Conv2d(second, third, 5),
+        relu3=nn.ReLU(),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(third, hidden),
+        relu4=nn.ReLU(),
+        logits=nn.Linear(hidden, num_classes),
+    )
+    return he_initialize(nn.Sequential(layers))
+
+
+@register_model("lenet", input_shape=(1, 32, 32), source="LeCun et al. 1998, in the form of Lopes et al. 2017")
+def lenet(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Two 5x5 convolutions (6, 16 filters) and linear layers of 120, 84 and K units: the teacher of Lopes et al."""
+    return _lenet("lenet", input_shape, num_classes, (6, 16))
+
+
+@register_model("lenet_half", input_shape=(1, 32, 32), source="Lopes et al. 2017, section 4")
+def lenet_half(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """`lenet` with half the filters (3, 8) and the same linear widths: the student of Lopes et al."""
+    return _lenet("lenet_half", input_shape, num_classes, (3, 8))
+
+
+@register_model("lenet5", input_shape=(1, 32, 32), source="LeCun et al. 1998, as in DAFL (Chen et al. 2019)")
+def lenet5(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Three 5x5 convolutions (6, 16, 120) and linear layers of 84 and K units: DAFL's and KegNet's teacher."""
+    return _lenet5("lenet5", input_shape, num_classes, (6, 16, 120, 84))
+
+
+@register_model("lenet5_half", input_shape=(1, 32, 32), source="DAFL (Chen et al. 2019), section 4.1")
+def lenet5_half(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """`lenet5` with every width halved (3, 8, 60, 42): DAFL's student."""
+    return _lenet5("lenet5_half", input_shape, num_classes, (3, 8, 60, 42))

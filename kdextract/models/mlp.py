@@ -1,0 +1,46 @@
+"""Fully connected networks of Hinton, Vinyals and Dean 2015, section 3 (the MNIST experiment)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from .initialization import he_initialize
+from .registry import InputShape, register_model
+
+_SOURCE = "Hinton et al. 2015, section 3"
+
+
+def _mlp(input_shape: InputShape, num_classes: int, width: int, dropout: tuple[float, float]) -> nn.Module:
+    """Two hidden ReLU layers of `width` units; `dropout` is the rate at the input and in the hidden layers."""
+    channels, height, rows = input_shape
+    at_input, at_hidden = dropout
+
+    def drop(rate: float) -> nn.Module:
+        return nn.Dropout(rate) if rate else nn.Identity()
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        flatten=nn.Flatten(),
+        drop_input=drop(at_input),
+        fc1=nn.Linear(channels * height * rows, width),
+        relu1=nn.ReLU(),
+        drop1=drop(at_hidden),
+        fc2=nn.Linear(width, width),
+        relu2=nn.ReLU(),
+        drop2=drop(at_hidden),
+        logits=nn.Linear(width, num_classes),
+    )
+    return he_initialize(nn.Sequential(layers))
+
+
+@register_model("hinton1200", input_shape=(1, 28, 28), source=_SOURCE)
+def hinton1200(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """784-1200-1200-10 with dropout 0.2 at the input and 0.5 in the hidden layers: the teacher."""
+    return _mlp(input_shape, num_classes, 1200, (0.2, 0.5))
+
+
+@register_model("hinton800", input_shape=(1, 28, 28), source=_SOURCE)
+def hinton800(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """784-800-800-10 without regularization: the student."""
+    return _mlp(input_shape, num_classes, 800, (0.0, 0.0))

@@ -1,0 +1,47 @@
+"""VGG-16 and VGG-19 without batch normalization (Simonyan and Zisserman 2015, table 1, columns D and E)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from ..errors import ConfigError
+from .initialization import he_initialize
+from .registry import InputShape, register_model
+
+_SOURCE = "Simonyan and Zisserman 2015, table 1"
+_WIDTHS = (64, 128, 256, 512, 512)
+
+
+def _vgg(name: str, input_shape: InputShape, num_classes: int, depths: tuple[int, ...]) -> nn.Module:
+    channels, height, width = input_shape
+    if height % 32 or width % 32:
+        raise ConfigError(f"{name} takes images whose sides are multiples of 32 pixels, got {height}x{width}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for block, (depth, filters) in enumerate(zip(depths, _WIDTHS, strict=True), start=1):
+        for index in range(1, depth + 1):
+            layers[f"conv{block}_{index}"] = nn.Conv2d(channels, filters, 3, padding=1)
+            layers[f"relu{block}_{index}"] = nn.ReLU()
+            channels = filters
+        layers[f"pool{block}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    features = channels * (height // 32) * (width // 32)
+    for name_in_paper, inputs in (("fc6", features), ("fc7", 4096)):
+        layers[name_in_paper] = nn.Linear(inputs, 4096)
+        layers[f"relu_{name_in_paper}"] = nn.ReLU()
+        layers[f"drop_{name_in_paper}"] = nn.Dropout(0.5)
+    layers["logits"] = nn.Linear(4096, num_classes)
+    return he_initialize(nn.Sequential(layers))
+
+
+@register_model("vgg16", input_shape=(3, 224, 224), source=_SOURCE)
+def vgg16(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Thirteen 3x3 convolutions (2-2-3-3-3 per block) and three linear layers."""
+    return _vgg("vgg16", input_shape, num_classes, (2, 2, 3, 3, 3))
+
+
+@register_model("vgg19", input_shape=(3, 224, 224), source=_SOURCE)
+def vgg19(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Sixteen 3x3 convolutions (2-2-4-4-4 per block) and three linear layers."""
+    return _vgg("vgg19", input_shape, num_classes, (2, 2, 4, 4, 4))

@@ -1,0 +1,171 @@
+"""Turns a config dataclass into a command: its options are defined once, in the dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .config import MethodStageConfig, OptionInfo, OptionSet, option, option_fields, option_info, spelling
+from .errors import UsageError
+from .progress import Reporter
+from .stage_runner import Outcome, Stage, run_stage
+
+Parameter = inspect.Parameter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions(OptionSet):
+    """How a command speaks; every command has these."""
+
+    json: bool = option(False, "Print one JSON document on stdout.")
+    quiet: bool = option(False, "Print nothing but the result's path, and errors.")
+    verbose: bool = option(False, "Show where an error comes from.")
+
+
+def command_function(
+    config_type: type[OptionSet],
+    run: Callable[[Any, OutputOptions], None],
+    methods: dict[str, type[OptionSet]] | None = None,
+) -> Callable[..., None]:
+    """Return a function whose signature typer turns into a command with `config_type`'s options.
+
+    Args:
+        run: called with the config that was typed, and how to speak.
+        methods: for a `MethodStageConfig`, each method's options; they are offered together, and the help of each
+            says which methods take it.
+    """
+    parameters = [_parameter(declared, config_type) for declared in option_fields(config_type)]
+    own = {parameter.name for parameter in parameters}
+    extra = _method_parameters(methods or {})
+    extra += [_parameter(declared, OutputOptions) for declared in option_fields(OutputOptions)]
+
+    def command(**values: Any) -> None:
+        output = OutputOptions(
+            **{declared.name: values.pop(declared.name) for declared in option_fields(OutputOptions)}
+        )
+        given = {name: values.pop(name) for name in list(values) if name not in own}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if issubclass(config_type, MethodStageConfig):
+            values["method_options"] = chosen
+        run(config_type(**values), output)
+
+    parameters.sort(key=lambda p: not option_info(_field(config_type, p.name)).positional)
+    command.__signature__ = inspect.Signature(parameters + extra)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters + extra}
+    command.__doc__ = inspect.cleandoc(config_type.__doc__ or "")
+    return command
+
+
+def _field(config_type: type[OptionSet], name: str) -> dataclasses.Field[Any]:
+    return next(declared for declared in option_fields(config_type) if declared.name == name)
+
+
+def _parameter(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Parameter:
+    info = option_info(declared)
+    annotation = Annotated[_type(declared, owner), _typer_option(declared.name, info, declared.default, info.help)]
+    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=declared.default, annotation=annotation)
+
+
+def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
+    return typing.get_type_hints(owner)[declared.name]
+
+
+def _typer_option(name: str, info: OptionInfo, default: Any, help_text: str) -> Any:
+    if info.positional:
+        return typer.Argument(help=help_text, metavar=name.upper(), show_default=False)
+    names = [spelling(name)]
+    if name in ("quiet", "verbose"):
+        names.append(f"-{name[0]}")
+    if default is True or (default is None and name == "flip"):
+        names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
+    if info.choices is not None:
+        help_text = f"{help_text} One of: {', '.join(info.choices())}."
+    return typer.Option(*names, help=help_text, metavar=info.metavar, envvar=info.env, show_default=default is not None)
+
+
+def _method_parameters(methods: dict[str, type[OptionSet]]) -> list[Parameter]:
+    """Return one optional parameter per option of any method; two methods' options of one name must agree in type."""
+    takers: dict[str, list[str]] = {}
+    declared_as: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
+    for method_name, options in methods.items():
+        for declared in option_fields(options):
+            kind = _type(declared, options)
+            known = declared_as.setdefault(declared.name, (declared, kind))
+            assert known[1] == kind, f"{declared.name} has two types"
+            takers.setdefault(declared.name, []).append(method_name)
+            defaults.setdefault(declared.name, {})[method_name] = declared.default
+    return [
+        _method_parameter(declared, kind, takers[name], defaults[name], len(methods))
+        for name, (declared, kind) in declared_as.items()
+    ]
+
+
+def _method_parameter(
+    declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, Any], num_methods: int
+) -> Parameter:
+    info = option_info(declared)
+    help_text = info.help
+    if len(takers) < num_methods:
+        help_text += f" Only for {', '.join(takers)}."
+    help_text += f" [default: {_describe(defaults)}]"
+    option = _typer_option(declared.name, info, declared.default, help_text)
+    option.show_default = False
+    kind = kind if _is_optional(kind) else kind | None
+    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _describe(defaults: dict[str, Any]) -> str:
+    """Say the usual default, and which methods have another."""
+    values = list(defaults.values())
+    usual = max(values, key=values.count)
+    others = [f"{name}: {_spell(value)}" for name, value in defaults.items() if value != usual]
+    return "; ".join([_spell(usual), *others])
+
+
+def _spell(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _is_optional(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+
+
+def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -> Any:
+    """Build a config from keyword arguments of a Python call; what a method takes is told apart by name.
+
+    Raises:
+        UsageError: an option that the command does not have.
+    """
+    declared = {d.name: d for d in option_fields(config_type)}
+    own = {name: value for name, value in options.items() if name in declared}
+    rest = {name: value for name, value in options.items() if name not in declared}
+    for name, value in own.items():
+        if declared[name].type in ("Path", Path) and isinstance(value, str):
+            own[name] = Path(value)
+    if issubclass(config_type, MethodStageConfig):
+        own["method_options"] = rest
+    elif rest:
+        raise UsageError(f"unknown option {next(iter(rest))!r}; known: {', '.join(declared)}")
+    return config_type(**own)
+
+
+def stage_function(stage: Stage[Any]) -> Callable[..., Outcome]:
+    """Return the Python function of a stage: the command's options as keyword arguments, an `Outcome` as result."""
+
+    def call(**options: Any) -> Outcome:
+        config = config_from_options(stage.config, options)
+        outcome = run_stage(stage, config, Reporter(quiet=True))
+        stage.check(config, outcome)
+        return outcome
+
+    call.__name__ = stage.name.replace("-", "_")
+    call.__doc__ = inspect.cleandoc(stage.config.__doc__ or "")
+    return call

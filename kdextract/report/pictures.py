@@ -1,0 +1,95 @@
+"""Pictures that stages write beside their results, as PNG bytes; equal inputs give equal bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from skimage.util import montage
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGES_PER_CLASS = 12
+MAX_CLASSES = 20
+TILE = 48
+MARGIN = 96
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Return PNG bytes of uint8 pixels [height, width] or [height, width, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def class_grid(
+    images: torch.Tensor, labels: torch.Tensor, probabilities: torch.Tensor, class_names: tuple[str, ...]
+) -> bytes:
+    """Return a picture of the first images of each class, one class per row.
+
+    Beside each row stand the class, the teacher's mean confidence in it, and how often the teacher agrees. Images that
+    the teacher gives to another class have a red frame.
+
+    Args:
+        images: uint8 [N, channels, height, width].
+        labels: the class that each image was made for, [N].
+        probabilities: the teacher's softmax, [N, K].
+    """
+    answers = probabilities.argmax(1)
+    rows = []
+    for label in range(min(len(class_names), MAX_CLASSES)):
+        members = (labels == label).nonzero().squeeze(1)
+        shown = [_tile(images[i].numpy(), bool(answers[i] == label)) for i in members[:IMAGES_PER_CLASS]]
+        if not shown:
+            continue
+        strip = montage(shown, grid_shape=(1, IMAGES_PER_CLASS), channel_axis=3, padding_width=2, fill=(255, 255, 255))
+        agreement = float((answers[members] == label).float().mean())
+        confidence = float(probabilities[members, label].mean())
+        caption = f"{class_names[label][:12]}\nconf. {confidence:.2f}\nagree {agreement:.2f}"
+        rows.append(np.concatenate([_caption(caption, strip.shape[0]), strip.astype(np.uint8)], axis=1))
+    return encode_png(np.concatenate(rows))
+
+
+def _tile(image: np.ndarray, agrees: bool) -> np.ndarray:
+    """Return one image [channels, h, w] as uint8 [TILE, TILE, 3], framed in red if the teacher disagrees."""
+    channels_last = np.moveaxis(image, 0, 2)
+    coloured = np.repeat(channels_last, 3, axis=2) if channels_last.shape[2] == 1 else channels_last[..., :3]
+    tile = np.array(Image.fromarray(coloured).resize((TILE, TILE), Image.Resampling.NEAREST))
+    if not agrees:
+        tile[[0, 1, -2, -1]] = (220, 40, 40)
+        tile[:, [0, 1, -2, -1]] = (220, 40, 40)
+    return tile
+
+
+def _caption(text: str, height: int) -> np.ndarray:
+    canvas = Image.new("RGB", (MARGIN, height), "white")
+    ImageDraw.Draw(canvas).multiline_text((4, 4), text, fill="black", font=ImageFont.load_default(size=11), spacing=2)
+    return np.array(canvas)
+
+
+def confusion_picture(confusion: np.ndarray, class_names: tuple[str, ...]) -> bytes:
+    """Return a picture of a confusion matrix [K, K] (rows: true class), with shares of the row as shades.
+
+    Counts are written into the cells up to `MAX_CLASSES` classes.
+    """
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    cell = 40 if len(share) <= MAX_CLASSES else max(2, 800 // len(share))
+    shades = np.repeat(np.repeat(255 - np.sqrt(share) * 200, cell, axis=0), cell, axis=1).astype(np.uint8)
+    size = len(shades)
+    canvas = Image.new("RGB", (size + MARGIN, size + 40), "white")
+    canvas.paste(Image.fromarray(np.stack([shades, shades, np.full_like(shades, 255)], axis=2)), (MARGIN, 0))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    draw.text((MARGIN, size + 22), "columns: answer of the classifier, rows: true class", fill="black", font=font)
+    if len(share) <= MAX_CLASSES:
+        for row, name in enumerate(class_names):
+            draw.text((4, row * cell + 13), name[:14], fill="black", font=font)
+            draw.text((MARGIN + row * cell + 4, size + 4), name[:6], fill="black", font=font)
+            for column in range(len(share)):
+                count = int(confusion[row, column])
+                if count:
+                    ink = "white" if share[row, column] > 0.6 else "black"
+                    draw.text((MARGIN + column * cell + 6, row * cell + 13), str(count), fill=ink, font=font)
+    return encode_png(np.array(canvas))

@@ -1,0 +1,200 @@
+"""The run directory: what is where, who may write, what is already done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .artifacts import (
+    FORMAT_VERSION,
+    Input,
+    Manifest,
+    read_manifest,
+    recover,
+    verify_artifact,
+    write_file,
+)
+from .config import difference
+from .errors import ArtifactError, ConfigError, RunLockedError, UsageError, did_you_mean
+
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+PLACES = {  # kind -> its folder; a folder that ends in / holds any number of named artifacts
+    "teacher": "teacher",
+    "statistics": "statistics",
+    "transfer-set": "transfer-sets/",
+    "student": "students/",
+    "evaluation": "evaluations/",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A place of the run: the kind of artifact, its name, its directory (which may not exist yet)."""
+
+    kind: str
+    name: str
+    directory: Path
+
+    @property
+    def label(self) -> str:
+        """How a user spells it: `teacher`, `students/lenet_half`."""
+        place = PLACES[self.kind]
+        return place + self.name if place.endswith("/") else place
+
+
+class RunDir:
+    """A run directory. Reading needs no lock; every writer holds `lock`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def place(self, kind: str, name: str | None = None) -> ArtifactRef:
+        """Return where an artifact of this kind and name belongs. Raises `UsageError` for an unsafe name."""
+        folder = PLACES[kind]
+        if not folder.endswith("/"):
+            return ArtifactRef(kind, folder, self.root / folder)
+        if name is None or not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is not a name for an artifact: letters, digits, '.', '_' and '-' (at most 64), "
+                "starting with a letter or digit"
+            )
+        return ArtifactRef(kind, name, self.root / folder / name)
+
+    def artifacts(self, *kinds: str) -> list[ArtifactRef]:
+        """Return what is published, in the order of the pipeline, then by name; of all kinds if none is named."""
+        found = []
+        for kind in kinds or PLACES:
+            folder = self.root / PLACES[kind]
+            if not PLACES[kind].endswith("/"):
+                candidates = [folder]
+            else:
+                candidates = sorted(folder.iterdir()) if folder.is_dir() else []
+            found += [ArtifactRef(kind, p.name, p) for p in candidates if p.is_dir() and not p.name.startswith(".")]
+        return found
+
+    def existing(self, kind: str, made_by: str) -> ArtifactRef:
+        """Return the run's only-one-per-run artifact of `kind`. Raises `ConfigError` naming the command to run."""
+        ref = self.place(kind)
+        if not ref.directory.is_dir():
+            raise ConfigError(f"{self.root} has no {kind}; make one with: {made_by}")
+        return ref
+
+    def find(self, label: str, *kinds: str) -> ArtifactRef:
+        """Return the artifact that a user calls `label`: `teacher`, `students/NAME` or just `NAME`.
+
+        Raises:
+            UsageError: no such artifact; the sentence names the near one.
+            ConfigError: the bare name fits several.
+        """
+        present = self.artifacts(*kinds)
+        matches = [ref for ref in present if label.rstrip("/") in (ref.label, ref.name)]
+        if len(matches) > 1:
+            labels = ", ".join(ref.label for ref in matches)
+            raise ConfigError(f"{label!r} fits several artifacts, say which: {labels}")
+        if not matches:
+            known = did_you_mean(label, [ref.label for ref in present]) if present else " The run has none."
+            raise UsageError(f"{self.root} has no artifact {label!r}.{known}")
+        return matches[0]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's write lock; the kernel frees it when the process ends, however it ends.
+
+        Raises:
+            RunLockedError: another process holds it.
+            ArtifactError: the directory belongs to something else or to a newer kdx.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._check_run_file()
+        with (self.root / LOCK_FILE).open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                holder = stream.read(400).strip() or "another process"
+                raise RunLockedError(
+                    f"{self.root} is being written to by {holder}; wait for it or use --run"
+                ) from error
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} ({' '.join(['kdx', *sys.argv[1:]])[:300]})\n")
+            stream.flush()
+            if not (self.root / RUN_FILE).exists():
+                record = {"format_version": FORMAT_VERSION, "kdx_version": __version__}
+                write_file(self.root / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
+            try:
+                yield
+            finally:
+                stream.truncate(0)
+
+    def _check_run_file(self) -> None:
+        path = self.root / RUN_FILE
+        if not path.exists():
+            strangers = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            if strangers:
+                raise ConfigError(f"{self.root} is not a run directory: it holds {strangers[0]} and no {RUN_FILE}")
+            return
+        try:
+            version = json.loads(path.read_text(encoding="utf-8"))["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is malformed: {error}") from error
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ArtifactError(f"{path} has format {version}; this kdx reads up to {FORMAT_VERSION}: upgrade it")
+
+    def is_done(self, ref: ArtifactRef, config: dict[str, Any], inputs: tuple[Input, ...], force: bool) -> bool:
+        """Say whether `ref` is published, sound, and made from just this config and these inputs.
+
+        Raises:
+            ConfigError: it was made otherwise, and `force` is not set; the sentence lists the differences.
+            ArtifactError: it is damaged, and `force` is not set.
+        """
+        recover(ref.directory)
+        if force or not ref.directory.exists():
+            return False
+        manifest = in_its_place(ref)
+        changes = difference(manifest.config, config) + _changed_inputs(manifest, inputs)
+        if changes:
+            raise ConfigError(
+                f"{ref.directory} was made otherwise ({'; '.join(changes)}); replace it with --force"
+                + (", or keep both with --name" if PLACES[ref.kind].endswith("/") else ", or use another --run")
+            )
+        verify_artifact(ref.directory, manifest)
+        return True
+
+
+def in_its_place(ref: ArtifactRef) -> Manifest:
+    """Return an artifact's manifest. Raises `ArtifactError` when it is not the artifact that belongs there."""
+    manifest = read_manifest(ref.directory)
+    if manifest.kind != ref.kind or manifest.label != ref.label:
+        raise ArtifactError(f"{ref.directory} holds the {manifest.kind} {manifest.label}: it was renamed or moved")
+    return manifest
+
+
+def verified(ref: ArtifactRef) -> Manifest:
+    """Check every file of an artifact of the run and return its manifest. Raises `ArtifactError`."""
+    return verify_artifact(ref.directory, in_its_place(ref))
+
+
+def _changed_inputs(manifest: Manifest, inputs: tuple[Input, ...]) -> list[str]:
+    old = {entry.role: entry for entry in manifest.inputs}
+    new = {entry.role: entry for entry in inputs}
+    changes = []
+    for role in dict.fromkeys([*old, *new]):
+        before, after = old.get(role), new.get(role)
+        if before is None or after is None or before.sha256 != after.sha256:
+            changes.append(f"{role}: {_brief(before)} -> {_brief(after)}")
+    return changes
+
+
+def _brief(entry: Input | None) -> str:
+    return f"{entry.path} {entry.sha256[:8]}" if entry else "none"

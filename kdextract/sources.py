@@ -1,0 +1,124 @@
+"""What the distillation loop draws from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .classifier import Classifier
+from .images import to_pixels
+from .models import InputShape
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [batch, channels, height, width], pixels in [0, 1]; the teacher's logits [batch, K] where known."""
+
+    images: torch.Tensor
+    targets: torch.Tensor | None
+
+
+class Source(Protocol):
+    """A supply of images. `distill` never knows which kind it got."""
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Improve what is sampled, using the student as it is; return what was measured, {} when frozen."""
+        ...
+
+    def sample(self, num_images: int) -> Batch:
+        """Return the next `num_images` images."""
+        ...
+
+    def state(self) -> State:
+        """Return all that `restore` needs to continue with the same samples."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        ...
+
+
+class ImagePool:
+    """Images kept in memory as uint8, drawn in epochs: each image once, in a new random order every time.
+
+    Args:
+        images: uint8 [N, channels, height, width].
+        targets: the teacher's logits [N, K], or None where they are not known yet.
+        seed: fixes the order.
+        device: where batches are needed.
+    """
+
+    def __init__(self, images: torch.Tensor, targets: torch.Tensor | None, seed: int, device: torch.device) -> None:
+        self._images = images.to(device)
+        self._targets = None if targets is None else targets.to(device)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """A pool does not change."""
+        return {}
+
+    def sample(self, num_images: int) -> Batch:
+        """Return the next images of the epoch; a batch may span several epochs."""
+        while len(self._order) < num_images:
+            epoch = torch.randperm(len(self._images), generator=self._generator)
+            self._order = torch.cat([self._order, epoch])
+        rows, self._order = self._order[:num_images], self._order[num_images:]
+        rows = rows.to(self._images.device)
+        return Batch(to_pixels(self._images[rows]), None if self._targets is None else self._targets[rows])
+
+    def state(self) -> State:
+        """The order of what is left of the epoch, and the generator of the next one."""
+        return {"order": self._order, "generator": self._generator.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        self._order = state["order"]
+        self._generator.set_state(state["generator"])
+
+
+class NoiseSource:
+    """Independent random pixels, fresh in every batch: the floor that any method has to beat.
+
+    Args:
+        kind: `normal` (standard normal in the teacher's normalized coordinates, clipped to valid pixels) or
+            `uniform` on [0, 1].
+    """
+
+    def __init__(self, kind: str, teacher: Classifier, seed: int) -> None:
+        self._kind = kind
+        self._shape: InputShape = teacher.input_shape
+        self._mean, self._std = teacher.mean, teacher.std
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Noise does not change."""
+        return {}
+
+    def sample(self, num_images: int) -> Batch:
+        """Return fresh noise."""
+        shape = (num_images, *self._shape)
+        if self._kind == "uniform":
+            pixels = torch.rand(shape, generator=self._generator).to(self._mean.device)
+        else:
+            noise = torch.randn(shape, generator=self._generator).to(self._mean.device)
+            pixels = (noise * self._std + self._mean).clamp_(0, 1)
+        return Batch(pixels.contiguous(memory_format=torch.channels_last), None)
+
+    def state(self) -> State:
+        """The generator."""
+        return {"generator": self._generator.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        self._generator.set_state(state["generator"])
+
+
+NOISE_KINDS = ("normal", "uniform")

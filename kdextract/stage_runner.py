@@ -1,0 +1,361 @@
+"""Runs one stage: lock, plan, cache decision, checkpoints, signals, publication."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from . import __version__
+from .artifacts import (
+    Input,
+    Manifest,
+    Output,
+    file_sha256,
+    partial_path,
+    publish,
+    read_manifest,
+    write_file,
+)
+from .config import StageConfig, to_record
+from .errors import ArtifactError, Interrupted, OutOfMemoryError, from_os_error
+from .progress import Reporter
+from .run_dir import ArtifactRef, RunDir, verified
+
+if TYPE_CHECKING:
+    import torch
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_FILE = "checkpoint.safetensors"
+KEY_FILE = "key.json"
+METRICS_FILE = "metrics.jsonl"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage will read and write: decided from the config and the run alone, before any work.
+
+    `needs` is what kind of access the result took: `teacher`, `teacher+statistics`, or '' (made from real data).
+    """
+
+    target: ArtifactRef
+    inputs: tuple[Input, ...]
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ConfigT]):
+    """One command that makes an artifact.
+
+    `plan` must be quick and may raise any user error; `execute` does the work and returns summary metrics. With
+    `replaces_stale`, a result whose inputs or options changed is made again without `--force`. `check` judges an
+    outcome after it was reported, cached or not.
+    """
+
+    name: str
+    config: type[ConfigT]
+    plan: Callable[[ConfigT, RunDir], Plan]
+    execute: Callable[[ConfigT, StageContext], Json]
+    replaces_stale: bool = False
+    check: Callable[[ConfigT, Outcome], None] = lambda config, outcome: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a stage: where it is, what its manifest says, and whether it was `made`, `cached` or `planned`."""
+
+    status: str
+    directory: Path
+    manifest: Manifest | None
+    plan: Plan
+
+    def record(self) -> Json:
+        """Return what `--json` prints."""
+        result: Json = {
+            "status": self.status,
+            "artifact": str(self.directory),
+            "kind": self.plan.target.kind,
+            "inputs": [{"role": i.role, "path": i.path, "sha256": i.sha256} for i in self.plan.inputs],
+        }
+        if self.manifest is not None:
+            result |= {
+                "needs": self.manifest.needs,
+                "identity": self.manifest.identity,
+                "budget": self.manifest.budget,
+                **self.manifest.metrics,
+            }
+        return result
+
+
+def artifact_input(role: str, ref: ArtifactRef) -> Input:
+    """Return the `Input` of an artifact of the run, after checking every file of it."""
+    return Input(role, ref.label, verified(ref).identity)
+
+
+def file_input(role: str, path: Path) -> Input:
+    """Return the `Input` of a single file. Raises `ArtifactError` when it is not there."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist")
+    return Input(role, str(path), file_sha256(path))
+
+
+class Checkpoints:
+    """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / CHECKPOINT_FILE
+        self._last = time.monotonic()
+        self._stop_signal: int | None = None
+        self._deferring = False
+
+    def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
+        """Return (tensors, values) of the last checkpoint, or None; a damaged one counts as none."""
+        from .tensor_files import read_safetensors
+
+        if not self._path.exists():
+            return None
+        try:
+            return read_safetensors(self._path)
+        except ArtifactError:
+            return None
+
+    def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]], soon: bool = False) -> None:
+        """Save `state()` when it is time to: every few seconds, or now if the process was told to stop.
+
+        Raises:
+            Interrupted: the process was told to stop; the state is saved.
+        """
+        if self._stop_signal is None and not soon and time.monotonic() - self._last < CHECKPOINT_SECONDS:
+            return
+        from .tensor_files import encode_safetensors
+
+        tensors, values = state()
+        write_file(self._path, encode_safetensors(tensors, values))
+        self._last = time.monotonic()
+        if self._stop_signal is not None:
+            raise Interrupted(self._stop_signal)
+
+    @contextmanager
+    def loop(self) -> Iterator[None]:
+        """While the block runs, a signal waits for the next `offer`, so that the state it saves is whole."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def stop(self, signal_number: int, frame: FrameType | None) -> None:
+        """Signal handler: stop at the next `offer` inside `loop`, at once elsewhere or when asked twice."""
+        if not self._deferring or self._stop_signal is not None:
+            raise Interrupted(signal_number)
+        self._stop_signal = signal_number
+
+
+@dataclass
+class StageContext:
+    """What a running stage gets: its run, its place to write, checkpoints, progress, and the books it keeps."""
+
+    run: RunDir
+    plan: Plan
+    reporter: Reporter
+    checkpoints: Checkpoints
+    device: torch.device
+    staged: Path | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    budget: Json = field(default_factory=dict)
+    real_data: list[Json] = field(default_factory=list)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Add a payload file; it is written when the stage is done."""
+        self.files[name] = content
+
+    def write_metrics(self, rows: list[Json]) -> None:
+        """Add `metrics.jsonl`: one JSON object per line, without times, so that equal runs write equal bytes."""
+        self.write(METRICS_FILE, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book the seconds of the block under `name` in the budget."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.budget.setdefault("seconds", {})
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 2)
+
+    def count(self, **amounts: int) -> None:
+        """Add to the budget's counters (images, teacher_queries, student_steps)."""
+        for name, amount in amounts.items():
+            self.budget[name] = self.budget.get(name, 0) + amount
+
+
+def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Outcome:
+    """Run one stage, or find it done, or (with `dry_run`) say what would happen.
+
+    Raises:
+        KdxError: anything that the user can act on; see `errors`.
+    """
+    run = RunDir(config.run)
+    try:
+        if config.dry_run:
+            plan = stage.plan(config, run)
+            return Outcome("planned", plan.target.directory, None, plan)
+        with run.lock():
+            plan = stage.plan(config, run)
+            record = to_record(config)
+            force = config.force or (stage.replaces_stale and _is_stale(plan, record))
+            if run.is_done(plan.target, record, plan.inputs, force):
+                return Outcome("cached", plan.target.directory, read_manifest(plan.target.directory), plan)
+            return _execute(stage, config, run, plan, record, reporter)
+    except MemoryError as error:
+        raise OutOfMemoryError("the machine ran out of memory; try a smaller --batch-size") from error
+    except OSError as error:
+        raise from_os_error(error) from error
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError("the device ran out of memory; try a smaller --batch-size") from error
+        raise
+
+
+def _is_stale(plan: Plan, record: Json) -> bool:
+    directory = plan.target.directory
+    if not directory.exists():
+        return False
+    manifest = read_manifest(directory)
+    return manifest.config != record or {i.sha256 for i in manifest.inputs} != {i.sha256 for i in plan.inputs}
+
+
+def _execute(
+    stage: Stage[ConfigT], config: ConfigT, run: RunDir, plan: Plan, record: Json, reporter: Reporter
+) -> Outcome:
+    partial = _prepare_partial(stage.name, plan, record, reporter)
+    checkpoints = Checkpoints(partial)
+    with _signals(checkpoints.stop):
+        context = StageContext(run, plan, reporter, checkpoints, _set_up_torch(config))
+        started = time.monotonic()
+        metrics = stage.execute(config, context)
+        context.budget.setdefault("seconds", {})["total"] = round(time.monotonic() - started, 2)
+        metrics_manifest = publish(
+            plan.target.directory, lambda staged: _write_payload(staged, stage.name, plan, record, context, metrics)
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    return Outcome("made", plan.target.directory, metrics_manifest, plan)
+
+
+def _prepare_partial(stage: str, plan: Plan, record: Json, reporter: Reporter) -> Path:
+    """Return the directory of the stage's checkpoint, emptied unless it belongs to just this work."""
+    partial = partial_path(plan.target.directory)
+    key = json.dumps(
+        {
+            "stage": stage,
+            "kdx_version": __version__,
+            "config": record,
+            "inputs": [[i.role, i.sha256] for i in plan.inputs],
+        },
+        sort_keys=True,
+    ).encode()
+    if partial.exists() and (not (partial / KEY_FILE).exists() or (partial / KEY_FILE).read_bytes() != key):
+        shutil.rmtree(partial)
+    if (partial / CHECKPOINT_FILE).exists():
+        reporter.line(f"{stage}: going on from the checkpoint of an interrupted run")
+    partial.mkdir(parents=True, exist_ok=True)
+    write_file(partial / KEY_FILE, key)
+    return partial
+
+
+def _write_payload(
+    staged: Path, stage: str, plan: Plan, record: Json, context: StageContext, metrics: Json
+) -> Manifest:
+    outputs = []
+    for name, content in context.files.items():
+        write_file(staged / name, content)
+        outputs.append(Output(name, file_sha256(staged / name), len(content)))
+    return Manifest(
+        kind=plan.target.kind,
+        label=plan.target.label,
+        stage=stage,
+        kdx_version=__version__,
+        config=record,
+        inputs=plan.inputs,
+        outputs=tuple(outputs),
+        needs=plan.needs,
+        real_data=tuple(context.real_data),
+        environment=_environment(context),
+        budget=context.budget,
+        metrics=metrics,
+    )
+
+
+def _environment(context: StageContext) -> Json:
+    import resource
+
+    import numpy
+    import safetensors
+    import torch
+    import torchvision
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "safetensors": safetensors.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "peak_memory_mb": round(peak / (1024 if platform.system() == "Linux" else 2**20)),
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _set_up_torch(config: StageConfig) -> torch.device:
+    """Choose the device, fix threads and determinism, and return the device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    from .errors import UsageError
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {config.device!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {config.device!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device {config.device!r} on this machine; use --device cpu")
+    return device
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Send SIGINT and SIGTERM to `handler` while the block runs (only the main thread can)."""
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

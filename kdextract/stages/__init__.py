@@ -1,0 +1,15 @@
+"""One command per file. A stage's options and plan are light; torch is imported when it executes.
+
+`STAGES` lists the commands that make artifacts, in the order of the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..stage_runner import Stage
+from . import compute_stats, distill, evaluate, optimize_dataset, train
+
+STAGES: dict[str, Stage[Any]] = {
+    module.STAGE.name: module.STAGE for module in (train, compute_stats, optimize_dataset, distill, evaluate)
+}

@@ -1,0 +1,144 @@
+"""`kdx evaluate`: score a classifier on real test data. Opens real data, and its manifest says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Input
+from ..config import DataAccess, NamedStageConfig, option
+from ..errors import ConfigError, GateError
+from ..run_dir import ArtifactRef, RunDir
+from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input, file_input
+from .compute_stats import data_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(NamedStageConfig, DataAccess):
+    """Score a classifier on real test images: accuracy, agreement with the teacher, confusion matrix, cost.
+
+    With --min-accuracy or --min-agreement it is a gate: exit code 5 when the figure is lower.
+
+    Examples:
+
+      kdx evaluate
+
+      kdx evaluate teacher
+
+      kdx evaluate students/lenet_half --min-agreement 0.95 --json
+    """
+
+    artifact: str | None = option(
+        None,
+        "Student or teacher of the run, or a model.safetensors file; the default is the only student.",
+        positional=True,
+    )
+    data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
+    min_accuracy: float | None = option(
+        None, "Fail (exit 5) below this accuracy, in [0, 1].", minimum=0, maximum=1, recorded=False
+    )
+    min_agreement: float | None = option(
+        None, "Fail (exit 5) below this agreement with the teacher, in [0, 1].", minimum=0, maximum=1, recorded=False
+    )
+
+
+def plan(config: EvaluateConfig, run: RunDir) -> Plan:
+    """Reads one classifier, the teacher, and real test data."""
+    from ..data import fingerprint, load_data
+
+    path, default_name = _classifier(config.artifact, run)
+    spec = data_spec(config.data, run)
+    if config.download:
+        load_data(spec, "test", config.data_dir, download=True)
+    name = config.name or (default_name if config.data is None else f"{default_name}-{_plain(spec)}")
+    inputs = [file_input("classifier", path)]
+    inputs.append(artifact_input("teacher", run.existing("teacher", "kdx train")))
+    inputs.append(Input("data", f"{spec} (test)", fingerprint(spec, "test", config.data_dir)))
+    return Plan(run.place("evaluation", name), tuple(inputs))
+
+
+def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+    """Predict, count, write `scores.json` and `confusion.png`."""
+    import torch
+
+    from ..artifacts import verify_artifact
+    from ..classifier import load_classifier
+    from ..data import load_data
+    from ..hooks import count_multiply_adds
+    from ..images import fit_images
+    from ..report.pictures import confusion_picture
+    from ..training import predict
+
+    path, _ = _classifier(config.artifact, context.run)
+    if (path.parent / "manifest.json").exists():
+        verify_artifact(path.parent)
+    spec = data_spec(config.data, context.run)
+    classifier = load_classifier(path).frozen().to(context.device, memory_format=torch.channels_last)
+    teacher = load_classifier(context.run.place("teacher").directory / "model.safetensors").frozen()
+    teacher = teacher.to(context.device, memory_format=torch.channels_last)
+    data = load_data(spec, "test", config.data_dir, config.download)
+    context.real_data.append({"spec": spec, "split": "test", "purpose": "evaluation"})
+    names = classifier.spec.class_names
+    if int(data.labels.max()) >= len(names):
+        raise ConfigError(f"{spec} has {int(data.labels.max()) + 1} classes, the classifier {len(names)}")
+    with context.phase("evaluation"):
+        answers = predict(classifier, fit_images(data.images, classifier.input_shape)).argmax(1)
+        teacher_answers = predict(teacher, fit_images(data.images, teacher.input_shape)).argmax(1)
+    confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
+    confusion = confusion.view(len(names), len(names))
+    sample = torch.zeros(1, *classifier.input_shape, device=context.device)
+    per_class = confusion.diagonal() / confusion.sum(1).clamp_min(1)
+    scores = {
+        "data": spec,
+        "num_images": len(answers),
+        "accuracy": round(float((answers == data.labels).float().mean()), 6),
+        "agreement": round(float((answers == teacher_answers).float().mean()), 6),
+        "teacher_accuracy": round(float((teacher_answers == data.labels).float().mean()), 6),
+        "num_parameters": classifier.num_parameters,
+        "multiply_adds": count_multiply_adds(classifier.network, sample),
+        "per_class_accuracy": {name: round(float(v), 6) for name, v in zip(names, per_class, strict=True)},
+        "confusion_matrix": confusion.tolist(),
+    }
+    context.write("scores.json", (json.dumps(scores, indent=2) + "\n").encode())
+    context.write("confusion.png", confusion_picture(confusion.numpy(), names))
+    return scores
+
+
+def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
+    """Raise `GateError` when a figure is below its gate."""
+    if outcome.manifest is None:
+        return
+    for figure, gate in (("accuracy", config.min_accuracy), ("agreement", config.min_agreement)):
+        value = outcome.manifest.metrics[figure]
+        if gate is not None and value < gate:
+            raise GateError(f"{figure} {value:.4f} is below --min-{figure} {gate:g}")
+
+
+def _classifier(label: str | None, run: RunDir) -> tuple[Path, str]:
+    """Return the file of the classifier that `label` names, and a name for its evaluation."""
+    if label is not None and label.endswith(".safetensors"):
+        return Path(label), Path(label).parent.name or Path(label).stem
+    ref = only_student(run) if label is None else run.find(label, "teacher", "student")
+    return ref.directory / "model.safetensors", ref.name
+
+
+def only_student(run: RunDir) -> ArtifactRef:
+    """Return the run's student, if it has just one. Raises `ConfigError`."""
+    students = run.artifacts("student")
+    if not students:
+        raise ConfigError(f"{run.root} has no student; make one with: kdx distill")
+    if len(students) > 1:
+        labels = ", ".join(ref.label for ref in students)
+        raise ConfigError(f"{run.root} has several students, say which to evaluate: {labels}")
+    return students[0]
+
+
+def _plain(spec: str) -> str:
+    """Return a data spec as part of an artifact's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
+
+
+STAGE = Stage("evaluate", EvaluateConfig, plan, execute, replaces_stale=True, check=check_gates)

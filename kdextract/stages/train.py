@@ -1,0 +1,148 @@
+"""`kdx train`: train a teacher on real data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import Input
+from ..config import DataAccess, StageConfig, option
+from ..errors import UsageError
+from ..run_dir import RunDir
+from ..stage_runner import Plan, Stage, StageContext
+
+if TYPE_CHECKING:
+    from ..data import RealData
+    from ..models import InputShape
+
+MIN_EPOCHS = 8
+MIN_STEPS = 1500
+WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StageConfig, DataAccess):
+    """Train a teacher on real data.
+
+    Adam with a warm-up and a cosine to zero; images are shifted at random. The last weights are kept, and the test
+    images are not opened.
+
+    Examples:
+
+      kdx train
+
+      kdx train --model hinton1200 --data mnist --data-dir ~/data
+
+      kdx train --data folder:photos --epochs 30 --run runs/photos
+    """
+
+    model: str = option("lenet", "Architecture of the teacher; `kdx models` lists them.")
+    data: str = option("digits", "Real data: digits, mnist, cifar10 ..., folder:DIR, npz:FILE.", metavar="SPEC")
+    input_size: str | None = option(
+        None, "Images as the model takes them; the default is the model's own size.", metavar="CxHxW"
+    )
+    epochs: int | None = option(
+        None, "Passes over the data; the default is 8, more if the data set is small.", minimum=1
+    )
+    batch_size: int = option(128, "Images per step.", minimum=2)
+    lr: float = option(3e-3, "Highest learning rate of Adam.", above=0)
+    shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
+    flip: bool | None = option(None, "Mirror half of the images; by default where it keeps the class.")
+
+
+def plan(config: TrainConfig, run: RunDir) -> Plan:
+    """The teacher's place; its only input is the data."""
+    from ..data import fingerprint
+    from ..models import architecture
+
+    architecture(config.model)
+    if config.input_size is not None:
+        parse_input_size(config.input_size)
+    if config.download:
+        from ..data import load_data
+
+        load_data(config.data, "train", config.data_dir, download=True)
+    data = Input("data", f"{config.data} (train)", fingerprint(config.data, "train", config.data_dir))
+    return Plan(run.place("teacher"), (data,))
+
+
+def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
+    """Load the data, train, write `model.safetensors`."""
+    import torch
+
+    from ..classifier import Classifier, ClassifierSpec, encode_classifier
+    from ..data import load_data, mirrors_make_sense
+    from ..images import fit_images
+    from ..sources import ImagePool
+    from ..training import Augmenter, Schedule, fit, predict
+
+    torch.manual_seed(config.seed)
+    with context.phase("data"):
+        data = load_data(config.data, "train", config.data_dir, config.download)
+        context.real_data.append({"spec": config.data, "split": "train", "purpose": "train"})
+        shape = _input_shape(config, data)
+        images = fit_images(data.images, shape)
+    mean, std = _channel_statistics(images)
+    teacher = Classifier(ClassifierSpec(config.model, shape, data.class_names, mean, std))
+    teacher = teacher.to(context.device, memory_format=torch.channels_last)
+    steps_per_epoch = max(1, len(images) // config.batch_size)
+    epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
+    steps = epochs * steps_per_epoch
+    flip = mirrors_make_sense(config.data) if config.flip is None else config.flip
+    pool = ImagePool(images, data.labels, config.seed, context.device)
+    with context.phase("train"), context.checkpoints.loop():
+        rows = fit(
+            teacher,
+            pool,
+            config.batch_size,
+            Schedule(steps, config.lr, "cosine", int(steps * WARMUP_SHARE)),
+            Augmenter(config.shift, flip, config.seed + 1),
+            context.checkpoints,
+            context.reporter,
+        )
+    context.write("model.safetensors", encode_classifier(teacher))
+    context.write_metrics(rows)
+    sample = images[: min(len(images), 10_000)]
+    accuracy = float((predict(teacher, sample).argmax(1) == data.labels[: len(sample)]).float().mean())
+    return {
+        "model": config.model,
+        "num_parameters": teacher.num_parameters,
+        "num_images": len(images),
+        "epochs": epochs,
+        "steps": steps,
+        "train_accuracy": round(accuracy, 4),
+    }
+
+
+def parse_input_size(text: str) -> InputShape:
+    """Parse `CxHxW`. Raises `UsageError`."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input-size is channels x height x width, such as 3x32x32, got {text!r}")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
+    from ..models import architecture
+
+    if config.input_size is not None:
+        return parse_input_size(config.input_size)
+    _, height, width = architecture(config.model).input_shape
+    return data.images.shape[1], height, width
+
+
+def _channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of uint8 images [N, channels, height, width], in pixel units."""
+    import torch
+
+    sums = torch.stack([chunk.sum((0, 2, 3), dtype=torch.float64) for chunk in images.split(4096)]).sum(0)
+    squares = torch.stack([chunk.double().square().sum((0, 2, 3)) for chunk in images.split(4096)]).sum(0)
+    count = images[:, 0].numel()
+    mean = sums / count / 255
+    std = (squares / count / 255**2 - mean.square()).clamp_min(1e-6).sqrt()
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
+
+
+STAGE = Stage("train", TrainConfig, plan, execute)

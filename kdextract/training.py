@@ -1,0 +1,220 @@
+"""The loop that takes optimizer steps, and the supervised training and evaluation of classifiers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from .classifier import Classifier
+from .errors import DivergedError
+from .images import augment, to_pixels
+from .progress import Reporter
+from .sources import Batch, ImagePool, State
+
+SCHEDULES = ["cosine", "constant"]
+METRIC_ROWS = 200
+
+Row = dict[str, float]
+
+
+class CheckpointSaver(Protocol):
+    """Where a loop saves its state: `stage_runner.Checkpoints` is one."""
+
+    def load(self) -> tuple[State, dict[str, list[Row]]] | None:
+        """Return what was saved last, or None."""
+        ...
+
+    def offer(self, state: Callable[[], tuple[State, dict[str, list[Row]]]], soon: bool = False) -> None:
+        """Save `state()` if it is time to."""
+        ...
+
+
+class Stateful(Protocol):
+    """Anything besides weights and optimizer that a loop has to restore."""
+
+    def state(self) -> State:
+        """Return tensors that describe it."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Continue from them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` Adam steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero."""
+
+    steps: int
+    lr: float
+    kind: str = "cosine"
+    warmup: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step number `step`, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        if self.kind == "constant":
+            return rate
+        return rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def take_steps(
+    classifier: Classifier,
+    loss_of_next_batch: Callable[[], torch.Tensor],
+    schedule: Schedule,
+    stateful: dict[str, Stateful],
+    checkpoints: CheckpointSaver,
+    reporter: Reporter,
+    title: str,
+) -> list[Row]:
+    """Minimize a loss over a classifier's weights; resume from the last checkpoint if there is one.
+
+    Args:
+        loss_of_next_batch: draws the next batch and returns its scalar loss.
+        stateful: everything that `loss_of_next_batch` draws from, by name, so that it continues after a resume.
+
+    Returns:
+        Metric rows {step, loss, lr}: about `METRIC_ROWS` of them, losses averaged over the steps between.
+
+    Raises:
+        DivergedError: the loss stopped being finite.
+    """
+    optimizer = torch.optim.Adam(classifier.network.parameters(), lr=schedule.lr, fused=True)
+    rows: list[Row] = []
+    first = _restore(classifier, optimizer, stateful, checkpoints, rows)
+    every = max(1, schedule.steps // METRIC_ROWS)
+    total = torch.zeros((), device=classifier.device)
+    reported = first
+    with reporter.task(title, schedule.steps) as task:
+        task.advance(first)
+        for step in range(first, schedule.steps):
+            optimizer.param_groups[0]["lr"] = schedule.rate(step)
+            loss = loss_of_next_batch()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            done = step + 1
+            if done % every and done != schedule.steps:
+                continue
+            mean = float(total) / (done - reported)
+            if mean != mean or abs(mean) == float("inf"):
+                raise DivergedError(f"{title}: the loss is not finite at step {done}; try a smaller --lr")
+            rows.append({"step": done, "loss": round(mean, 6), "lr": schedule.rate(step)})
+            total.zero_()
+            task.advance(done - reported, f"loss {mean:.4f}")
+            reported = done
+            if done < schedule.steps:
+                checkpoints.offer(lambda: _state(classifier, optimizer, stateful, rows))
+    return rows
+
+
+def _state(
+    classifier: Classifier, optimizer: torch.optim.Optimizer, stateful: dict[str, Stateful], rows: list[Row]
+) -> tuple[State, dict[str, list[Row]]]:
+    tensors = {f"network.{name}": value for name, value in classifier.network.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+    for owner, member in stateful.items():
+        tensors |= {f"state.{owner}.{name}": value for name, value in member.state().items()}
+    tensors["torch_rng"] = torch.get_rng_state()
+    return tensors, {"rows": rows}
+
+
+def _restore(
+    classifier: Classifier,
+    optimizer: torch.optim.Optimizer,
+    stateful: dict[str, Stateful],
+    checkpoints: CheckpointSaver,
+    rows: list[Row],
+) -> int:
+    """Put everything back into the state of the last checkpoint, and return the number of steps it had done."""
+    saved = checkpoints.load()
+    if saved is None:
+        return 0
+    tensors, values = saved
+
+    def below(prefix: str) -> State:
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    classifier.network.load_state_dict(below("network."))
+    moments: dict[int, State] = {}
+    for name, tensor in below("adam.").items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for owner, member in stateful.items():
+        member.restore(below(f"state.{owner}."))
+    torch.set_rng_state(tensors["torch_rng"])
+    rows += values["rows"]
+    return int(rows[-1]["step"])
+
+
+class Augmenter:
+    """Random shifts and mirrorings with a generator of their own.
+
+    Args:
+        shift: at most so many pixels in each direction.
+        flip: whether to mirror half of the images.
+    """
+
+    def __init__(self, shift: int, flip: bool, seed: int) -> None:
+        self.shift, self.flip = shift, flip
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def active(self) -> bool:
+        """Whether images are changed at all."""
+        return self.shift > 0 or self.flip
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the batch [batch, channels, height, width], augmented."""
+        return augment(images, self.shift, self.flip, self._generator) if self.active else images
+
+    def state(self) -> State:
+        """The generator."""
+        return {"generator": self._generator.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        self._generator.set_state(state["generator"])
+
+
+def fit(
+    classifier: Classifier,
+    pool: ImagePool,
+    batch_size: int,
+    schedule: Schedule,
+    augmenter: Augmenter,
+    checkpoints: CheckpointSaver,
+    reporter: Reporter,
+) -> list[Row]:
+    """Train a classifier with cross-entropy on labelled images; `pool`'s targets are labels, int64 [N].
+
+    The weights at the end are the last step's; nothing is selected on any other data.
+    """
+    classifier.train().requires_grad_(True)
+
+    def loss() -> torch.Tensor:
+        batch: Batch = pool.sample(batch_size)
+        assert batch.targets is not None
+        return F.cross_entropy(classifier(augmenter(batch.images)), batch.targets)
+
+    rows = take_steps(
+        classifier, loss, schedule, {"pool": pool, "augmenter": augmenter}, checkpoints, reporter, "train"
+    )
+    classifier.eval()
+    return rows
+
+
+def predict(classifier: Classifier, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+    """Return the logits [N, K] of stored images (uint8 [N, channels, height, width]), on the CPU."""
+    assert not classifier.training
+    with torch.inference_mode():
+        logits = [classifier(to_pixels(chunk.to(classifier.device))).cpu() for chunk in images.split(batch_size)]
+    return torch.cat(logits)
