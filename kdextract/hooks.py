@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -66,7 +67,7 @@ def count_multiply_adds(network: nn.Module, images: torch.Tensor) -> int:
     total = 0
     modules = dict(network.named_modules())
     for name, shape in weighted_layers(network, images[:1]).items():
-        outputs = int(torch.tensor(shape).prod())
+        outputs = math.prod(shape)
         weight = modules[name].weight
         assert isinstance(weight, torch.Tensor)
         total += outputs * weight[0].numel()

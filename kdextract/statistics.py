@@ -18,6 +18,7 @@ from the singular triplets (u, s, v) of the odd-even block of D^(-1/2) W D^(-1/2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -216,7 +217,7 @@ def compute_statistics(
     """
     device = teacher.device
     shapes = weighted_layers(teacher.network, torch.zeros(1, *teacher.input_shape, device=device))
-    layers = tuple(Layer(name, shape, int(torch.tensor(shape).prod())) for name, shape in shapes.items())
+    layers = tuple(Layer(name, shape, math.prod(shape)) for name, shape in shapes.items())
     small = [layer for layer in layers if layer.units <= options.max_units]
     per_class = []
     for label in range(teacher.num_classes):
