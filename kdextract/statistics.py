@@ -271,10 +271,7 @@ def _one_class(
         records = {LAYERS: _make_record(values, options.rank)}
         graphs: dict[str, list[Graph]] = {}
         if options.spectral and len(values) > 1:
-            graphs = {SPECTRAL_ALL: [_make_graph("all", values, options)], SPECTRAL_PAIRS: []}
-            for first, second in pairwise(small):
-                pair = {layer.name: values[layer.name] for layer in (first, second)}
-                graphs[SPECTRAL_PAIRS].append(_make_graph(f"{first.name}-{second.name}", pair, options))
+            graphs = _make_graphs(values, options)
             zeros = torch.zeros(count, dtype=torch.int64)
             logits = layers[-1].name
             for name, members in graphs.items():
@@ -318,39 +315,45 @@ def _leading_directions(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, t
     oversampled = min(width + 20, n, m)
     start = torch.randn(m, oversampled, generator=torch.Generator().manual_seed(0)).to(rows.device)
     basis = torch.linalg.qr(rows @ start).Q
-    for _ in range(3):
+    for _ in range(2):
         basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
     _, singular, right = torch.linalg.svd(basis.T @ rows, full_matrices=False)
     return right[:width].T.contiguous(), singular[:width]
 
 
-def _make_graph(name: str, values: dict[str, torch.Tensor], options: StatisticsOptions) -> Graph:
-    """Return the spectral basis of one class over the layers of `values`, each [n, units], adjacent ones joined."""
-    active = [part.relu() for part in values.values()]
-    sizes = [part.shape[1] for part in active]
-    weights = [(a.T @ b) / len(a) for a, b in pairwise(active)]
-    degrees = [torch.zeros(size, device=active[0].device) for size in sizes]
+def _make_graphs(values: dict[str, torch.Tensor], options: StatisticsOptions) -> dict[str, list[Graph]]:
+    """Return one class's graphs over layers of values [n, units]: one over all of them, one per adjacent pair."""
+    names = list(values)
+    active = {name: part.relu() for name, part in values.items()}
+    weights = [(active[a].T @ active[b]) / len(active[a]) for a, b in pairwise(names)]
+    pairs = [
+        _make_graph(f"{a}-{b}", (a, b), [block], options)
+        for (a, b), block in zip(pairwise(names), weights, strict=True)
+    ]
+    return {SPECTRAL_ALL: [_make_graph("all", tuple(names), weights, options)], SPECTRAL_PAIRS: pairs}
+
+
+def _make_graph(name: str, layers: tuple[str, ...], weights: list[torch.Tensor], options: StatisticsOptions) -> Graph:
+    """Return the spectral basis of a chain of layers, of which `weights` [units, units] joins each to the next."""
+    sizes = [weights[0].shape[0], *(block.shape[1] for block in weights)]
+    degrees = [weights[0].new_zeros(size) for size in sizes]
     for index, block in enumerate(weights):
         degrees[index] += block.sum(1)
         degrees[index + 1] += block.sum(0)
     roots = [torch.where(d > 0, d.clamp_min(1e-20).rsqrt(), 0) for d in degrees]
-    starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    nodes = starts[-1]
-    even = [i for part in range(0, len(sizes), 2) for i in range(starts[part], starts[part + 1])]
-    odd = [i for part in range(1, len(sizes), 2) for i in range(starts[part], starts[part + 1])]
-    position = torch.empty(nodes, dtype=torch.int64)
-    position[even], position[odd] = torch.arange(len(even)), torch.arange(len(odd))
-    joined = torch.zeros(len(even), len(odd), device=active[0].device)
+    starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+    rows = {index: sum(sizes[0:index:2]) for index in range(0, len(sizes), 2)}
+    columns = {index: sum(sizes[1:index:2]) for index in range(1, len(sizes), 2)}
+    joined = weights[0].new_zeros(sum(sizes[0::2]), sum(sizes[1::2]))
     for index, block in enumerate(weights):
-        block = roots[index].unsqueeze(1) * block * roots[index + 1]
-        if index % 2:
-            block, index_even, index_odd = block.T, index + 1, index
-        else:
-            index_even, index_odd = index, index + 1
-        row, column = int(position[starts[index_even]]), int(position[starts[index_odd]])
-        joined[row : row + sizes[index_even], column : column + sizes[index_odd]] = block
-    keep = min(options.spectral_max, -(-int(nodes * options.spectral_fraction * 1_000_000) // 1_000_000), nodes)
-    return _basis_of(name, tuple(values), joined, even, odd, max(keep, 2), options.spectral_order)
+        scaled = roots[index].unsqueeze(1) * block * roots[index + 1]
+        even, odd, scaled = (index + 1, index, scaled.T) if index % 2 else (index, index + 1, scaled)
+        joined[rows[even] : rows[even] + sizes[even], columns[odd] : columns[odd] + sizes[odd]] = scaled
+    nodes = starts[-1]
+    keep = max(2, min(options.spectral_max, math.ceil(nodes * options.spectral_fraction), nodes))
+    even_nodes = [node for part in rows for node in range(starts[part], starts[part + 1])]
+    odd_nodes = [node for part in columns for node in range(starts[part], starts[part + 1])]
+    return _basis_of(name, layers, joined, even_nodes, odd_nodes, keep, options.spectral_order)
 
 
 def _basis_of(
