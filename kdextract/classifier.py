@@ -75,6 +75,12 @@ class Classifier(nn.Module):
         """Return logits [batch, K] for pixels [batch, channels, height, width] in [0, 1]."""
         return self.network((pixels - self.mean) / self.std)
 
+    def placed(self, device: torch.device) -> Classifier:
+        """Move the classifier to `device`, in the memory layout that convolutions are fastest in, and return it."""
+        self.to(device)
+        self.network.to(memory_format=torch.channels_last)
+        return self
+
     def frozen(self) -> Classifier:
         """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""
         return self.eval().requires_grad_(False)

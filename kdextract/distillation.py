@@ -10,7 +10,7 @@ from .classifier import Classifier
 from .losses import DISTILLATION_LOSSES
 from .progress import Reporter
 from .sources import Source
-from .training import Augmenter, CheckpointSaver, Row, Schedule, take_steps
+from .training import Augmenter, CheckpointSaver, Row, Schedule, Stateful, take_steps
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def distill(
         assert targets is not None
         return loss_function(student(images), targets, loss_options.temperature, loss_options.scale)
 
-    members = {"source": source, "augmenter": augmenter}
+    members: dict[str, Stateful] = {"source": source, "augmenter": augmenter}
     rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill")
     student.eval()
     return DistillationResult(rows, 0 if known_targets else schedule.steps * batch_size)

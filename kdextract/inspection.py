@@ -122,7 +122,7 @@ def runs(config: RunsConfig, output: OutputOptions) -> None:
     """Print one row per run directory."""
     folder = config.folder
     found = sorted(p.parent for p in folder.glob(f"*/{RUN_FILE}")) if folder.is_dir() else []
-    records = []
+    records: list[dict[str, Any]] = []
     for root in found:
         run = RunDir(root)
         evaluations = {ref.name: in_its_place(ref).metrics for ref in run.artifacts("evaluation")}
@@ -146,8 +146,8 @@ def runs(config: RunsConfig, output: OutputOptions) -> None:
             [
                 str(r["run"]),
                 f"{r['teacher'] or '-'} on {r['data'] or '-'}",
-                ", ".join(r["transfer_sets"]) or "-",  # type: ignore[arg-type]
-                ", ".join(_with_accuracy(name, r["accuracy"]) for name in r["students"]) or "-",  # type: ignore[union-attr]
+                ", ".join(r["transfer_sets"]) or "-",
+                ", ".join(_with_accuracy(name, r["accuracy"]) for name in r["students"]) or "-",
             ]
             for r in records
         ]

@@ -69,7 +69,8 @@ def _field(config_type: type[OptionSet], name: str) -> dataclasses.Field[Any]:
 
 def _parameter(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Parameter:
     info = option_info(declared)
-    annotation = Annotated[_type(declared, owner), _typer_option(declared.name, info, declared.default, info.help)]
+    kind: Any = _type(declared, owner)
+    annotation = Annotated[kind, _typer_option(declared.name, info, declared.default, info.help)]
     return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=declared.default, annotation=annotation)
 
 
@@ -118,8 +119,8 @@ def _method_parameter(
     help_text += f" [default: {_describe(defaults)}]"
     option = _typer_option(declared.name, info, declared.default, help_text)
     option.show_default = False
-    kind = kind if _is_optional(kind) else kind | None
-    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+    optional: Any = kind if _is_optional(kind) else kind | None
+    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[optional, option])
 
 
 def _describe(defaults: dict[str, Any]) -> str:

@@ -34,6 +34,8 @@ from .run_dir import ArtifactRef, RunDir, verified
 if TYPE_CHECKING:
     import torch
 
+    from .classifier import Classifier
+
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -172,10 +174,16 @@ class StageContext:
     reporter: Reporter
     checkpoints: Checkpoints
     device: torch.device
-    staged: Path | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     budget: Json = field(default_factory=dict)
     real_data: list[Json] = field(default_factory=list)
+
+    def teacher(self) -> Classifier:
+        """Return the run's teacher on the stage's device, frozen and in evaluation mode."""
+        from .classifier import load_classifier
+
+        teacher = load_classifier(self.run.place("teacher").directory / "model.safetensors")
+        return teacher.frozen().placed(self.device)
 
     def write(self, name: str, content: bytes) -> None:
         """Add a payload file; it is written when the stage is done."""

@@ -14,8 +14,7 @@ def he_initialize(network: nn.Module) -> nn.Module:
     last_linear = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nonlinearity = "linear" if module in last_linear else "relu"
-            nn.init.kaiming_normal_(module.weight, nonlinearity=nonlinearity)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module in last_linear else "relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return network

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..artifacts import Input, read_manifest
 from ..config import DataAccess, StageConfig, option
 from ..errors import ConfigError, DataError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .inputs import open_real_data, real_data_input, teacher_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,32 +45,21 @@ class ComputeStatsConfig(StageConfig, DataAccess):
 
 def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
     """Reads the run's teacher and its training data."""
-    from ..data import fingerprint, load_data
-
     teacher = run.existing("teacher", "kdx train")
-    spec = data_spec(config.data, run)
-    if config.download:
-        load_data(spec, "train", config.data_dir, download=True)
-    data = Input("data", f"{spec} (train)", fingerprint(spec, "train", config.data_dir))
+    data = real_data_input(config, teacher_data(config.data, run), "train")
     return Plan(run.place("statistics"), (artifact_input("teacher", teacher), data))
 
 
 def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]:
     """Run every training image through the teacher once and write `statistics.safetensors`."""
-    import torch
-
-    from ..classifier import load_classifier
-    from ..data import load_data
     from ..images import fit_images
     from ..statistics import LAYERS, StatisticsOptions, compute_statistics
     from ..tensor_files import encode_safetensors
 
-    spec = data_spec(config.data, context.run)
-    teacher = load_classifier(context.run.place("teacher").directory / "model.safetensors").frozen()
-    teacher = teacher.to(context.device, memory_format=torch.channels_last)
+    spec = teacher_data(config.data, context.run)
+    teacher = context.teacher()
     with context.phase("data"):
-        data = load_data(spec, "train", config.data_dir, config.download)
-        context.real_data.append({"spec": spec, "split": "train", "purpose": "statistics"})
+        data = open_real_data(config, spec, "train", "statistics", context)
         images = fit_images(data.images, teacher.input_shape)
     _check_counts(data.labels, teacher.spec.class_names, config.min_count, spec)
     options = StatisticsOptions(
@@ -95,15 +84,6 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
         "explained_variance": round(statistics.records[LAYERS].explained, 4),
         "records": sorted(statistics.records),
     }
-
-
-def data_spec(spec: str | None, run: RunDir) -> str:
-    """Return `spec`, or the data that the run's teacher was trained on. Raises `ConfigError` when that is unknown."""
-    if spec is None:
-        spec = read_manifest(run.existing("teacher", "kdx train").directory).config.get("data")
-    if not isinstance(spec, str):
-        raise ConfigError("the teacher does not say which data it was trained on; name it with --data")
-    return spec
 
 
 def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spec: str) -> None:

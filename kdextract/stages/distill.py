@@ -11,6 +11,7 @@ from ..config import DataAccess, NamedStageConfig, option
 from ..errors import ConfigError, UsageError, did_you_mean
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input, file_input
+from .inputs import open_real_data, real_data_input
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class DistillConfig(NamedStageConfig, DataAccess):
 
 def plan(config: DistillConfig, run: RunDir) -> Plan:
     """Reads the teacher and one source of images."""
-    from ..data import fingerprint, is_real_data, load_data
+    from ..data import is_real_data
 
     teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
     inputs: list[Input] = [teacher]
@@ -70,16 +71,12 @@ def plan(config: DistillConfig, run: RunDir) -> Plan:
     if config.data in NOISE:
         pass
     elif config.data is not None and is_real_data(config.data):
-        if config.download:
-            load_data(config.data, "train", config.data_dir, download=True)
-        sha256 = fingerprint(config.data, "train", config.data_dir)
-        inputs.append(Input("data", f"{config.data} (train)", sha256))
+        inputs.append(real_data_input(config, config.data, "train"))
         needs = "teacher+data"
     else:
         directory = transfer_set(config.data, run)
         manifest = verify_artifact(directory)
-        label = directory.name if directory.parent.parent == run.root else str(directory)
-        inputs.append(Input("transfer-set", label, manifest.identity))
+        inputs.append(Input("transfer-set", manifest.label, manifest.identity))
         needs = manifest.needs
     name = config.student
     if _is_file(config.student):
@@ -122,14 +119,13 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     """Build the student and its source, distil, write `model.safetensors`."""
     import torch
 
-    from ..classifier import encode_classifier, load_classifier
+    from ..classifier import encode_classifier
     from ..distillation import DistillationLossOptions, distill
     from ..training import Augmenter, Schedule
 
     torch.manual_seed(config.seed)
-    teacher = load_classifier(context.run.place("teacher").directory / "model.safetensors").frozen()
-    teacher = teacher.to(context.device, memory_format=torch.channels_last)
-    student = build_student(config.student, teacher).to(context.device, memory_format=torch.channels_last)
+    teacher = context.teacher()
+    student = build_student(config.student, teacher).placed(context.device)
     with context.phase("source"):
         source, num_images = _source(config, teacher, context)
     with context.phase("distillation"), context.checkpoints.loop():
@@ -180,7 +176,7 @@ def build_student(spec: str, teacher: Classifier) -> Classifier:
 
 def _source(config: DistillConfig, teacher: Classifier, context: StageContext) -> tuple[Source, int]:
     """Return the source that `--data` names, and how many different images it holds or will draw."""
-    from ..data import is_real_data, load_data
+    from ..data import is_real_data
     from ..images import fit_images
     from ..sources import ImagePool, NoiseSource
 
@@ -188,8 +184,7 @@ def _source(config: DistillConfig, teacher: Classifier, context: StageContext) -
         kind = config.data.removeprefix("noise:")
         return NoiseSource(kind, teacher, config.seed), config.steps * config.batch_size
     if config.data is not None and is_real_data(config.data):
-        data = load_data(config.data, "train", config.data_dir, config.download)
-        context.real_data.append({"spec": config.data, "split": "train", "purpose": "distillation"})
+        data = open_real_data(config, config.data, "train", "distillation", context)
         images = fit_images(data.images, teacher.input_shape)
         return ImagePool(images, None, config.seed, context.device), len(images)
     images, targets = _read_transfer_set(transfer_set(config.data, context.run), teacher)

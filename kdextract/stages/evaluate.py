@@ -13,7 +13,9 @@ from ..config import DataAccess, NamedStageConfig, option
 from ..errors import ConfigError, GateError
 from ..run_dir import ArtifactRef, RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input, file_input
-from .compute_stats import data_spec
+from .inputs import open_real_data, real_data_input, teacher_data
+
+MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,40 +49,28 @@ class EvaluateConfig(NamedStageConfig, DataAccess):
 
 def plan(config: EvaluateConfig, run: RunDir) -> Plan:
     """Reads one classifier, the teacher, and real test data."""
-    from ..data import fingerprint, load_data
-
-    path, default_name = _classifier(config.artifact, run)
-    spec = data_spec(config.data, run)
-    if config.download:
-        load_data(spec, "test", config.data_dir, download=True)
+    _, classifier, default_name = _classifier(config.artifact, run)
+    spec = teacher_data(config.data, run)
     name = config.name or (default_name if config.data is None else f"{default_name}-{_plain(spec)}")
-    inputs = [file_input("classifier", path)]
-    inputs.append(artifact_input("teacher", run.existing("teacher", "kdx train")))
-    inputs.append(Input("data", f"{spec} (test)", fingerprint(spec, "test", config.data_dir)))
-    return Plan(run.place("evaluation", name), tuple(inputs))
+    teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
+    return Plan(run.place("evaluation", name), (classifier, teacher, real_data_input(config, spec, "test")))
 
 
 def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     """Predict, count, write `scores.json` and `confusion.png`."""
     import torch
 
-    from ..artifacts import verify_artifact
     from ..classifier import load_classifier
-    from ..data import load_data
     from ..hooks import count_multiply_adds
     from ..images import fit_images
     from ..report.pictures import confusion_picture
     from ..training import predict
 
-    path, _ = _classifier(config.artifact, context.run)
-    if (path.parent / "manifest.json").exists():
-        verify_artifact(path.parent)
-    spec = data_spec(config.data, context.run)
-    classifier = load_classifier(path).frozen().to(context.device, memory_format=torch.channels_last)
-    teacher = load_classifier(context.run.place("teacher").directory / "model.safetensors").frozen()
-    teacher = teacher.to(context.device, memory_format=torch.channels_last)
-    data = load_data(spec, "test", config.data_dir, config.download)
-    context.real_data.append({"spec": spec, "split": "test", "purpose": "evaluation"})
+    path, _, _ = _classifier(config.artifact, context.run)
+    spec = teacher_data(config.data, context.run)
+    classifier = load_classifier(path).frozen().placed(context.device)
+    teacher = context.teacher()
+    data = open_real_data(config, spec, "test", "evaluation", context)
     names = classifier.spec.class_names
     if int(data.labels.max()) >= len(names):
         raise ConfigError(f"{spec} has {int(data.labels.max()) + 1} classes, the classifier {len(names)}")
@@ -117,12 +107,14 @@ def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
             raise GateError(f"{figure} {value:.4f} is below --min-{figure} {gate:g}")
 
 
-def _classifier(label: str | None, run: RunDir) -> tuple[Path, str]:
-    """Return the file of the classifier that `label` names, and a name for its evaluation."""
+def _classifier(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
+    """Return the file of the classifier that `label` names, the input that it is, and a name for its evaluation."""
     if label is not None and label.endswith(".safetensors"):
-        return Path(label), Path(label).parent.name or Path(label).stem
+        return Path(label), file_input("classifier", Path(label)), Path(label).resolve().parent.name
+    if label is not None and (Path(label) / MODEL_FILE).is_file():
+        return _classifier(str(Path(label) / MODEL_FILE), run)
     ref = only_student(run) if label is None else run.find(label, "teacher", "student")
-    return ref.directory / "model.safetensors", ref.name
+    return ref.directory / MODEL_FILE, artifact_input("classifier", ref), ref.name
 
 
 def only_student(run: RunDir) -> ArtifactRef:

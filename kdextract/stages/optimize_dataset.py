@@ -63,16 +63,13 @@ def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, A
     """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
     import torch
 
-    from ..classifier import load_classifier
     from ..report.pictures import class_grid
     from ..statistics import Statistics
     from ..tensor_files import encode_npy, read_safetensors
     from ..training import predict
 
-    run = context.run
-    teacher = load_classifier(run.place("teacher").directory / "model.safetensors").frozen()
-    teacher = teacher.to(context.device, memory_format=torch.channels_last)
-    contents = read_safetensors(run.place("statistics").directory / "statistics.safetensors")
+    teacher = context.teacher()
+    contents = read_safetensors(context.run.place("statistics").directory / "statistics.safetensors")
     statistics = Statistics.from_tensors(*contents).to(context.device)
     labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
     with context.phase("synthesis"), context.checkpoints.loop():

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
 from ..config import DataAccess, StageConfig, option
 from ..errors import UsageError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
+from .inputs import open_real_data, real_data_input
 
 if TYPE_CHECKING:
     from ..data import RealData
@@ -53,18 +53,12 @@ class TrainConfig(StageConfig, DataAccess):
 
 def plan(config: TrainConfig, run: RunDir) -> Plan:
     """The teacher's place; its only input is the data."""
-    from ..data import fingerprint
     from ..models import architecture
 
     architecture(config.model)
     if config.input_size is not None:
         parse_input_size(config.input_size)
-    if config.download:
-        from ..data import load_data
-
-        load_data(config.data, "train", config.data_dir, download=True)
-    data = Input("data", f"{config.data} (train)", fingerprint(config.data, "train", config.data_dir))
-    return Plan(run.place("teacher"), (data,))
+    return Plan(run.place("teacher"), (real_data_input(config, config.data, "train"),))
 
 
 def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
@@ -72,20 +66,19 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     import torch
 
     from ..classifier import Classifier, ClassifierSpec, encode_classifier
-    from ..data import load_data, mirrors_make_sense
+    from ..data import mirrors_make_sense
     from ..images import fit_images
     from ..sources import ImagePool
     from ..training import Augmenter, Schedule, fit, predict
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
-        data = load_data(config.data, "train", config.data_dir, config.download)
-        context.real_data.append({"spec": config.data, "split": "train", "purpose": "train"})
+        data = open_real_data(config, config.data, "train", "training", context)
         shape = _input_shape(config, data)
         images = fit_images(data.images, shape)
     mean, std = _channel_statistics(images)
     teacher = Classifier(ClassifierSpec(config.model, shape, data.class_names, mean, std))
-    teacher = teacher.to(context.device, memory_format=torch.channels_last)
+    teacher = teacher.placed(context.device)
     steps_per_epoch = max(1, len(images) // config.batch_size)
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
     steps = epochs * steps_per_epoch
