@@ -1,0 +1,166 @@
+"""What looks inside a network sees what runs there, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdextract.hooks import count_multiply_adds, record_activations, transform_inputs, weighted_layers
+from kdextract.models import architecture
+
+LENET_LAYERS = ["conv1", "conv2", "fc1", "fc2", "logits"]
+
+
+@pytest.fixture
+def lenet() -> nn.Module:
+    torch.manual_seed(0)
+    return architecture("lenet").build((1, 32, 32), 10).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn((3, 1, 32, 32), generator=torch.Generator().manual_seed(1))
+
+
+def num_hooks(network: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+
+
+def manual_activations(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    conv1 = F.conv2d(images, network.conv1.weight, network.conv1.bias)
+    conv2 = F.conv2d(F.max_pool2d(conv1.relu(), 2), network.conv2.weight, network.conv2.bias)
+    fc1 = F.linear(F.max_pool2d(conv2.relu(), 2).flatten(1), network.fc1.weight, network.fc1.bias)
+    fc2 = F.linear(fc1.relu(), network.fc2.weight, network.fc2.bias)
+    logits = F.linear(fc2.relu(), network.logits.weight, network.logits.bias)
+    return {"conv1": conv1, "conv2": conv2, "fc1": fc1, "fc2": fc2, "logits": logits}
+
+
+class Backwards(nn.Module):
+    """Its layers are declared in another order than they run; one never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+        self.unused = nn.Linear(4, 4)
+        self.middle = nn.Sequential(OrderedDict(inner=nn.Conv2d(4, 4, 3, groups=2), act=nn.ReLU()))
+        self.first = nn.Conv2d(1, 4, 3, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.middle(self.first(images)).amax((2, 3)))
+
+
+def test_recorded_activations_equal_a_forward_by_hand(lenet: nn.Module, images: torch.Tensor) -> None:
+    with record_activations(lenet, LENET_LAYERS) as activations:
+        output = lenet(images)
+    expected = manual_activations(lenet, images)
+    assert activations.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(activations[name], value, atol=1e-5), name
+    assert activations["logits"] is output
+    assert float(activations["fc1"].detach().min()) < 0, "the record is taken before the nonlinearity"
+
+
+def test_recording_follows_every_pass_and_only_the_named_layers(lenet: nn.Module, images: torch.Tensor) -> None:
+    with torch.no_grad(), record_activations(lenet, ["fc2"]) as activations:
+        assert activations == {}
+        lenet(images)
+        first = activations["fc2"]
+        lenet(2 * images[:1])
+        assert list(activations) == ["fc2"]
+        assert activations["fc2"].shape == (1, 84)
+        assert not torch.equal(activations["fc2"], first[:1])
+
+
+def test_recorded_activations_carry_gradients_to_the_images(lenet: nn.Module, images: torch.Tensor) -> None:
+    images.requires_grad_(True)
+    with record_activations(lenet, ["conv2"]) as activations:
+        lenet(images)
+    (gradient,) = torch.autograd.grad(activations["conv2"].square().sum(), images)
+    assert float(gradient.abs().sum()) > 0
+
+
+def test_no_hook_is_left(lenet: nn.Module, images: torch.Tensor) -> None:
+    with record_activations(lenet, LENET_LAYERS) as activations, transform_inputs(lenet, ["fc1"], lambda _, x: 2 * x):
+        lenet(images)
+        assert num_hooks(lenet) == 6
+    assert num_hooks(lenet) == 0
+    activations.clear()
+    lenet(images)
+    assert activations == {}
+
+
+def test_no_hook_is_left_after_an_exception(lenet: nn.Module) -> None:
+    with pytest.raises(KeyError, match="stop"), record_activations(lenet, LENET_LAYERS):
+        raise KeyError("stop")
+    assert num_hooks(lenet) == 0
+
+    def fail(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"), transform_inputs(lenet, LENET_LAYERS, fail):
+        lenet(torch.zeros(1, 1, 32, 32))
+    assert num_hooks(lenet) == 0
+    with pytest.raises(RuntimeError):
+        weighted_layers(lenet, torch.zeros(1, 5, 32, 32))
+    assert num_hooks(lenet) == 0
+
+
+def test_no_hook_is_left_when_a_layer_does_not_exist(lenet: nn.Module) -> None:
+    with pytest.raises(AttributeError, match="fc9"), record_activations(lenet, ["conv1", "fc9"]):
+        pass
+    with pytest.raises(AttributeError, match="fc9"), transform_inputs(lenet, ["conv1", "fc9"], lambda _, x: x):
+        pass
+    assert num_hooks(lenet) == 0
+
+
+def test_transform_inputs_replaces_what_a_layer_sees(lenet: nn.Module, images: torch.Tensor) -> None:
+    seen: list[str] = []
+
+    def halve(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(name)
+        return inputs / 2
+
+    with torch.no_grad():
+        plain = lenet(images)
+        with transform_inputs(lenet, ["conv1", "fc1"], halve):
+            changed = lenet(images)
+        first = manual_activations(lenet, images / 2)
+        features = F.max_pool2d(first["conv2"].relu(), 2).flatten(1) / 2
+        expected = lenet.logits(lenet.fc2(lenet.fc1(features).relu()).relu())
+        assert seen == ["conv1", "fc1"]
+        assert torch.allclose(changed, expected, atol=1e-5)
+        assert not torch.allclose(changed, plain, atol=1e-2)
+        assert torch.equal(lenet(images), plain)
+
+
+def test_layers_come_in_the_order_in_which_they_run() -> None:
+    layers = weighted_layers(Backwards(), torch.zeros(2, 1, 9, 9))
+    assert list(layers.items()) == [("first", (4, 7, 7)), ("middle.inner", (4, 5, 5)), ("last", (2,))]
+
+
+def test_layers_of_lenet(lenet: nn.Module, images: torch.Tensor) -> None:
+    shapes = [(6, 28, 28), (16, 10, 10), (120,), (84,), (10,)]
+    assert list(weighted_layers(lenet, images).items()) == list(zip(LENET_LAYERS, shapes, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_multiply_adds_of_lenet(lenet: nn.Module, batch: int) -> None:
+    by_hand = 6 * 25 * 784 + 16 * 150 * 100 + 400 * 120 + 120 * 84 + 84 * 10
+    assert by_hand == 416_520
+    assert count_multiply_adds(lenet, torch.zeros(batch, 1, 32, 32)) == by_hand
+
+
+def test_multiply_adds_of_other_networks() -> None:
+    with torch.device("meta"):
+        dense = architecture("hinton800").build((1, 28, 28), 10)
+        vgg = architecture("vgg16").build((3, 224, 224), 1000)
+        assert count_multiply_adds(dense, torch.zeros(1, 1, 28, 28)) == 784 * 800 + 800 * 800 + 800 * 10
+        # 15.5 billion: the figure that is usually given for VGG-16 at 224 pixels
+        assert count_multiply_adds(vgg, torch.zeros(1, 3, 224, 224)) == 15_470_264_320
+    # two groups: each output channel of the middle layer sees two of the four input channels
+    grouped = 4 * 9 * 49 + 4 * (2 * 9) * 25 + 4 * 2
+    assert count_multiply_adds(Backwards(), torch.zeros(1, 1, 9, 9)) == grouped

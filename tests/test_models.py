@@ -1,0 +1,243 @@
+"""Every registered architecture keeps the same contract, and the size that its paper gives it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.hooks import record_activations
+from kdextract.models import InputShape, architecture, model_names, register_model
+from kdextract.tensor_files import encode_safetensors
+
+# name -> (classes, parameters), at the input shape that the architecture was designed for. By hand, weights and
+# biases per layer: lenet 156 + 2416 + 48120 + 10164 + 850; alex 64 (3 * 121 + 1) + 192 (64 * 25 + 1)
+# + 384 (192 * 9 + 1) + 384 (384 * 9 + 1) + 256 (384 * 9 + 1) + 4096 (256 * 7 * 7 + 1) + 4096 * 4097 + 1000 * 4097.
+PARAMETERS = {
+    "lenet": (10, 61_706),
+    "lenet_half": (10, 35_820),
+    "lenet5": (10, 61_706),
+    "lenet5_half": (10, 15_738),
+    "hinton1200": (10, 2_395_210),
+    "hinton800": (10, 1_276_810),
+    "alex": (1000, 75_469_736),
+    "alex_half": (1000, 19_900_360),
+    "vgg16": (1000, 138_357_544),
+    "vgg19": (1000, 143_667_240),
+}
+# Input shapes that the smaller copies of large networks are built for; 32 pixels are the least that both families take.
+SMALL_INPUT: dict[str, InputShape] = {name: (3, 32, 32) for name in ("alex", "alex_half", "vgg16", "vgg19")}
+REFUSED: list[tuple[str, InputShape]] = [
+    *[(name, (1, 28, 28)) for name in ("lenet", "lenet_half", "lenet5", "lenet5_half")],
+    *[(name, (1, 32, 33)) for name in ("lenet", "lenet_half", "lenet5", "lenet5_half")],
+    *[(name, (3, 31, 32)) for name in ("alex", "alex_half")],
+    *[(name, (3, 32, 48)) for name in ("vgg16", "vgg19")],
+    *[(name, (3, 33, 32)) for name in ("vgg16", "vgg19")],
+]
+
+every_model = pytest.mark.parametrize("name", model_names())
+
+
+def small_classifier(name: str, num_classes: int = 5) -> Classifier:
+    shape = SMALL_INPUT.get(name, architecture(name).input_shape)
+    names = tuple(f"class {index}" for index in range(num_classes))
+    means = tuple(0.1 * (channel + 1) for channel in range(shape[0]))
+    torch.manual_seed(11)
+    return Classifier(ClassifierSpec(name, shape, names, means, (0.3,) * shape[0]))
+
+
+def random_pixels(shape: InputShape, batch: int) -> torch.Tensor:
+    return torch.rand((batch, *shape), generator=torch.Generator().manual_seed(3))
+
+
+@every_model
+def test_number_of_parameters_is_the_published_one(name: str) -> None:
+    assert name in PARAMETERS, f"add {name} and its number of parameters, counted by hand, to this table"
+    num_classes, expected = PARAMETERS[name]
+    with torch.device("meta"):
+        network = architecture(name).build(architecture(name).input_shape, num_classes)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+def test_table_names_only_registered_models() -> None:
+    assert set(PARAMETERS) <= set(model_names())
+
+
+@every_model
+@pytest.mark.parametrize("batch", [1, 3])
+def test_answers_one_logit_per_class_and_image_at_the_full_size(name: str, batch: int) -> None:
+    shape = architecture(name).input_shape
+    with torch.device("meta"):
+        network = architecture(name).build(shape, 7)
+        logits = network(torch.empty(batch, *shape))
+    assert tuple(logits.shape) == (batch, 7)
+
+
+@every_model
+def test_keeps_the_contract_of_a_classifier(name: str, tmp_path: Path) -> None:
+    classifier = small_classifier(name).eval()
+    pixels = random_pixels(classifier.input_shape, 3)
+    with torch.no_grad():
+        logits = classifier(pixels)
+        assert tuple(logits.shape) == (3, 5)
+        assert tuple(classifier(pixels[:1]).shape) == (1, 5)
+        assert torch.isfinite(logits).all()
+        assert logits.std() > 1e-3, "logits that do not depend on the image"
+        assert torch.equal(classifier(pixels), logits), "two passes in evaluation mode differ"
+        assert torch.allclose(classifier(pixels[1:2])[0], logits[1], rtol=1e-4, atol=1e-4)
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode_classifier(classifier))
+    loaded = load_classifier(path)
+    path.unlink()
+    assert loaded.spec == classifier.spec
+    assert not loaded.training
+    assert loaded.num_parameters == classifier.num_parameters
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels), logits)
+
+
+@every_model
+def test_weights_have_the_variance_of_he_and_biases_are_zero(name: str) -> None:
+    network = small_classifier(name).network
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        fan_in = layer.weight[0].numel()
+        expected = math.sqrt((1 if layer is layers[-1] else 2) / fan_in)
+        tolerance = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors of a standard deviation
+        assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=tolerance)
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
+@every_model
+def test_hidden_activations_keep_their_scale(name: str) -> None:
+    """By He et al. 2015 a pre-activation's mean square stays about 2 per unit of the input's, whatever the depth.
+
+    PyTorch's own initialization loses a factor of 2.4 per layer, and 1e6 over the depth of vgg16.
+    """
+    classifier = small_classifier(name).eval()
+    hidden = [n for n, m in classifier.network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
+    inputs = torch.randn((4, *classifier.input_shape), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad(), record_activations(classifier.network, hidden) as activations:
+        classifier.network(inputs)
+    for layer in hidden:
+        root_mean_square = float(activations[layer].square().mean().sqrt())
+        assert 0.4 < root_mean_square < 12, f"{layer} has root mean square {root_mean_square:.3g}"
+
+
+@pytest.mark.parametrize(("name", "shape"), REFUSED)
+def test_wrong_input_size_is_refused(name: str, shape: InputShape) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError, match=f"{name} takes images .*{shape[1]}x{shape[2]}"):
+        architecture(name).build(shape, 10)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 30)])
+@pytest.mark.parametrize("name", ["hinton1200", "hinton800"])
+def test_fully_connected_networks_take_any_size(name: str, shape: InputShape) -> None:
+    with torch.device("meta"):
+        network = architecture(name).build(shape, 3)
+        assert tuple(network(torch.empty(2, *shape)).shape) == (2, 3)
+
+
+@every_model
+def test_one_class_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="at least 2 classes"):
+        architecture(name).build(architecture(name).input_shape, 1)
+
+
+@every_model
+def test_has_a_source_and_a_one_line_description(name: str) -> None:
+    entry = architecture(name)
+    assert entry.name == name
+    assert len(entry.source) > 10
+    assert (entry.builder.__doc__ or "").strip()
+
+
+def test_dropout_acts_in_training_only() -> None:
+    classifier = small_classifier("hinton1200")
+    pixels = random_pixels(classifier.input_shape, 2)
+    with torch.no_grad():
+        assert not torch.equal(classifier.train()(pixels), classifier.train()(pixels))
+        assert torch.equal(classifier.eval()(pixels), classifier.eval()(pixels))
+
+
+def test_normalization_is_the_first_operation() -> None:
+    classifier = small_classifier("lenet").eval()
+    pixels = random_pixels(classifier.input_shape, 2)
+    with torch.no_grad():
+        assert torch.allclose(classifier(pixels), classifier.network((pixels - 0.1) / 0.3), atol=1e-6)
+
+
+def test_placed_keeps_weights_and_answers() -> None:
+    classifier = small_classifier("lenet").eval()
+    pixels = random_pixels(classifier.input_shape, 2)
+    before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    with torch.no_grad():
+        logits = classifier(pixels)
+        placed = classifier.placed(torch.device("cpu"))
+        assert torch.allclose(placed(pixels), logits, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in placed.network.state_dict().items())
+
+
+def test_registering_a_name_twice_is_refused() -> None:
+    before = architecture("lenet")
+    with pytest.raises(ValueError, match="'lenet' is registered twice"):
+
+        @register_model("lenet", input_shape=(1, 32, 32), source="nowhere")
+        def other(input_shape: InputShape, num_classes: int) -> nn.Module:
+            raise AssertionError
+
+    assert architecture("lenet") is before
+
+
+def test_unknown_model_is_answered_with_the_near_name() -> None:
+    with pytest.raises(UsageError, match="'lenet5_hlaf'.* Did you mean 'lenet5_half'") as caught:
+        architecture("lenet5_hlaf")
+    assert all(name in str(caught.value) for name in model_names())
+
+
+def test_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    half, metadata = small_classifier("lenet_half"), {"classifier": {"architecture": "lenet"}}
+    metadata["classifier"] |= {"input_shape": [1, 32, 32], "class_names": list("abcde"), "mean": [0.1], "std": [0.3]}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode_safetensors(half.network.state_dict(), metadata))
+    with pytest.raises(ArtifactError, match=r"model\.safetensors does not fit"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "no_such_net"},
+        {"input_shape": [1, 28, 28]},
+        {"input_shape": [1, 32]},
+        {"input_shape": "1x32x32"},
+        {"class_names": ["only one"]},
+        {"class_names": None},
+        {"mean": ["dark"]},
+        {"std": None},
+    ],
+    ids=str,
+)
+def test_malformed_description_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    classifier = small_classifier("lenet")
+    record = {"architecture": "lenet", "input_shape": [1, 32, 32], "class_names": list("abcde"), "mean": [0], "std": [1]}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode_safetensors(classifier.network.state_dict(), {"classifier": record | change}))
+    with pytest.raises(ArtifactError, match=r"model\.safetensors"):
+        load_classifier(path)
+
+
+def test_description_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode_safetensors(small_classifier("lenet").network.state_dict(), {}))
+    with pytest.raises(ArtifactError, match="not a classifier of kdx"):
+        load_classifier(path)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_classifier(tmp_path / "other.safetensors")
