@@ -58,6 +58,21 @@ def augment(images: torch.Tensor, shift: int, flip: bool, generator: torch.Gener
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def warp(images: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+    """Distort each image by a random linear map about its centre: rotation, scale and shear at once.
+
+    Args:
+        images: [batch, channels, height, width]; outside, border pixels are repeated.
+        amount: standard deviation of each entry of the 2x2 map around the identity; 0.1 turns by about 6 degrees.
+        generator: source of randomness, on the CPU.
+    """
+    maps = torch.eye(2) + amount * torch.randn((len(images), 2, 2), generator=generator)
+    affine = torch.cat([maps, torch.zeros(len(images), 2, 1)], dim=2).to(images.device)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    warped = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return warped.contiguous(memory_format=torch.channels_last)
+
+
 def binomial_blur(images: torch.Tensor) -> torch.Tensor:
     """Convolve each channel with the 3x3 binomial kernel [1 2 1; 2 4 2; 1 2 1] / 16, borders reflected."""
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")

@@ -87,7 +87,8 @@ class Outcome:
         """Return what `--json` prints."""
         result: Json = {
             "status": self.status,
-            "artifact": str(self.directory),
+            "directory": str(self.directory),
+            "artifact": self.plan.target.label,
             "kind": self.plan.target.kind,
             "inputs": [{"role": i.role, "path": i.path, "sha256": i.sha256} for i in self.plan.inputs],
         }
@@ -255,6 +256,7 @@ def _execute(
         started = time.monotonic()
         metrics = stage.execute(config, context)
         context.budget.setdefault("seconds", {})["total"] = round(time.monotonic() - started, 2)
+        context.budget["peak_memory_mb"] = _peak_memory_mb()
         metrics_manifest = publish(
             plan.target.directory, lambda staged: _write_payload(staged, stage.name, plan, record, context, metrics)
         )
@@ -306,15 +308,20 @@ def _write_payload(
     )
 
 
-def _environment(context: StageContext) -> Json:
+def _peak_memory_mb() -> int:
+    """Return the most memory that the process has held so far, in MB (10^6 bytes)."""
     import resource
 
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1024 if platform.system() == "Linux" else 1) / 1e6)
+
+
+def _environment(context: StageContext) -> Json:
     import numpy
     import safetensors
     import torch
     import torchvision
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -324,7 +331,6 @@ def _environment(context: StageContext) -> Json:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "peak_memory_mb": round(peak / (1024 if platform.system() == "Linux" else 2**20)),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

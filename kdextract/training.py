@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from .classifier import Classifier
 from .errors import DivergedError
-from .images import augment, to_pixels
+from .images import augment, to_pixels, warp
 from .progress import Reporter
 from .sources import Batch, ImagePool, State
 
@@ -156,25 +156,28 @@ def _restore(
 
 
 class Augmenter:
-    """Random shifts and mirrorings with a generator of their own.
+    """Random shifts, mirrorings and linear distortions, with a generator of their own.
 
     Args:
         shift: at most so many pixels in each direction.
         flip: whether to mirror half of the images.
+        warp: strength of the distortion; see `images.warp`.
     """
 
-    def __init__(self, shift: int, flip: bool, seed: int) -> None:
-        self.shift, self.flip = shift, flip
+    def __init__(self, shift: int, flip: bool, warp: float, seed: int) -> None:
+        self.shift, self.flip, self.warp = shift, flip, warp
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
     def active(self) -> bool:
         """Whether images are changed at all."""
-        return self.shift > 0 or self.flip
+        return self.shift > 0 or self.flip or self.warp > 0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the batch [batch, channels, height, width], augmented."""
-        return augment(images, self.shift, self.flip, self._generator) if self.active else images
+        if self.shift or self.flip:
+            images = augment(images, self.shift, self.flip, self._generator)
+        return warp(images, self.warp, self._generator) if self.warp else images
 
     def state(self) -> State:
         """The generator."""

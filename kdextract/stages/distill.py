@@ -53,6 +53,7 @@ class DistillConfig(NamedStageConfig, DataAccess):
     temperature: float = option(4.0, "Divides the logits of both networks in kl and ce.", above=0)
     temperature_scaling: bool = option(True, "Multiply kl and ce by the squared temperature.")
     shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
+    warp: float = option(0.15, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
     flip: bool = option(False, "Mirror half of the images.")
 
     def __post_init__(self) -> None:
@@ -136,7 +137,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
             config.batch_size,
             Schedule(config.steps, config.lr, config.schedule),
             DistillationLossOptions(config.loss, config.temperature, config.temperature_scaling),
-            Augmenter(config.shift, config.flip, config.seed + 1),
+            Augmenter(config.shift, config.flip, config.warp, config.seed + 1),
             context.checkpoints,
             context.reporter,
         )

@@ -66,7 +66,7 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     from ..report.pictures import confusion_picture
     from ..training import predict
 
-    path, _, _ = _classifier(config.artifact, context.run)
+    path, source, _ = _classifier(config.artifact, context.run)
     spec = teacher_data(config.data, context.run)
     classifier = load_classifier(path).frozen().placed(context.device)
     teacher = context.teacher()
@@ -82,6 +82,7 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     sample = torch.zeros(1, *classifier.input_shape, device=context.device)
     per_class = confusion.diagonal() / confusion.sum(1).clamp_min(1)
     scores = {
+        "artifact": source.path,
         "data": spec,
         "num_images": len(answers),
         "accuracy": round(float((answers == data.labels).float().mean()), 6),

@@ -48,6 +48,7 @@ class TrainConfig(StageConfig, DataAccess):
     batch_size: int = option(128, "Images per step.", minimum=2)
     lr: float = option(3e-3, "Highest learning rate of Adam.", above=0)
     shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
+    warp: float = option(0.0, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
     flip: bool | None = option(None, "Mirror half of the images; by default where it keeps the class.")
 
 
@@ -90,7 +91,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
             pool,
             config.batch_size,
             Schedule(steps, config.lr, "cosine", int(steps * WARMUP_SHARE)),
-            Augmenter(config.shift, flip, config.seed + 1),
+            Augmenter(config.shift, flip, config.warp, config.seed + 1),
             context.checkpoints,
             context.reporter,
         )
