@@ -22,10 +22,11 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = ["top_layer", "all_layers", "all_layers_dropout", "spectral_all_layers", "spectral_layer_pairs"]
 PAIRS: dict[str, dict[str, Any]] = {
-    "lenet": {"train": ["--model", "lenet"], "student": "lenet_half"},
+    "lenet": {"train": ["--model", "lenet"], "images": [], "student": ["--student", "lenet_half"]},
     "hinton": {
-        "train": ["--model", "hinton1200", "--epochs", "15", "--lr", "1e-3", "--shift", "1"],
-        "student": "hinton800",
+        "train": ["--model", "hinton1200", "--lr", "1e-3", "--shift", "0", "--warp", "0"],
+        "images": ["--images-per-class", "500"],
+        "student": ["--student", "hinton800", "--lr", "1e-3", "--steps", "2000"],
     },
 }
 
@@ -47,7 +48,6 @@ def measure(pair: str, seed: int, data_dir: str, work: Path, threads: int) -> No
     common = ["--run", str(work / f"{pair}-{seed}")]
     made = [*common, "--seed", str(seed), "--threads", str(threads)]
     data = ["--data-dir", data_dir]
-    student = ["--student", setup["student"]]
     results: dict[str, Any] = {"pair": pair, "seed": seed, "students": {}}
     results["train"] = kdx(commands, "train", "--data", "mnist", *setup["train"], *made, *data)
     results["teacher"] = kdx(commands, "evaluate", "teacher", *made, *data)
@@ -56,8 +56,8 @@ def measure(pair: str, seed: int, data_dir: str, work: Path, threads: int) -> No
         entry: dict[str, Any] = {}
         source = {"ceiling": "mnist", "floor": "noise:normal"}.get(name, name)
         if name in OBJECTIVES:
-            entry["optimize-dataset"] = kdx(commands, "optimize-dataset", "--objective", name, *made)
-        entry["distill"] = kdx(commands, "distill", *student, "--data", source, "--name", name, *made, *data)
+            entry["optimize-dataset"] = kdx(commands, "optimize-dataset", "--objective", name, *setup["images"], *made)
+        entry["distill"] = kdx(commands, "distill", *setup["student"], "--data", source, "--name", name, *made, *data)
         entry["evaluate"] = kdx(commands, "evaluate", f"students/{name}", *made, *data)
         results["students"][name] = entry
     results["environment"] = kdx(commands, "show", "teacher", *common)["environment"]
@@ -75,7 +75,7 @@ def table(pair: str) -> str:
     """Return the Markdown table of one pair: mean and standard deviation over the seeds that were run."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"staged_{pair}_*.json"))]
     lines = [
-        f"{PAIRS[pair]['train'][1]} -> {PAIRS[pair]['student']}, seeds {', '.join(str(run['seed']) for run in runs)}",
+        f"{PAIRS[pair]['train'][1]} -> {PAIRS[pair]['student'][1]}, seeds {', '.join(str(run['seed']) for run in runs)}",
         "",
         "| images from | accuracy % | agreement % | images | seconds: synthesis | distillation | with statistics |",
         "|---|---|---|---|---|---|---|",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..config import option
 from .options import PixelConfig
 from .registry import register_method
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralLayerPairsConfig(PixelConfig):
-    """The shared options, as they are."""
+    """Smoother images: a spectrum leaves high frequencies free."""
+
+    tv: float = option(2.0, "Weight of the total variation, per image.", minimum=0)
 
 
 @register_method(

@@ -30,12 +30,12 @@ class ComputeStatsConfig(StageConfig, DataAccess):
     max_units: int = option(
         8192, "Layers of more units get a mean and a standard deviation only, no covariance and no spectrum.", minimum=2
     )
-    covariance_rank: int = option(200, "Columns of the covariance factor, per class.", minimum=1)
+    covariance_rank: int = option(100, "Columns of the covariance factor, per class.", minimum=1)
     spectral: bool = option(True, "Make the records of the two spectral objectives.")
     spectral_fraction: float = option(
         0.1, "Share of the graph's eigenvectors to keep, before --spectral-max.", above=0, maximum=1
     )
-    spectral_max: int = option(128, "Keep at most so many eigenvectors per graph.", minimum=2)
+    spectral_max: int = option(64, "Keep at most so many eigenvectors per graph.", minimum=2)
     spectral_order: str = option(
         "energy",
         "Which eigenvectors: energy (eigenvalue farthest from 1) or smooth (smallest eigenvalue).",

@@ -46,14 +46,14 @@ class DistillConfig(NamedStageConfig, DataAccess):
         metavar="SPEC",
     )
     steps: int = option(4000, "Optimizer steps.", minimum=1)
-    batch_size: int = option(256, "Images per step.", minimum=2)
+    batch_size: int = option(128, "Images per step.", minimum=2)
     lr: float = option(2e-3, "First learning rate of Adam.", above=0)
     schedule: str = option("cosine", "How the rate falls.", choices=["cosine", "constant"])
     loss: str = option("kl", "What to minimize between the two networks' answers.", choices=["kl", "ce", "l1", "mse"])
     temperature: float = option(4.0, "Divides the logits of both networks in kl and ce.", above=0)
     temperature_scaling: bool = option(True, "Multiply kl and ce by the squared temperature.")
     shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
-    warp: float = option(0.15, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
+    warp: float = option(0.2, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
     flip: bool = option(False, "Mirror half of the images.")
 
     def __post_init__(self) -> None:

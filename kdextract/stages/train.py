@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..data import RealData
     from ..models import InputShape
 
-MIN_EPOCHS = 8
+MIN_EPOCHS = 12
 MIN_STEPS = 1500
 WARMUP_SHARE = 0.1
 
@@ -43,12 +43,12 @@ class TrainConfig(StageConfig, DataAccess):
         None, "Images as the model takes them; the default is the model's own size.", metavar="CxHxW"
     )
     epochs: int | None = option(
-        None, "Passes over the data; the default is 8, more if the data set is small.", minimum=1
+        None, "Passes over the data; the default is 12, more if the data set is small.", minimum=1
     )
     batch_size: int = option(128, "Images per step.", minimum=2)
     lr: float = option(3e-3, "Highest learning rate of Adam.", above=0)
     shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
-    warp: float = option(0.0, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
+    warp: float = option(0.1, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
     flip: bool | None = option(None, "Mirror half of the images; by default where it keeps the class.")
 
 
