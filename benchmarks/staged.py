@@ -56,7 +56,8 @@ def measure(pair: str, seed: int, data_dir: str, work: Path, threads: int) -> No
         entry: dict[str, Any] = {}
         source = {"ceiling": "mnist", "floor": "noise:normal"}.get(name, name)
         if name in OBJECTIVES:
-            entry["optimize-dataset"] = kdx(commands, "optimize-dataset", "--objective", name, *setup["images"], *made)
+            images = ["--objective", name, *setup["images"]]
+            entry["optimize-dataset"] = kdx(commands, "optimize-dataset", *images, *made)
         entry["distill"] = kdx(commands, "distill", *setup["student"], "--data", source, "--name", name, *made, *data)
         entry["evaluate"] = kdx(commands, "evaluate", f"students/{name}", *made, *data)
         results["students"][name] = entry

@@ -47,7 +47,7 @@ class DistillConfig(NamedStageConfig, DataAccess):
     )
     steps: int = option(4000, "Optimizer steps.", minimum=1)
     batch_size: int = option(128, "Images per step.", minimum=2)
-    lr: float = option(2e-3, "First learning rate of Adam.", above=0)
+    lr: float = option(4e-3, "First learning rate of Adam.", above=0)
     schedule: str = option("cosine", "How the rate falls.", choices=["cosine", "constant"])
     loss: str = option("kl", "What to minimize between the two networks' answers.", choices=["kl", "ce", "l1", "mse"])
     temperature: float = option(4.0, "Divides the logits of both networks in kl and ce.", above=0)
