@@ -108,8 +108,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = _report(Interrupted(2), 130, as_json, verbose)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = _reader_is_gone()
     except OSError as error:
         code = _report(from_os_error(error), 8, as_json, verbose)
     except Exception as error:
@@ -124,5 +123,15 @@ def _report(error: BaseException, code: int, as_json: bool, verbose: bool, messa
         traceback.print_exception(error, file=sys.stderr)
     print(f"kdx: error: {' '.join(text.split())}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": {"type": type(error).__name__, "message": text, "exit_code": code}}, indent=2))
+        document = {"error": {"type": type(error).__name__, "message": text, "exit_code": code}}
+        try:
+            print(json.dumps(document, indent=2), flush=True)
+        except BrokenPipeError:
+            _reader_is_gone()
     return code
+
+
+def _reader_is_gone() -> int:
+    """Whoever read stdout has closed it (`kdx ... | head`): write no more, and return SIGPIPE's exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

@@ -12,7 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .config import MethodStageConfig, OptionInfo, OptionSet, option, option_fields, option_info, spelling
+from .config import (
+    MethodStageConfig,
+    NamedStageConfig,
+    OptionInfo,
+    OptionSet,
+    option,
+    option_fields,
+    option_info,
+    spelling,
+)
 from .errors import UsageError
 from .progress import Reporter
 from .stage_runner import Outcome, Stage, run_stage
@@ -27,6 +36,9 @@ class OutputOptions(OptionSet):
     json: bool = option(False, "Print one JSON document on stdout.")
     quiet: bool = option(False, "Print nothing but the result's path, and errors.")
     verbose: bool = option(False, "Show where an error comes from.")
+
+
+_COMMON = {declared.name for options in (NamedStageConfig, OutputOptions) for declared in option_fields(options)}
 
 
 def command_function(
@@ -56,15 +68,17 @@ def command_function(
             values["method_options"] = chosen
         run(config_type(**values), output)
 
-    parameters.sort(key=lambda p: not option_info(_field(config_type, p.name)).positional)
-    command.__signature__ = inspect.Signature(parameters + extra)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters + extra}
-    command.__doc__ = inspect.cleandoc(config_type.__doc__ or "")
+    ordered = sorted(parameters + extra, key=lambda parameter: parameter.name in _COMMON)
+    command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
+    command.__doc__ = _paragraphs(config_type.__doc__ or "")
     return command
 
 
-def _field(config_type: type[OptionSet], name: str) -> dataclasses.Field[Any]:
-    return next(declared for declared in option_fields(config_type) if declared.name == name)
+def _paragraphs(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line, for the terminal to wrap; indented ones stay as they are."""
+    parts = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in parts)
 
 
 def _parameter(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Parameter:
@@ -88,7 +102,15 @@ def _typer_option(name: str, info: OptionInfo, default: Any, help_text: str) -> 
         names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
     if info.choices is not None:
         help_text = f"{help_text} One of: {', '.join(info.choices())}."
-    return typer.Option(*names, help=help_text, metavar=info.metavar, envvar=info.env, show_default=default is not None)
+    panel = "Common options" if name in _COMMON else None
+    return typer.Option(
+        *names,
+        help=help_text,
+        metavar=info.metavar,
+        envvar=info.env,
+        show_default=default is not None,
+        rich_help_panel=panel,
+    )
 
 
 def _method_parameters(methods: dict[str, type[OptionSet]]) -> list[Parameter]:
@@ -116,7 +138,7 @@ def _method_parameter(
     help_text = info.help
     if len(takers) < num_methods:
         help_text += f" Only for {', '.join(takers)}."
-    help_text += f" [default: {_describe(defaults)}]"
+    help_text += f" Default: {_describe(defaults)}."
     option = _typer_option(declared.name, info, declared.default, help_text)
     option.show_default = False
     optional: Any = kind if _is_optional(kind) else kind | None
