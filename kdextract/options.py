@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .config import (
+    DataAccess,
     MethodStageConfig,
     NamedStageConfig,
     OptionInfo,
@@ -38,7 +39,9 @@ class OutputOptions(OptionSet):
     verbose: bool = option(False, "Show where an error comes from.")
 
 
-_COMMON = {declared.name for options in (NamedStageConfig, OutputOptions) for declared in option_fields(options)}
+_COMMON = {
+    declared.name for options in (NamedStageConfig, DataAccess, OutputOptions) for declared in option_fields(options)
+}
 
 
 def command_function(

@@ -218,9 +218,10 @@ def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Out
     """
     run = RunDir(config.run)
     try:
-        if config.dry_run:
-            plan = stage.plan(config, run)
-            return Outcome("planned", plan.target.directory, None, plan)
+        if config.dry_run or not run.root.exists():
+            plan = stage.plan(config, run)  # a request that cannot work leaves no directory behind
+            if config.dry_run:
+                return Outcome("planned", plan.target.directory, None, plan)
         with run.lock():
             plan = stage.plan(config, run)
             record = to_record(config)
