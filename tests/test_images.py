@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdextract.images import augment, binomial_blur, fit_images, to_pixels, to_uint8
+from kdextract.images import augment, binomial_blur, fit_images, to_pixels, to_uint8, warp
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=30)
 
@@ -91,6 +91,39 @@ def test_augment_takes_the_layout_of_stored_images() -> None:
     stored = torch.randint(0, 256, (6, 3, 8, 8), generator=seeded(8), dtype=torch.uint8)
     pixels = to_pixels(stored)
     assert torch.equal(augment(pixels, 2, True, seeded(9)), augment(pixels.contiguous(), 2, True, seeded(9)))
+
+
+def maps_of(warped: torch.Tensor, grid: np.ndarray, inner: slice) -> np.ndarray:
+    """Return the 2x2 map of each image, from what became of a picture of its own coordinates."""
+    points = grid[:, inner, inner].reshape(2, -1).T
+    return np.stack(
+        [np.linalg.lstsq(points, (w[:, inner, inner].reshape(2, -1).T - 0.5) * 4)[0].T for w in warped.numpy()]
+    )
+
+
+def test_warp_is_a_random_linear_map_about_the_centre() -> None:
+    size, count, amount = 32, 500, 0.1
+    axis = (np.arange(size) * 2 + 1) / size - 1
+    grid = np.stack(np.meshgrid(axis, axis))  # the two channels hold x and y, in [-1, 1]
+    images = torch.tensor(0.5 + grid / 4, dtype=torch.float32).expand(count, 2, size, size)
+    maps = maps_of(warp(images, amount, seeded(1)), grid, slice(10, 22))
+    np.testing.assert_allclose(maps.mean(0), np.eye(2), atol=5 * amount / count**0.5)
+    np.testing.assert_allclose(maps.std(0), amount, rtol=0.15)
+    assert np.abs(np.corrcoef(maps.reshape(count, 4), rowvar=False) - np.eye(4)).max() < 0.2
+
+
+def test_warp_keeps_shape_range_and_input() -> None:
+    images = torch.rand((20, 3, 14, 10), generator=seeded(2))
+    before = images.clone()
+    warped = warp(images, 0.2, seeded(3))
+    assert warped.shape == images.shape
+    assert 0 <= float(warped.min()) < float(warped.max()) <= 1
+    assert torch.equal(images, before)
+    assert torch.equal(warped, warp(images, 0.2, seeded(3)))
+    assert not torch.equal(warped, warp(images, 0.2, seeded(4)))
+    assert torch.allclose(warp(images, 0.0, seeded(5)), images, atol=1e-5)
+    flat = torch.full((2, 1, 8, 8), 0.3)
+    assert torch.allclose(warp(flat, 0.5, seeded(6)), flat, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "target"), [((28, 28), (32, 32)), ((8, 8), (32, 32)), ((40, 30), (16, 20))])

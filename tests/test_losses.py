@@ -173,7 +173,10 @@ def test_gradients_of_image_losses_equal_finite_differences(name: str) -> None:
     images.requires_grad_(True)
     targets = torch.rand((2, 1, 4, 5), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     variance = torch.tensor(0.3, dtype=torch.float64)
-    losses = {"standardized_error": lambda x: standardized_error(x, targets, variance), "total_variation": total_variation}
+    losses = {
+        "standardized_error": lambda x: standardized_error(x, targets, variance),
+        "total_variation": total_variation,
+    }
     assert torch.autograd.gradcheck(losses[name], (images,))
 
 

@@ -14,7 +14,7 @@ from ..stage_runner import Outcome, Stage, run_stage
 from . import compute_stats, distill, evaluate, optimize_dataset, train
 
 STUDENT, CEILING, FLOOR = "lenet_half", "ceiling", "floor"
-DISTILL_STEPS = 1500
+DISTILL_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def demo(config: DemoConfig, reporter: Reporter) -> DemoResult:
     budget = {"student": STUDENT, "steps": DISTILL_STEPS}
     run("train", train.STAGE)
     run("compute-stats", compute_stats.STAGE)
-    run("optimize-dataset", optimize_dataset.STAGE, images_per_class=300)
+    run("optimize-dataset", optimize_dataset.STAGE, images_per_class=200)
     run("distill", distill.STAGE, **budget)
     run("distill ceiling", distill.STAGE, **budget, name=CEILING, data="digits")
     run("distill floor", distill.STAGE, **budget, name=FLOOR, data="noise:normal")
