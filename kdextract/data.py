@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,11 @@ Split = Literal["train", "test"]
 TEST_SHARE = 5  # where a source has no split of its own, every fifth image of each class is a test image
 MAX_IMAGE_PIXELS = 64 * 2**20
 MAX_ARCHIVE_BYTES = 4 * 2**30
+_ARCHIVE_ERRORS = (OSError, ValueError, zipfile.BadZipFile, zlib.error, MemoryError, EOFError, SyntaxError,
+                   NotImplementedError, RuntimeError, KeyError)  # fmt: skip
+MAX_CLASSES = 100_000
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_GREY_MODES = ("1", "L", "I;16")
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
 
@@ -200,8 +205,9 @@ def _load_torchvision(spec: str, split: Split, data_dir: Path, download: bool) -
     try:
         reader = getattr(torchvision.datasets, entry.reader)
         dataset = reader(str(data_dir), download=download, **entry.split_argument(split))
-    except (RuntimeError, ValueError, OSError, EOFError, KeyError, ImportError, AssertionError) as error:
-        raise DataError(f"{spec} in {data_dir} cannot be read: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError, OSError, EOFError, LookupError, ImportError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{spec} in {data_dir} cannot be read: {reason}") from error
     images = torch.as_tensor(np.asarray(dataset.data))
     if images.ndim == 3:
         images = images.unsqueeze(1)
@@ -219,17 +225,21 @@ def _load_torchvision(spec: str, split: Split, data_dir: Path, download: bool) -
 def _folder_classes(root: Path, split: Split) -> tuple[list[tuple[str, list[Path]]], bool]:
     """Return [(class name, image files)] of one split of DIR/[train|test]/CLASS/FILE, and whether DIR has a split."""
     has_split = (root / "train").is_dir() and (root / "test").is_dir()
-    base = root / split if has_split else root
-    if not base.is_dir():
+    bases = {name: root / name if has_split else root for name in ("train", "test")}
+    if not root.is_dir():
         raise DataError(f"folder:{root} is not a directory")
-    classes = []
-    for folder in sorted(path for path in base.iterdir() if path.is_dir()):
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if files:
-            classes.append((folder.name, files))
-    if len(classes) < 2:
+    names = sorted({path.parent.name for base in bases.values() for path in _images_below(base)})
+    if len(names) < 2:
         raise DataError(f"folder:{root} needs one folder of images per class (two or more), as in {root}/cat/1.png")
-    return classes, has_split
+    members: dict[str, list[Path]] = {name: [] for name in names}
+    for path in _images_below(bases[split]):
+        members[path.parent.name].append(path)
+    return list(members.items()), has_split
+
+
+def _images_below(base: Path) -> list[Path]:
+    """Return the image files of BASE/CLASS/FILE."""
+    return sorted(path for path in base.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _load_folder(root: Path, split: Split) -> RealData:
@@ -239,7 +249,9 @@ def _load_folder(root: Path, split: Split) -> RealData:
     if not has_split:
         rows = _split_rows(labels, split)
         paths, labels = [paths[row] for row in rows], labels[rows]
-    images = torch.stack([_read_image(path) for path in paths]) if _same_size(paths) else _resized(paths)
+    if not paths:
+        raise DataError(f"folder:{root} has no {split} images; a class needs {TEST_SHARE} images to give one to test")
+    images = _read_images(paths)
     return RealData(images, torch.from_numpy(labels).long(), tuple(name for name, _ in classes))
 
 
@@ -255,25 +267,23 @@ def _open_image(path: Path) -> Any:
     return image
 
 
-def _same_size(paths: list[Path]) -> bool:
-    sizes = {_open_image(path).size for path in paths}
-    return len(sizes) == 1
-
-
-def _resized(paths: list[Path]) -> torch.Tensor:
-    """Read images of different sizes, all brought to the first one's size."""
+def _read_images(paths: list[Path]) -> torch.Tensor:
+    """Read images, all brought to the first one's size, and to colour if any is in colour."""
     from .images import fit_images
 
-    first = _read_image(paths[0])
-    shape = (first.shape[0], first.shape[1], first.shape[2])
-    return torch.cat([fit_images(_read_image(path).unsqueeze(0), shape) for path in paths])
+    channels = 1 if all(_open_image(path).mode in _GREY_MODES for path in paths) else 3
+    _, height, width = _read_image(paths[0]).shape
+    return torch.cat([fit_images(_read_image(path).unsqueeze(0), (channels, height, width)) for path in paths])
 
 
 def _read_image(path: Path) -> torch.Tensor:
     """Return one image as uint8 [channels, height, width]: one channel if the file is grey, otherwise three."""
     image = _open_image(path)
     try:
-        pixels = np.array(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
+        if image.mode == "I;16":
+            pixels = (np.array(image) >> 8).astype(np.uint8)
+        else:
+            pixels = np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} is truncated or damaged: {error}") from error
     return torch.from_numpy(pixels).unsqueeze(0) if pixels.ndim == 2 else torch.from_numpy(pixels).permute(2, 0, 1)
@@ -288,22 +298,29 @@ def _load_npz(path: Path, split: Split) -> RealData:
             raise DataError(f"npz:{path} unpacks to {size} bytes, the limit is {MAX_ARCHIVE_BYTES}")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, MemoryError, EOFError, SyntaxError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise DataError(f"npz:{path} cannot be read: {error}") from error
     if {f"x_{split}", f"y_{split}"} <= arrays.keys():
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        every_label = np.concatenate([a.ravel() for name, a in arrays.items() if name.startswith("y_")])
+        every_label = [array for name, array in arrays.items() if name in ("y_train", "y_test")]
     elif {"images", "labels"} <= arrays.keys():
-        rows = _split_rows(arrays["labels"], split)
-        images, labels, every_label = arrays["images"][rows], arrays["labels"][rows], arrays["labels"]
+        images, labels = arrays["images"], arrays["labels"]
+        every_label = [labels]
     else:
         raise DataError(f"npz:{path} needs the arrays x_train, y_train, x_test, y_test, or images and labels")
-    if not np.issubdtype(every_label.dtype, np.integer) or every_label.min(initial=0) < 0 or not len(labels):
-        raise DataError(f"npz:{path} needs labels that are integers from 0 up, at least one per split")
-    if labels.ndim != 1 or len(labels) != len(images):
-        raise DataError(f"npz:{path} has {len(images)} images and labels of shape {labels.shape}")
-    num_classes = int(every_label.max()) + 1
-    names = tuple(str(name) for name in arrays.get("class_names", np.arange(num_classes)))
+    if labels.ndim != 1 or images.ndim < 3 or len(labels) != len(images):
+        raise DataError(f"npz:{path} has images of shape {images.shape} and labels of shape {labels.shape}")
+    if not all(np.issubdtype(array.dtype, np.integer) and array.min(initial=0) >= 0 for array in every_label):
+        raise DataError(f"npz:{path} needs labels that are integers from 0 up")
+    num_classes = 1 + max(int(array.max(initial=0)) for array in every_label)
+    names = tuple(str(name) for name in arrays.get("class_names", range(min(num_classes, MAX_CLASSES))))
+    if len(names) < num_classes:
+        raise DataError(f"npz:{path} has labels up to {num_classes - 1}, and names for {len(names)} classes")
+    if "labels" in arrays and f"y_{split}" not in arrays:
+        rows = _split_rows(labels, split)
+        images, labels = images[rows], labels[rows]
+    if not images.size:
+        raise DataError(f"npz:{path} has no {split} images")
     return RealData(_npz_images(path, images), torch.from_numpy(labels.astype(np.int64)), names)
 
 

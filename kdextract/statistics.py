@@ -151,6 +151,23 @@ class Statistics:
         }
         return tensors, metadata
 
+    def _check_shapes(self) -> None:
+        """Raise `ValueError` unless every tensor has the shape that the names and sizes of its parts imply."""
+        classes = len(self.counts)
+        expected = [(self.counts, (classes,))]
+        for layer in self.layers:
+            expected += [(tensors[layer.name], (classes, layer.units)) for tensors in (self.means, self.deviations)]
+        for record in self.records.values():
+            size = sum(size for _, size in record.blocks)
+            expected += [(record.mean, (classes, size)), (record.factor, (classes, size, record.factor.shape[-1]))]
+        units = {layer.name: layer.units for layer in self.layers}
+        for graph in (graph for graphs in self.graphs.values() for graph in graphs):
+            nodes, kept = sum(units[name] for name in graph.layers), graph.eigenvalues.shape[-1]
+            expected += [(graph.basis, (classes, nodes, kept)), (graph.eigenvalues, (classes, kept))]
+        for tensor, shape in expected:
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"tensor of shape {tuple(tensor.shape)} where {shape} belongs")
+
     @staticmethod
     def from_tensors(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> Statistics:
         """Inverse of `to_tensors`. Raises `ArtifactError` when the two do not belong together."""
@@ -179,8 +196,10 @@ class Statistics:
             }
             means = {layer.name: tensors[f"mean.{layer.name}"] for layer in layers}
             deviations = {layer.name: tensors[f"std.{layer.name}"] for layer in layers}
-            return Statistics(layers, tensors["counts"], means, deviations, records, graphs)
-        except (KeyError, TypeError, ValueError) as error:
+            statistics = Statistics(layers, tensors["counts"], means, deviations, records, graphs)
+            statistics._check_shapes()
+            return statistics
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the file is not a statistics record of kdx: missing or malformed {error}") from error
 
 
@@ -219,6 +238,8 @@ def compute_statistics(
     shapes = weighted_layers(teacher.network, torch.zeros(1, *teacher.input_shape, device=device))
     layers = tuple(Layer(name, shape, math.prod(shape)) for name, shape in shapes.items())
     small = [layer for layer in layers if layer.units <= options.max_units]
+    if layers[-1] not in small:
+        raise ConfigError(f"--max-units must be at least {layers[-1].units}: the logits are always recorded")
     per_class = []
     for label in range(teacher.num_classes):
         chunks = images[labels == label].split(chunk)
@@ -361,7 +382,7 @@ def _basis_of(
 ) -> Graph:
     """Turn the singular triplets of the even-odd block into eigenvectors of the normalized Laplacian."""
     both_signs = order == "energy"
-    triplets = min(-(-keep // 2) if both_signs else keep, *joined.shape)
+    triplets = min(keep // 2 if both_signs else keep, *joined.shape)
     left, singular, right = _singular_triplets(joined, triplets)
     half = 0.5**0.5
     basis = torch.zeros(len(even) + len(odd), triplets * (2 if both_signs else 1), device=joined.device)

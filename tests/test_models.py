@@ -11,7 +11,7 @@ from torch import nn
 
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
-from kdextract.hooks import record_activations
+from kdextract.hooks import record_activations, weighted_layers
 from kdextract.models import InputShape, architecture, model_names, register_model
 from kdextract.tensor_files import encode_safetensors
 
@@ -76,6 +76,16 @@ def test_answers_one_logit_per_class_and_image_at_the_full_size(name: str, batch
         network = architecture(name).build(shape, 7)
         logits = network(torch.empty(batch, *shape))
     assert tuple(logits.shape) == (batch, 7)
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("alex", 1), ("alex_half", 2)])
+def test_layers_of_alexnet_have_the_published_sizes(name: str, divisor: int) -> None:
+    shapes = {"conv1": (64, 56), "conv2": (192, 28), "conv3": (384, 14), "conv4": (384, 14), "conv5": (256, 14)}
+    expected: dict[str, tuple[int, ...]] = {n: (width // divisor, side, side) for n, (width, side) in shapes.items()}
+    expected |= {"fc6": (4096 // divisor,), "fc7": (4096 // divisor,), "logits": (1000,)}
+    with torch.device("meta"):
+        network = architecture(name).build((3, 224, 224), 1000)
+        assert weighted_layers(network, torch.empty(1, 3, 224, 224)) == expected
 
 
 @every_model

@@ -1,0 +1,64 @@
+"""What several test files share: a finished run to copy, and `kdx` as another process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdextract
+
+SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment with one thread and without kdx's own variables, plus `extra`."""
+    kept = {name: value for name, value in os.environ.items() if name not in SPEAKS_OF_THE_MACHINE}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", **(extra or {})}
+
+
+def kdx(
+    *arguments: str | Path,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120.0,
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m kdextract` in `cwd` and wait for it."""
+    command = [sys.executable, "-m", "kdextract", *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(command, cwd=cwd, env=environment(env), timeout=timeout, text=True, check=False, **options)
+
+
+def sha256s(directory: Path) -> dict[str, str]:
+    """Return file -> sha256 of an artifact's payload, that is of everything but its manifest, which holds times."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.iterdir())
+        if path.name != "manifest.json"
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small but complete run. Tests only read it; `run_copy` is for those that change something."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    kdextract.train(run=run, epochs=3, threads=1)
+    kdextract.compute_stats(run=run, covariance_rank=16, spectral_max=8, threads=1)
+    kdextract.optimize_dataset(run=run, objective="all_layers", images_per_class=4, batch_size=20, steps=3, threads=1)
+    kdextract.distill(run=run, steps=20, student="lenet_half", threads=1)
+    kdextract.evaluate(run=run, threads=1)
+    return run
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that the test may change."""
+    return shutil.copytree(finished_run, tmp_path / "run")

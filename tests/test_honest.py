@@ -1,0 +1,283 @@
+"""Data-free stages open no real data: their results do not change when the data is replaced by random bytes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import sha256s
+
+import kdextract
+from kdextract.artifacts import read_manifest
+from kdextract.errors import ConfigError, DataError
+
+PACKAGE = Path(kdextract.__file__).parent
+
+_watched: list[tuple[Path, list[str]]] = []
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _watched and isinstance(arguments[0], str | bytes | os.PathLike):
+        path, seen = _watched[-1]
+        if os.fsdecode(arguments[0]) == str(path):
+            seen.append(event)
+
+
+sys.addaudithook(_note)  # a hook cannot be removed; without a watched path it does nothing
+
+
+@contextmanager
+def openings_of(path: Path) -> Iterator[list[str]]:
+    """List every opening of a file by Python code while the block runs."""
+    _watched.append((path, []))
+    try:
+        yield _watched[-1][1]
+    finally:
+        _watched.pop()
+
+
+@pytest.fixture(scope="module")
+def npz_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run, data file): a teacher and its statistics from an `npz:` file of small real digits."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("honest")
+    file, run = folder / "real.npz", folder / "run"
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    np.savez(file, images=images, labels=digits.target)
+    kdextract.train(run=run, data=f"npz:{file}", epochs=1, threads=1)
+    kdextract.compute_stats(run=run, covariance_rank=4, spectral_max=4, threads=1)
+    return run, file
+
+
+def data_free_stages(run: Path) -> None:
+    for objective in ("top_layer", "all_layers", "spectral_all_layers"):
+        kdextract.optimize_dataset(run=run, objective=objective, images_per_class=2, batch_size=10, steps=2, threads=1)
+        kdextract.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
+    kdextract.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
+
+
+def results(run: Path) -> dict[str, dict[str, str]]:
+    return {
+        f"{kind}/{place.name}": sha256s(place)
+        for kind in ("transfer-sets", "students")
+        for place in sorted((run / kind).iterdir())
+    }
+
+
+@pytest.fixture
+def real_and_replaced(npz_run: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
+    """(run with the data in place, the same run, the data file replaced by random bytes); put back at the end."""
+    run, file = npz_run
+    first = shutil.copytree(run, tmp_path / "with_data")
+    second = shutil.copytree(run, tmp_path / "without_data")
+    with openings_of(file) as seen:
+        data_free_stages(first)
+    assert seen == [], "the data file was opened"
+    content = file.read_bytes()
+    file.write_bytes(np.random.default_rng(0).bytes(len(content)))
+    try:
+        yield first, second, file
+    finally:
+        file.write_bytes(content)
+
+
+def test_students_are_the_same_without_the_data(real_and_replaced: tuple[Path, Path, Path]) -> None:
+    first, second, file = real_and_replaced
+    with openings_of(file) as seen:
+        data_free_stages(second)
+    assert seen == []
+    made = results(first)
+    assert len(made) == 7
+    assert results(second) == made
+    assert len({files["model.safetensors"] for place, files in made.items() if "students" in place}) == 4
+    with openings_of(file) as seen, pytest.raises(DataError):
+        kdextract.evaluate(run=second, artifact="floor", threads=1)
+    assert seen, "the watch sees those that do open it"
+    with pytest.raises(ConfigError, match="data: npz:"):
+        kdextract.compute_stats(run=second, covariance_rank=4, spectral_max=4, threads=1)
+
+
+def test_students_are_the_same_when_the_data_is_gone(npz_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run, file = npz_run
+    copy = shutil.copytree(run, tmp_path / "run")
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        data_free_stages(copy)
+    finally:
+        file.write_bytes(content)
+    with_data = shutil.copytree(run, tmp_path / "with_data")
+    data_free_stages(with_data)
+    assert results(copy) == results(with_data)
+
+
+def test_manifests_say_who_opened_real_data(finished_run: Path) -> None:
+    opened = {
+        str(path.parent.relative_to(finished_run)): read_manifest(path.parent).real_data
+        for path in sorted(finished_run.rglob("manifest.json"))
+    }
+    assert opened == {
+        "teacher": ({"spec": "digits", "split": "train", "purpose": "training"},),
+        "statistics": ({"spec": "digits", "split": "train", "purpose": "statistics"},),
+        "transfer-sets/all_layers": (),
+        "students/lenet_half": (),
+        "evaluations/lenet_half": ({"spec": "digits", "split": "test", "purpose": "evaluation"},),
+    }
+
+
+def test_manifests_say_what_a_result_needs(finished_run: Path) -> None:
+    needs = {path.parent.name: read_manifest(path.parent).needs for path in finished_run.rglob("manifest.json")}
+    assert needs["all_layers"] == "teacher+statistics"
+    assert read_manifest(finished_run / "students" / "lenet_half").needs == "teacher+statistics"
+    assert needs["teacher"] == needs["statistics"] == ""
+
+
+def test_a_student_from_real_data_says_so(run_copy: Path) -> None:
+    kdextract.distill(run=run_copy, data="digits", name="ceiling", steps=2, threads=1)
+    kdextract.distill(run=run_copy, data="noise:uniform", name="floor", steps=2, batch_size=4, threads=1)
+    ceiling = read_manifest(run_copy / "students" / "ceiling")
+    assert ceiling.real_data == ({"spec": "digits", "split": "train", "purpose": "distillation"},)
+    assert ceiling.needs == "teacher+data"
+    assert [entry.role for entry in ceiling.inputs] == ["teacher", "data"]
+    floor = read_manifest(run_copy / "students" / "floor")
+    assert floor.real_data == ()
+    assert floor.needs == "teacher"
+    assert [entry.role for entry in floor.inputs] == ["teacher"]
+
+
+def test_the_test_images_are_opened_by_evaluate_alone(finished_run: Path) -> None:
+    splits = {
+        path.parent.name: [entry["split"] for entry in read_manifest(path.parent).real_data]
+        for path in finished_run.rglob("manifest.json")
+    }
+    assert [name for name, opened in splits.items() if "test" in opened] == ["lenet_half"]
+
+
+def test_later_stages_leave_the_teacher_alone(run_copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (run_copy / "teacher").iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in (run_copy / "teacher").iterdir()}
+    kdextract.compute_stats(run=run_copy, covariance_rank=4, spectral=False, force=True, threads=1)
+    for objective in ("top_layer", "all_layers", "all_layers_dropout"):
+        kdextract.optimize_dataset(
+            run=run_copy, objective=objective, images_per_class=2, batch_size=10, steps=2, force=True, threads=1
+        )
+    kdextract.distill(run=run_copy, data="top_layer", name="a", steps=3, threads=1)
+    kdextract.distill(run=run_copy, data="top_layer", student=str(run_copy / "teacher" / "model.safetensors"),
+                      name="b", steps=3, threads=1)  # fmt: skip
+    kdextract.evaluate(run=run_copy, artifact="a", threads=1)
+    kdextract.evaluate(run=run_copy, artifact="students/b", threads=1)
+    assert {path.name: path.read_bytes() for path in (run_copy / "teacher").iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in (run_copy / "teacher").iterdir()} == times
+
+
+def test_budgets_are_counted(finished_run: Path) -> None:
+    images = json.loads((finished_run / "transfer-sets" / "all_layers" / "manifest.json").read_text())["budget"]
+    assert images["images"] == 40
+    assert images["teacher_queries"] == 40 * (3 + 1)
+    student = json.loads((finished_run / "students" / "lenet_half" / "manifest.json").read_text())["budget"]
+    assert student["student_steps"] == 20
+    assert student["teacher_queries"] == 20 * 256, "shifted images are asked about anew"
+
+
+# ---- one door to real data -----------------------------------------------------------------------------------------
+
+
+DOORS = {  # what opens a data set or an image file
+    "torchvision.datasets",
+    "sklearn.datasets",
+    "PIL.Image.open",
+    "numpy.load",
+    "numpy.loadtxt",
+    "numpy.genfromtxt",
+    "numpy.fromfile",
+    "numpy.memmap",
+    "skimage.io",
+    "skimage.data",
+    "torchvision.io",
+    "torch.utils.data",
+    "zipfile",
+}
+
+
+def names_used(tree: ast.Module) -> set[str]:
+    """Return every dotted name that a module imports or looks up, with import aliases resolved."""
+    aliases: dict[str, str] = {}
+    used: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                used.add(alias.name)
+                aliases[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                used.add(f"{node.module}.{alias.name}")
+                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            parts = [node.attr]
+            inner: ast.expr = node.value
+            while isinstance(inner, ast.Attribute):
+                parts.append(inner.attr)
+                inner = inner.value
+            if isinstance(inner, ast.Name):
+                parts.append(aliases.get(inner.id, inner.id))
+                used.add(".".join(reversed(parts)))
+    return used
+
+
+def doors_used(source: str) -> set[str]:
+    used = names_used(ast.parse(source))
+    return {door for door in DOORS if any(name == door or name.startswith(door + ".") for name in used)}
+
+
+def test_the_scan_finds_what_it_is_for() -> None:
+    for source, door in (
+        ("import torchvision.datasets", "torchvision.datasets"),
+        ("from torchvision import datasets", "torchvision.datasets"),
+        ("import torchvision as tv\ntv.datasets.MNIST()", "torchvision.datasets"),
+        ("def f():\n    from sklearn.datasets import load_digits", "sklearn.datasets"),
+        ("from PIL import Image\nImage.open(x)", "PIL.Image.open"),
+        ("import PIL.Image\nPIL.Image.open(x)", "PIL.Image.open"),
+        ("import numpy as np\nnp.load(x)", "numpy.load"),
+        ("from numpy import load as l", "numpy.load"),
+    ):
+        assert doors_used(source) == {door}, source
+    assert doors_used("from PIL import Image\nImage.fromarray(x)\nimport numpy as np\nnp.frombuffer(x)") == set()
+
+
+def test_only_one_module_opens_data_sets() -> None:
+    found = {
+        str(path.relative_to(PACKAGE)): doors_used(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    assert [name for name, doors in found.items() if doors] == ["data.py"]
+    assert found["data.py"] >= {"torchvision.datasets", "sklearn.datasets", "PIL.Image.open", "numpy.load"}
+
+
+def test_only_the_stages_that_may_reach_that_module() -> None:
+    """Loading goes through one function of `stages/inputs.py`, which also writes it into the manifest."""
+    callers = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        callers[str(path.relative_to(PACKAGE))] = names
+    assert [name for name, names in callers.items() if "load_data" in names] == ["stages/inputs.py"]
+    assert sorted(name for name, names in callers.items() if "open_real_data" in names) == [
+        "stages/compute_stats.py",
+        "stages/distill.py",
+        "stages/evaluate.py",
+        "stages/train.py",
+    ]

@@ -1,0 +1,47 @@
+"""The whole chain on real MNIST, made small: a student that never saw a digit reads most of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kdextract
+
+DATA_DIR = Path(os.environ.get("KDX_DATA_DIR") or "no-data-dir")
+IMAGES_PER_CLASS = 30
+
+pytestmark = pytest.mark.skipif(
+    not (DATA_DIR / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
+    reason="no MNIST: KDX_DATA_DIR does not name a directory that holds MNIST/raw",
+)
+
+
+def test_chain_on_mnist(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", {"data_dir": DATA_DIR}
+    teacher = kdextract.train(run=run, model="lenet", data="mnist", epochs=1, **data)
+    assert teacher.manifest.metrics["num_images"] == 60_000
+    assert teacher.manifest.metrics["train_accuracy"] > 0.9
+
+    statistics = kdextract.compute_stats(run=run, covariance_rank=30, max_units=2000, spectral=False, **data)
+    assert statistics.manifest.metrics["smallest_class"] == 5421, "the number of fives among MNIST's training images"
+    assert statistics.manifest.metrics["layers_without_covariance"] == ["conv1"]
+    assert statistics.manifest.budget["teacher_queries"] == 60_000
+
+    made = kdextract.optimize_dataset(run=run, objective="all_layers", images_per_class=IMAGES_PER_CLASS)
+    images = np.load(made.directory / "images.npy")
+    assert images.shape == (10 * IMAGES_PER_CLASS, 1, 32, 32)
+    assert np.bincount(np.load(made.directory / "labels.npy")).tolist() == [IMAGES_PER_CLASS] * 10
+    assert made.manifest.metrics["teacher_agrees_with_label"] > 0.8
+
+    student = kdextract.distill(run=run, student="lenet_half", data="all_layers", steps=200, batch_size=128)
+    assert student.manifest.needs == "teacher+statistics"
+    assert not student.manifest.real_data
+
+    names = ("teacher", "students/lenet_half")
+    of_teacher, of_student = (kdextract.evaluate(run=run, artifact=name, **data).manifest.metrics for name in names)
+    assert of_teacher["num_images"] == 10_000
+    assert of_teacher["accuracy"] > 0.93
+    assert of_student["accuracy"] > 0.5

@@ -1,0 +1,307 @@
+"""What was interrupted goes on and ends with the same bytes; equal seeds give equal bytes, other seeds other ones."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import environment, sha256s
+
+import kdextract
+from kdextract import stage_runner
+from kdextract.artifacts import partial_path
+from kdextract.config import spelling
+from kdextract.errors import ArtifactError
+from kdextract.stage_runner import CHECKPOINT_FILE, KEY_FILE, Checkpoints
+from kdextract.tensor_files import read_safetensors_metadata
+
+CHECKPOINT_AT_EVERY_OFFER = """
+import sys
+from kdextract import cli, stage_runner
+stage_runner.CHECKPOINT_SECONDS = 0.0
+cli.main()
+"""
+PLACES = {"train": "teacher", "optimize-dataset": "transfer-sets/made", "distill": "students/made"}
+LONG: dict[str, dict[str, Any]] = {  # some seconds of work
+    "train": {"epochs": 2, "batch_size": 24, "threads": 1, "seed": 3},
+    "optimize-dataset": {
+        "objective": "all_layers",
+        "images_per_class": 30,
+        "batch_size": 10,
+        "steps": 20,
+        "name": "made",
+        "threads": 1,
+        "seed": 3,
+    },
+    "distill": {"data": "all_layers", "steps": 180, "batch_size": 24, "name": "made", "threads": 1, "seed": 3},
+}
+SHORT: dict[str, dict[str, Any]] = {  # a few checkpoints
+    "train": {"epochs": 2, "batch_size": 480, "threads": 1, "seed": 3},
+    "optimize-dataset": {**LONG["optimize-dataset"], "images_per_class": 5, "steps": 2},
+    "distill": {**LONG["distill"], "steps": 6},
+}
+
+
+def api(stage: str) -> Callable[..., Any]:
+    function = getattr(kdextract, stage.replace("-", "_"))
+    assert callable(function)
+    return function
+
+
+def start_over(run: Path, stage: str) -> Path:
+    """Make room for the stage's result in a copy of the finished run, and return where it goes."""
+    if stage == "train":
+        shutil.rmtree(run)
+    return run / PLACES[stage]
+
+
+def uninterrupted(finished_run: Path, place: Path, stage: str, options: dict[str, Any]) -> dict[str, str]:
+    """Return the sha256 of what the stage makes when nothing happens to it."""
+    run = shutil.copytree(finished_run, place)
+    target = start_over(run, stage)
+    api(stage)(run=run, **options)
+    return sha256s(target)
+
+
+# ---- killed from outside -------------------------------------------------------------------------------------------
+
+
+class Process:
+    """`kdx` as a process that saves a checkpoint at every opportunity."""
+
+    def __init__(self, stage: str, run: Path) -> None:
+        arguments = [text for name, value in LONG[stage].items() for text in (spelling(name), str(value))]
+        self._checkpoint = partial_path(run / PLACES[stage]) / CHECKPOINT_FILE
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CHECKPOINT_AT_EVERY_OFFER, stage, "--run", str(run), *arguments],
+            cwd=run.parent,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def rows(self) -> int:
+        """How many metric rows the checkpoint holds."""
+        try:
+            return len(read_safetensors_metadata(self._checkpoint)["rows"])
+        except ArtifactError:
+            return 0
+
+    def stop_after(self, rows: int, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal once the checkpoint has so many rows; return exit code and stderr."""
+        deadline = time.monotonic() + 120
+        while self.rows() < rows:
+            assert self._process.poll() is None, "it ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Return exit code and stderr."""
+        try:
+            _, err = self._process.communicate(timeout=120)
+        finally:
+            self._process.kill()
+        return self._process.returncode, err
+
+
+INTERRUPTIONS = {
+    "train": [(2, signal.SIGKILL), (40, signal.SIGTERM), (80, signal.SIGKILL)],
+    "optimize-dataset": [(1, signal.SIGKILL), (9, signal.SIGINT), (18, signal.SIGKILL)],
+    "distill": [(2, signal.SIGKILL), (50, signal.SIGTERM), (90, signal.SIGKILL), (130, signal.SIGINT)],
+}
+EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+@pytest.mark.parametrize("stage", INTERRUPTIONS)
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    finished_run: Path, run_copy: Path, tmp_path: Path, stage: str
+) -> None:
+    target = start_over(run_copy, stage)
+    reached = 0
+    for rows, number in INTERRUPTIONS[stage]:
+        process = Process(stage, run_copy)
+        code, err = process.stop_after(rows, number)
+        assert code == EXIT_CODES[number], err
+        assert not target.exists()
+        assert process.rows() >= max(rows, reached), "work that was saved is not lost"
+        assert ("going on from the checkpoint" in err) == (reached > 0)
+        if number != signal.SIGKILL:
+            assert err.splitlines()[-1] == (
+                f"kdx: error: stopped by {number.name}; run the same command again to go on"
+            )
+            assert "Traceback" not in err
+        reached = process.rows()
+    code, err = Process(stage, run_copy).wait()
+    assert code == 0, err
+    assert "going on from the checkpoint" in err
+    assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", stage, LONG[stage])
+    assert not partial_path(target).exists()
+
+
+# ---- interrupted at every checkpoint, inside this process ------------------------------------------------------------
+
+
+class Crash(Exception):
+    """What stops a stage right after a checkpoint was written."""
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, offers: int) -> None:
+    """Save at every offer, and crash at the given one (counted from 1)."""
+    seen = 0
+    real = Checkpoints.offer
+
+    def offer(self: Checkpoints, state: Any, soon: bool = False) -> None:
+        nonlocal seen
+        real(self, state, soon=True)
+        seen += 1
+        if seen == offers:
+            raise Crash
+
+    monkeypatch.setattr(Checkpoints, "offer", offer)
+
+
+def crashed(run: Path, stage: str, offers: int, **changes: Any) -> Path:
+    """Start the stage, crash it after so many checkpoints, and return the place of its result."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_after(patch, offers)
+        with pytest.raises(Crash):
+            api(stage)(run=run, **{**SHORT[stage], **changes})
+    target = run / PLACES[stage]
+    assert (partial_path(target) / CHECKPOINT_FILE).is_file()
+    assert not target.exists()
+    return target
+
+
+@pytest.mark.parametrize(("stage", "offers"), [("train", 5), ("optimize-dataset", 5), ("distill", 5)])
+def test_stopped_at_any_checkpoint_it_ends_with_the_same_bytes(
+    finished_run: Path, tmp_path: Path, stage: str, offers: int
+) -> None:
+    straight = uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
+    for k in range(1, offers + 1):
+        run = shutil.copytree(finished_run, tmp_path / str(k))
+        start_over(run, stage)
+        target = crashed(run, stage, k)
+        api(stage)(run=run, **SHORT[stage])
+        assert sha256s(target) == straight, f"after checkpoint {k}"
+
+
+@pytest.mark.parametrize("stage", ["train", "optimize-dataset", "distill"])
+def test_saving_checkpoints_changes_nothing(
+    finished_run: Path, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    straight = uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
+    monkeypatch.setattr(stage_runner, "CHECKPOINT_SECONDS", 0.0)
+    target = start_over(run_copy, stage)
+    api(stage)(run=run_copy, **SHORT[stage])
+    assert sha256s(target) == straight
+
+
+def test_a_resumed_stage_does_not_begin_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed(run_copy, "distill", 4)
+    restored = []
+    real = Checkpoints.load
+
+    def load(self: Checkpoints) -> Any:
+        restored.append(real(self))
+        return restored[-1]
+
+    monkeypatch.setattr(Checkpoints, "load", load)
+    api("distill")(run=run_copy, **SHORT["distill"])
+    assert [row["step"] for row in restored[0][1]["rows"]] == [1, 2, 3, 4]
+
+
+def flip_the_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def flip_a_weight(path: Path) -> None:
+    """Change the highest byte of the first number after the header."""
+    content = bytearray(path.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little") + 3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "random bytes": lambda path: path.write_bytes(bytes(range(256)) * 40),
+    "missing": lambda path: path.unlink(),
+    "key is missing": lambda path: (path.parent / KEY_FILE).unlink(),
+    "key is damaged": lambda path: (path.parent / KEY_FILE).write_bytes(b"{"),
+    "a weight was changed": flip_a_weight,
+    "the last bit was changed": flip_the_last_bit,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("stage", ["optimize-dataset", "distill"])
+def test_a_damaged_checkpoint_is_ignored(
+    finished_run: Path, run_copy: Path, tmp_path: Path, stage: str, damage: Callable[[Path], Any]
+) -> None:
+    target = crashed(run_copy, stage, 3)
+    damage(partial_path(target) / CHECKPOINT_FILE)
+    api(stage)(run=run_copy, **SHORT[stage])
+    assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
+
+
+def test_a_checkpoint_of_other_work_is_not_used(finished_run: Path, run_copy: Path, tmp_path: Path) -> None:
+    target = crashed(run_copy, "distill", 3, seed=4)
+    api("distill")(run=run_copy, **SHORT["distill"])
+    assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", "distill", SHORT["distill"])
+
+
+def test_a_checkpoint_of_another_teacher_is_not_used(run_copy: Path, tmp_path: Path) -> None:
+    target = crashed(run_copy, "distill", 3, data="noise:uniform")
+    kdextract.train(run=run_copy, epochs=1, seed=9, force=True, threads=1)
+    fresh = shutil.copytree(run_copy, tmp_path / "fresh")
+    shutil.rmtree(partial_path(fresh / PLACES["distill"]))
+    for run in (run_copy, fresh):
+        api("distill")(run=run, **{**SHORT["distill"], "data": "noise:uniform"})
+    assert sha256s(target) == sha256s(fresh / PLACES["distill"])
+
+
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def payload(run: Path) -> dict[str, dict[str, str]]:
+    """Return the sha256 of every file of a run's artifacts."""
+    return {str(p.parent.relative_to(run)): sha256s(p.parent) for p in sorted(run.rglob("manifest.json"))}
+
+
+def whole_chain(run: Path, seed: int) -> dict[str, dict[str, str]]:
+    kdextract.train(run=run, epochs=1, seed=seed, threads=1)
+    kdextract.compute_stats(run=run, covariance_rank=4, spectral=False, seed=seed, threads=1)
+    for objective in ("top_layer", "all_layers_dropout"):
+        kdextract.optimize_dataset(
+            run=run, objective=objective, images_per_class=2, batch_size=10, steps=2, seed=seed, threads=1
+        )
+    kdextract.distill(run=run, data="top_layer", steps=3, seed=seed, threads=1)
+    kdextract.distill(run=run, data="noise:normal", steps=3, batch_size=8, seed=seed, name="floor", threads=1)
+    kdextract.evaluate(run=run, artifact="floor", seed=seed, threads=1)
+    return payload(run)
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
+    once, again, other = (whole_chain(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert len(once) == 7
+    assert once == again
+    for place in once:
+        payload_file = next(name for name in once[place] if name not in ("metrics.jsonl", "labels.npy"))
+        assert once[place][payload_file] != other[place][payload_file], place
+
+
+def test_statistics_are_the_same_every_time(finished_run: Path, run_copy: Path) -> None:
+    kdextract.compute_stats(run=run_copy, covariance_rank=16, spectral_max=8, force=True, threads=1)
+    assert sha256s(run_copy / "statistics") == sha256s(finished_run / "statistics")
