@@ -75,8 +75,9 @@ def seconds(entry: dict[str, Any]) -> float:
 def table(pair: str) -> str:
     """Return the Markdown table of one pair: mean and standard deviation over the seeds that were run."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"staged_{pair}_*.json"))]
+    seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [
-        f"{PAIRS[pair]['train'][1]} -> {PAIRS[pair]['student'][1]}, seeds {', '.join(str(run['seed']) for run in runs)}",
+        f"{PAIRS[pair]['train'][1]} -> {PAIRS[pair]['student'][1]}, seeds {seeds}",
         "",
         "| images from | accuracy % | agreement % | images | seconds: synthesis | distillation | with statistics |",
         "|---|---|---|---|---|---|---|",

@@ -154,7 +154,7 @@ class Statistics:
     def _check_shapes(self) -> None:
         """Raise `ValueError` unless every tensor has the shape that the names and sizes of its parts imply."""
         classes = len(self.counts)
-        expected = [(self.counts, (classes,))]
+        expected: list[tuple[torch.Tensor, tuple[int, ...]]] = [(self.counts, (classes,))]
         for layer in self.layers:
             expected += [(tensors[layer.name], (classes, layer.units)) for tensors in (self.means, self.deviations)]
         for record in self.records.values():

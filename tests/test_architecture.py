@@ -22,11 +22,9 @@ LEVELS = [
     ["artifacts", "config", "hooks", "losses", "progress", "tensor_files", "models."],
     ["classifier", "images", "methods.options", "methods.registry", "run_dir"],
     ["data", "sources", "stage_runner", "statistics"],
-    ["inversion", "report.", "training"],
+    ["inversion", "options", "report.", "training"],
     ["distillation", "methods."],
-    ["stages."],
-    ["options"],
-    ["inspection"],
+    ["inspection", "stages."],
     ["cli"],
 ]
 ENTRY_POINTS = {"", "__main__"}  # the package itself loads what is asked for, when it is asked for
