@@ -141,7 +141,8 @@ def _method_parameter(
     help_text = info.help
     if len(takers) < num_methods:
         help_text += f" Only for {', '.join(takers)}."
-    help_text += f" Default: {_describe(defaults)}."
+    if any(value is not None for value in defaults.values()):
+        help_text += f" Default: {_describe(defaults)}."
     option = _typer_option(declared.name, info, declared.default, help_text)
     option.show_default = False
     optional: Any = kind if _is_optional(kind) else kind | None

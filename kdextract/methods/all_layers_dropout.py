@@ -19,10 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AllLayersDropoutConfig(PixelConfig):
-    """Adds how much each layer's input keeps."""
+    """Adds how much each layer's input keeps: the paper's shares suit a teacher that was trained with dropout.
 
-    keep_input: float = option(0.8, "Share of pixels that the first layer sees.", above=0, maximum=1)
-    keep_hidden: float = option(0.5, "Share of units that later layers see.", above=0, maximum=1)
+    A teacher that was not answers a half-empty input with activations that no image can bring to their record.
+    """
+
+    keep_input: float | None = option(
+        None,
+        "Share of pixels that the first layer sees; 0.8 for a teacher with dropout layers, else 0.95.",
+        above=0,
+        maximum=1,
+    )
+    keep_hidden: float | None = option(
+        None,
+        "Share of units that later layers see; 0.5 for a teacher with dropout layers, else 0.9.",
+        above=0,
+        maximum=1,
+    )
 
 
 @register_method(
@@ -39,10 +52,16 @@ def all_layers_dropout(
     generator: torch.Generator,
 ) -> Inverted:
     """Match all layers under a dropout mask per image, fixed while its pixels are optimized."""
+    from torch import nn
+
     from ..hooks import transform_inputs
     from ..inversion import DropoutMasks, match_layers
 
+    thinned = any(isinstance(module, nn.Dropout) for module in teacher.modules())
+    usual_input, usual_hidden = (0.8, 0.5) if thinned else (0.95, 0.9)
+    keep_input = usual_input if config.keep_input is None else config.keep_input
+    keep_hidden = usual_hidden if config.keep_hidden is None else config.keep_hidden
     names = [layer.name for layer in statistics.layers]
-    keep = {name: config.keep_hidden for name in names} | {names[0]: config.keep_input}
+    keep = {name: keep_hidden for name in names} | {names[0]: keep_input}
     with transform_inputs(teacher.network, names, DropoutMasks(keep, generator)):
         return match_layers(teacher, statistics, labels, config, generator)
