@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 
 Json = dict[str, Any]
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def read_manifest(directory: Path) -> Manifest:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"{directory} is not an artifact: it has no {MANIFEST}") from error
+    except IsADirectoryError as error:
+        raise ArtifactError(f"{path} is a directory, not a file") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON: {error}") from error
     try:
@@ -121,8 +126,10 @@ def _check_types(path: Path, manifest: Manifest) -> None:
     plain = all(isinstance(text, str) for text in texts) and all(isinstance(entry, dict) for entry in objects)
     if not plain or any(type(output.bytes) is not int for output in manifest.outputs):
         raise ArtifactError(f"{path} is malformed: a field has the wrong type")
+    if not all(_SHA256.fullmatch(entry.sha256) for entry in (*manifest.inputs, *manifest.outputs)):
+        raise ArtifactError(f"{path} is malformed: a sha256 is not 64 hexadecimal digits")
     for output in manifest.outputs:
-        if output.file in ("", ".", "..", MANIFEST) or Path(output.file).name != output.file:
+        if output.file == MANIFEST or not _FILE_NAME.fullmatch(output.file):
             raise ArtifactError(f"{path} names the output {output.file!r}, which is not a plain file name")
 
 
@@ -208,7 +215,12 @@ def publish(target: Path, build: Callable[[Path], Manifest]) -> Manifest:
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
-    os.rename(staged, target)
+    try:
+        os.rename(staged, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
     sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return manifest

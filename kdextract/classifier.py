@@ -99,7 +99,9 @@ def load_classifier(path: str | Path) -> Classifier:
     """
     tensors, metadata = read_safetensors(Path(path))
     try:
-        classifier = Classifier(_spec_from_record(metadata["classifier"]))
+        spec = _spec_from_record(metadata["classifier"])
+        _check_shapes(spec, tensors)
+        classifier = Classifier(spec)
         classifier.network.load_state_dict(tensors)
     except KdxError as error:
         raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
@@ -109,6 +111,14 @@ def load_classifier(path: str | Path) -> Classifier:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{path} does not fit the classifier that it describes: {reason}") from error
     return classifier.eval()
+
+
+def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` unless the tensors are the architecture's, found out before memory is taken for it."""
+    with torch.device("meta"):
+        expected = architecture(spec.architecture).build(spec.input_shape, spec.num_classes).state_dict()
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in expected.items()}:
+        raise ValueError(f"its tensors are not those of {spec.architecture} at this input shape and class count")
 
 
 def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:

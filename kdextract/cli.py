@@ -14,10 +14,10 @@ from typer._click.exceptions import ClickException
 from typer.main import get_command
 
 from . import __version__
-from .errors import Interrupted, KdxError, from_os_error
+from .errors import Interrupted, KdxError, ReaderGone, from_os_error
 from .inspection import COMMANDS
 from .methods import method, method_names
-from .options import OutputOptions, command_function
+from .options import OutputOptions, command_function, reader_may_leave
 from .progress import Reporter
 from .report.tables import print_line, print_outcome
 from .stage_runner import Stage, run_stage
@@ -52,8 +52,10 @@ def _stage_command(stage: Stage[Any]) -> Callable[..., None]:
     def run(config: Any, output: OutputOptions) -> None:
         outcome = run_stage(stage, config, Reporter(quiet=output.quiet))
         if output.json:
+            stage.check(config, outcome)
             print(json.dumps({"command": stage.name, **outcome.record()}, indent=2))
-        elif output.quiet:
+            return
+        if output.quiet:
             print_line(str(outcome.directory))
         else:
             print_outcome(stage.name, outcome)
@@ -97,7 +99,8 @@ def main() -> None:
     as_json, verbose = "--json" in arguments, bool({"-v", "--verbose"} & set(arguments))
     try:
         code = get_command(app).main(args=arguments, prog_name="kdx", standalone_mode=False)
-        sys.stdout.flush()
+        with reader_may_leave():
+            sys.stdout.flush()
     except KdxError as error:
         code = _report(error, error.exit_code, as_json, verbose)
     except ClickException as error:
@@ -107,7 +110,7 @@ def main() -> None:
         code = _report(error, 2, as_json, verbose, error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         code = _report(Interrupted(2), 130, as_json, verbose)
-    except BrokenPipeError:
+    except ReaderGone:
         code = _reader_is_gone()
     except OSError as error:
         code = _report(from_os_error(error), 8, as_json, verbose)
@@ -126,8 +129,8 @@ def _report(error: BaseException, code: int, as_json: bool, verbose: bool, messa
         document = {"error": {"type": type(error).__name__, "message": text, "exit_code": code}}
         try:
             print(json.dumps(document, indent=2), flush=True)
-        except BrokenPipeError:
-            _reader_is_gone()
+        except OSError:
+            _reader_is_gone()  # stderr and the exit code say it all the same
     return code
 
 

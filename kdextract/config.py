@@ -90,6 +90,8 @@ def _check(name: str, value: Any, info: OptionInfo) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if value != value:
             raise UsageError(f"{spelling(name)} is not a number")
+        if abs(value) == float("inf"):
+            raise UsageError(f"{spelling(name)} must be finite")
         if info.minimum is not None and value < info.minimum:
             raise UsageError(f"{spelling(name)} must be at least {info.minimum:g}, got {value:g}")
         if info.maximum is not None and value > info.maximum:

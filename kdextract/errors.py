@@ -89,6 +89,10 @@ class Interrupted(KdxError):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; run the same command again to go on")
 
 
+class ReaderGone(Exception):
+    """Whoever read stdout has closed it. Not an `OSError`, which typer would turn into exit code 1."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error sentence: the nearest known name, and the list of all of them."""
     known = list(known)

@@ -14,7 +14,7 @@ from .errors import ArtifactError, ConfigError
 from .methods import method, method_names
 from .options import OutputOptions
 from .report.tables import figure, print_line, print_table
-from .run_dir import RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
+from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
 
 HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy"],
@@ -69,12 +69,26 @@ class VerifyConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ListConfig(OptionSet):
-    """List the network architectures: parameters and multiply-adds at their own input size and ten classes."""
+    """List the network architectures: parameters and multiply-adds at their own input size and ten classes.
+
+    Examples:
+
+      kdx models
+
+      kdx models --json
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsConfig(OptionSet):
-    """List the synthesis methods: what each matches, what it needs, where it comes from."""
+    """List the synthesis methods: what each matches, what it needs, where it comes from.
+
+    Examples:
+
+      kdx methods
+
+      kdx methods --json
+    """
 
 
 def show(config: ShowConfig, output: OutputOptions) -> None:
@@ -92,6 +106,9 @@ def show(config: ShowConfig, output: OutputOptions) -> None:
                 )
             )
             return
+        if output.quiet:
+            print_line("\n".join(ref.label for ref in refs))
+            return
         rows = [[ref.label, _headline(m), m.needs or "data", _seconds(m)] for ref, m in _zip(refs, manifests)]
         print_table(["artifact", "result", "made from", "seconds"], rows, str(config.run))
         return
@@ -99,6 +116,9 @@ def show(config: ShowConfig, output: OutputOptions) -> None:
     manifest = in_its_place(ref)
     if output.json:
         print(json.dumps({**asdict(manifest), "identity": manifest.identity}, indent=2))
+        return
+    if output.quiet:
+        print_line(str(ref.directory))
         return
     print_line(f"{ref.directory}  ({manifest.kind}, made by kdx {manifest.stage} {manifest.kdx_version})")
     for title, entries in (
@@ -139,6 +159,9 @@ def runs(config: RunsConfig, output: OutputOptions) -> None:
         )
     if output.json:
         print(json.dumps({"runs": records}, indent=2))
+    elif output.quiet:
+        for record in records:
+            print_line(record["run"])
     elif not records:
         print_line(f"no runs in {folder}; start one with: kdx train")
     else:
@@ -163,14 +186,7 @@ def verify(config: VerifyConfig, output: OutputOptions) -> None:
         try:
             manifest = verified(ref)
             identities[ref.label] = manifest.identity
-            problem = next(
-                (
-                    f"{ref.directory} was made from another {entry.path} than the one in the run"
-                    for entry in manifest.inputs
-                    if identities.get(entry.path, entry.sha256) != entry.sha256
-                ),
-                None,
-            )
+            problem = _broken_lineage(ref, manifest, identities)
         except ArtifactError as error:
             problem = str(error)
         results.append({"artifact": ref.label, "ok": problem is None, "problem": problem})
@@ -182,6 +198,17 @@ def verify(config: VerifyConfig, output: OutputOptions) -> None:
             print_line(f"{'ok     ' if result['ok'] else 'DAMAGED'}  {result['artifact']}")
     if problems:
         raise ArtifactError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+
+
+def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, str]) -> str | None:
+    """Say which input of the run is gone or is another one than when the artifact was made; None if all is well."""
+    for entry in manifest.inputs:
+        inside = entry.path.split("/")[0] in {place.rstrip("/") for place in PLACES.values()}
+        if inside and entry.path not in identities:
+            return f"{ref.directory} was made from {entry.path}, which is gone or damaged"
+        if identities.get(entry.path, entry.sha256) != entry.sha256:
+            return f"{ref.directory} was made from another {entry.path} than the one in the run"
+    return None
 
 
 def models(config: ListConfig, output: OutputOptions) -> None:
@@ -208,6 +235,8 @@ def models(config: ListConfig, output: OutputOptions) -> None:
         )
     if output.json:
         print(json.dumps({"models": rows}, indent=2))
+    elif output.quiet:
+        print_line("\n".join(model_names()))
     else:
         print_table(list(rows[0]), [[figure(k, v) for k, v in row.items()] for row in rows])
 
@@ -218,6 +247,8 @@ def methods(config: MethodsConfig, output: OutputOptions) -> None:
     rows = [{"objective": m.name, "matches": m.summary, "needs": m.needs, "source": m.source} for m in entries]
     if output.json:
         print(json.dumps({"methods": rows}, indent=2))
+    elif output.quiet:
+        print_line("\n".join(method_names()))
     else:
         print_table(list(rows[0]), [list(row.values()) for row in rows])
 

@@ -6,7 +6,8 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from .config import (
     option_info,
     spelling,
 )
-from .errors import UsageError
+from .errors import ReaderGone, UsageError
 from .progress import Reporter
 from .stage_runner import Outcome, Stage, run_stage
 
@@ -35,13 +36,22 @@ class OutputOptions(OptionSet):
     """How a command speaks; every command has these."""
 
     json: bool = option(False, "Print one JSON document on stdout.")
-    quiet: bool = option(False, "Print nothing but the result's path, and errors.")
+    quiet: bool = option(False, "Print nothing but paths or names of results, and errors.")
     verbose: bool = option(False, "Show where an error comes from.")
 
 
 _COMMON = {
     declared.name for options in (NamedStageConfig, DataAccess, OutputOptions) for declared in option_fields(options)
 }
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Turn a closed stdout into `ReaderGone`."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def command_function(
@@ -69,7 +79,8 @@ def command_function(
         chosen = {name: value for name, value in given.items() if value is not None}
         if issubclass(config_type, MethodStageConfig):
             values["method_options"] = chosen
-        run(config_type(**values), output)
+        with reader_may_leave():
+            run(config_type(**values), output)
 
     ordered = sorted(parameters + extra, key=lambda parameter: parameter.name in _COMMON)
     command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]

@@ -98,7 +98,8 @@ class RunDir:
             ConfigError: the bare name fits several.
         """
         present = self.artifacts(*kinds)
-        matches = [ref for ref in present if label.rstrip("/") in (ref.label, ref.name)]
+        wanted = label.rstrip("/")
+        matches = [ref for ref in present if ref.label == wanted] or [ref for ref in present if ref.name == wanted]
         if len(matches) > 1:
             labels = ", ".join(ref.label for ref in matches)
             raise ConfigError(f"{label!r} fits several artifacts, say which: {labels}")
@@ -115,7 +116,10 @@ class RunDir:
             RunLockedError: another process holds it.
             ArtifactError: the directory belongs to something else or to a newer kdx.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"{self.root} is a file, or below one, and cannot be a run directory") from error
         self._check_run_file()
         with (self.root / LOCK_FILE).open("a+", encoding="utf-8") as stream:
             try:
@@ -146,9 +150,9 @@ class RunDir:
             return
         try:
             version = json.loads(path.read_text(encoding="utf-8"))["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path} is malformed: {error}") from error
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise ArtifactError(f"{path} has format {version}; this kdx reads up to {FORMAT_VERSION}: upgrade it")
 
     def is_done(self, ref: ArtifactRef, config: dict[str, Any], inputs: tuple[Input, ...], force: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -114,6 +115,13 @@ def file_input(role: str, path: Path) -> Input:
     return Input(role, str(path), file_sha256(path))
 
 
+def _digest(tensors: dict[str, torch.Tensor], values: Json) -> str:
+    """Sha256 of a checkpoint's content, kept in its metadata."""
+    from .tensor_files import encode_safetensors
+
+    return hashlib.sha256(encode_safetensors(tensors, values)).hexdigest()
+
+
 class Checkpoints:
     """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically."""
 
@@ -130,9 +138,11 @@ class Checkpoints:
         if not self._path.exists():
             return None
         try:
-            return read_safetensors(self._path)
+            tensors, values = read_safetensors(self._path)
         except ArtifactError:
             return None
+        digest = values.pop("sha256", None)
+        return (tensors, values) if digest == _digest(tensors, values) else None
 
     def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]], soon: bool = False) -> None:
         """Save `state()` when it is time to: every few seconds, or now if the process was told to stop.
@@ -145,7 +155,7 @@ class Checkpoints:
         from .tensor_files import encode_safetensors
 
         tensors, values = state()
-        write_file(self._path, encode_safetensors(tensors, values))
+        write_file(self._path, encode_safetensors(tensors, {**values, "sha256": _digest(tensors, values)}))
         self._last = time.monotonic()
         if self._stop_signal is not None:
             raise Interrupted(self._stop_signal)

@@ -5,15 +5,7 @@ Per class c, three kinds of record (Lopes, Fenu and Starner 2017), all of activa
 * each layer's mean and standard deviation, per unit;
 * `Record`s: a mean and a covariance factor F (covariance = F F^T) over several blocks of numbers at once, so that
   targets drawn for different layers belong to the same imagined image;
-* `Graph`s: the bases of the two spectral objectives.
-
-The paper calls the spectral objectives graph spectra of the network's activations and leaves the operator open. Our
-reading: nodes are units, the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)], the basis holds
-the eigenvectors of the normalized Laplacian L = I - D^(-1/2) W D^(-1/2) whose eigenvalues are farthest from 1 (most of
-W's energy), and the spectrum of an image is basis^T a, of its pre-activations a: what remains after ReLU determines
-an image far less (`inversion.match_layers` has the figure). As only adjacent layers are joined, the graph is
-bipartite (odd and even layers), and L's eigenvectors (u, +v)/sqrt(2), (u, -v)/sqrt(2) with eigenvalues 1 -+ s come
-from the singular triplets (u, s, v) of the odd-even block of D^(-1/2) W D^(-1/2): exact, and small enough to compute.
+* `spectra.Graph`s: the bases of the two spectral objectives.
 """
 
 from __future__ import annotations
@@ -21,8 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,8 +21,8 @@ from .classifier import Classifier
 from .errors import ArtifactError, ConfigError
 from .hooks import record_activations, weighted_layers
 from .images import to_pixels
+from .spectra import Graph, SpectralOptions, class_graphs, leading_directions
 
-SpectralOrder = Literal["energy", "smooth"]
 LAYERS, SPECTRAL_ALL, SPECTRAL_PAIRS = "layers", "spectral_all_layers", "spectral_layer_pairs"
 
 
@@ -78,25 +69,6 @@ class Record:
         """Block name -> mean over classes and units of the recorded variance (a scalar > 0)."""
         total = self.factor.square().sum(dim=2)
         return {name: part.mean().clamp_min(1e-12) for name, part in self.split(total).items()}
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One spectral basis per class: [K, V, k] over the units of `layers` laid end to end; eigenvalues [K, k] of L."""
-
-    name: str
-    layers: tuple[str, ...]
-    basis: torch.Tensor
-    eigenvalues: torch.Tensor
-
-    def spectrum(self, activations: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """Return basis_c^T a for each image: [batch, k]. `labels` picks the basis, class by class."""
-        nodes = torch.cat([activations[name].flatten(1) for name in self.layers], dim=1)
-        spectrum = nodes.new_zeros(len(labels), self.basis.shape[2])
-        for label in labels.unique():
-            rows = (labels == label).nonzero().squeeze(1).to(nodes.device)
-            spectrum = spectrum.index_copy(0, rows, nodes[rows] @ self.basis[label])
-        return spectrum
 
 
 @dataclass(frozen=True)
@@ -207,16 +179,12 @@ class Statistics:
 class StatisticsOptions:
     """What to record. Layers of more than `max_units` units get a mean and a standard deviation only.
 
-    `rank` bounds the columns of a covariance factor; a spectral basis keeps ceil(`spectral_fraction` * V)
-    eigenvectors, at most `spectral_max`.
+    `rank` bounds the columns of a covariance factor; without `spectra` no spectral record is made.
     """
 
     max_units: int
     rank: int
-    spectral: bool
-    spectral_fraction: float
-    spectral_max: int
-    spectral_order: SpectralOrder
+    spectra: SpectralOptions | None
 
 
 def compute_statistics(
@@ -291,8 +259,9 @@ def _one_class(
         }
         records = {LAYERS: _make_record(values, options.rank)}
         graphs: dict[str, list[Graph]] = {}
-        if options.spectral and len(values) > 1:
-            graphs = _make_graphs(values, options)
+        if options.spectra is not None and len(values) > 1:
+            over_all, pairs = class_graphs(values, options.spectra)
+            graphs = {SPECTRAL_ALL: [over_all], SPECTRAL_PAIRS: pairs}
             zeros = torch.zeros(count, dtype=torch.int64)
             logits = layers[-1].name
             for name, members in graphs.items():
@@ -313,7 +282,7 @@ def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
         torch.cat([centered[name] / scales[name] for name in values], dim=1) / len(centered[next(iter(values))]) ** 0.5
     )
     width = min(rank, *stacked.shape)
-    directions, singular = _leading_directions(stacked, width)
+    directions, singular = leading_directions(stacked, width)
     explained = float(singular.square().sum() / stacked.square().sum().clamp_min(1e-12))
     parts = (directions * singular).split([part.shape[1] for part in values.values()])
     factor = torch.cat([part * scale for part, scale in zip(parts, scales.values(), strict=True)])
@@ -321,87 +290,6 @@ def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
         factor = torch.nn.functional.pad(factor, (0, min(rank, stacked.shape[1]) - factor.shape[1]))
     blocks = tuple((name, part.shape[1]) for name, part in values.items())
     return Record(blocks, torch.cat(list(means.values())).unsqueeze(0), factor.unsqueeze(0), explained)
-
-
-def _leading_directions(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `width` leading right singular vectors [M, width] and singular values of `rows` [n, M].
-
-    Exact where a side is small; otherwise by randomized subspace iteration (Halko et al. 2011, algorithm 4.4).
-    """
-    n, m = rows.shape
-    if m <= 1024:
-        values, vectors = torch.linalg.eigh((rows.T @ rows).double())
-        values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
-        return vectors.float(), values.clamp_min(0).sqrt().float()
-    oversampled = min(width + 20, n, m)
-    start = torch.randn(m, oversampled, generator=torch.Generator().manual_seed(0)).to(rows.device)
-    basis = torch.linalg.qr(rows @ start).Q
-    for _ in range(2):
-        basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
-    _, singular, right = torch.linalg.svd(basis.T @ rows, full_matrices=False)
-    return right[:width].T.contiguous(), singular[:width]
-
-
-def _make_graphs(values: dict[str, torch.Tensor], options: StatisticsOptions) -> dict[str, list[Graph]]:
-    """Return one class's graphs over layers of values [n, units]: one over all of them, one per adjacent pair."""
-    names = list(values)
-    active = {name: part.relu() for name, part in values.items()}
-    weights = [(active[a].T @ active[b]) / len(active[a]) for a, b in pairwise(names)]
-    pairs = [
-        _make_graph(f"{a}-{b}", (a, b), [block], options)
-        for (a, b), block in zip(pairwise(names), weights, strict=True)
-    ]
-    return {SPECTRAL_ALL: [_make_graph("all", tuple(names), weights, options)], SPECTRAL_PAIRS: pairs}
-
-
-def _make_graph(name: str, layers: tuple[str, ...], weights: list[torch.Tensor], options: StatisticsOptions) -> Graph:
-    """Return the spectral basis of a chain of layers, of which `weights` [units, units] joins each to the next."""
-    sizes = [weights[0].shape[0], *(block.shape[1] for block in weights)]
-    degrees = [weights[0].new_zeros(size) for size in sizes]
-    for index, block in enumerate(weights):
-        degrees[index] += block.sum(1)
-        degrees[index + 1] += block.sum(0)
-    roots = [torch.where(d > 0, d.clamp_min(1e-20).rsqrt(), 0) for d in degrees]
-    starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    rows = {index: sum(sizes[0:index:2]) for index in range(0, len(sizes), 2)}
-    columns = {index: sum(sizes[1:index:2]) for index in range(1, len(sizes), 2)}
-    joined = weights[0].new_zeros(sum(sizes[0::2]), sum(sizes[1::2]))
-    for index, block in enumerate(weights):
-        scaled = roots[index].unsqueeze(1) * block * roots[index + 1]
-        even, odd, scaled = (index + 1, index, scaled.T) if index % 2 else (index, index + 1, scaled)
-        joined[rows[even] : rows[even] + sizes[even], columns[odd] : columns[odd] + sizes[odd]] = scaled
-    nodes = starts[-1]
-    keep = max(2, min(options.spectral_max, math.ceil(nodes * options.spectral_fraction), nodes))
-    even_nodes = [node for part in rows for node in range(starts[part], starts[part + 1])]
-    odd_nodes = [node for part in columns for node in range(starts[part], starts[part + 1])]
-    return _basis_of(name, layers, joined, even_nodes, odd_nodes, keep, options.spectral_order)
-
-
-def _basis_of(
-    name: str, layers: tuple[str, ...], joined: torch.Tensor, even: list[int], odd: list[int], keep: int, order: str
-) -> Graph:
-    """Turn the singular triplets of the even-odd block into eigenvectors of the normalized Laplacian."""
-    both_signs = order == "energy"
-    triplets = min(keep // 2 if both_signs else keep, *joined.shape)
-    left, singular, right = _singular_triplets(joined, triplets)
-    half = 0.5**0.5
-    basis = torch.zeros(len(even) + len(odd), triplets * (2 if both_signs else 1), device=joined.device)
-    basis[even, :triplets], basis[odd, :triplets] = left * half, right * half
-    eigenvalues = 1 - singular
-    if both_signs:
-        basis[even, triplets:], basis[odd, triplets:] = left * half, -right * half
-        eigenvalues = torch.cat([eigenvalues, 1 + singular])
-    return Graph(name, layers, basis.unsqueeze(0), eigenvalues.unsqueeze(0))
-
-
-def _singular_triplets(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the leading (U [m, count], s [count], V [n, count]), from the Gram matrix of the smaller side."""
-    transposed = matrix.shape[0] < matrix.shape[1]
-    tall = matrix.T if transposed else matrix
-    right, singular = _leading_directions(tall, count)
-    left = tall @ right / singular.clamp_min(1e-8)
-    left = torch.where(singular > 1e-6, left, 0)
-    return (right, singular, left) if transposed else (left, singular, right)
 
 
 def _join_records(rows: list[Record]) -> Record:

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,17 @@ from .errors import ArtifactError
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_TENSORS = 20_000
 MAX_NAME_LENGTH = 200
+MAX_DIMENSIONS = 64
 METADATA_KEY = "kdx"  # the only key: the format does not keep the order of several, and equal inputs give equal bytes
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
-_ARRAY_TYPES = frozenset({"uint8", "int64", "float32", "float64"})
+_ARRAY_TYPES = frozenset(map(np.dtype, ("|u1", "<i8", "<f4", "<f8")))
 
 Json = dict[str, Any]
+
+# what numpy's header parser raises, besides ValueError, on hostile text (it calls ast and tokenize)
+_UNSOUND = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError,
+            tokenize.TokenError)  # fmt: skip
 
 
 def encode_safetensors(tensors: dict[str, torch.Tensor], metadata: Json) -> bytes:
@@ -54,7 +60,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
     metadata = _check_safetensors(path, content)
     try:
         return parse_safetensors(content), metadata
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is not a sound safetensors file: {error}") from error
 
 
@@ -66,7 +72,7 @@ def read_safetensors_metadata(path: Path) -> Json:
 def encode_npy(array: np.ndarray) -> bytes:
     """Return the bytes of a `.npy` file (format 1.0, C order, little-endian)."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -81,16 +87,18 @@ def read_npy(path: Path) -> np.ndarray:
             shape, fortran_order, dtype = _read_npy_header(stream)
             expected = math.prod(shape) * dtype.itemsize
             present = os.fstat(stream.fileno()).st_size - stream.tell()
-            if dtype.name not in _ARRAY_TYPES:
-                raise ArtifactError(f"{path} holds elements of type {dtype.name}, which no artifact has")
+            if dtype not in _ARRAY_TYPES:
+                raise ArtifactError(f"{path} holds elements of type {dtype}, which no artifact has")
             if expected != present:
                 raise ArtifactError(f"{path} declares {expected} bytes of data and holds {present}")
             flat = np.frombuffer(bytearray(stream.read(expected)), dtype=dtype)
+        return flat.reshape(shape, order="F" if fortran_order else "C")
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
-    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except IsADirectoryError as error:
+        raise ArtifactError(f"{path} is a directory, not a file") from error
+    except _UNSOUND as error:
         raise ArtifactError(f"{path} is not a sound .npy file: {error}") from error
-    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -152,7 +160,8 @@ def _check_tensors(header: Json, refuse: Any) -> int:
             raise refuse(f"tensor name {name[:40]!r} is not allowed")
         try:
             item_bytes, shape, (begin, end) = _ITEM_BYTES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            sound = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+            sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
             sound = sound and end - begin == math.prod(shape) * item_bytes
         except (KeyError, TypeError, ValueError):
             sound = False

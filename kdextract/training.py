@@ -111,6 +111,8 @@ def take_steps(
             reported = done
             if done < schedule.steps:
                 checkpoints.offer(lambda: _state(classifier, optimizer, stateful, rows))
+    if not all(bool(torch.isfinite(weight).all()) for weight in classifier.network.parameters()):
+        raise DivergedError(f"{title}: the last step left weights that are not finite; try a smaller --lr")
     return rows
 
 
@@ -148,11 +150,20 @@ def _restore(
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    _as_parameters_lie(optimizer)
     for owner, member in stateful.items():
         member.restore(below(f"state.{owner}."))
     torch.set_rng_state(tensors["torch_rng"])
     rows += values["rows"]
     return int(rows[-1]["step"])
+
+
+def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam's moments the memory layout of their weights: the fused step walks both by address."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 class Augmenter:

@@ -19,7 +19,7 @@ MAX_FILE_LINES = 400
 # what is in that package and has no entry of its own; modules of one such package may import each other.
 LEVELS = [
     ["errors"],
-    ["artifacts", "config", "hooks", "losses", "progress", "tensor_files", "models."],
+    ["artifacts", "config", "hooks", "losses", "progress", "tensor_files", "models.", "spectra"],
     ["classifier", "images", "methods.options", "methods.registry", "run_dir"],
     ["data", "sources", "stage_runner", "statistics"],
     ["inversion", "options", "report.", "training"],

@@ -22,11 +22,10 @@ from kdextract.images import fit_images, to_pixels
 from kdextract.inversion import INITIALIZERS, DropoutMasks, Inverted
 from kdextract.methods import method, method_names, register_method
 from kdextract.methods.options import INITS, PixelConfig
+from kdextract.spectra import SpectralOptions
 from kdextract.statistics import Record, Statistics, StatisticsOptions, compute_statistics
 
-OPTIONS = StatisticsOptions(
-    max_units=2000, rank=15, spectral=True, spectral_fraction=0.1, spectral_max=30, spectral_order="energy"
-)
+OPTIONS = StatisticsOptions(max_units=2000, rank=15, spectra=SpectralOptions(0.1, 30, "energy"))
 SPECTRAL = ["spectral_all_layers", "spectral_layer_pairs"]
 
 every_method = pytest.mark.parametrize("name", method_names())

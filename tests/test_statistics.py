@@ -17,6 +17,7 @@ from torch import nn
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.errors import ArtifactError, ConfigError
 from kdextract.images import to_pixels
+from kdextract.spectra import SpectralOptions
 from kdextract.statistics import (
     LAYERS,
     SPECTRAL_ALL,
@@ -31,9 +32,8 @@ from kdextract.tensor_files import encode_safetensors, read_safetensors
 UNITS = {"conv1": 18, "fc1": 12, "fc2": 10, "logits": 3}
 PAIRS = [("conv1", "fc1"), ("fc1", "fc2"), ("fc2", "logits")]
 COUNTS = [60, 45, 80]
-OPTIONS = StatisticsOptions(
-    max_units=1000, rank=200, spectral=True, spectral_fraction=0.3, spectral_max=64, spectral_order="energy"
-)
+SPECTRA = SpectralOptions(0.3, 64, "energy")
+OPTIONS = StatisticsOptions(max_units=1000, rank=200, spectra=SPECTRA)
 
 
 def tiny_teacher() -> Classifier:
@@ -142,7 +142,7 @@ def test_layers_counts_means_and_deviations(statistics: Statistics, per_class: l
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_statistics_do_not_depend_on_the_chunk(chunk: int, teacher: Classifier, statistics: Statistics) -> None:
-    other = compute_statistics(teacher, *tiny_images(), replace(OPTIONS, spectral=False), nothing, chunk=chunk)
+    other = compute_statistics(teacher, *tiny_images(), replace(OPTIONS, spectra=None), nothing, chunk=chunk)
     for name in UNITS:
         torch.testing.assert_close(other.means[name], statistics.means[name], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(other.deviations[name], statistics.deviations[name], rtol=1e-4, atol=1e-5)
@@ -163,7 +163,7 @@ def test_factor_gives_the_covariance_over_all_layers(
 
 def test_small_rank_keeps_the_best_directions(teacher: Classifier, per_class: list[dict[str, np.ndarray]]) -> None:
     """With each block scaled to a total variance of 1, no factor of that rank is nearer (Eckart and Young)."""
-    options = replace(OPTIONS, rank=4, spectral=False)
+    options = replace(OPTIONS, rank=4, spectra=None)
     record = compute_statistics(teacher, *tiny_images(), options, nothing).record(LAYERS)
     assert record.factor.shape == (3, sum(UNITS.values()), 4)
     shares = []
@@ -181,7 +181,7 @@ def test_small_rank_keeps_the_best_directions(teacher: Classifier, per_class: li
 
 def test_more_rank_explains_more(teacher: Classifier) -> None:
     explained = [
-        compute_statistics(teacher, *tiny_images(), replace(OPTIONS, rank=rank, spectral=False), nothing)
+        compute_statistics(teacher, *tiny_images(), replace(OPTIONS, rank=rank, spectra=None), nothing)
         .record(LAYERS)
         .explained
         for rank in (1, 3, 8, 43)
@@ -198,7 +198,7 @@ def test_wide_record_is_factored_as_well_as_a_narrow_one() -> None:
     labels = labels.clamp_max(1)
     rank = 20
     record = compute_statistics(
-        teacher, images, labels, replace(OPTIONS, max_units=1000, rank=rank, spectral=False), nothing
+        teacher, images, labels, replace(OPTIONS, max_units=1000, rank=rank, spectra=None), nothing
     ).record(LAYERS)
     assert record.mean.shape[1] == 800 + 800 + 2
     exact = []
@@ -231,7 +231,12 @@ def test_layers_of_many_units_have_no_covariance(teacher: Classifier, statistics
 def test_a_limit_that_leaves_the_logits_out_is_refused(spectral: bool, teacher: Classifier) -> None:
     """Every method draws the logits; a record without them is of no use."""
     with pytest.raises(ConfigError, match="max-units"):
-        compute_statistics(teacher, *tiny_images(), replace(OPTIONS, max_units=2, spectral=spectral), nothing)
+        compute_statistics(
+            teacher,
+            *tiny_images(),
+            replace(OPTIONS, max_units=2, spectra=OPTIONS.spectra if spectral else None),
+            nothing,
+        )
 
 
 def test_classes_of_different_sizes_share_one_record(teacher: Classifier) -> None:
@@ -350,7 +355,7 @@ def all_graphs(statistics: Statistics) -> list[Any]:
 
 @pytest.fixture(scope="module", params=["energy", "smooth"])
 def ordered(request: pytest.FixtureRequest, teacher: Classifier) -> tuple[str, Statistics]:
-    options = replace(OPTIONS, spectral_order=request.param)
+    options = replace(OPTIONS, spectra=replace(SPECTRA, order=request.param))
     return request.param, compute_statistics(teacher, *tiny_images(), options, nothing)
 
 
@@ -396,7 +401,7 @@ def test_energy_order_keeps_more_of_the_weights_than_smooth_order(
 ) -> None:
     kept = {}
     for order in ("energy", "smooth"):
-        options = replace(OPTIONS, spectral_order=order, spectral_max=4)
+        options = replace(OPTIONS, spectra=replace(SPECTRA, order=order, maximum=4))
         (graph,) = compute_statistics(teacher, *tiny_images(), options, nothing).graphs[SPECTRAL_ALL]
         kept[order] = float((1 - graph.eigenvalues).square().sum())
         assert (graph.eigenvalues > 1.5).any() == (order == "energy")
@@ -408,7 +413,7 @@ def test_energy_order_keeps_more_of_the_weights_than_smooth_order(
 def test_fraction_and_limit_say_how_many_eigenvectors(
     fraction: float, most: int, expected: int, order: Any, teacher: Classifier
 ) -> None:
-    options = replace(OPTIONS, spectral_fraction=fraction, spectral_max=most, spectral_order=order)
+    options = replace(OPTIONS, spectra=SpectralOptions(fraction, most, order))
     (graph,) = compute_statistics(teacher, *tiny_images(), options, nothing).graphs[SPECTRAL_ALL]
     kept = graph.basis.shape[2]
     if order == "energy":
@@ -471,7 +476,7 @@ def test_spectral_record_is_of_spectra_and_logits(
 
 
 def test_without_spectra_there_is_one_record(teacher: Classifier) -> None:
-    statistics = compute_statistics(teacher, *tiny_images(), replace(OPTIONS, spectral=False), nothing)
+    statistics = compute_statistics(teacher, *tiny_images(), replace(OPTIONS, spectra=None), nothing)
     assert list(statistics.records) == [LAYERS]
     assert statistics.graphs == {}
     with pytest.raises(ConfigError, match="kdx compute-stats --force --spectral"):

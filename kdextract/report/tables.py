@@ -16,9 +16,17 @@ _PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "teac
 _BYTES = {"bytes_handed_over", "image_bytes"}
 
 
+class _Console(Console):
+    """rich's own would exit with code 1 when the reader of a pipe has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the caller see it."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Return a console on stdout that never cuts or wraps what a pipe reads."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_line(text: str) -> None:
@@ -49,7 +57,7 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    wide = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    wide = _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     wide.print(table)
 
 

@@ -53,6 +53,7 @@ def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
 def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]:
     """Run every training image through the teacher once and write `statistics.safetensors`."""
     from ..images import fit_images
+    from ..spectra import SpectralOptions
     from ..statistics import LAYERS, StatisticsOptions, compute_statistics
     from ..tensor_files import encode_safetensors
 
@@ -65,10 +66,9 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
     options = StatisticsOptions(
         max_units=config.max_units,
         rank=config.covariance_rank,
-        spectral=config.spectral,
-        spectral_fraction=config.spectral_fraction,
-        spectral_max=config.spectral_max,
-        spectral_order=config.spectral_order,  # type: ignore[arg-type]
+        spectra=SpectralOptions(config.spectral_fraction, config.spectral_max, config.spectral_order)
+        if config.spectral
+        else None,
     )
     with context.phase("statistics"), context.reporter.task("compute-stats", len(images)) as task:
         statistics = compute_statistics(teacher, images, data.labels, options, task.advance)

@@ -77,7 +77,8 @@ def plan(config: DistillConfig, run: RunDir) -> Plan:
     else:
         directory = transfer_set(config.data, run)
         manifest = verify_artifact(directory)
-        inputs.append(Input("transfer-set", manifest.label, manifest.identity))
+        inside = directory.parent.parent.resolve() == run.root.resolve()
+        inputs.append(Input("transfer-set", manifest.label if inside else str(directory), manifest.identity))
         needs = manifest.needs
     name = config.student
     if _is_file(config.student):

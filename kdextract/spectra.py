@@ -1,0 +1,127 @@
+"""Spectra of a teacher's activation graph: the bases of the two spectral objectives (Lopes, Fenu and Starner 2017).
+
+The paper speaks of graph spectra of the network's activations and leaves the operator open. Our reading: nodes are units,
+the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)], the basis holds the eigenvectors of the
+normalized Laplacian L = I - D^(-1/2) W D^(-1/2) whose eigenvalues are farthest from 1 (most of W's energy), and the
+spectrum of an image is basis^T a, of its pre-activations a: what remains after ReLU determines an image far less
+(`inversion.match_layers` has the figure). As only adjacent layers are joined, the graph is bipartite (odd and even
+layers), and L's eigenvectors (u, +v)/sqrt(2), (u, -v)/sqrt(2) with eigenvalues 1 -+ s come from the singular triplets
+(u, s, v) of the odd-even block of D^(-1/2) W D^(-1/2): exact, and small enough to compute.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+
+@dataclass(frozen=True)
+class SpectralOptions:
+    """Keep ceil(`fraction` * V) of a graph's eigenvectors, at most `maximum`, chosen by `order` (energy or smooth)."""
+
+    fraction: float
+    maximum: int
+    order: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One spectral basis per class: [K, V, k] over the units of `layers` laid end to end; eigenvalues [K, k] of L."""
+
+    name: str
+    layers: tuple[str, ...]
+    basis: torch.Tensor
+    eigenvalues: torch.Tensor
+
+    def spectrum(self, activations: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Return basis_c^T a for each image: [batch, k]. `labels` picks the basis, class by class."""
+        nodes = torch.cat([activations[name].flatten(1) for name in self.layers], dim=1)
+        spectrum = nodes.new_zeros(len(labels), self.basis.shape[2])
+        for label in labels.unique():
+            rows = (labels == label).nonzero().squeeze(1).to(nodes.device)
+            spectrum = spectrum.index_copy(0, rows, nodes[rows] @ self.basis[label])
+        return spectrum
+
+
+def class_graphs(values: dict[str, torch.Tensor], options: SpectralOptions) -> tuple[Graph, list[Graph]]:
+    """Return one class's graphs over layers of values [n, units]: the one over all of them, and one per adjacent pair."""
+    names = list(values)
+    active = {name: part.relu() for name, part in values.items()}
+    weights = [(active[a].T @ active[b]) / len(active[a]) for a, b in pairwise(names)]
+    pairs = [
+        _make_graph(f"{a}-{b}", (a, b), [block], options)
+        for (a, b), block in zip(pairwise(names), weights, strict=True)
+    ]
+    return _make_graph("all", tuple(names), weights, options), pairs
+
+
+def _make_graph(name: str, layers: tuple[str, ...], weights: list[torch.Tensor], options: SpectralOptions) -> Graph:
+    """Return the spectral basis of a chain of layers, of which `weights` [units, units] joins each to the next."""
+    sizes = [weights[0].shape[0], *(block.shape[1] for block in weights)]
+    degrees = [weights[0].new_zeros(size) for size in sizes]
+    for index, block in enumerate(weights):
+        degrees[index] += block.sum(1)
+        degrees[index + 1] += block.sum(0)
+    roots = [torch.where(d > 0, d.clamp_min(1e-20).rsqrt(), 0) for d in degrees]
+    starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+    rows = {index: sum(sizes[0:index:2]) for index in range(0, len(sizes), 2)}
+    columns = {index: sum(sizes[1:index:2]) for index in range(1, len(sizes), 2)}
+    joined = weights[0].new_zeros(sum(sizes[0::2]), sum(sizes[1::2]))
+    for index, block in enumerate(weights):
+        scaled = roots[index].unsqueeze(1) * block * roots[index + 1]
+        even, odd, scaled = (index + 1, index, scaled.T) if index % 2 else (index, index + 1, scaled)
+        joined[rows[even] : rows[even] + sizes[even], columns[odd] : columns[odd] + sizes[odd]] = scaled
+    nodes = starts[-1]
+    keep = max(2, min(options.maximum, math.ceil(nodes * options.fraction), nodes))
+    even_nodes = [node for part in rows for node in range(starts[part], starts[part + 1])]
+    odd_nodes = [node for part in columns for node in range(starts[part], starts[part + 1])]
+    return _basis_of(name, layers, joined, even_nodes, odd_nodes, keep, options.order)
+
+
+def _basis_of(
+    name: str, layers: tuple[str, ...], joined: torch.Tensor, even: list[int], odd: list[int], keep: int, order: str
+) -> Graph:
+    """Turn the singular triplets of the even-odd block into eigenvectors of the normalized Laplacian."""
+    both_signs = order == "energy"
+    triplets = min(keep // 2 if both_signs else keep, *joined.shape)
+    left, singular, right = _singular_triplets(joined, triplets)
+    half = 0.5**0.5
+    basis = torch.zeros(len(even) + len(odd), triplets * (2 if both_signs else 1), device=joined.device)
+    basis[even, :triplets], basis[odd, :triplets] = left * half, right * half
+    eigenvalues = 1 - singular
+    if both_signs:
+        basis[even, triplets:], basis[odd, triplets:] = left * half, -right * half
+        eigenvalues = torch.cat([eigenvalues, 1 + singular])
+    return Graph(name, layers, basis.unsqueeze(0), eigenvalues.unsqueeze(0))
+
+
+def _singular_triplets(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the leading (U [m, count], s [count], V [n, count]), from the Gram matrix of the smaller side."""
+    transposed = matrix.shape[0] < matrix.shape[1]
+    tall = matrix.T if transposed else matrix
+    right, singular = leading_directions(tall, count)
+    left = tall @ right / singular.clamp_min(1e-8)
+    left = torch.where(singular > 1e-6, left, 0)
+    return (right, singular, left) if transposed else (left, singular, right)
+
+
+def leading_directions(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `width` leading right singular vectors [M, width] and singular values of `rows` [n, M].
+
+    Exact where a side is small; otherwise by randomized subspace iteration (Halko et al. 2011, algorithm 4.4).
+    """
+    n, m = rows.shape
+    if m <= 1024:
+        values, vectors = torch.linalg.eigh((rows.T @ rows).double())
+        values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
+        return vectors.float(), values.clamp_min(0).sqrt().float()
+    oversampled = min(width + 20, n, m)
+    start = torch.randn(m, oversampled, generator=torch.Generator().manual_seed(0)).to(rows.device)
+    basis = torch.linalg.qr(rows @ start).Q
+    for _ in range(2):
+        basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
+    _, singular, right = torch.linalg.svd(basis.T @ rows, full_matrices=False)
+    return right[:width].T.contiguous(), singular[:width]
