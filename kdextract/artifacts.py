@@ -126,7 +126,8 @@ def _check_types(path: Path, manifest: Manifest) -> None:
     plain = all(isinstance(text, str) for text in texts) and all(isinstance(entry, dict) for entry in objects)
     if not plain or any(type(output.bytes) is not int for output in manifest.outputs):
         raise ArtifactError(f"{path} is malformed: a field has the wrong type")
-    if not all(_SHA256.fullmatch(entry.sha256) for entry in (*manifest.inputs, *manifest.outputs)):
+    hashes = [entry.sha256 for entry in manifest.inputs] + [entry.sha256 for entry in manifest.outputs]
+    if not all(_SHA256.fullmatch(text) for text in hashes):
         raise ArtifactError(f"{path} is malformed: a sha256 is not 64 hexadecimal digits")
     for output in manifest.outputs:
         if output.file == MANIFEST or not _FILE_NAME.fullmatch(output.file):

@@ -1,7 +1,7 @@
 """Spectra of a teacher's activation graph: the bases of the two spectral objectives (Lopes, Fenu and Starner 2017).
 
-The paper speaks of graph spectra of the network's activations and leaves the operator open. Our reading: nodes are units,
-the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)], the basis holds the eigenvectors of the
+The paper speaks of graph spectra of the network's activations and leaves the operator open. Our reading: nodes are
+units, the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)], the basis holds the eigenvectors of the
 normalized Laplacian L = I - D^(-1/2) W D^(-1/2) whose eigenvalues are farthest from 1 (most of W's energy), and the
 spectrum of an image is basis^T a, of its pre-activations a: what remains after ReLU determines an image far less
 (`inversion.match_layers` has the figure). As only adjacent layers are joined, the graph is bipartite (odd and even
@@ -47,7 +47,7 @@ class Graph:
 
 
 def class_graphs(values: dict[str, torch.Tensor], options: SpectralOptions) -> tuple[Graph, list[Graph]]:
-    """Return one class's graphs over layers of values [n, units]: the one over all of them, and one per adjacent pair."""
+    """Return one class's graphs over layers of values [n, units]: one over all, and one per adjacent pair."""
     names = list(values)
     active = {name: part.relu() for name, part in values.items()}
     weights = [(active[a].T @ active[b]) / len(active[a]) for a, b in pairwise(names)]
