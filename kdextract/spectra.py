@@ -1,12 +1,16 @@
 """Spectra of a teacher's activation graph: the bases of the two spectral objectives (Lopes, Fenu and Starner 2017).
 
-The paper speaks of graph spectra of the network's activations and leaves the operator open. Our reading: nodes are
-units, the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)], the basis holds the eigenvectors of the
-normalized Laplacian L = I - D^(-1/2) W D^(-1/2) whose eigenvalues are farthest from 1 (most of W's energy), and the
-spectrum of an image is basis^T a, of its pre-activations a: what remains after ReLU determines an image far less
-(`inversion.match_layers` has the figure). As only adjacent layers are joined, the graph is bipartite (odd and even
-layers), and L's eigenvectors (u, +v)/sqrt(2), (u, -v)/sqrt(2) with eigenvalues 1 -+ s come from the singular triplets
-(u, s, v) of the odd-even block of D^(-1/2) W D^(-1/2): exact, and small enough to compute.
+The paper speaks of graph spectra of the network's activations and leaves the operator open. Our reading:
+
+* nodes are units; the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)];
+* the basis holds the eigenvectors of the normalized Laplacian L = I - D^(-1/2) W D^(-1/2) whose eigenvalues are
+  farthest from 1 (most of W's energy);
+* the spectrum of an image is basis^T a, of its pre-activations a: what remains after ReLU determines an image far less
+  (`inversion.match_layers` has the figure).
+
+As only adjacent layers are joined, the graph is bipartite (odd and even layers), and L's eigenvectors (u, +v)/sqrt(2),
+(u, -v)/sqrt(2) with eigenvalues 1 -+ s come from the singular triplets (u, s, v) of the odd-even block of
+D^(-1/2) W D^(-1/2): exact, and small enough to compute.
 """
 
 from __future__ import annotations
