@@ -1,0 +1,71 @@
+"""What the README says is so: its file tree, its commands, its options, its pipeline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from kdextract.cli import app
+from kdextract.methods import method_names
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PIPELINE = """kdx train
+kdx compute-stats
+kdx optimize-dataset --objective spectral_all_layers
+kdx distill --student lenet_half
+"""
+
+
+def commands() -> dict[str, set[str]]:
+    """Command name -> every spelling of its options."""
+    group = get_command(app)
+    return {
+        name: {spelling for option in command.params for spelling in (*option.opts, *option.secondary_opts)}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+def test_the_file_tree_is_the_package() -> None:
+    tree = README.split("## Files")[1].split("```")[1]
+    listed = set(re.findall(r"^  ([a-z_]+\.py|[a-z]+/)\s", tree, flags=re.MULTILINE))
+    package = ROOT / "kdextract"
+    files = {path.name for path in package.glob("*.py")} - {"__main__.py"}
+    folders = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert listed == files | folders
+
+
+def test_the_pipeline_is_four_lines_to_the_letter() -> None:
+    assert PIPELINE in README
+    assert PIPELINE in (ROOT / "examples" / "digits.sh").read_text(encoding="utf-8")
+
+
+def test_every_command_and_option_of_the_readme_exists() -> None:
+    known = commands()
+    every_option = set().union(*known.values()) | {"--version", "--help"}
+    for name in re.findall(r"`kdx ([a-z-]+)", README):
+        assert name in known, name
+    for line in re.findall(r"^(?:student=\$\()?kdx ([a-z-]+)(.*)$", README, flags=re.MULTILINE):
+        name, rest = line
+        assert name in known, name
+        options = set(re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", rest.split("#")[0].split("&&")[0].replace(")", "")))
+        assert options <= known[name], (name, options - known[name])
+    assert set(re.findall(r"`(--[a-z][a-z-]*)", README)) <= every_option
+
+
+def test_every_method_is_described() -> None:
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in method_names():
+        assert f"| `{name}` |" in README
+        assert f"`{name}`" in methods
+
+
+def test_the_exit_codes_are_the_errors() -> None:
+    import kdextract.errors as errors
+
+    codes = {str(kind.exit_code) for kind in vars(errors).values() if hasattr(kind, "exit_code")}
+    table = README.split("## Exit codes")[1].split("## Files")[0]
+    listed = set(re.findall(r"^\| ([\d, ]+) \|", table, flags=re.MULTILINE))
+    assert codes | {"0", "130, 143"} == listed
