@@ -181,7 +181,7 @@ def verify(config: VerifyConfig, output: OutputOptions) -> None:
     """Check everything and raise `ArtifactError` for the first problem after listing them all."""
     run = _existing_run(config.run)
     results, problems = [], []
-    identities: dict[str, str] = {}
+    identities: dict[str, str | None] = {}  # None: damaged, which is said once and not again of what was made from it
     for ref in run.artifacts():
         try:
             manifest = verified(ref)
@@ -189,6 +189,7 @@ def verify(config: VerifyConfig, output: OutputOptions) -> None:
             problem = _broken_lineage(ref, manifest, identities)
         except ArtifactError as error:
             problem = str(error)
+            identities[ref.label] = None
         results.append({"artifact": ref.label, "ok": problem is None, "problem": problem})
         problems += [problem] if problem else []
     if output.json and not problems:
@@ -200,13 +201,13 @@ def verify(config: VerifyConfig, output: OutputOptions) -> None:
         raise ArtifactError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
 
-def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, str]) -> str | None:
+def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, str | None]) -> str | None:
     """Say which input of the run is gone or is another one than when the artifact was made; None if all is well."""
     for entry in manifest.inputs:
         inside = entry.path.split("/")[0] in {place.rstrip("/") for place in PLACES.values()}
         if inside and entry.path not in identities:
-            return f"{ref.directory} was made from {entry.path}, which is gone or damaged"
-        if identities.get(entry.path, entry.sha256) != entry.sha256:
+            return f"{ref.directory} was made from {entry.path}, which is gone"
+        if identities.get(entry.path) not in (None, entry.sha256):
             return f"{ref.directory} was made from another {entry.path} than the one in the run"
     return None
 
