@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -27,8 +26,9 @@ from .artifacts import (
     read_manifest,
     write_file,
 )
+from .checkpoints import CHECKPOINT_FILE, Checkpoints
 from .config import StageConfig, to_record
-from .errors import ArtifactError, Interrupted, OutOfMemoryError, from_os_error
+from .errors import ArtifactError, OutOfMemoryError, from_os_error
 from .progress import Reporter
 from .run_dir import ArtifactRef, RunDir, verified
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from .classifier import Classifier
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
-CHECKPOINT_SECONDS = 10.0
-CHECKPOINT_FILE = "checkpoint.safetensors"
 KEY_FILE = "key.json"
 METRICS_FILE = "metrics.jsonl"
 
@@ -113,67 +111,6 @@ def file_input(role: str, path: Path) -> Input:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist")
     return Input(role, str(path), file_sha256(path))
-
-
-def _digest(tensors: dict[str, torch.Tensor], values: Json) -> str:
-    """Sha256 of a checkpoint's content, kept in its metadata."""
-    from .tensor_files import encode_safetensors
-
-    return hashlib.sha256(encode_safetensors(tensors, values)).hexdigest()
-
-
-class Checkpoints:
-    """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / CHECKPOINT_FILE
-        self._last = time.monotonic()
-        self._stop_signal: int | None = None
-        self._deferring = False
-
-    def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
-        """Return (tensors, values) of the last checkpoint, or None; a damaged one counts as none."""
-        from .tensor_files import read_safetensors
-
-        if not self._path.exists():
-            return None
-        try:
-            tensors, values = read_safetensors(self._path)
-        except ArtifactError:
-            return None
-        digest = values.pop("sha256", None)
-        return (tensors, values) if digest == _digest(tensors, values) else None
-
-    def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]], soon: bool = False) -> None:
-        """Save `state()` when it is time to: every few seconds, or now if the process was told to stop.
-
-        Raises:
-            Interrupted: the process was told to stop; the state is saved.
-        """
-        if self._stop_signal is None and not soon and time.monotonic() - self._last < CHECKPOINT_SECONDS:
-            return
-        from .tensor_files import encode_safetensors
-
-        tensors, values = state()
-        write_file(self._path, encode_safetensors(tensors, {**values, "sha256": _digest(tensors, values)}))
-        self._last = time.monotonic()
-        if self._stop_signal is not None:
-            raise Interrupted(self._stop_signal)
-
-    @contextmanager
-    def loop(self) -> Iterator[None]:
-        """While the block runs, a signal waits for the next `offer`, so that the state it saves is whole."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-
-    def stop(self, signal_number: int, frame: FrameType | None) -> None:
-        """Signal handler: stop at the next `offer` inside `loop`, at once elsewhere or when asked twice."""
-        if not self._deferring or self._stop_signal is not None:
-            raise Interrupted(signal_number)
-        self._stop_signal = signal_number
 
 
 @dataclass

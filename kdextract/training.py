@@ -23,13 +23,13 @@ Row = dict[str, float]
 
 
 class CheckpointSaver(Protocol):
-    """Where a loop saves its state: `stage_runner.Checkpoints` is one."""
+    """Where a loop saves its state: `checkpoints.Checkpoints` is one."""
 
     def load(self) -> tuple[State, dict[str, list[Row]]] | None:
         """Return what was saved last, or None."""
         ...
 
-    def offer(self, state: Callable[[], tuple[State, dict[str, list[Row]]]], soon: bool = False) -> None:
+    def offer(self, state: Callable[[], tuple[State, dict[str, list[Row]]]]) -> None:
         """Save `state()` if it is time to."""
         ...
 

@@ -20,7 +20,7 @@ MAX_FILE_LINES = 400
 LEVELS = [
     ["errors"],
     ["artifacts", "config", "hooks", "losses", "progress", "tensor_files", "models.", "spectra"],
-    ["classifier", "images", "methods.options", "methods.registry", "run_dir"],
+    ["checkpoints", "classifier", "images", "methods.options", "methods.registry", "run_dir"],
     ["data", "sources", "stage_runner", "statistics"],
     ["inversion", "options", "report.", "training"],
     ["distillation", "methods."],

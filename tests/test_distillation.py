@@ -35,7 +35,7 @@ class NoCheckpoints:
     def load(self) -> None:
         """There is none."""
 
-    def offer(self, state: Callable[[], Any], soon: bool = False) -> None:
+    def offer(self, state: Callable[[], Any]) -> None:
         """Do not save."""
 
 
@@ -49,7 +49,7 @@ class StopAt:
         """Return what was saved, or None."""
         return read_safetensors(self._path) if self._path.exists() else None
 
-    def offer(self, state: Callable[[], Any], soon: bool = False) -> None:
+    def offer(self, state: Callable[[], Any]) -> None:
         """Save and stop, if it is time to."""
         tensors, values = state()
         if self._step is not None and values["rows"][-1]["step"] >= self._step:

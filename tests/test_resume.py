@@ -15,17 +15,18 @@ import pytest
 from conftest import environment, sha256s
 
 import kdextract
-from kdextract import stage_runner
+from kdextract import checkpoints
 from kdextract.artifacts import partial_path
+from kdextract.checkpoints import CHECKPOINT_FILE, Checkpoints
 from kdextract.config import spelling
 from kdextract.errors import ArtifactError
-from kdextract.stage_runner import CHECKPOINT_FILE, KEY_FILE, Checkpoints
+from kdextract.stage_runner import KEY_FILE
 from kdextract.tensor_files import read_safetensors_metadata
 
 CHECKPOINT_AT_EVERY_OFFER = """
 import sys
-from kdextract import cli, stage_runner
-stage_runner.CHECKPOINT_SECONDS = 0.0
+from kdextract import checkpoints, cli
+checkpoints.CHECKPOINT_SECONDS = 0.0
 cli.main()
 """
 PLACES = {"train": "teacher", "optimize-dataset": "transfer-sets/made", "distill": "students/made"}
@@ -160,14 +161,15 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, offers: int) -> None:
     seen = 0
     real = Checkpoints.offer
 
-    def offer(self: Checkpoints, state: Any, soon: bool = False) -> None:
+    def offer(self: Checkpoints, state: Any) -> None:
         nonlocal seen
-        real(self, state, soon=True)
+        real(self, state)
         seen += 1
         if seen == offers:
             raise Crash
 
     monkeypatch.setattr(Checkpoints, "offer", offer)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
 
 
 def crashed(run: Path, stage: str, offers: int, **changes: Any) -> Path:
@@ -200,7 +202,7 @@ def test_saving_checkpoints_changes_nothing(
     finished_run: Path, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     straight = uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
-    monkeypatch.setattr(stage_runner, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     target = start_over(run_copy, stage)
     api(stage)(run=run_copy, **SHORT[stage])
     assert sha256s(target) == straight

@@ -1,0 +1,83 @@
+"""Checkpoints of an unfinished stage, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from .artifacts import write_file
+from .errors import ArtifactError, Interrupted
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+Json = dict[str, Any]
+
+
+class Checkpoints:
+    """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / CHECKPOINT_FILE
+        self._last = time.monotonic()
+        self._stop_signal: int | None = None
+        self._deferring = False
+
+    def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
+        """Return (tensors, values) of the last checkpoint, or None; a damaged one counts as none."""
+        from .tensor_files import read_safetensors
+
+        if not self._path.exists():
+            return None
+        try:
+            tensors, values = read_safetensors(self._path)
+        except ArtifactError:
+            return None
+        digest = values.pop("sha256", None)
+        return (tensors, values) if digest == _digest(tensors, values) else None
+
+    def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]]) -> None:
+        """Save `state()` when it is time to: every few seconds, or now if the process was told to stop.
+
+        Raises:
+            Interrupted: the process was told to stop; the state is saved.
+        """
+        if self._stop_signal is None and time.monotonic() - self._last < CHECKPOINT_SECONDS:
+            return
+        from .tensor_files import encode_safetensors
+
+        tensors, values = state()
+        write_file(self._path, encode_safetensors(tensors, {**values, "sha256": _digest(tensors, values)}))
+        self._last = time.monotonic()
+        if self._stop_signal is not None:
+            raise Interrupted(self._stop_signal)
+
+    @contextmanager
+    def loop(self) -> Iterator[None]:
+        """While the block runs, a signal waits for the next `offer`, so that the state it saves is whole."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def stop(self, signal_number: int, frame: FrameType | None) -> None:
+        """Signal handler: stop at the next `offer` inside `loop`, at once elsewhere or when asked twice."""
+        if not self._deferring or self._stop_signal is not None:
+            raise Interrupted(signal_number)
+        self._stop_signal = signal_number
+
+
+def _digest(tensors: dict[str, torch.Tensor], values: Json) -> str:
+    """Sha256 of a checkpoint's content, kept in its metadata."""
+    from .tensor_files import encode_safetensors
+
+    return hashlib.sha256(encode_safetensors(tensors, values)).hexdigest()
