@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ class Checkpoints:
     """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / CHECKPOINT_FILE
+        self._directory, self._path = directory, directory / CHECKPOINT_FILE
         self._last = time.monotonic()
         self._stop_signal: int | None = None
         self._deferring = False
@@ -59,6 +60,15 @@ class Checkpoints:
         self._last = time.monotonic()
         if self._stop_signal is not None:
             raise Interrupted(self._stop_signal)
+
+    def once(self, name: str, decide: Callable[[], int]) -> int:
+        """Return `decide()`, or what it returned before an interruption: for what depends on the clock."""
+        path = self._directory / f"{name}.json"
+        if path.exists():
+            return int(json.loads(path.read_bytes()))
+        value = decide()
+        write_file(path, json.dumps(value).encode())
+        return value
 
     @contextmanager
     def loop(self) -> Iterator[None]:

@@ -14,9 +14,9 @@ from typer._click.exceptions import ClickException
 from typer.main import get_command
 
 from . import __version__
+from .config import MethodStageConfig
 from .errors import Interrupted, KdxError, ReaderGone, from_os_error
 from .inspection import COMMANDS
-from .methods import method, method_names
 from .options import OutputOptions, command_function, reader_may_leave
 from .progress import Reporter
 from .report.tables import print_line, print_outcome
@@ -61,9 +61,7 @@ def _stage_command(stage: Stage[Any]) -> Callable[..., None]:
             print_outcome(stage.name, outcome)
         stage.check(config, outcome)
 
-    methods = None
-    if stage.name == "optimize-dataset":
-        methods = {name: method(name).config for name in method_names()}
+    methods = stage.config.methods() if issubclass(stage.config, MethodStageConfig) else None
     return command_function(stage.config, run, methods)
 
 

@@ -137,8 +137,13 @@ class MethodStageConfig(NamedStageConfig):
     method_options: dict[str, Any] = field(default_factory=dict)
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """Return the method's name, as given, and its options."""
+        """Return the method, as given, and the class of its options."""
         raise AssertionError("a stage with methods says which one")
+
+    @classmethod
+    def methods(cls) -> dict[str, type[OptionSet]]:
+        """Return the options of every method that may be chosen, by name."""
+        raise AssertionError("a stage with methods says which ones")
 
     def method_config(self) -> Any:
         """Return the method's options, checked. Raises `UsageError` for an option that has no effect on it."""
@@ -146,9 +151,8 @@ class MethodStageConfig(NamedStageConfig):
         known = [declared.name for declared in option_fields(options)]
         for given in self.method_options:
             if given not in known:
-                raise UsageError(
-                    f"{spelling(given)} has no effect on {name}; it takes {', '.join(map(spelling, known))}"
-                )
+                takes = f"it takes {', '.join(map(spelling, known))}" if known else "it takes no options of its own"
+                raise UsageError(f"{spelling(given)} has no effect on {name}; {takes}")
         return options(**self.method_options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from .classifier import Classifier
 from .losses import DISTILLATION_LOSSES
 from .progress import Reporter
 from .sources import Source
-from .training import Augmenter, CheckpointSaver, Row, Schedule, Stateful, take_steps
+from .training import Augmenter, CheckpointSaver, Monitor, Row, Schedule, Stateful, take_steps
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,14 @@ class DistillationLossOptions:
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """Metric rows of the loop, and how many images the teacher was asked about."""
+    """Metric rows of the loop, how many images the teacher was asked about, and the source's share of the seconds.
+
+    `teacher_queries` leaves out what the source asked for itself.
+    """
 
     rows: list[Row]
     teacher_queries: int
+    source_seconds: float
 
 
 def distill(
@@ -40,6 +45,7 @@ def distill(
     augmenter: Augmenter,
     checkpoints: CheckpointSaver,
     reporter: Reporter,
+    monitor: Monitor | None = None,
 ) -> DistillationResult:
     """Train `student`, in place, to answer like `teacher`; its last weights are the result.
 
@@ -50,11 +56,14 @@ def distill(
     student.train().requires_grad_(True)
     loss_function = DISTILLATION_LOSSES[loss_options.kind]
     known_targets = False
+    source_seconds = 0.0
 
     def loss() -> torch.Tensor:
-        nonlocal known_targets
+        nonlocal known_targets, source_seconds
+        started = time.perf_counter()
         source.update(student)
         batch = source.sample(batch_size)
+        source_seconds += time.perf_counter() - started
         images = augmenter(batch.images)
         known_targets = batch.targets is not None and not augmenter.active
         if known_targets:
@@ -66,6 +75,7 @@ def distill(
         return loss_function(student(images), targets, loss_options.temperature, loss_options.scale)
 
     members: dict[str, Stateful] = {"source": source, "augmenter": augmenter}
-    rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill")
+    rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill", monitor)
     student.eval()
-    return DistillationResult(rows, 0 if known_targets else schedule.steps * batch_size)
+    asked = 0 if known_targets else int(rows[-1]["step"]) * batch_size
+    return DistillationResult(rows, asked, source_seconds)

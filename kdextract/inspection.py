@@ -11,7 +11,7 @@ from typing import Any
 from .artifacts import Manifest
 from .config import OptionSet, RunConfig, option
 from .errors import ArtifactError, ConfigError
-from .methods import method, method_names
+from .methods import Method, live_method, live_names, objective, objective_names
 from .options import OutputOptions
 from .report.tables import figure, print_line, print_table
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
@@ -243,13 +243,17 @@ def models(config: ListConfig, output: OutputOptions) -> None:
 
 
 def methods(config: MethodsConfig, output: OutputOptions) -> None:
-    """Print every synthesis method."""
-    entries = [method(name) for name in method_names()]
-    rows = [{"objective": m.name, "matches": m.summary, "needs": m.needs, "source": m.source} for m in entries]
+    """Print every method with the option that chooses it."""
+    used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
+    used += [("distill --method", live_method(name)) for name in live_names()]
+    rows = [
+        {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}
+        for command, m in used
+    ]
     if output.json:
         print(json.dumps({"methods": rows}, indent=2))
     elif output.quiet:
-        print_line("\n".join(method_names()))
+        print_line("\n".join(dict.fromkeys(row["method"] for row in rows)))
     else:
         print_table(list(rows[0]), [list(row.values()) for row in rows])
 

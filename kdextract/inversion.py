@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from .classifier import Classifier
 from .errors import DivergedError
@@ -15,63 +14,63 @@ from .hooks import record_activations
 from .images import binomial_blur
 from .losses import standardized_error, total_variation
 from .methods.options import PixelConfig
+from .patterns import level_lines, smooth_fields, structured_images
 from .statistics import LAYERS, Statistics
 
 Activations = dict[str, torch.Tensor]
-Initializer = Callable[[tuple[int, ...], torch.Generator], torch.Tensor]
+Initializer = Callable[[tuple[int, ...], float, torch.Generator], torch.Tensor]
 
 
-def normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def normal_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
     """Independent pixels from N(0.15, 0.1^2), as Lopes et al. 2017 start on MNIST."""
     return torch.randn(shape, generator=generator).mul_(0.1).add_(0.15).clamp_(0, 1)
 
 
-def uniform_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def uniform_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
     """Independent pixels from U(0, 1)."""
     return torch.rand(shape, generator=generator)
 
 
-def smooth_fields(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Smooth random fields of zero mean: normal noise on a grid of 3 to 8 cells a side per image, enlarged."""
-    batch, channels, height, width = shape
-    grains = torch.randint(3, 9, (batch,), generator=generator)
-    fields = torch.empty(shape)
-    for cells in grains.unique().tolist():
-        rows = (grains == cells).nonzero().squeeze(1)
-        coarse = torch.randn((len(rows), channels, cells, cells), generator=generator)
-        fields[rows] = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-    return fields
-
-
-def smooth_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def smooth_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
     """Smooth random fields, each image with a brightness of its own, squashed to [0, 1]."""
-    brightness = torch.randn((shape[0], 1, 1, 1), generator=generator)
-    return torch.sigmoid(6 * (smooth_fields(shape, generator) - 0.5 + 0.5 * brightness))
+    batch, channels, height, width = shape
+    level = torch.randn((batch, 1, 1, 1), generator=generator)
+    fields = smooth_fields(batch * channels, height, width, generator).view(shape)
+    return torch.sigmoid(6 * (fields - 0.5 + 0.5 * level))
 
 
-def strokes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Level lines of smooth random fields, faded out by a second field: bright strokes of random width on dark."""
-    fields, fade = smooth_fields(shape, generator), smooth_fields(shape, generator)
-    width = 0.1 + 0.3 * torch.rand((shape[0], 1, 1, 1), generator=generator)
-    level = 0.5 * torch.randn((shape[0], 1, 1, 1), generator=generator)
-    line = torch.sigmoid(20 * (width - (fields - level).abs()))
-    return line * torch.sigmoid(10 * (fade + 0.3))
+def stroke_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+    """Level lines of smooth random fields, another set of lines in each channel."""
+    batch, channels, height, width = shape
+    return level_lines(batch * channels, height, width, generator).view(shape)
 
 
+def structured_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+    """Lines, shapes and textures of every kind; see `patterns.structured_images`."""
+    batch, channels, height, width = shape
+    return structured_images(batch, (channels, height, width), brightness, generator)
+
+
+# Each returns pixels in [0, 1] of the given shape; `brightness` is the mean pixel that the teacher expects.
 INITIALIZERS: dict[str, Initializer] = {
     "normal": normal_noise,
     "uniform": uniform_noise,
     "smooth": smooth_noise,
-    "strokes": strokes,
+    "strokes": stroke_noise,
+    "structured": structured_noise,
 }
 
 
 @dataclass(frozen=True)
 class Inverted:
-    """Images [batch, channels, height, width] with pixels in [0, 1], and the last loss per image."""
+    """Images [batch, channels, height, width] with pixels in [0, 1], the last loss per image, and what they cost.
+
+    `teacher_queries` is how many images the teacher was shown on the way.
+    """
 
     images: torch.Tensor
     loss: float
+    teacher_queries: int
 
 
 def match_record(
@@ -105,7 +104,9 @@ def match_record(
             ]
             return torch.stack(errors).sum()
 
-        return optimize_pixels(loss, (len(labels), *teacher.input_shape), config, generator, teacher.device)
+        shape = (len(labels), *teacher.input_shape)
+        start = INITIALIZERS[config.init](shape, float(teacher.mean.mean()), generator).to(teacher.device)
+        return optimize_pixels(loss, start, config)
 
 
 def match_layers(
@@ -166,22 +167,19 @@ class DropoutMasks:
 
 def optimize_pixels(
     loss: Callable[[torch.Tensor], torch.Tensor],
-    shape: tuple[int, ...],
+    start: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
-    device: torch.device,
 ) -> Inverted:
     """Minimize `loss(pixels)` over a batch of images and return them with the last loss.
 
     Args:
         loss: pixels [batch, channels, height, width] -> sum over the batch of each image's loss, so that the images
             do not depend on each other.
-        shape: shape of the batch.
+        start: pixels of the batch to begin with, on the teacher's device.
 
     Raises:
         DivergedError: the loss stopped being finite.
     """
-    start = INITIALIZERS[config.init](shape, generator).to(device)
     images = start.contiguous(memory_format=torch.channels_last).requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=config.lr, fused=True)
     last = torch.zeros(())
@@ -200,4 +198,4 @@ def optimize_pixels(
     value = float(last.detach())
     if not torch.isfinite(images).all() or value != value:
         raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
-    return Inverted(images.detach().clamp_(0, 1), value / shape[0])
+    return Inverted(images.detach().clamp_(0, 1), value / len(images), len(images) * config.steps)

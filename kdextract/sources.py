@@ -25,6 +25,16 @@ class Batch:
 class Source(Protocol):
     """A supply of images. `distill` never knows which kind it got."""
 
+    @property
+    def num_images(self) -> int:
+        """Different images that it holds, or has made so far."""
+        ...
+
+    @property
+    def teacher_queries(self) -> int:
+        """Images about which it has asked the teacher itself."""
+        ...
+
     def update(self, student: Classifier) -> dict[str, float]:
         """Improve what is sampled, using the student as it is; return what was measured, {} when frozen."""
         ...
@@ -58,8 +68,15 @@ class ImagePool:
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
 
-    def __len__(self) -> int:
+    @property
+    def num_images(self) -> int:
+        """Images in the pool."""
         return len(self._images)
+
+    @property
+    def teacher_queries(self) -> int:
+        """None: what it knows, it was given."""
+        return 0
 
     def update(self, student: Classifier) -> dict[str, float]:
         """A pool does not change."""
@@ -97,6 +114,17 @@ class NoiseSource:
         self._shape: InputShape = teacher.input_shape
         self._mean, self._std = teacher.mean, teacher.std
         self._generator = torch.Generator().manual_seed(seed)
+        self._drawn = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images drawn so far."""
+        return self._drawn
+
+    @property
+    def teacher_queries(self) -> int:
+        """None: the loop asks."""
+        return 0
 
     def update(self, student: Classifier) -> dict[str, float]:
         """Noise does not change."""
@@ -105,6 +133,7 @@ class NoiseSource:
     def sample(self, num_images: int) -> Batch:
         """Return fresh noise."""
         shape = (num_images, *self._shape)
+        self._drawn += num_images
         if self._kind == "uniform":
             pixels = torch.rand(shape, generator=self._generator).to(self._mean.device)
         else:
@@ -113,12 +142,13 @@ class NoiseSource:
         return Batch(pixels.contiguous(memory_format=torch.channels_last), None)
 
     def state(self) -> State:
-        """The generator."""
-        return {"generator": self._generator.get_state()}
+        """The generator, and how much was drawn from it."""
+        return {"generator": self._generator.get_state(), "drawn": torch.tensor(self._drawn)}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
         self._generator.set_state(state["generator"])
+        self._drawn = int(state["drawn"])
 
 
 NOISE_KINDS = ("normal", "uniform")

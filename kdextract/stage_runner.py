@@ -115,13 +115,17 @@ def file_input(role: str, path: Path) -> Input:
 
 @dataclass
 class StageContext:
-    """What a running stage gets: its run, its place to write, checkpoints, progress, and the books it keeps."""
+    """What a running stage gets: its run, its place to write, checkpoints, progress, and the books it keeps.
+
+    `started` is the `time.monotonic()` at which the stage was called.
+    """
 
     run: RunDir
     plan: Plan
     reporter: Reporter
     checkpoints: Checkpoints
     device: torch.device
+    started: float
     files: dict[str, bytes] = field(default_factory=dict)
     budget: Json = field(default_factory=dict)
     real_data: list[Json] = field(default_factory=list)
@@ -163,6 +167,7 @@ def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Out
     Raises:
         KdxError: anything that the user can act on; see `errors`.
     """
+    started = time.monotonic()
     run = RunDir(config.run)
     try:
         if config.dry_run or not run.root.exists():
@@ -175,7 +180,7 @@ def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Out
             force = config.force or (stage.replaces_stale and _is_stale(plan, record))
             if run.is_done(plan.target, record, plan.inputs, force):
                 return Outcome("cached", plan.target.directory, read_manifest(plan.target.directory), plan)
-            return _execute(stage, config, run, plan, record, reporter)
+            return _execute(stage, config, run, plan, record, reporter, started)
     except MemoryError as error:
         raise OutOfMemoryError("the machine ran out of memory; try a smaller --batch-size") from error
     except OSError as error:
@@ -195,13 +200,18 @@ def _is_stale(plan: Plan, record: Json) -> bool:
 
 
 def _execute(
-    stage: Stage[ConfigT], config: ConfigT, run: RunDir, plan: Plan, record: Json, reporter: Reporter
+    stage: Stage[ConfigT],
+    config: ConfigT,
+    run: RunDir,
+    plan: Plan,
+    record: Json,
+    reporter: Reporter,
+    started: float,
 ) -> Outcome:
     partial = _prepare_partial(stage.name, plan, record, reporter)
     checkpoints = Checkpoints(partial)
     with _signals(checkpoints.stop):
-        context = StageContext(run, plan, reporter, checkpoints, _set_up_torch(config))
-        started = time.monotonic()
+        context = StageContext(run, plan, reporter, checkpoints, _set_up_torch(config), started)
         metrics = stage.execute(config, context)
         context.budget.setdefault("seconds", {})["total"] = round(time.monotonic() - started, 2)
         context.budget["peak_memory_mb"] = _peak_memory_mb()

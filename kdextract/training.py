@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from .sources import Batch, ImagePool, State
 
 SCHEDULES = ["cosine", "constant"]
 METRIC_ROWS = 200
+LANDING_SHARE = 0.2
 
 Row = dict[str, float]
 
@@ -46,21 +47,53 @@ class Stateful(Protocol):
         ...
 
 
+class Monitor(Stateful, Protocol):
+    """Looks at a classifier while it learns, between two steps."""
+
+    @property
+    def landing(self) -> int | None:
+        """The step from which on the rate should fall to zero, None while it need not."""
+        ...
+
+    def look(self, classifier: Classifier, step: int) -> Row:
+        """Measure the classifier after `step` steps, and return what the metric row should say besides."""
+        ...
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` Adam steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero."""
+    """`steps` Adam steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
+
+    `landing` is the step from which on a schedule that ends early falls to zero instead.
+    """
 
     steps: int
     lr: float
     kind: str = "cosine"
     warmup: int = 0
+    landing: int | None = None
 
     def rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
+        if self.landing is not None and step >= self.landing:
+            return self._planned_rate(self.landing) * _fall((step - self.landing) / (self.last - self.landing))
+        return self._planned_rate(step)
+
+    @property
+    def last(self) -> int:
+        """Number of steps that are taken: `steps`, or fewer after an early landing."""
+        if self.landing is None:
+            return self.steps
+        return min(self.steps, self.landing + max(1, round(self.landing * LANDING_SHARE)))
+
+    def _planned_rate(self, step: int) -> float:
         rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
-        if self.kind == "constant":
-            return rate
-        return rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return rate if self.kind == "constant" else rate * _fall(step / self.steps)
+
+
+def _fall(share: float) -> float:
+    """Half a cosine: 1 at 0, 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 def take_steps(
@@ -71,49 +104,59 @@ def take_steps(
     checkpoints: CheckpointSaver,
     reporter: Reporter,
     title: str,
+    monitor: Monitor | None = None,
 ) -> list[Row]:
     """Minimize a loss over a classifier's weights; resume from the last checkpoint if there is one.
 
     Args:
         loss_of_next_batch: draws the next batch and returns its scalar loss.
         stateful: everything that `loss_of_next_batch` draws from, by name, so that it continues after a resume.
+        monitor: looks at the classifier now and then, and may end the schedule early; it is stateful as well.
 
     Returns:
-        Metric rows {step, loss, lr}: about `METRIC_ROWS` of them, losses averaged over the steps between.
+        Metric rows {step, loss, lr} and what the monitor measured: about `METRIC_ROWS` of them, losses averaged over
+        the steps between.
 
     Raises:
         DivergedError: the loss stopped being finite.
     """
     optimizer = torch.optim.Adam(classifier.network.parameters(), lr=schedule.lr, fused=True)
     rows: list[Row] = []
-    first = _restore(classifier, optimizer, stateful, checkpoints, rows)
+    if monitor is not None:
+        stateful = {**stateful, "monitor": monitor}
+    step = _restore(classifier, optimizer, stateful, checkpoints, rows)
     every = max(1, schedule.steps // METRIC_ROWS)
     total = torch.zeros((), device=classifier.device)
-    reported = first
     with reporter.task(title, schedule.steps) as task:
-        task.advance(first)
-        for step in range(first, schedule.steps):
-            optimizer.param_groups[0]["lr"] = schedule.rate(step)
-            loss = loss_of_next_batch()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-            done = step + 1
-            if done % every and done != schedule.steps:
-                continue
-            mean = float(total) / (done - reported)
-            if mean != mean or abs(mean) == float("inf"):
-                raise DivergedError(f"{title}: the loss is not finite at step {done}; try a smaller --lr")
-            rows.append({"step": done, "loss": round(mean, 6), "lr": schedule.rate(step)})
+        task.advance(step)
+        while step < _landed(schedule, monitor).last:
+            reported, schedule = step, _landed(schedule, monitor)
+            while step < min(schedule.last, reported + every):
+                optimizer.param_groups[0]["lr"] = schedule.rate(step)
+                loss = loss_of_next_batch()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.detach()
+                step += 1
+            mean = float(total) / (step - reported)
+            if not math.isfinite(mean):
+                raise DivergedError(f"{title}: the loss is not finite at step {step}; try a smaller --lr")
+            row = {"step": step, "loss": round(mean, 6), "lr": schedule.rate(step)}
+            rows.append(row | monitor.look(classifier, step) if monitor is not None else row)
             total.zero_()
-            task.advance(done - reported, f"loss {mean:.4f}")
-            reported = done
-            if done < schedule.steps:
-                checkpoints.offer(lambda: _state(classifier, optimizer, stateful, rows))
+            task.advance(step - reported, f"loss {mean:.4f}")
+            checkpoints.offer(lambda: _state(classifier, optimizer, stateful, rows))
     if not all(bool(torch.isfinite(weight).all()) for weight in classifier.network.parameters()):
         raise DivergedError(f"{title}: the last step left weights that are not finite; try a smaller --lr")
     return rows
+
+
+def _landed(schedule: Schedule, monitor: Monitor | None) -> Schedule:
+    """Return the schedule with the landing that the monitor asks for, if it does."""
+    if monitor is None or monitor.landing is None:
+        return schedule
+    return replace(schedule, landing=monitor.landing)
 
 
 def _state(

@@ -20,7 +20,7 @@ from kdextract.errors import ConfigError, DivergedError, UsageError
 from kdextract.hooks import record_activations
 from kdextract.images import fit_images, to_pixels
 from kdextract.inversion import INITIALIZERS, DropoutMasks, Inverted
-from kdextract.methods import method, method_names, register_method
+from kdextract.methods import objective, objective_names, register_objective
 from kdextract.methods.options import INITS, PixelConfig
 from kdextract.spectra import SpectralOptions
 from kdextract.statistics import Record, Statistics, StatisticsOptions, compute_statistics
@@ -28,7 +28,7 @@ from kdextract.statistics import Record, Statistics, StatisticsOptions, compute_
 OPTIONS = StatisticsOptions(max_units=2000, rank=15, spectra=SpectralOptions(0.1, 30, "energy"))
 SPECTRAL = ["spectral_all_layers", "spectral_layer_pairs"]
 
-every_method = pytest.mark.parametrize("name", method_names())
+every_method = pytest.mark.parametrize("name", objective_names())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def untrained(num_classes: int, channels: int) -> tuple[Classifier, Statistics]:
 def make(
     name: str, teacher: Classifier, statistics: Statistics, labels: torch.Tensor, seed: int = 0, **options: Any
 ) -> Inverted:
-    chosen = method(name)
+    chosen = objective(name)
     generator = torch.Generator().manual_seed(seed)
     return chosen.synthesize(teacher, statistics, labels, chosen.config(**options), generator)
 
@@ -186,13 +186,15 @@ def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
     return value / 2 if value else 0.5
 
 
-OPTIONS_OF_METHODS = [(name, field.name) for name in method_names() for field in option_fields(method(name).config)]
+OPTIONS_OF_METHODS = [
+    (name, field.name) for name in objective_names() for field in option_fields(objective(name).config)
+]
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS_OF_METHODS)
 def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, statistics: Statistics) -> None:
     base: dict[str, Any] = {"steps": 6, "lr": 0.1, "clip": True}
-    config = method(name).config(**base)
+    config = objective(name).config(**base)
     (declared,) = [field for field in option_fields(config) if field.name == option]
     changed = base | {option: other_value(declared, getattr(config, option))}
     labels = torch.arange(8)
@@ -207,12 +209,12 @@ def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier,
 @every_method
 def test_values_out_of_range_are_refused(name: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}"):
-        method(name).config(**{option: value})
+        objective(name).config(**{option: value})
 
 
 @every_method
 def test_declares_where_it_comes_from(name: str) -> None:
-    chosen = method(name)
+    chosen = objective(name)
     assert chosen.name == name
     assert len(chosen.source) > 10
     assert chosen.summary.endswith(".")
@@ -224,7 +226,7 @@ def test_declares_where_it_comes_from(name: str) -> None:
 def test_missing_record_is_refused_with_the_command_that_makes_it(
     name: str, teacher: Classifier, statistics: Statistics
 ) -> None:
-    record = method(name).record
+    record = objective(name).record
     assert record in statistics.records
     rest = {other: value for other, value in statistics.records.items() if other != record}
     with pytest.raises(ConfigError, match=f"no {record} record.*kdx compute-stats"):
@@ -234,14 +236,14 @@ def test_missing_record_is_refused_with_the_command_that_makes_it(
 
 def test_unknown_method_is_answered_with_the_near_name() -> None:
     with pytest.raises(UsageError, match=r"'all_layer'.* Did you mean 'all_layers'"):
-        method("all_layer")
+        objective("all_layer")
 
 
 def test_registering_a_name_twice_is_refused() -> None:
-    before = method("all_layers")
+    before = objective("all_layers")
     with pytest.raises(ValueError, match="'all_layers' is registered twice"):
-        register_method("all_layers", config=PixelConfig, record="layers", source="nowhere")(lambda *arguments: None)
-    assert method("all_layers") is before
+        register_objective("all_layers", config=PixelConfig, record="layers", source="nowhere")(lambda *arguments: None)
+    assert objective("all_layers") is before
 
 
 # ---- starting images and the pixel loop -------------------------------------------------------------------------
@@ -369,7 +371,7 @@ def reference_loss(
     with torch.no_grad(), record_activations(teacher.network, [layer.name for layer in statistics.layers]) as seen:
         teacher(images)
     values = {layer: value.flatten(1).double().numpy() for layer, value in seen.items()}
-    record = statistics.records[method(name).record]
+    record = statistics.records[objective(name).record]
     for graph in statistics.graphs.get(name, ()):
         nodes = np.concatenate([values[layer] for layer in graph.layers], axis=1)
         basis = graph.basis.double().numpy()
@@ -421,7 +423,7 @@ def test_objectives_make_different_images(
     start = torch.rand((6, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, generator: start.clone())
     options = {"steps": 20, "lr": 0.1, "init": "uniform", "tv": 0.0}
-    made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in method_names()}
+    made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in objective_names()}
     for index, one in enumerate(made):
         for other in list(made)[:index]:
             assert float((made[one] - made[other]).abs().mean()) > 0.01, (one, other)

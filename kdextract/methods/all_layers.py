@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .options import PixelConfig
-from .registry import register_method
+from .registry import register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ class AllLayersConfig(PixelConfig):
     """The shared options, as they are."""
 
 
-@register_method("all_layers", config=AllLayersConfig, record="layers", source="Lopes et al. 2017, section 3.2")
+@register_objective("all_layers", config=AllLayersConfig, record="layers", source="Lopes et al. 2017, section 3.2")
 def all_layers(
     teacher: Classifier,
     statistics: Statistics,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import PixelConfig
-from .registry import register_method
+from .registry import register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class AllLayersDropoutConfig(PixelConfig):
     )
 
 
-@register_method(
+@register_objective(
     "all_layers_dropout",
     config=AllLayersDropoutConfig,
     record="layers",

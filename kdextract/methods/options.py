@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config import OptionSet, option
 
-INITS = ["normal", "uniform", "smooth", "strokes"]
+INITS = ["normal", "uniform", "smooth", "strokes", "structured"]
 
 
 @dataclass(frozen=True, kw_only=True)

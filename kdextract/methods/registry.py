@@ -1,10 +1,14 @@
-"""The registry of synthesis methods: name -> its options and the function that makes images."""
+"""The registry of methods: name -> its options and its function.
+
+A method is used in one or both of two ways: as an *objective* of `optimize-dataset`, it makes images for given classes;
+*live*, it is a `Source` that `distill` draws from while the student learns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import OptionSet
 from ..errors import UsageError, did_you_mean
@@ -14,68 +18,142 @@ if TYPE_CHECKING:
 
     from ..classifier import Classifier
     from ..inversion import Inverted
+    from ..sources import Source
     from ..statistics import Statistics
 
-    Synthesize = Callable[[Classifier, Statistics, torch.Tensor, Any, torch.Generator], Inverted]
+    Synthesize = Callable[[Classifier, Statistics | None, torch.Tensor, Any, torch.Generator], Inverted]
+    OpenSource = Callable[[Classifier, Any, int], Source]
 else:
-    Synthesize = Callable
+    Synthesize = OpenSource = Callable
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make images from a teacher.
-
-    `synthesize(teacher, statistics, labels, config, generator)` returns one image per label, and depends on nothing
-    else. `record` is the record of the statistics that it draws from.
-    """
+    """What both kinds of methods have: `config` are its options, `source` is the paper, with section or equation."""
 
     name: str
-    synthesize: Synthesize
+    function: Callable[..., Any]
     config: type[OptionSet]
-    record: str
     source: str
-
-    @property
-    def needs(self) -> str:
-        """What the method takes, besides nothing: `teacher+statistics`."""
-        return "teacher+statistics"
 
     @property
     def summary(self) -> str:
         """First line of the function's docstring."""
-        return (self.synthesize.__doc__ or "").strip().splitlines()[0]
+        return (self.function.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def needs(self) -> str:
+        """What the method takes."""
+        return "teacher"
 
 
-_METHODS: dict[str, Method] = {}
+@dataclass(frozen=True)
+class Objective(Method):
+    """A way to make images for classes.
+
+    `synthesize(teacher, statistics, labels, config, generator)` returns one image per label, and depends on nothing
+    else. `record` is the record of the statistics that it draws from; without one, `statistics` is None.
+    """
+
+    record: str | None
+
+    @property
+    def synthesize(self) -> Synthesize:
+        """The function."""
+        return self.function
+
+    @property
+    def needs(self) -> str:
+        """`teacher`, or `teacher+statistics`."""
+        return "teacher+statistics" if self.record else "teacher"
 
 
-def register_method(
-    name: str, *, config: type[OptionSet], record: str, source: str
-) -> Callable[[Synthesize], Synthesize]:
-    """Register the decorated function under `name`. Raises `ValueError` when the name is taken.
+@dataclass(frozen=True)
+class LiveMethod(Method):
+    """A source that keeps making images while the student learns.
+
+    `open_source(teacher, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
+    `distill` that the method wants otherwise than usual, where the user says nothing.
+    """
+
+    settings: dict[str, Any]
+
+    @property
+    def open_source(self) -> OpenSource:
+        """The function."""
+        return self.function
+
+
+_OBJECTIVES: dict[str, Objective] = {}
+_LIVE: dict[str, LiveMethod] = {}
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def register_objective(
+    name: str, *, config: type[OptionSet], record: str | None, source: str
+) -> Callable[[FunctionT], FunctionT]:
+    """Register the decorated `synthesize` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
         config: its options; the command line grows them by itself.
-        record: name of the record in `Statistics.records` that it draws targets from.
+        record: name of the record in `Statistics.records` that it draws targets from, None if it needs none.
         source: paper, with section or equation.
     """
 
-    def decorate(synthesize: Synthesize) -> Synthesize:
-        if name in _METHODS:
-            raise ValueError(f"method {name!r} is registered twice")
-        _METHODS[name] = Method(name, synthesize, config, record, source)
-        return synthesize
+    def decorate(function: FunctionT) -> FunctionT:
+        _add(_OBJECTIVES, Objective(name, function, config, source, record))
+        return function
 
     return decorate
 
 
-def method(name: str) -> Method:
-    """Return the method called `name`. Raises `UsageError`, with the near name, when there is none."""
-    if name not in _METHODS:
-        raise UsageError(f"unknown objective {name!r}.{did_you_mean(name, method_names())}")
-    return _METHODS[name]
+def register_live(
+    name: str, *, config: type[OptionSet], source: str, settings: dict[str, Any]
+) -> Callable[[FunctionT], FunctionT]:
+    """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
+
+    Args:
+        config: its options; the command line grows them by itself.
+        source: paper, with section or equation.
+        settings: options of `distill` and the defaults that they have with this method.
+    """
+
+    def decorate(function: FunctionT) -> FunctionT:
+        _add(_LIVE, LiveMethod(name, function, config, source, settings))
+        return function
+
+    return decorate
 
 
-def method_names() -> list[str]:
-    """Return every registered name, in alphabetical order."""
-    return sorted(_METHODS)
+MethodT = TypeVar("MethodT", bound=Method)
+
+
+def _add(registry: dict[str, MethodT], method: MethodT) -> None:
+    if method.name in registry:
+        raise ValueError(f"method {method.name!r} is registered twice")
+    registry[method.name] = method
+
+
+def objective(name: str) -> Objective:
+    """Return the objective called `name`. Raises `UsageError`, with the near name, when there is none."""
+    if name not in _OBJECTIVES:
+        raise UsageError(f"unknown objective {name!r}.{did_you_mean(name, objective_names())}")
+    return _OBJECTIVES[name]
+
+
+def objective_names() -> list[str]:
+    """Return the name of every objective, in alphabetical order."""
+    return sorted(_OBJECTIVES)
+
+
+def live_method(name: str) -> LiveMethod:
+    """Return the live method called `name`. Raises `UsageError`, with the near name, when there is none."""
+    if name not in _LIVE:
+        raise UsageError(f"unknown method {name!r}.{did_you_mean(name, live_names())}")
+    return _LIVE[name]
+
+
+def live_names() -> list[str]:
+    """Return the name of every live method, in alphabetical order."""
+    return sorted(_LIVE)

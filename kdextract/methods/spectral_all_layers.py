@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import PixelConfig
-from .registry import register_method
+from .registry import register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class SpectralAllLayersConfig(PixelConfig):
     tv: float = option(2.0, "Weight of the total variation, per image.", minimum=0)
 
 
-@register_method(
+@register_objective(
     "spectral_all_layers",
     config=SpectralAllLayersConfig,
     record="spectral_all_layers",

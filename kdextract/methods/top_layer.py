@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import INITS, PixelConfig
-from .registry import register_method
+from .registry import register_objective
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class TopLayerConfig(PixelConfig):
     tv: float = option(0.0, "Weight of the total variation, per image.", minimum=0)
 
 
-@register_method("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
+@register_objective("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
 def top_layer(
     teacher: Classifier,
     statistics: Statistics,

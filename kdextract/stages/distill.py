@@ -2,84 +2,151 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import MANIFEST, Input, read_manifest, verify_artifact
-from ..config import DataAccess, NamedStageConfig, option
-from ..errors import ConfigError, UsageError, did_you_mean
+from ..artifacts import Input
+from ..budget import parse_duration, steps_within
+from ..config import DataAccess, MethodStageConfig, OptionSet, option
+from ..errors import ConfigError, UsageError
+from ..methods import live_method, live_names
+from ..progress import Reporter
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input, file_input
-from .inputs import open_real_data, real_data_input
+from .student_source import AUTO, USUAL_SETTINGS, Choice, choose, inputs_of, open_source
 
 if TYPE_CHECKING:
-    import torch
-
     from ..classifier import Classifier
+    from ..distillation import DistillationResult
     from ..sources import Source
+    from ..training import CheckpointSaver, Monitor
 
-NOISE = ["noise:normal", "noise:uniform"]
+CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
+TRIAL_BLOCK = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(NamedStageConfig, DataAccess):
-    """Train a student to answer like the teacher, on synthetic images, noise, or (if you say so) real data.
+class DistillConfig(MethodStageConfig, DataAccess):
+    """Train a student to answer like the teacher: on a transfer set, on images made meanwhile, or on what you name.
 
-    The last weights are kept: nothing is selected on real data. The number of steps is the budget, and is the same
-    for every kind of --data, so a student from noise (floor) or from real data (ceiling) compares at equal cost.
+    Without --data and --method, it takes the run's only transfer set; in a run without one, --method auto picks a
+    method that needs nothing but the teacher. The last weights are kept: nothing is selected on real data. The number
+    of steps (or --budget) is the same for every source of images, so a student from noise (floor) or from real data
+    (ceiling) compares at equal cost.
 
     Examples:
 
       kdx distill --student lenet_half
 
-      kdx distill --student lenet_half --data noise:normal --name floor
+      kdx distill --student lenet5_half --budget 120s
 
-      kdx distill --student lenet_half --data mnist --name ceiling
+      kdx distill --method structured_noise --patience 8
+
+      kdx distill --data noise:normal --name floor
+
+      kdx distill --data mnist --name ceiling
     """
 
     student: str = option("lenet_half", "Architecture, or a model.safetensors file to start from.", metavar="SPEC")
     data: str | None = option(
         None,
-        "Transfer set of the run, or a path to one, or noise:normal, noise:uniform, or real data (mnist ...). "
-        "May be left out if the run has just one transfer set.",
+        "Transfer set of the run, or a path to one, or noise:normal, noise:uniform, or real data (mnist ...).",
         metavar="SPEC",
     )
-    steps: int = option(4000, "Optimizer steps.", minimum=1)
-    batch_size: int = option(128, "Images per step.", minimum=2)
-    lr: float = option(4e-3, "First learning rate of Adam.", above=0)
+    method: str | None = option(
+        None, "Make images while the student learns; `kdx methods` explains.", choices=lambda: [AUTO, *live_names()]
+    )
+    budget: str | None = option(
+        None,
+        "Wall-clock time for all of it, such as 120s or 2m; a short trial turns it into a number of steps, which is "
+        "recorded.",
+        metavar="TIME",
+    )
+    patience: int | None = option(
+        None,
+        "Stop when agreement with the teacher on held-out synthetic images has not grown at so many looks in a row "
+        "(40 looks in all); the rate then falls to zero.",
+        minimum=1,
+    )
+    snapshots: int = option(0, "Also keep the student as it was at so many moments on the way.", minimum=0)
+    steps: int | None = option(None, f"Optimizer steps; the default is {USUAL_SETTINGS['steps']}.", minimum=1)
+    batch_size: int | None = option(None, f"Images per step; the default is {USUAL_SETTINGS['batch_size']}.", minimum=2)
+    lr: float | None = option(
+        None,
+        f"First learning rate of Adam; the default is {CONVOLUTION_RATE:g}, or {LINEAR_RATE:g} for a student without "
+        "convolutions.",
+        above=0,
+    )
     schedule: str = option("cosine", "How the rate falls.", choices=["cosine", "constant"])
-    loss: str = option("kl", "What to minimize between the two networks' answers.", choices=["kl", "ce", "l1", "mse"])
-    temperature: float = option(4.0, "Divides the logits of both networks in kl and ce.", above=0)
+    loss: str | None = option(
+        None,
+        f"What to minimize between the two networks' answers; the default is {USUAL_SETTINGS['loss']}.",
+        choices=["kl", "ce", "l1", "mse"],
+    )
+    temperature: float | None = option(
+        None,
+        f"Divides the logits of both networks in kl and ce; the default is {USUAL_SETTINGS['temperature']:g}, or the "
+        "method's own.",
+        above=0,
+    )
     temperature_scaling: bool = option(True, "Multiply kl and ce by the squared temperature.")
-    shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
-    warp: float = option(0.2, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
+    shift: int | None = option(
+        None,
+        f"Shift images at random by up to so many pixels; the default is {USUAL_SETTINGS['shift']}, or 0 where every "
+        "image is new.",
+        minimum=0,
+    )
+    warp: float | None = option(
+        None,
+        "Turn, scale and shear images at random, 0.1 turns by about 6 degrees; the default is "
+        f"{USUAL_SETTINGS['warp']:g}, or 0 where every image is new.",
+        minimum=0,
+    )
     flip: bool = option(False, "Mirror half of the images.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss in ("l1", "mse") and (self.temperature != 4.0 or not self.temperature_scaling):
+        if self.loss in ("l1", "mse") and (self.temperature is not None or not self.temperature_scaling):
             raise UsageError(f"--temperature and --temperature-scaling have no effect on --loss {self.loss}")
+        if self.budget is not None:
+            parse_duration(self.budget)
+            if self.steps is not None:
+                raise UsageError("--budget and --steps both say how long to go on; give one of them")
+
+    def chosen_method(self) -> tuple[str, type[OptionSet]]:
+        """The live method, if one is named."""
+        if self.method in (None, AUTO):
+            return ("distill without --method" if self.method is None else "--method auto"), OptionSet
+        return f"--method {self.method}", live_method(str(self.method)).config
+
+    @classmethod
+    def methods(cls) -> dict[str, type[OptionSet]]:
+        """Every live method."""
+        return {name: live_method(name).config for name in live_names()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `distill` after defaults, which depend on where images come from, were filled in."""
+
+    batch_size: int
+    lr: float
+    loss: str
+    temperature: float
+    shift: int
+    warp: float
 
 
 def plan(config: DistillConfig, run: RunDir) -> Plan:
     """Reads the teacher and one source of images."""
-    from ..data import is_real_data
-
+    config.method_config()
     teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
-    inputs: list[Input] = [teacher]
-    needs = "teacher"
-    if config.data in NOISE:
-        pass
-    elif config.data is not None and is_real_data(config.data):
-        inputs.append(real_data_input(config, config.data, "train"))
-        needs = "teacher+data"
-    else:
-        directory = transfer_set(config.data, run)
-        manifest = verify_artifact(directory)
-        inside = directory.parent.parent.resolve() == run.root.resolve()
-        inputs.append(Input("transfer-set", manifest.label if inside else str(directory), manifest.identity))
-        needs = manifest.needs
+    more, needs = inputs_of(choose(config, run), config, run)
+    inputs: list[Input] = [teacher, *more]
     name = config.student
     if _is_file(config.student):
         inputs.append(file_input("student", Path(config.student)))
@@ -91,67 +158,143 @@ def plan(config: DistillConfig, run: RunDir) -> Plan:
     return Plan(run.place("student", config.name or name), tuple(inputs), needs)
 
 
-def transfer_set(spec: str | None, run: RunDir) -> Path:
-    """Return the directory of the transfer set that `--data` names; without a name, the run's only one."""
-    present = run.artifacts("transfer-set")
-    if spec is None:
-        if len(present) == 1:
-            return present[0].directory
-        if not present:
-            raise ConfigError(
-                f"{run.root} has no transfer set; make one with: kdx optimize-dataset, or use --data noise:normal"
-            )
-        raise ConfigError(f"{run.root} has several transfer sets, say which with --data: {_names(present)}")
-    matches = [ref.directory for ref in present if spec in (ref.name, ref.label)]
-    if matches:
-        return matches[0]
-    if Path(spec).is_dir() and (Path(spec) / MANIFEST).exists():
-        if read_manifest(Path(spec)).kind != "transfer-set":
-            raise ConfigError(f"{spec} is not a transfer set")
-        return Path(spec)
-    from ..data import data_names
-
-    known = [ref.name for ref in present] + NOISE + data_names()
-    raise UsageError(
-        f"--data {spec!r} is no transfer set of {run.root}, no noise and no data set.{did_you_mean(spec, known)}"
-    )
-
-
 def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     """Build the student and its source, distil, write `model.safetensors`."""
     import torch
 
     from ..classifier import encode_classifier
-    from ..distillation import DistillationLossOptions, distill
-    from ..training import Augmenter, Schedule
+    from ..observer import Observer
+    from ..probing import make_probe
 
     torch.manual_seed(config.seed)
+    choice = choose(config, context.run)
+    if choice.reason:
+        context.reporter.line(f"--method auto: {choice.name}, because {choice.reason}")
     teacher = context.teacher()
     student = build_student(config.student, teacher).placed(context.device)
+    settings = fill_in(config, choice, student)
     with context.phase("source"):
-        source, num_images = _source(config, teacher, context)
+        source = open_source(choice, config, _method_config(config, choice), teacher, context)
+        probe = make_probe(teacher)
+    loop = Loop(config, settings, teacher, source)
+    steps = _planned_steps(loop, choice, student, context)
+    observer = Observer(probe, steps, config.patience, config.snapshots)
     with context.phase("distillation"), context.checkpoints.loop():
-        result = distill(
-            teacher,
-            student,
-            source,
-            config.batch_size,
-            Schedule(config.steps, config.lr, config.schedule),
-            DistillationLossOptions(config.loss, config.temperature, config.temperature_scaling),
-            Augmenter(config.shift, config.flip, config.warp, config.seed + 1),
-            context.checkpoints,
-            context.reporter,
-        )
-    context.count(images=num_images, teacher_queries=result.teacher_queries, student_steps=config.steps)
+        result = loop.run(student, steps, context.checkpoints, context.reporter, observer)
+    taken = int(result.rows[-1]["step"])
+    queries = result.teacher_queries + source.teacher_queries
+    context.count(images=source.num_images, teacher_queries=queries, student_steps=taken)
+    context.budget["seconds"]["synthesis"] = round(result.source_seconds, 2)
     context.write("model.safetensors", encode_classifier(student))
     context.write_metrics(result.rows)
+    for snapshot in observer.snapshots:
+        context.write(snapshot.file_name, snapshot.content)
+    context.budget["snapshots"] = [
+        {"file": snapshot.file_name, "step": snapshot.step, "seconds": snapshot.seconds}
+        for snapshot in observer.snapshots
+    ]
     return {
         "student": student.spec.architecture,
         "num_parameters": student.num_parameters,
         "teacher_parameters": teacher.num_parameters,
-        "num_images": num_images,
+        "source": choice.name if choice.kind != "transfer-set" else Path(choice.name).name,
+        "num_images": source.num_images,
+        "steps": taken,
+        "stopped_early": taken < steps,
         "loss": result.rows[-1]["loss"],
+        "held_out_agreement": round(probe.agreement(student), 6),
+        "settings": vars(settings),
     }
+
+
+def _planned_steps(loop: Loop, choice: Choice, student: Classifier, context: StageContext) -> int:
+    """Return the number of steps that was asked for, or that the budget allows."""
+    config = loop.config
+    if config.budget is None:
+        return config.steps or int(choice.settings["steps"])
+    left = parse_duration(config.budget) - (time.monotonic() - context.started)
+    with context.phase("trial"):
+        steps = context.checkpoints.once("steps", lambda: loop.steps_within(left, student))
+    context.reporter.line(f"--budget {config.budget}: {steps} steps")
+    return steps
+
+
+def fill_in(config: DistillConfig, choice: Choice, student: Classifier) -> Settings:
+    """Return the options with the defaults of the chosen source and the student where nothing was given."""
+    from torch import nn
+
+    convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
+    usual = {**choice.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
+    given = {name: getattr(config, name) for name in Settings.__dataclass_fields__}
+    return Settings(**{name: usual[name] if value is None else value for name, value in given.items()})
+
+
+def _method_config(config: DistillConfig, choice: Choice) -> Any:
+    """Return the options of the live method, those of the one that `auto` picked being its defaults."""
+    if choice.kind != "live":
+        return None
+    return live_method(choice.name).config() if config.method in (None, AUTO) else config.method_config()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The distillation that the options describe, but for the student and the number of steps."""
+
+    config: DistillConfig
+    settings: Settings
+    teacher: Classifier
+    source: Source
+
+    def run(
+        self,
+        student: Classifier,
+        steps: int,
+        checkpoints: CheckpointSaver,
+        reporter: Reporter,
+        monitor: Monitor | None = None,
+    ) -> DistillationResult:
+        """Train the student, in place."""
+        from ..distillation import DistillationLossOptions, distill
+        from ..training import Augmenter, Schedule
+
+        config, settings = self.config, self.settings
+        return distill(
+            self.teacher,
+            student,
+            self.source,
+            settings.batch_size,
+            Schedule(steps, settings.lr, config.schedule),
+            DistillationLossOptions(settings.loss, settings.temperature, config.temperature_scaling),
+            Augmenter(settings.shift, config.flip, settings.warp, config.seed + 1),
+            checkpoints,
+            reporter,
+            monitor,
+        )
+
+    def steps_within(self, seconds: float, student: Classifier) -> int:
+        """Return how many steps fit into the seconds; leaves student, source and random state as they are."""
+        import torch
+
+        trial, state, random_state = deepcopy(student), self.source.state(), torch.get_rng_state()
+        silent = Reporter(quiet=True)
+
+        def take(count: int) -> None:
+            self.run(trial, count, NoCheckpoints(), silent)
+
+        steps = steps_within(seconds, take, TRIAL_BLOCK)
+        self.source.restore(state)
+        torch.set_rng_state(random_state)
+        return steps
+
+
+class NoCheckpoints:
+    """A `training.CheckpointSaver` that keeps nothing."""
+
+    def load(self) -> None:
+        """There is nothing to go on from."""
+
+    def offer(self, state: Callable[[], Any]) -> None:
+        """Forget it."""
 
 
 def build_student(spec: str, teacher: Classifier) -> Classifier:
@@ -160,8 +303,6 @@ def build_student(spec: str, teacher: Classifier) -> Classifier:
     Raises:
         ConfigError: the student cannot take the teacher's images, or has other classes.
     """
-    from dataclasses import replace
-
     from ..classifier import Classifier, load_classifier
 
     if not _is_file(spec):
@@ -176,47 +317,8 @@ def build_student(spec: str, teacher: Classifier) -> Classifier:
     return student
 
 
-def _source(config: DistillConfig, teacher: Classifier, context: StageContext) -> tuple[Source, int]:
-    """Return the source that `--data` names, and how many different images it holds or will draw."""
-    from ..data import is_real_data
-    from ..images import fit_images
-    from ..sources import ImagePool, NoiseSource
-
-    if config.data in NOISE:
-        kind = config.data.removeprefix("noise:")
-        return NoiseSource(kind, teacher, config.seed), config.steps * config.batch_size
-    if config.data is not None and is_real_data(config.data):
-        data = open_real_data(config, config.data, "train", "distillation", context)
-        images = fit_images(data.images, teacher.input_shape)
-        return ImagePool(images, None, config.seed, context.device), len(images)
-    images, targets = _read_transfer_set(transfer_set(config.data, context.run), teacher)
-    return ImagePool(images, targets, config.seed, context.device), len(images)
-
-
-def _read_transfer_set(directory: Path, teacher: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the stored images (uint8) and targets (the teacher's logits). Raises `ConfigError` if they do not fit."""
-    import torch
-
-    from ..tensor_files import read_npy
-
-    images = torch.from_numpy(read_npy(directory / "images.npy"))
-    targets = torch.from_numpy(read_npy(directory / "targets.npy"))
-    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != teacher.input_shape:
-        raise ConfigError(
-            f"{directory} holds images of shape {tuple(images.shape[1:])} ({images.dtype}), "
-            f"the teacher takes {teacher.input_shape}"
-        )
-    if tuple(targets.shape) != (len(images), teacher.num_classes):
-        raise ConfigError(f"{directory} has targets of shape {tuple(targets.shape)} for {len(images)} images")
-    return images, targets
-
-
 def _is_file(spec: str) -> bool:
     return spec.endswith(".safetensors") or "/" in spec
-
-
-def _names(refs: list[Any]) -> str:
-    return ", ".join(ref.name for ref in refs)
 
 
 STAGE = Stage("distill", DistillConfig, plan, execute)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import read_manifest
 from ..config import MethodStageConfig, OptionSet, option
 from ..errors import ConfigError
-from ..methods import Method, method, method_names
+from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizeDatasetConfig(MethodStageConfig):
-    """Make a transfer set from the teacher and its statistics, without data.
+    """Make a transfer set from the teacher, for most objectives with its statistics, without data.
 
     Targets for the teacher's activations are drawn from the recorded statistics, and the pixels of noise images are
-    optimized until the teacher responds to them in that way. Classes are mixed in every batch. Writes images.npy,
+    optimized until the teacher responds to them in that way; structured_noise needs no statistics and optimizes
+    nothing. Classes are mixed in every batch. Writes images.npy,
     labels.npy, targets.npy (the teacher's logits) and grid.png.
 
     Examples:
@@ -34,29 +35,35 @@ class OptimizeDatasetConfig(MethodStageConfig):
       kdx optimize-dataset --objective all_layers --images-per-class 200 --steps 100 --name quick
     """
 
-    objective: str = option("spectral_all_layers", "What to match; `kdx methods` explains.", choices=method_names)
+    objective: str = option("spectral_all_layers", "What to match; `kdx methods` explains.", choices=objective_names)
     images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
     batch_size: int = option(500, "Images optimized at a time.", minimum=1)
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
         """The objective."""
-        return f"--objective {self.objective}", method(self.objective).config
+        return f"--objective {self.objective}", objective(self.objective).config
+
+    @classmethod
+    def methods(cls) -> dict[str, type[OptionSet]]:
+        """Every objective."""
+        return {name: objective(name).config for name in objective_names()}
 
 
 def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan:
-    """Reads the teacher and the statistics, which must hold the objective's record."""
-    chosen = method(config.objective)
+    """Reads the teacher and, where the objective needs them, the statistics, which must hold its record."""
+    chosen = objective(config.objective)
     config.method_config()
-    teacher = run.existing("teacher", "kdx train")
-    statistics = run.existing("statistics", "kdx compute-stats")
-    recorded = read_manifest(statistics.directory).metrics.get("records", [])
-    if chosen.record not in recorded:
-        raise ConfigError(
-            f"{chosen.name} needs the {chosen.record} record, and the statistics hold only {', '.join(recorded)}; "
-            "make them again with: kdx compute-stats --spectral --force"
-        )
-    inputs = (artifact_input("teacher", teacher), artifact_input("statistics", statistics))
-    return Plan(run.place("transfer-set", config.name or config.objective), inputs, chosen.needs)
+    inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
+    if chosen.record is not None:
+        statistics = run.existing("statistics", "kdx compute-stats")
+        recorded = read_manifest(statistics.directory).metrics.get("records", [])
+        if chosen.record not in recorded:
+            raise ConfigError(
+                f"{chosen.name} needs the {chosen.record} record, and the statistics hold only {', '.join(recorded)}; "
+                "make them again with: kdx compute-stats --spectral --force"
+            )
+        inputs.append(artifact_input("statistics", statistics))
+    return Plan(run.place("transfer-set", config.name or config.objective), tuple(inputs), chosen.needs)
 
 
 def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, Any]:
@@ -69,15 +76,18 @@ def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, A
     from ..training import predict
 
     teacher = context.teacher()
-    contents = read_safetensors(context.run.place("statistics").directory / "statistics.safetensors")
-    statistics = Statistics.from_tensors(*contents).to(context.device)
+    chosen = objective(config.objective)
+    statistics = None
+    if chosen.record is not None:
+        contents = read_safetensors(context.run.place("statistics").directory / "statistics.safetensors")
+        statistics = Statistics.from_tensors(*contents).to(context.device)
     labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
     with context.phase("synthesis"), context.checkpoints.loop():
-        images, rows = _make_images(config, method(config.objective), teacher, statistics, labels, context)
+        images, rows = _make_images(config, chosen, teacher, statistics, labels, context)
     with context.phase("targets"):
         targets = predict(teacher, images)
-    steps = config.method_config().steps
-    context.count(images=len(images), teacher_queries=len(images) * (steps + 1))
+    queries = sum(int(row["teacher_queries"]) for row in rows)
+    context.count(images=len(images), teacher_queries=len(images) + queries)
     context.write("images.npy", encode_npy(images.numpy()))
     context.write("labels.npy", encode_npy(labels.numpy()))
     context.write("targets.npy", encode_npy(targets.numpy()))
@@ -95,9 +105,9 @@ def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, A
 
 def _make_images(
     config: OptimizeDatasetConfig,
-    chosen: Method,
+    chosen: Objective,
     teacher: Classifier,
-    statistics: Statistics,
+    statistics: Statistics | None,
     labels: torch.Tensor,
     context: StageContext,
 ) -> tuple[torch.Tensor, list[dict[str, float]]]:
@@ -123,7 +133,8 @@ def _make_images(
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
             made = chosen.synthesize(teacher, statistics, batches[index], options, generator)
             done.append(to_uint8(made.images).cpu().contiguous())
-            rows.append({"batch": index + 1, "images": len(made.images), "loss": round(made.loss, 6)})
+            row = {"batch": index + 1, "images": len(made.images), "teacher_queries": made.teacher_queries}
+            rows.append({**row, "loss": round(made.loss, 6)})
             task.advance(len(made.images), f"loss {made.loss:.3f}")
             context.checkpoints.offer(lambda: ({"images": torch.cat(done)}, {"rows": rows}))
     return torch.cat(done), rows

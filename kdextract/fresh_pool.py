@@ -1,0 +1,95 @@
+"""A pool of images that are made on the spot, labelled by the teacher, and replaced while a student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .classifier import Classifier
+from .images import to_pixels, to_uint8
+from .sources import Batch, State
+from .training import predict
+
+RARE = 0.1
+"""A class that has less than this share of its fair part of the pool is drawn as much less often."""
+
+MakeImages = Callable[[int, torch.Generator], torch.Tensor]
+
+
+class FreshPool:
+    """Images that enter in chunks and leave in the order in which they came; classes are drawn equally often.
+
+    Chunk number i depends on the seed and on i alone, so a pool is restored by making its chunks again. The teacher is
+    asked once about each image, when it enters.
+
+    Args:
+        make: (count, generator) -> pixels in [0, 1], [count, channels, height, width].
+        size: images in the pool, rounded up to whole chunks.
+        chunk: images that enter at a time.
+        period: `update` lets a new chunk enter at every so many calls; 0: never.
+        seed: fixes all of it.
+    """
+
+    def __init__(self, make: MakeImages, teacher: Classifier, size: int, chunk: int, period: int, seed: int) -> None:
+        self._make, self._teacher, self._period, self._seed = make, teacher, period, seed
+        self._num_chunks = -(-size // chunk)
+        self._chunk = chunk
+        self._generator = torch.Generator().manual_seed(seed)
+        self._images = torch.empty((self._num_chunks * chunk, *teacher.input_shape), dtype=torch.uint8)
+        self._images = self._images.to(teacher.device)
+        self._targets = torch.empty((len(self._images), teacher.num_classes), device=teacher.device)
+        self._entered, self._updates = 0, 0
+        self._fill(0, self._num_chunks)
+
+    @property
+    def num_images(self) -> int:
+        """Images made so far."""
+        return self._entered * self._chunk
+
+    @property
+    def teacher_queries(self) -> int:
+        """One for each image."""
+        return self.num_images
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Let a new chunk enter if it is time to."""
+        self._updates += 1
+        if self._period and self._updates % self._period == 0:
+            self._fill(self._entered, self._entered + 1)
+        return {}
+
+    def sample(self, num_images: int) -> Batch:
+        """Draw a class for each image, then one of the images that the teacher gives to this class."""
+        classes = torch.multinomial(self._class_weights, num_images, replacement=True, generator=self._generator)
+        within = (torch.rand(num_images, generator=self._generator) * self._counts[classes]).long()
+        rows = self._by_class[self._starts[classes] + within].to(self._images.device)
+        return Batch(to_pixels(self._images[rows]), self._targets[rows])
+
+    def state(self) -> State:
+        """How many chunks have entered, and the generator of the draws."""
+        counters = torch.tensor([self._entered, self._updates])
+        return {"counters": counters, "generator": self._generator.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Make the chunks that were in the pool again."""
+        entered, self._updates = state["counters"].tolist()
+        self._generator.set_state(state["generator"])
+        if entered != self._entered:
+            self._fill(max(0, entered - self._num_chunks), entered)
+
+    def _fill(self, first: int, last: int) -> None:
+        """Let chunks number `first` to `last` - 1 enter, and index the classes anew."""
+        for index in range(first, last):
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index + 1)
+            images = to_uint8(self._make(self._chunk, generator))
+            place = slice(index % self._num_chunks * self._chunk, (index % self._num_chunks + 1) * self._chunk)
+            self._images[place] = images.to(self._images.device)
+            self._targets[place] = predict(self._teacher, images).to(self._targets.device)
+        self._entered = last
+        answers = self._targets.argmax(1).cpu()
+        self._by_class = answers.argsort(stable=True)
+        self._counts = torch.bincount(answers, minlength=self._targets.shape[1])
+        self._starts = self._counts.cumsum(0) - self._counts
+        fair = RARE * len(answers) / len(self._counts)
+        self._class_weights = (self._counts / fair).clamp_(max=1.0)

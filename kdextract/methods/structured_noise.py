@@ -1,0 +1,65 @@
+"""Structured noise: images from formulas alone, sorted by what the teacher sees in them.
+
+Our own method; the closest published relative trains on noise of natural-image statistics (Baradad et al. 2021,
+"Learning to See by Looking at Noise"), which has no teacher and no classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import OptionSet, option
+from .registry import register_live, register_objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..fresh_pool import FreshPool
+    from ..inversion import Inverted
+    from ..statistics import Statistics
+
+SOURCE = "kdx; after Baradad et al. 2021"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredNoiseConfig(OptionSet):
+    """How long to look for images of each class."""
+
+    candidates: int = option(8, "Images that are drawn for each one that is kept.", minimum=1)
+
+
+@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE)
+def structured_noise(
+    teacher: Classifier,
+    statistics: Statistics | None,
+    labels: torch.Tensor,
+    config: StructuredNoiseConfig,
+    generator: torch.Generator,
+) -> Inverted:
+    """Random lines, shapes and textures, for each class those that the teacher gives to it."""
+    from ..structured_noise import images_of_classes
+
+    return images_of_classes(teacher, labels, config.candidates, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStructuredNoiseConfig(OptionSet):
+    """The pool that batches are drawn from."""
+
+    pool: int = option(20_000, "Images in the pool.", minimum=100)
+    fresh: int = option(64, "New images per step; the oldest leave.", minimum=0)
+
+
+@register_live(
+    "structured_noise",
+    config=LiveStructuredNoiseConfig,
+    source=SOURCE,
+    settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
+)
+def structured_noise_pool(teacher: Classifier, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
+    """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""
+    from ..structured_noise import structured_pool
+
+    return structured_pool(teacher, config.pool, config.fresh, seed)

@@ -1,0 +1,127 @@
+"""Watches a student while it learns: agreement on held-out synthetic images, when to stop, snapshots."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from .classifier import Classifier, encode_classifier
+from .images import to_pixels
+from .sources import State
+
+LOOKS = 40
+"""How often a student is looked at on its way."""
+LOOK_IMAGES = 1000
+IMPROVEMENT = 5e-4
+"""A smaller gain of agreement does not count as one: half an image of `LOOK_IMAGES`."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Images that no student learns from, and the teacher's answers to them.
+
+    `images` are uint8 [N, channels, height, width], in random order; `answers` are the teacher's classes, int64 [N].
+    """
+
+    images: torch.Tensor
+    answers: torch.Tensor
+
+    def agreement(self, student: Classifier, num_images: int | None = None) -> float:
+        """Return the share of (the first `num_images`) images that the student, too, gives to the teacher's class.
+
+        The student is left in the mode, training or evaluation, that it was in.
+        """
+        training = student.training
+        student.eval()
+        images, answers = self.images[:num_images], self.answers[:num_images]
+        with torch.inference_mode():
+            equal = [
+                student(to_pixels(chunk.to(student.device))).argmax(1) == expected.to(student.device)
+                for chunk, expected in zip(images.split(500), answers.split(500), strict=True)
+            ]
+        student.train(training)
+        return float(torch.cat(equal).float().mean())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A student after `step` steps, as the bytes of a classifier file, `seconds` after the loop began."""
+
+    step: int
+    seconds: float
+    content: bytes
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file in the student's artifact."""
+        return f"snapshot-{self.step:06d}.safetensors"
+
+
+class Observer:
+    """A `training.Monitor` of students.
+
+    Args:
+        probe: held-out images.
+        steps: number of steps that are planned.
+        patience: land when the agreement has not grown at this many looks in a row; None: never.
+        num_snapshots: so many snapshots, evenly spaced, none of them at the end.
+    """
+
+    def __init__(self, probe: Probe, steps: int, patience: int | None, num_snapshots: int) -> None:
+        self._probe, self._patience = probe, patience
+        self._every = max(1, steps // LOOKS)
+        self._snapshot_steps = [round(steps * (i + 1) / (num_snapshots + 1)) for i in range(num_snapshots)]
+        self._next_look = self._every
+        self._best, self._looks_since = -1.0, 0
+        self._landing: int | None = None
+        self._started, self._earlier_seconds = time.monotonic(), 0.0
+        self.snapshots: list[Snapshot] = []
+
+    @property
+    def landing(self) -> int | None:
+        """The step at which the patience ran out."""
+        return self._landing
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the loop began, those before an interruption included."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def look(self, student: Classifier, step: int) -> dict[str, float]:
+        """Take a snapshot and measure agreement, each when it is due."""
+        if len(self.snapshots) < len(self._snapshot_steps) and step >= self._snapshot_steps[len(self.snapshots)]:
+            self.snapshots.append(Snapshot(step, round(self.seconds, 3), encode_classifier(student)))
+        if step < self._next_look:
+            return {}
+        self._next_look = step + self._every
+        agreement = self._probe.agreement(student, LOOK_IMAGES)
+        improved = agreement > self._best + IMPROVEMENT
+        self._looks_since = 0 if improved else self._looks_since + 1
+        self._best = max(self._best, agreement)
+        if self._patience is not None and self._looks_since >= self._patience and self._landing is None:
+            self._landing = step
+        return {"agreement": round(agreement, 6)}
+
+    def state(self) -> State:
+        """All of it but the probe."""
+        numbers = [self._next_look, self._best, self._looks_since, -1 if self._landing is None else self._landing]
+        state = {"numbers": torch.tensor([*numbers, self.seconds], dtype=torch.float64)}
+        for snapshot in self.snapshots:
+            content = torch.frombuffer(bytearray(snapshot.content), dtype=torch.uint8)
+            state[f"snapshot.{snapshot.step}.{snapshot.seconds}"] = content
+        return state
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        next_look, self._best, since, landing, self._earlier_seconds = state["numbers"].tolist()
+        self._next_look, self._looks_since = int(next_look), int(since)
+        self._landing = None if landing < 0 else int(landing)
+        self._started = time.monotonic()
+        self.snapshots = []
+        for name, content in state.items():
+            if name.startswith("snapshot."):
+                _, step, seconds = name.split(".", 2)
+                self.snapshots.append(Snapshot(int(step), float(seconds), content.numpy().tobytes()))
+        self.snapshots.sort(key=lambda snapshot: snapshot.step)

@@ -1,0 +1,254 @@
+"""Images from formulas alone: random level lines, pen strokes, shapes, blobs, gratings and smooth fields.
+
+No data and no pretrained network goes into them. What a classifier of drawings, digits or photographs can be asked
+about is edges, strokes and areas; these images hold all of them, at any size, in grey and in colour. A pattern is a
+*mask* in [0, 1]: how much ink lies where. `structured_images` paints masks over each other. All of it is batched tensor
+code on the CPU, and depends on its generator alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+Pattern = Callable[[int, int, int, torch.Generator], torch.Tensor]
+
+CHUNK_PIXELS = 1 << 17
+"""Images are made so many pixels at a time, so that what lies between stays in the processor's cache."""
+
+
+def _uniform(low: float, high: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    """One number per image, [count, 1, 1]."""
+    return torch.rand((count, 1, 1), generator=generator).mul_(high - low).add_(low)
+
+
+def _normal(std: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn((count, 1, 1), generator=generator).mul_(std)
+
+
+@cache
+def _enlarging(cells: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two matrices [size, cells]: bicubic interpolation of `cells` values, and its derivative per pixel."""
+    values = F.interpolate(torch.eye(cells).unsqueeze(1).unsqueeze(1), (1, size), mode="bicubic")[:, 0, 0].T
+    return values.contiguous(), torch.gradient(values, dim=0)[0].contiguous()
+
+
+@cache
+def _axes(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates of rows [height, 1] and columns [1, width]; the shorter side spans [-1, 1]."""
+    short = min(height, width)
+    rows = (torch.arange(height) * 2 + 1 - height) / short
+    columns = (torch.arange(width) * 2 + 1 - width) / short
+    return rows.view(height, 1), columns.view(1, width)
+
+
+def smooth_fields(
+    count: int, height: int, width: int, generator: torch.Generator, least: int = 3, most: int = 8
+) -> torch.Tensor:
+    """Smooth random fields of zero mean, [count, height, width]: normal noise on a coarse grid, enlarged.
+
+    Each image has a grid of its own size, `least` to `most` cells a side.
+    """
+    fields = torch.empty((count, height, width))
+    for cells, rows in _grains(count, least, most, generator):
+        coarse = torch.randn((len(rows), cells, cells), generator=generator)
+        fields[rows] = _enlarging(cells, height)[0] @ coarse @ _enlarging(cells, width)[0].T
+    return fields
+
+
+def _grains(count: int, least: int, most: int, generator: torch.Generator) -> list[tuple[int, torch.Tensor]]:
+    """Deal images to grid sizes; return (cells a side, indices of its images)."""
+    grains = torch.randint(least, most + 1, (count,), generator=generator)
+    return [(cells, (grains == cells).nonzero().squeeze(1)) for cells in range(least, most + 1)]
+
+
+def level_lines(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Level lines of smooth random fields, drawn with a pen of constant width, faded out by a second field."""
+    lines = torch.empty((count, height, width))
+    scale = min(height, width) / 32
+    for cells, rows in _grains(count, 3, 5, generator):
+        coarse = torch.randn((len(rows), cells, cells), generator=generator)
+        (up, up_slope), (across, across_slope) = _enlarging(cells, height), _enlarging(cells, width)
+        partly = up @ coarse
+        slope = (partly @ across_slope.T).square_() + ((up_slope @ coarse) @ across.T).square_()
+        distance = (partly @ across.T).sub_(_normal(0.6, len(rows), generator)).abs_()
+        distance /= slope.sqrt_().clamp_min_(0.02 / scale)
+        pen = _uniform(0.6, 2.2, len(rows), generator) * scale
+        lines[rows] = torch.sigmoid((pen - distance).mul_(3))
+    fade = smooth_fields(count, height, width, generator, 2, 3)
+    y, x = _axes(height, width)
+    inside = _uniform(0.5, 1.0, count, generator) - torch.maximum(y.abs(), x.abs())
+    return lines.mul_(torch.sigmoid(fade.add_(0.5).mul_(8))).mul_(torch.sigmoid(inside.mul_(12)))
+
+
+def pen_strokes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """One or two cubic Bezier curves, often joined, drawn with a round pen."""
+    points, curves = 20, 2
+    t = torch.linspace(0, 1, points)
+    bernstein = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
+    control = torch.randn((count, curves, 4, 2), generator=generator).mul_(0.45)
+    joined = torch.rand((count, 1), generator=generator) < 0.6
+    control[:, 1, 0] = torch.where(joined, control[:, 0, 3], control[:, 1, 0])
+    single = torch.rand((count, 1, 1), generator=generator) < 0.4
+    control[:, 1] = torch.where(single, control[:, 0], control[:, 1])
+    path = torch.einsum("ncdj,dp->ncpj", control, bernstein).flatten(1, 2)
+    y, x = _axes(height, width)
+    across, down = (path[..., :1] - x).square_(), (path[..., 1:] - y.T).square_()
+    nearest = torch.full((count, height, width), torch.inf)
+    distance = torch.empty_like(nearest)
+    for point in range(path.shape[1]):
+        torch.add(across[:, point, None, :], down[:, point, :, None], out=distance)
+        torch.minimum(nearest, distance, out=nearest)
+    pen = _uniform(0.04, 0.16, count, generator)
+    return torch.sigmoid((pen - nearest.sqrt_()).mul_(1.25 * min(height, width)))
+
+
+def shapes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """One to three ellipses or rectangles: outlines or filled, turned, some cut open by a straight line."""
+    ink = torch.zeros((count, height, width))
+    for index in range(3):
+        drawn = torch.rand(count, generator=generator) < (1.0 if index == 0 else 0.5)
+        rows = drawn.nonzero().squeeze(1)
+        shape = _shape(len(rows), height, width, generator)
+        ink[rows] = torch.maximum(ink[rows], shape)
+    return ink
+
+
+def _shape(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """One ellipse or rectangle per image."""
+    y, x = _axes(height, width)
+    sharpness = min(height, width)
+    x, y = x - _normal(0.35, count, generator), y - _normal(0.35, count, generator)
+    radius, squeeze = _uniform(0.15, 0.75, count, generator), _uniform(0.15, 1.0, count, generator)
+    angle = _uniform(0, math.pi, count, generator)
+    u = (x * angle.cos() + y * angle.sin()).abs_()
+    v = (y * angle.cos() - x * angle.sin()).abs_().div_(squeeze)
+    round_ = torch.rand((count, 1, 1), generator=generator) < 0.6
+    inwards = radius - torch.where(round_, torch.hypot(u, v), torch.maximum(u, v))
+    outlined = torch.rand((count, 1, 1), generator=generator) < 0.75
+    pen = _uniform(0.04, 0.16, count, generator)
+    drawn = torch.where(outlined, pen - inwards.abs() * squeeze.sqrt(), inwards)
+    side = _uniform(0, 2 * math.pi, count, generator)
+    cut = x * side.cos() + y * side.sin() + _uniform(0, 0.6, count, generator)
+    whole = torch.rand((count, 1, 1), generator=generator) < 0.5
+    drawn = torch.where(whole, drawn, torch.minimum(drawn, cut))
+    return torch.sigmoid(drawn.mul_(sharpness))
+
+
+def blobs(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Areas where a smooth random field is high."""
+    fields = smooth_fields(count, height, width, generator, 3, 7)
+    return torch.sigmoid((fields - 0.8 - _normal(0.4, count, generator)).mul_(15))
+
+
+def gratings(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Parallel stripes of any direction and width, inside a round window."""
+    y, x = _axes(height, width)
+    angle, waves = _uniform(0, math.pi, count, generator), _uniform(1, 6, count, generator) * math.pi
+    wave = torch.sin(waves * (x * angle.cos() + y * angle.sin()) + _uniform(0, 2 * math.pi, count, generator))
+    stripes = torch.sigmoid((wave - _uniform(-0.7, 1.3, count, generator)).mul_(8))
+    away = (x - _normal(0.5, count, generator)).square() + (y - _normal(0.5, count, generator)).square()
+    return stripes * torch.exp(-away / (2 * _uniform(0.3, 0.8, count, generator).square()))
+
+
+def clouds(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Smooth random fields themselves, each image with a brightness and a contrast of its own."""
+    fields = smooth_fields(count, height, width, generator)
+    contrast = _uniform(1, 8, count, generator)
+    return torch.sigmoid((fields - 0.5 + _normal(0.5, count, generator)).mul_(contrast))
+
+
+PATTERNS: dict[str, Pattern] = {
+    "level_lines": level_lines,
+    "pen_strokes": pen_strokes,
+    "shapes": shapes,
+    "blobs": blobs,
+    "gratings": gratings,
+    "clouds": clouds,
+}
+
+SHARES: dict[str, float] = {
+    "level_lines": 0.3,
+    "pen_strokes": 0.27,
+    "shapes": 0.3,
+    "blobs": 0.05,
+    "gratings": 0.03,
+    "clouds": 0.05,
+}
+"""How often each pattern is drawn: strokes and outlines teach most, as measured on MNIST (docs/notes.md)."""
+
+
+def masks(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Patterns of all kinds in random order, [count, height, width], in the proportions of `SHARES`."""
+    drawn = torch.multinomial(torch.tensor([SHARES[name] for name in PATTERNS]), count, True, generator=generator)
+    ink = torch.empty((count, height, width))
+    for kind, pattern in enumerate(PATTERNS.values()):
+        rows = (drawn == kind).nonzero().squeeze(1)
+        if len(rows):
+            ink[rows] = pattern(len(rows), height, width, generator)
+    return ink
+
+
+def structured_images(
+    count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Return `count` random images, pixels in [0, 1], [count, channels, height, width].
+
+    Some are *drawings*: bright ink on black, or dark ink on white. Some are *scenes*: several patterns over each other
+    in flat or gently varying tones (filled shapes over each other are known as dead leaves).
+
+    Args:
+        shape: (channels, height, width).
+        brightness: mean pixel that the classifier normalizes with, in [0, 1]. Near 0 or 1, nearly all images are
+            drawings, on black or on white; near 0.5 nearly all are scenes.
+    """
+    chunk = max(1, CHUNK_PIXELS // (shape[1] * shape[2]))
+    parts = [min(chunk, count - start) for start in range(0, count, chunk)]
+    made = [_some_images(part, shape, brightness, generator) for part in parts]
+    return torch.cat(made).contiguous(memory_format=torch.channels_last)
+
+
+def _some_images(
+    count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator
+) -> torch.Tensor:
+    channels, height, width = shape
+    scene = torch.rand(count, generator=generator) < 1 - abs(2 * brightness - 1) ** 0.25
+    images = torch.empty((count, *shape))
+    rows = (~scene).nonzero().squeeze(1)
+    ink = masks(len(rows), height, width, generator).unsqueeze(1) * _tones(len(rows), channels, generator)
+    images[rows] = ink if brightness < 0.5 else 1 - ink
+    rows = scene.nonzero().squeeze(1)
+    painted = _material(len(rows), shape, generator)
+    for _ in range(SCENE_LAYERS):
+        painted = torch.lerp(
+            painted,
+            _material(len(rows), shape, generator),
+            masks(len(rows), height, width, generator).unsqueeze(1),
+        )
+    images[rows] = painted
+    return images
+
+
+SCENE_LAYERS = 3
+
+
+def _tones(count: int, channels: int, generator: torch.Generator) -> torch.Tensor:
+    """Inks between 0.6 and 1, with a tint of their own where there are several channels, [count, channels, 1, 1]."""
+    tones = _uniform(0.6, 1.0, count, generator).unsqueeze(1)
+    if channels == 1:
+        return tones
+    return tones * (1 - 0.8 * torch.rand((count, channels, 1, 1), generator=generator).square())
+
+
+def _material(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
+    """Flat tones, half of them varied by a smooth field, [count, channels, height, width]."""
+    channels, height, width = shape
+    grey = torch.rand((count, 1, 1, 1), generator=generator)
+    tint = torch.randn((count, channels, 1, 1), generator=generator).mul_(0.2 if channels > 1 else 0.0)
+    varied = torch.rand((count, 1, 1), generator=generator).sub_(0.5).clamp_min_(0).mul_(0.6)
+    fields = smooth_fields(count, height, width, generator) * varied
+    return (grey + tint + fields.unsqueeze(1)).clamp_(0, 1)
