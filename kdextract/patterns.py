@@ -184,6 +184,8 @@ SHARES: dict[str, float] = {
 
 def masks(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Patterns of all kinds in random order, [count, height, width], in the proportions of `SHARES`."""
+    if not count:
+        return torch.empty((0, height, width))
     drawn = torch.multinomial(torch.tensor([SHARES[name] for name in PATTERNS]), count, True, generator=generator)
     ink = torch.empty((count, height, width))
     for kind, pattern in enumerate(PATTERNS.values()):

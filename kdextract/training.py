@@ -142,7 +142,7 @@ def take_steps(
             mean = float(total) / (step - reported)
             if not math.isfinite(mean):
                 raise DivergedError(f"{title}: the loss is not finite at step {step}; try a smaller --lr")
-            row = {"step": step, "loss": round(mean, 6), "lr": schedule.rate(step)}
+            row = {"step": step, "loss": round(mean, 6), "lr": schedule.rate(step - 1)}
             rows.append(row | monitor.look(classifier, step) if monitor is not None else row)
             total.zero_()
             task.advance(step - reported, f"loss {mean:.4f}")

@@ -364,7 +364,7 @@ def test_pool_gives_each_image_once_per_epoch(batch: int) -> None:
     epochs = [drawn[start : start + 20] for start in range(0, 100, 20)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5, "two epochs in the same order"
-    assert len(pool) == 20
+    assert pool.num_images == 20
     assert pool.update(make_student("lenet5_half")) == {}
 
 

@@ -28,7 +28,10 @@ from kdextract.statistics import Record, Statistics, StatisticsOptions, compute_
 OPTIONS = StatisticsOptions(max_units=2000, rank=15, spectra=SpectralOptions(0.1, 30, "energy"))
 SPECTRAL = ["spectral_all_layers", "spectral_layer_pairs"]
 
+PIXEL_METHODS = [name for name in objective_names() if issubclass(objective(name).config, PixelConfig)]
+
 every_method = pytest.mark.parametrize("name", objective_names())
+every_pixel_method = pytest.mark.parametrize("name", PIXEL_METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,11 @@ def untrained(num_classes: int, channels: int) -> tuple[Classifier, Statistics]:
 def make(
     name: str, teacher: Classifier, statistics: Statistics, labels: torch.Tensor, seed: int = 0, **options: Any
 ) -> Inverted:
+    """Make images; options that are the pixel methods' alone are left out for others."""
     chosen = objective(name)
+    if name not in PIXEL_METHODS:
+        shared = {field.name for field in option_fields(PixelConfig)}
+        options = {option: value for option, value in options.items() if option not in shared}
     generator = torch.Generator().manual_seed(seed)
     return chosen.synthesize(teacher, statistics, labels, chosen.config(**options), generator)
 
@@ -136,7 +143,7 @@ def test_teacher_is_left_bit_for_bit_as_it_was(name: str, teacher: Classifier, s
     assert all(torch.equal(tensors[key], value) for key, value in statistics.to_tensors()[0].items())
 
 
-@every_method
+@every_pixel_method
 def test_images_that_diverge_are_an_error_and_leave_no_hook(
     name: str, teacher: Classifier, statistics: Statistics
 ) -> None:
@@ -158,7 +165,7 @@ def test_seed_decides_the_images(name: str, teacher: Classifier, statistics: Sta
     assert float((once.images - other.images).abs().mean()) > 1e-3
 
 
-@every_method
+@every_pixel_method
 def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> None:
     labels = torch.arange(20) % 10
     first, last = (make(name, teacher, statistics, labels, steps=steps, tv=0.0).loss for steps in (1, 40))
@@ -193,7 +200,7 @@ OPTIONS_OF_METHODS = [
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS_OF_METHODS)
 def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, statistics: Statistics) -> None:
-    base: dict[str, Any] = {"steps": 6, "lr": 0.1, "clip": True}
+    base: dict[str, Any] = {"steps": 6, "lr": 0.1, "clip": True} if name in PIXEL_METHODS else {}
     config = objective(name).config(**base)
     (declared,) = [field for field in option_fields(config) if field.name == option]
     changed = base | {option: other_value(declared, getattr(config, option))}
@@ -206,7 +213,7 @@ def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier,
     ("option", "value"),
     [("steps", 0), ("lr", 0.0), ("lr", float("nan")), ("init", "normall"), ("blur_every", -1), ("tv", -0.1)],
 )
-@every_method
+@every_pixel_method
 def test_values_out_of_range_are_refused(name: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}"):
         objective(name).config(**{option: value})
@@ -222,7 +229,7 @@ def test_declares_where_it_comes_from(name: str) -> None:
     assert all(option_info(field).help for field in option_fields(chosen.config))
 
 
-@every_method
+@every_pixel_method
 def test_missing_record_is_refused_with_the_command_that_makes_it(
     name: str, teacher: Classifier, statistics: Statistics
 ) -> None:
@@ -253,7 +260,7 @@ def test_every_start_is_offered_and_valid() -> None:
     assert set(INITS) == set(INITIALIZERS)
     starts = {}
     for init in INITS:
-        start, again = (INITIALIZERS[init]((30, 3, 20, 24), torch.Generator().manual_seed(6)) for _ in range(2))
+        start, again = (INITIALIZERS[init]((30, 3, 20, 24), 0.5, torch.Generator().manual_seed(6)) for _ in range(2))
         assert torch.equal(start, again)
         assert start.shape == (30, 3, 20, 24)
         assert 0 <= float(start.min()) < float(start.max()) <= 1
@@ -269,8 +276,11 @@ def quadratic(goal: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def optimized(goal: float, **options: Any) -> torch.Tensor:
     config = PixelConfig(**({"steps": 40, "lr": 0.1, "init": "uniform"} | options))
-    generator = torch.Generator().manual_seed(0)
-    return inversion.optimize_pixels(quadratic(goal), (2, 1, 12, 12), config, generator, torch.device("cpu")).images
+    return inversion.optimize_pixels(quadratic(goal), uniform_start(2, 1, 12, 12), config).images
+
+
+def uniform_start(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_pixels_reach_the_minimum_and_stay_valid() -> None:
@@ -289,7 +299,7 @@ def test_clipping_acts_while_optimizing() -> None:
     for clip in (True, False):
         seen.clear()
         config = PixelConfig(steps=30, lr=0.2, init="uniform", clip=clip)
-        inversion.optimize_pixels(loss, (1, 1, 8, 8), config, torch.Generator().manual_seed(0), torch.device("cpu"))
+        inversion.optimize_pixels(loss, uniform_start(1, 1, 8, 8), config)
         assert (max(seen) <= 1) == clip
 
 
@@ -313,9 +323,7 @@ def test_learning_rate_falls_along_a_cosine() -> None:
         return -images.sum()
 
     config = PixelConfig(steps=20, lr=0.01, init="uniform", clip=False)
-    result = inversion.optimize_pixels(
-        loss, (1, 1, 4, 4), config, torch.Generator().manual_seed(0), torch.device("cpu")
-    )
+    result = inversion.optimize_pixels(loss, uniform_start(1, 1, 4, 4), config)
     moves = np.diff([*seen, float(result.images[0, 0, 0, 0])])
     expected = 0.01 * 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20))
     np.testing.assert_allclose(moves, expected, atol=1e-5)
@@ -351,7 +359,7 @@ def loss_and_gradient(
         pixels = images.clone().requires_grad_(True)
         value = loss(pixels)
         result.append((float(value.detach()), torch.autograd.grad(value, pixels)[0]))
-        return Inverted(images, result[0][0])
+        return Inverted(images, result[0][0], 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(inversion, "optimize_pixels", evaluate)
@@ -421,9 +429,9 @@ def test_objectives_make_different_images(
 ) -> None:
     """From the same start, towards the same kind of target."""
     start = torch.rand((6, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, generator: start.clone())
+    monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start.clone())
     options = {"steps": 20, "lr": 0.1, "init": "uniform", "tv": 0.0}
-    made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in objective_names()}
+    made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in PIXEL_METHODS}
     for index, one in enumerate(made):
         for other in list(made)[:index]:
             assert float((made[one] - made[other]).abs().mean()) > 0.01, (one, other)
@@ -433,7 +441,7 @@ def test_objectives_make_different_images(
 # gradient by its size, so where a gradient is close to zero that difference can turn a step around: a few pixels may
 # move by a step or two, but the mean stays far below one step.
 @pytest.mark.usefixtures("targets_are_means")
-@every_method
+@every_pixel_method
 def test_image_does_not_depend_on_the_rest_of_its_batch(
     name: str, teacher: Classifier, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,7 +453,7 @@ def test_image_does_not_depend_on_the_rest_of_its_batch(
 
     def made(rows: slice) -> torch.Tensor:
         with monkeypatch.context() as patch:
-            patch.setitem(INITIALIZERS, "uniform", lambda shape, generator: start[rows].clone())
+            patch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start[rows].clone())
             return make(name, teacher, statistics, labels[rows], **options).images
 
     together = made(slice(None))
