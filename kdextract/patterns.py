@@ -86,16 +86,15 @@ def level_lines(count: int, height: int, width: int, generator: torch.Generator)
 
 
 def pen_strokes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """One or two cubic Bezier curves, often joined, drawn with a round pen."""
-    points, curves = 20, 2
-    t = torch.linspace(0, 1, points)
-    bernstein = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
-    control = torch.randn((count, curves, 4, 2), generator=generator).mul_(0.45)
-    joined = torch.rand((count, 1), generator=generator) < 0.6
-    control[:, 1, 0] = torch.where(joined, control[:, 0, 3], control[:, 1, 0])
-    single = torch.rand((count, 1, 1), generator=generator) < 0.4
-    control[:, 1] = torch.where(single, control[:, 0], control[:, 1])
-    path = torch.einsum("ncdj,dp->ncpj", control, bernstein).flatten(1, 2)
+    """One to three strokes of a round pen, most of them joined, scaled together to a size and place of their own.
+
+    A stroke walks at constant speed while its heading turns: evenly, along a wave, and for some with one sharp corner.
+    """
+    path = _walks(count, generator)
+    low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
+    size = _uniform(0.35, 0.9, count, generator) * torch.exp(0.15 * torch.randn((count, 1, 2), generator=generator))
+    path = (path - (low + high) / 2) / (high - low).amax(2, keepdim=True).clamp_min(0.05) * 2 * size
+    path += 0.08 * torch.randn((count, 1, 2), generator=generator)
     y, x = _axes(height, width)
     across, down = (path[..., :1] - x).square_(), (path[..., 1:] - y.T).square_()
     nearest = torch.full((count, height, width), torch.inf)
@@ -103,8 +102,43 @@ def pen_strokes(count: int, height: int, width: int, generator: torch.Generator)
     for point in range(path.shape[1]):
         torch.add(across[:, point, None, :], down[:, point, :, None], out=distance)
         torch.minimum(nearest, distance, out=nearest)
-    pen = _uniform(0.04, 0.16, count, generator)
+    pen = _uniform(0.05, 0.17, count, generator)
     return torch.sigmoid((pen - nearest.sqrt_()).mul_(1.25 * min(height, width)))
+
+
+STROKES, STROKE_POINTS = 3, 24
+
+
+def _walks(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return points along the strokes of each image, [count, STROKES * STROKE_POINTS, 2]; missing strokes repeat."""
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    per_stroke = (count, STROKES, 1)
+    t = torch.linspace(0, 1, STROKE_POINTS).view(1, 1, -1)
+    wave = torch.sin(2 * math.pi * ((0.5 + uniform(*per_stroke)) * t + uniform(*per_stroke)))
+    heading = 2 * math.pi * (uniform(*per_stroke) + 0.45 * normal(*per_stroke) * t) + 1.2 * normal(*per_stroke) * wave
+    corner = math.pi * (0.4 + 0.5 * uniform(*per_stroke)) * normal(*per_stroke).sign()
+    heading += corner * (t > uniform(*per_stroke)) * (uniform(*per_stroke) < 0.35)
+    length = 0.2 + 0.8 * uniform(count, STROKES)
+    length[:, 0] = 1
+    step = torch.stack([heading.cos(), heading.sin()], dim=-1) * (length / STROKE_POINTS).view(*per_stroke, 1)
+    path = step.cumsum(2)
+    drawn = torch.multinomial(torch.tensor([0.45, 0.4, 0.15]), count, replacement=True, generator=generator)
+    every = torch.arange(count)
+    for stroke in range(1, STROKES):
+        joint = path[every, stroke - 1, torch.randint(STROKE_POINTS, (count,), generator=generator)]
+        joint = joint + 0.25 * normal(count, 2) * (uniform(count, 1) < 0.2)
+        crossing = path[every, stroke, torch.randint(STROKE_POINTS, (count,), generator=generator)]
+        crossing = crossing * (uniform(count, 1) < 0.5)
+        path[:, stroke] += (joint - crossing).unsqueeze(1)
+    for stroke in range(1, STROKES):
+        path[:, stroke] = torch.where((drawn >= stroke).view(-1, 1, 1), path[:, stroke], path[:, 0])
+    return path.flatten(1, 2)
 
 
 def shapes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
@@ -172,12 +206,12 @@ PATTERNS: dict[str, Pattern] = {
 }
 
 SHARES: dict[str, float] = {
-    "level_lines": 0.3,
-    "pen_strokes": 0.27,
-    "shapes": 0.3,
-    "blobs": 0.05,
-    "gratings": 0.03,
-    "clouds": 0.05,
+    "level_lines": 0.25,
+    "pen_strokes": 0.4,
+    "shapes": 0.25,
+    "blobs": 0.04,
+    "gratings": 0.02,
+    "clouds": 0.04,
 }
 """How often each pattern is drawn: strokes and outlines teach most, as measured on MNIST (docs/notes.md)."""
 

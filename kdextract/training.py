@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,9 +14,14 @@ from .classifier import Classifier
 from .errors import DivergedError
 from .images import augment, to_pixels, warp
 from .progress import Reporter
+from .soap import Soap
 from .sources import Batch, ImagePool, State
 
 SCHEDULES = ["cosine", "constant"]
+OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], float], torch.optim.Optimizer]] = {
+    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
+    "soap": Soap,
+}
 METRIC_ROWS = 200
 LANDING_SHARE = 0.2
 
@@ -62,8 +67,9 @@ class Monitor(Stateful, Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` Adam steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
+    """`steps` steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
 
+    `optimizer` is one of `OPTIMIZERS`.
     `landing` is the step from which on a schedule that ends early falls to zero instead.
     """
 
@@ -72,6 +78,7 @@ class Schedule:
     kind: str = "cosine"
     warmup: int = 0
     landing: int | None = None
+    optimizer: str = "adam"
 
     def rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
@@ -120,7 +127,7 @@ def take_steps(
     Raises:
         DivergedError: the loss stopped being finite.
     """
-    optimizer = torch.optim.Adam(classifier.network.parameters(), lr=schedule.lr, fused=True)
+    optimizer = OPTIMIZERS[schedule.optimizer](classifier.network.parameters(), schedule.lr)
     rows: list[Row] = []
     if monitor is not None:
         stateful = {**stateful, "monitor": monitor}
@@ -164,7 +171,7 @@ def _state(
 ) -> tuple[State, dict[str, list[Row]]]:
     tensors = {f"network.{name}": value for name, value in classifier.network.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+        tensors |= {f"moment.{index}.{name}": value for name, value in moments.items()}
     for owner, member in stateful.items():
         tensors |= {f"state.{owner}.{name}": value for name, value in member.state().items()}
     tensors["torch_rng"] = torch.get_rng_state()
@@ -189,7 +196,7 @@ def _restore(
 
     classifier.network.load_state_dict(below("network."))
     moments: dict[int, State] = {}
-    for name, tensor in below("adam.").items():
+    for name, tensor in below("moment.").items():
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
@@ -202,7 +209,7 @@ def _restore(
 
 
 def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
-    """Give Adam's moments the memory layout of their weights: the fused step walks both by address."""
+    """Give moments of a weight's shape its memory layout, too: Adam's fused step walks both by address."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape:

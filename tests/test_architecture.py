@@ -19,7 +19,19 @@ MAX_FILE_LINES = 400
 # what is in that package and has no entry of its own; modules of one such package may import each other.
 LEVELS = [
     ["errors"],
-    ["artifacts", "budget", "config", "hooks", "losses", "patterns", "progress", "tensor_files", "models.", "spectra"],
+    [
+        "artifacts",
+        "budget",
+        "config",
+        "hooks",
+        "losses",
+        "patterns",
+        "progress",
+        "soap",
+        "tensor_files",
+        "models.",
+        "spectra",
+    ],
     ["checkpoints", "classifier", "images", "methods.options", "methods.registry", "run_dir"],
     ["auto", "data", "sources", "stage_runner", "statistics"],
     ["inversion", "observer", "options", "report.", "training"],
@@ -160,7 +172,10 @@ def test_a_model_family_knows_no_other(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("stages.")])
 def test_stages_meet_only_through_artifacts(module: str) -> None:
-    others = {name for name in IMPORTS[module] if name.startswith("stages.")} - {"stages.inputs", "stages.student_source"}
+    others = {name for name in IMPORTS[module] if name.startswith("stages.")} - {
+        "stages.inputs",
+        "stages.student_source",
+    }
     assert others == set() or module == "stages.demo"
 
 

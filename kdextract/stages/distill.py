@@ -77,10 +77,11 @@ class DistillConfig(MethodStageConfig, DataAccess):
     batch_size: int | None = option(None, f"Images per step; the default is {USUAL_SETTINGS['batch_size']}.", minimum=2)
     lr: float | None = option(
         None,
-        f"First learning rate of Adam; the default is {CONVOLUTION_RATE:g}, or {LINEAR_RATE:g} for a student without "
+        f"First learning rate; the default is {CONVOLUTION_RATE:g}, or {LINEAR_RATE:g} for a student without "
         "convolutions.",
         above=0,
     )
+    optimizer: str = option("soap", "What takes the steps; soap learns more per image.", choices=["soap", "adam"])
     schedule: str = option("cosine", "How the rate falls.", choices=["cosine", "constant"])
     loss: str | None = option(
         None,
@@ -263,7 +264,7 @@ class Loop:
             student,
             self.source,
             settings.batch_size,
-            Schedule(steps, settings.lr, config.schedule),
+            Schedule(steps, settings.lr, config.schedule, optimizer=config.optimizer),
             DistillationLossOptions(settings.loss, settings.temperature, config.temperature_scaling),
             Augmenter(settings.shift, config.flip, settings.warp, config.seed + 1),
             checkpoints,
