@@ -8,11 +8,14 @@ import torch
 
 from .classifier import Classifier
 from .images import to_pixels, to_uint8
-from .sources import Batch, State
+from .sources import HELD_OUT_SEED, Batch, State
 from .training import predict
 
 RARE = 0.1
 """A class that has less than this share of its fair part of the pool is drawn as much less often."""
+
+HELD_OUT_POOL = 4
+"""Held-out images are chosen among so many times as many."""
 
 MakeImages = Callable[[int, torch.Generator], torch.Tensor]
 
@@ -65,6 +68,11 @@ class FreshPool:
         within = (torch.rand(num_images, generator=self._generator) * self._counts[classes]).long()
         rows = self._by_class[self._starts[classes] + within].to(self._images.device)
         return Batch(to_pixels(self._images[rows]), self._targets[rows])
+
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return images from another pool, each class equally often."""
+        other = FreshPool(self._make, self._teacher, HELD_OUT_POOL * num_images, num_images, 0, HELD_OUT_SEED)
+        return to_uint8(other.sample(num_images).images)
 
     def state(self) -> State:
         """How many chunks have entered, and the generator of the draws."""

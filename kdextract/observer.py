@@ -8,38 +8,51 @@ from dataclasses import dataclass
 import torch
 
 from .classifier import Classifier, encode_classifier
-from .images import to_pixels
+from .images import to_pixels, to_uint8, warp
 from .sources import State
+from .training import predict
 
 LOOKS = 40
 """How often a student is looked at on its way."""
-LOOK_IMAGES = 1000
+HELD_OUT_IMAGES = 1000
+DISTORTION = 0.1
+"""Of the images that `Probe.stability` is measured on; see `images.warp`."""
 IMPROVEMENT = 5e-4
-"""A smaller gain of agreement does not count as one: half an image of `LOOK_IMAGES`."""
+"""A smaller gain of agreement does not count as one: half an image of `HELD_OUT_IMAGES`."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """Images that no student learns from, and the teacher's answers to them.
 
-    `images` are uint8 [N, channels, height, width], in random order; `answers` are the teacher's classes, int64 [N].
+    `images` are uint8 [N, channels, height, width], in random order; `answers` are the teacher's classes, int64 [N];
+    `stability` is the share of images whose answer stays the same when they are distorted a little: how easy they are.
     """
 
     images: torch.Tensor
     answers: torch.Tensor
+    stability: float
 
-    def agreement(self, student: Classifier, num_images: int | None = None) -> float:
-        """Return the share of (the first `num_images`) images that the student, too, gives to the teacher's class.
+    @classmethod
+    def of(cls, teacher: Classifier, images: torch.Tensor) -> Probe:
+        """Ask the teacher about images, uint8 [N, channels, height, width], as they are and slightly distorted."""
+        generator = torch.Generator().manual_seed(0)
+        answers = predict(teacher, images).argmax(1)
+        distorted = torch.cat([to_uint8(warp(to_pixels(part), DISTORTION, generator)) for part in images.split(500)])
+        stable = predict(teacher, distorted).argmax(1) == answers
+        return cls(images, answers, float(stable.float().mean()))
+
+    def agreement(self, student: Classifier) -> float:
+        """Return the share of the images that the student, too, gives to the teacher's class.
 
         The student is left in the mode, training or evaluation, that it was in.
         """
         training = student.training
         student.eval()
-        images, answers = self.images[:num_images], self.answers[:num_images]
         with torch.inference_mode():
             equal = [
                 student(to_pixels(chunk.to(student.device))).argmax(1) == expected.to(student.device)
-                for chunk, expected in zip(images.split(500), answers.split(500), strict=True)
+                for chunk, expected in zip(self.images.split(500), self.answers.split(500), strict=True)
             ]
         student.train(training)
         return float(torch.cat(equal).float().mean())
@@ -96,7 +109,7 @@ class Observer:
         if step < self._next_look:
             return {}
         self._next_look = step + self._every
-        agreement = self._probe.agreement(student, LOOK_IMAGES)
+        agreement = self._probe.agreement(student)
         improved = agreement > self._best + IMPROVEMENT
         self._looks_since = 0 if improved else self._looks_since + 1
         self._best = max(self._best, agreement)

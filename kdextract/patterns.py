@@ -255,7 +255,9 @@ def _some_images(
     scene = torch.rand(count, generator=generator) < 1 - abs(2 * brightness - 1) ** 0.25
     images = torch.empty((count, *shape))
     rows = (~scene).nonzero().squeeze(1)
-    ink = masks(len(rows), height, width, generator).unsqueeze(1) * _tones(len(rows), channels, generator)
+    ink = masks(len(rows), height, width, generator).unsqueeze(1)
+    if channels > 1:
+        ink = ink * _tones(len(rows), channels, generator)
     images[rows] = ink if brightness < 0.5 else 1 - ink
     rows = scene.nonzero().squeeze(1)
     painted = _material(len(rows), shape, generator)
@@ -273,10 +275,8 @@ SCENE_LAYERS = 3
 
 
 def _tones(count: int, channels: int, generator: torch.Generator) -> torch.Tensor:
-    """Inks between 0.6 and 1, with a tint of their own where there are several channels, [count, channels, 1, 1]."""
+    """Bright inks, each with a tint of its own, [count, channels, 1, 1]."""
     tones = _uniform(0.6, 1.0, count, generator).unsqueeze(1)
-    if channels == 1:
-        return tones
     return tones * (1 - 0.8 * torch.rand((count, channels, 1, 1), generator=generator).square())
 
 

@@ -8,8 +8,13 @@ from typing import Protocol
 import torch
 
 from .classifier import Classifier
-from .images import to_pixels
+from .images import to_pixels, to_uint8
 from .models import InputShape
+
+HELD_OUT = 20
+"""One image in so many of a pool is held out."""
+HELD_OUT_SEED = 2**31 + 11
+"""Beyond all seeds that a user can give."""
 
 State = dict[str, torch.Tensor]
 
@@ -43,6 +48,10 @@ class Source(Protocol):
         """Return the next `num_images` images."""
         ...
 
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return up to `num_images` images of the same kind that `sample` never gives, uint8; always the same ones."""
+        ...
+
     def state(self) -> State:
         """Return all that `restore` needs to continue with the same samples."""
         ...
@@ -55,6 +64,8 @@ class Source(Protocol):
 class ImagePool:
     """Images kept in memory as uint8, drawn in epochs: each image once, in a new random order every time.
 
+    One image in `HELD_OUT` is never drawn.
+
     Args:
         images: uint8 [N, channels, height, width].
         targets: the teacher's logits [N, K], or None where they are not known yet.
@@ -66,6 +77,8 @@ class ImagePool:
         self._images = images.to(device)
         self._targets = None if targets is None else targets.to(device)
         self._generator = torch.Generator().manual_seed(seed)
+        shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + 1))
+        self._held_out, self._drawn = shuffled[: len(images) // HELD_OUT], shuffled[len(images) // HELD_OUT :]
         self._order = torch.empty(0, dtype=torch.int64)
 
     @property
@@ -85,11 +98,15 @@ class ImagePool:
     def sample(self, num_images: int) -> Batch:
         """Return the next images of the epoch; a batch may span several epochs."""
         while len(self._order) < num_images:
-            epoch = torch.randperm(len(self._images), generator=self._generator)
-            self._order = torch.cat([self._order, epoch])
+            epoch = torch.randperm(len(self._drawn), generator=self._generator)
+            self._order = torch.cat([self._order, self._drawn[epoch]])
         rows, self._order = self._order[:num_images], self._order[num_images:]
         rows = rows.to(self._images.device)
         return Batch(to_pixels(self._images[rows]), None if self._targets is None else self._targets[rows])
+
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return images that are never drawn."""
+        return self._images[self._held_out[:num_images].to(self._images.device)]
 
     def state(self) -> State:
         """The order of what is left of the epoch, and the generator of the next one."""
@@ -132,14 +149,20 @@ class NoiseSource:
 
     def sample(self, num_images: int) -> Batch:
         """Return fresh noise."""
-        shape = (num_images, *self._shape)
         self._drawn += num_images
-        if self._kind == "uniform":
-            pixels = torch.rand(shape, generator=self._generator).to(self._mean.device)
-        else:
-            noise = torch.randn(shape, generator=self._generator).to(self._mean.device)
-            pixels = (noise * self._std + self._mean).clamp_(0, 1)
+        pixels = self._noise(num_images, self._generator)
         return Batch(pixels.contiguous(memory_format=torch.channels_last), None)
+
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return noise from a generator of its own."""
+        return to_uint8(self._noise(num_images, torch.Generator().manual_seed(HELD_OUT_SEED)))
+
+    def _noise(self, num_images: int, generator: torch.Generator) -> torch.Tensor:
+        shape = (num_images, *self._shape)
+        if self._kind == "uniform":
+            return torch.rand(shape, generator=generator).to(self._mean.device)
+        noise = torch.randn(shape, generator=generator).to(self._mean.device)
+        return (noise * self._std + self._mean).clamp_(0, 1)
 
     def state(self) -> State:
         """The generator, and how much was drawn from it."""

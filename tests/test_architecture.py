@@ -34,10 +34,10 @@ LEVELS = [
     ],
     ["checkpoints", "classifier", "images", "methods.options", "methods.registry", "run_dir"],
     ["auto", "data", "sources", "stage_runner", "statistics"],
-    ["inversion", "observer", "options", "report.", "training"],
-    ["distillation", "fresh_pool"],
+    ["inversion", "options", "report.", "training"],
+    ["distillation", "fresh_pool", "observer"],
     ["structured_noise"],
-    ["methods.", "probing"],
+    ["methods."],
     ["inspection", "stages."],
     ["cli"],
 ]

@@ -164,8 +164,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     import torch
 
     from ..classifier import encode_classifier
-    from ..observer import Observer
-    from ..probing import make_probe
+    from ..observer import HELD_OUT_IMAGES, Observer, Probe
 
     torch.manual_seed(config.seed)
     choice = choose(config, context.run)
@@ -176,7 +175,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     settings = fill_in(config, choice, student)
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
-        probe = make_probe(teacher)
+        probe = Probe.of(teacher, source.held_out(HELD_OUT_IMAGES))
     loop = Loop(config, settings, teacher, source)
     steps = _planned_steps(loop, choice, student, context)
     observer = Observer(probe, steps, config.patience, config.snapshots)
@@ -204,6 +203,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "stopped_early": taken < steps,
         "loss": result.rows[-1]["loss"],
         "held_out_agreement": round(probe.agreement(student), 6),
+        "held_out_stability": round(probe.stability, 6),
         "settings": vars(settings),
     }
 
