@@ -1,0 +1,119 @@
+"""The pool of images that are made on the spot, and the structured images in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdextract.classifier import Classifier, ClassifierSpec
+from kdextract.fresh_pool import FreshPool
+from kdextract.images import to_pixels
+from kdextract.structured_noise import images_of_classes, structured_pool
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Classifier:
+    torch.manual_seed(0)
+    names = tuple("abcd")
+    return Classifier(ClassifierSpec("lenet_half", (1, 32, 32), names, (0.2,), (0.3,))).frozen()
+
+
+def uniform(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand((count, 1, 32, 32), generator=generator)
+
+
+def make_pool(teacher: Classifier, period: int = 2, seed: int = 3) -> FreshPool:
+    return FreshPool(uniform, teacher, size=40, chunk=10, period=period, seed=seed)
+
+
+def test_it_knows_the_teachers_answers(teacher: Classifier) -> None:
+    batch = make_pool(teacher).sample(30)
+    assert batch.targets is not None
+    with torch.no_grad():
+        torch.testing.assert_close(batch.targets, teacher(batch.images), atol=1e-4, rtol=1e-4)
+
+
+def test_new_images_enter_and_the_oldest_leave(teacher: Classifier) -> None:
+    pool = make_pool(teacher)
+    first = pool._images.clone()
+    pool.update(teacher)
+    assert torch.equal(pool._images, first), "not before the period is over"
+    pool.update(teacher)
+    assert not torch.equal(pool._images[:10], first[:10])
+    assert torch.equal(pool._images[10:], first[10:])
+    assert pool.num_images == pool.teacher_queries == 50
+    for _ in range(8):
+        pool.update(teacher)
+    assert not any(torch.equal(pool._images[i], first[i]) for i in range(40))
+
+
+def test_without_a_period_nothing_enters(teacher: Classifier) -> None:
+    pool = make_pool(teacher, period=0)
+    for _ in range(50):
+        pool.update(teacher)
+    assert pool.num_images == 40
+
+
+def test_classes_are_drawn_equally_often() -> None:
+    """A teacher that sees one class in nine images out of ten."""
+
+    class Bright(torch.nn.Module):
+        mean = torch.zeros(1)
+        input_shape, num_classes, device, training = (1, 4, 4), 2, torch.device("cpu"), False
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            bright = (pixels[:, 0, 0, 0] > 0.9).float()
+            return torch.stack([1 - bright, bright], dim=1)
+
+    def make(count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand((count, 1, 4, 4), generator=generator)
+
+    teacher = Bright().eval()
+    pool = FreshPool(make, teacher, size=2000, chunk=500, period=0, seed=0)  # type: ignore[arg-type]
+    share = float(pool.sample(4000).targets.argmax(1).float().mean())  # type: ignore[union-attr]
+    assert share == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_restored_pool_continues_with_the_same_samples(teacher: Classifier) -> None:
+    pool = make_pool(teacher)
+    for _ in range(7):
+        pool.update(teacher)
+        pool.sample(5)
+    state = {name: value.clone() for name, value in pool.state().items()}
+    expected = []
+    for _ in range(5):
+        pool.update(teacher)
+        expected.append(pool.sample(6).images)
+    for other in (pool, make_pool(teacher)):
+        other.restore(state)
+        for images in expected:
+            other.update(teacher)
+            assert torch.equal(other.sample(6).images, images)
+
+
+def test_seed_decides(teacher: Classifier) -> None:
+    samples = [make_pool(teacher, seed=seed).sample(8).images for seed in (3, 3, 4)]
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+
+
+def test_held_out_images_are_others_and_always_the_same(teacher: Classifier) -> None:
+    pool = structured_pool(teacher, 300, 20, seed=0)
+    held_out = pool.held_out(30)
+    for _ in range(40):
+        pool.update(teacher)
+    assert torch.equal(pool.held_out(30), held_out)
+    known = {image.numpy().tobytes() for image in pool._images}
+    assert not any(image.numpy().tobytes() in known for image in held_out)
+
+
+def test_images_of_classes_are_what_the_teacher_sees(teacher: Classifier) -> None:
+    """An untrained teacher sees few classes: where it sees a class at all, it is kept; elsewhere the nearest."""
+    labels = torch.arange(40) % 4
+    found = images_of_classes(teacher, labels, 8, torch.Generator().manual_seed(0))
+    assert found.images.shape == (40, 1, 32, 32)
+    assert found.teacher_queries == 320
+    with torch.no_grad():
+        answers = teacher(to_pixels((found.images * 255).round().to(torch.uint8))).argmax(1)
+        chance = teacher(found.images[torch.randperm(40)]).argmax(1)
+    assert float((answers == labels).float().mean()) >= float((chance == labels).float().mean())

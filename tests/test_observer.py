@@ -1,0 +1,112 @@
+"""What is known about a student without data: agreement on held-out images, patience, snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.observer import LOOKS, Observer, Probe
+from kdextract.training import Schedule
+
+
+def make_classifier(seed: int) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(ClassifierSpec("lenet_half", (1, 32, 32), tuple("abc"), (0.2,), (0.3,))).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (120, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+class Scripted(Probe):
+    """A probe that measures what it is told to."""
+
+    def __init__(self, values: list[float]) -> None:
+        object.__setattr__(self, "values", iter(values))
+
+    def agreement(self, student: Classifier) -> float:
+        return next(self.values)  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_classifier_agrees_with_itself_and_less_with_another(images: torch.Tensor) -> None:
+    teacher = make_classifier(0).frozen()
+    probe = Probe.of(teacher, images)
+    assert probe.agreement(teacher) == 1
+    assert 0 < probe.stability <= 1
+    student = make_classifier(1).train()
+    expected = float((student.eval()(images.float() / 255).argmax(1) == probe.answers).float().mean())
+    student.train()
+    assert probe.agreement(student) == pytest.approx(expected, abs=0.01)
+    assert student.training, "the mode is left as it was"
+
+
+def test_patience_lands_when_agreement_stops_growing() -> None:
+    student = make_classifier(0)
+    observer = Observer(Scripted([0.1, 0.5, 0.5, 0.4, 0.5003, 0.6]), steps=10 * LOOKS, patience=3, num_snapshots=0)
+    landings = []
+    for look in range(1, 7):
+        assert "agreement" in observer.look(student, 10 * look)
+        landings.append(observer.landing)
+    assert landings == [None, None, None, None, 50, 50], "a gain of 0.0003 is none"
+
+
+def test_without_patience_it_never_lands() -> None:
+    observer = Observer(Scripted([0.5] * 30), steps=10 * LOOKS, patience=None, num_snapshots=0)
+    for look in range(1, 31):
+        observer.look(make_classifier(0), 10 * look)
+    assert observer.landing is None
+
+
+def test_it_looks_only_now_and_then() -> None:
+    observer = Observer(Scripted([0.5] * LOOKS), steps=10 * LOOKS, patience=None, num_snapshots=0)
+    looked = [step for step in range(1, 10 * LOOKS + 1) if observer.look(make_classifier(0), step)]
+    assert looked == [10 * (look + 1) for look in range(LOOKS)]
+
+
+def test_snapshots_are_classifiers_of_their_moment(tmp_path: Path, images: torch.Tensor) -> None:
+    observer = Observer(Scripted([0.5] * 100), steps=100, patience=None, num_snapshots=3)
+    students = {step: make_classifier(step) for step in range(5, 101, 5)}
+    for step, student in students.items():
+        observer.look(student, step)
+    assert [snapshot.step for snapshot in observer.snapshots] == [25, 50, 75]
+    assert [s.seconds for s in observer.snapshots] == sorted(s.seconds for s in observer.snapshots)
+    for snapshot in observer.snapshots:
+        file = tmp_path / snapshot.file_name
+        file.write_bytes(snapshot.content)
+        restored = load_classifier(file)
+        expected = students[snapshot.step].network.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in restored.network.state_dict().items())
+
+
+def test_a_restored_observer_goes_on_as_if_nothing_had_happened() -> None:
+    values = [0.1, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+    def walk(stop: int | None) -> tuple[list[int | None], list[int]]:
+        observer, landings = Observer(Scripted(values), 10 * LOOKS, 3, 30), []
+        for look in range(1, 7):
+            if look == stop:
+                state = observer.state()
+                observer = Observer(Scripted(values[look - 1 :]), 10 * LOOKS, 3, 30)
+                observer.restore(state)
+            observer.look(make_classifier(0), 10 * look)
+            landings.append(observer.landing)
+        return landings, [snapshot.step for snapshot in observer.snapshots]
+
+    for stop in (2, 4, 6):
+        assert walk(stop) == walk(None)
+
+
+def test_a_landing_falls_from_where_the_rate_was_to_zero() -> None:
+    for kind in ("constant", "cosine"):
+        planned, landed = Schedule(1000, 0.1, kind), Schedule(1000, 0.1, kind, landing=500)
+        assert landed.last == 600
+        assert [landed.rate(step) for step in (0, 250, 499)] == [planned.rate(step) for step in (0, 250, 499)]
+        rates = [landed.rate(step) for step in range(500, 601)]
+        assert rates[0] == planned.rate(500)
+        assert rates == sorted(rates, reverse=True)
+        assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert Schedule(1000, 0.1, landing=950).last == 1000, "a landing never takes longer than was planned"
