@@ -206,12 +206,12 @@ PATTERNS: dict[str, Pattern] = {
 }
 
 SHARES: dict[str, float] = {
-    "level_lines": 0.25,
+    "level_lines": 0.27,
     "pen_strokes": 0.4,
-    "shapes": 0.25,
-    "blobs": 0.04,
+    "shapes": 0.27,
+    "blobs": 0.02,
     "gratings": 0.02,
-    "clouds": 0.04,
+    "clouds": 0.02,
 }
 """How often each pattern is drawn: strokes and outlines teach most, as measured on MNIST (docs/notes.md)."""
 
@@ -239,8 +239,8 @@ def structured_images(
 
     Args:
         shape: (channels, height, width).
-        brightness: mean pixel that the classifier normalizes with, in [0, 1]. Near 0 or 1, nearly all images are
-            drawings, on black or on white; near 0.5 nearly all are scenes.
+        brightness: mean pixel that the classifier normalizes with, in [0, 1]. Near 0 or 1, all images are drawings,
+            on black or on white; near 0.5 nearly all are scenes.
     """
     chunk = max(1, CHUNK_PIXELS // (shape[1] * shape[2]))
     parts = [min(chunk, count - start) for start in range(0, count, chunk)]
@@ -252,7 +252,7 @@ def _some_images(
     count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator
 ) -> torch.Tensor:
     channels, height, width = shape
-    scene = torch.rand(count, generator=generator) < 1 - abs(2 * brightness - 1) ** 0.25
+    scene = torch.rand(count, generator=generator) < 1 - abs(brightness - 0.5) / SCENES_END
     images = torch.empty((count, *shape))
     rows = (~scene).nonzero().squeeze(1)
     ink = masks(len(rows), height, width, generator).unsqueeze(1)
@@ -272,6 +272,8 @@ def _some_images(
 
 
 SCENE_LAYERS = 3
+SCENES_END = 0.35
+"""Brightness this far from 0.5 means drawings alone; at 0.5 there are scenes alone."""
 
 
 def _tones(count: int, channels: int, generator: torch.Generator) -> torch.Tensor:

@@ -59,19 +59,22 @@ class Soap(torch.optim.Optimizer):
                 state[f"{side}_moment"].lerp_(moment(), 1 - BETA)
                 if step % REFRESH == 0:
                     basis = state[f"{side}_basis"]
-                    state[f"{side}_basis"] = torch.linalg.qr(state[f"{side}_moment"] @ basis).Q
+                    state[f"{side}_basis"] = torch.linalg.qr(state[f"{side}_moment"] @ basis).Q.contiguous()
 
 
 def _begin(state: dict[str, Any], gradient: torch.Tensor) -> None:
-    """Fill a weight's state from its first gradient [out, rest]."""
+    """Fill a weight's state from its first gradient [out, rest].
+
+    All of it is contiguous, as it will be when it is restored from a file: sums then run in the same order.
+    """
     state["step"] = torch.zeros(())
-    state["momentum"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    state["momentum"], state["square"] = (gradient.new_zeros(gradient.shape) for _ in range(2))
     if gradient.shape[1] == 1:
         return
     for side, moment in _moments(gradient):
         if gradient.shape[SIDES.index(side)] <= MAX_SIDE:
             state[f"{side}_moment"] = moment()
-            state[f"{side}_basis"] = torch.linalg.eigh(state[f"{side}_moment"]).eigenvectors
+            state[f"{side}_basis"] = torch.linalg.eigh(state[f"{side}_moment"]).eigenvectors.contiguous()
 
 
 def _moments(gradient: torch.Tensor) -> list[tuple[str, Any]]:

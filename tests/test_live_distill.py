@@ -1,0 +1,205 @@
+"""`kdx distill` with images that are made meanwhile: every live method, auto, budgets, patience, snapshots."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import kdx, sha256s
+
+import kdextract
+from kdextract import checkpoints
+from kdextract.artifacts import read_manifest
+from kdextract.checkpoints import Checkpoints
+from kdextract.classifier import load_classifier
+from kdextract.errors import UsageError
+from kdextract.methods import live_method, live_names
+
+SMALL: dict[str, dict[str, Any]] = {"structured_noise": {"pool": 200, "fresh": 4}}
+"""Options that make a method quick."""
+
+every_live_method = pytest.mark.parametrize("name", live_names())
+
+
+@pytest.fixture
+def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A run with a teacher and nothing else."""
+    run = tmp_path / "alone"
+    run.mkdir()
+    shutil.copytree(finished_run / "teacher", run / "teacher")
+    shutil.copy(finished_run / "run.json", run)
+    return run
+
+
+def distill(run: Path, name: str, **options: Any) -> dict[str, Any]:
+    """Distil with a live method, and return the student's metrics."""
+    given = {"steps": 45, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(name, {}), **options}
+    outcome = kdextract.distill(run=run, method=name, **given)
+    assert outcome.manifest is not None
+    return outcome.manifest.metrics
+
+
+@every_live_method
+def test_every_method_makes_a_student_from_the_teacher_alone(name: str, teacher_run: Path) -> None:
+    before = sha256s(teacher_run / "teacher")
+    metrics = distill(teacher_run, name)
+    manifest = read_manifest(teacher_run / "students" / "made")
+    assert metrics["source"] == name
+    assert manifest.needs == "teacher"
+    assert not manifest.real_data
+    assert manifest.budget["images"] > 0
+    assert manifest.budget["teacher_queries"] > 0
+    assert manifest.budget["seconds"]["synthesis"] <= manifest.budget["seconds"]["distillation"]
+    assert 0 <= metrics["held_out_agreement"] <= 1
+    assert sha256s(teacher_run / "teacher") == before
+
+
+class Crash(Exception):
+    """What stops a stage right after a checkpoint was written."""
+
+
+@every_live_method
+def test_interrupted_it_ends_with_the_same_bytes(
+    name: str, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = shutil.copytree(teacher_run, tmp_path / "straight")
+    distill(straight, name, snapshots=2)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+    real, left = Checkpoints.offer, [0]
+
+    def offer(self: Checkpoints, state: Any) -> None:
+        real(self, state)
+        left[0] -= 1
+        if not left[0]:
+            raise Crash
+
+    monkeypatch.setattr(Checkpoints, "offer", offer)
+    for stop in (7, 20):
+        left[0] = stop
+        with pytest.raises(Crash):
+            distill(teacher_run, name, snapshots=2)
+    left[0] = 10_000
+    distill(teacher_run, name, snapshots=2)
+    assert sha256s(teacher_run / "students" / "made") == sha256s(straight / "students" / "made")
+
+
+def test_without_a_transfer_set_auto_picks_a_method_and_says_why(teacher_run: Path, tmp_path: Path) -> None:
+    done = kdx("distill", "--steps", "2", "--run", teacher_run, "--threads", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["source"] in live_names()
+    assert f"--method auto: {result['source']}, because " in done.stderr
+    again = kdx("distill", "--steps", "2", "--run", teacher_run, "--threads", "1", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["status"] == "cached"
+
+
+def test_auto_takes_the_defaults_of_what_it_picks(teacher_run: Path) -> None:
+    metrics = kdextract.distill(run=teacher_run, method="auto", steps=1, threads=1).manifest.metrics
+    settings = live_method(metrics["source"]).settings
+    assert {name: metrics["settings"][name] for name in settings if name in metrics["settings"]} == settings
+
+
+def test_what_is_given_goes_before_what_the_method_wants(teacher_run: Path) -> None:
+    metrics = distill(teacher_run, "structured_noise", steps=1, temperature=3.0, warp=0.1, lr=0.01)
+    assert metrics["settings"] == {
+        "batch_size": 16, "lr": 0.01, "loss": "kl", "temperature": 3.0, "shift": 0, "warp": 0.1
+    }  # fmt: skip
+
+
+def test_the_rate_suits_the_student(finished_run: Path, run_copy: Path) -> None:
+    rates = {}
+    for student in ("lenet_half", "hinton800"):
+        outcome = kdextract.distill(
+            run=run_copy, student=student, data="all_layers", steps=1, name=f"one_{student}", threads=1
+        )
+        rates[student] = outcome.manifest.metrics["settings"]["lr"]
+    assert rates["hinton800"] < rates["lenet_half"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "structured_nois"], "Did you mean 'structured_noise'"),
+        (["--method", "structured_noise", "--data", "noise:normal"], "--data and --method both name a source"),
+        (["--pool", "500"], "--pool has no effect on distill without --method"),
+        (["--method", "auto", "--pool", "500"], "--pool has no effect on --method auto"),
+        (["--budget", "soon"], "--budget is a time such as 120s"),
+        (["--budget", "60s", "--steps", "10"], "--budget and --steps both say how long"),
+        (["--patience", "0"], "--patience must be at least 1"),
+        (["--snapshots", "-1"], "--snapshots must be at least 0"),
+        (["--optimizer", "soup"], "Did you mean 'soap'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: list[str], message: str, teacher_run: Path, tmp_path: Path
+) -> None:
+    done = kdx("distill", *options, "--run", teacher_run, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (teacher_run / "students").exists()
+
+
+def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -> None:
+    """And the same number of steps makes the same student."""
+    metrics = distill(teacher_run, "structured_noise", steps=None, budget="5s")
+    assert metrics["steps"] > 20
+    seconds = read_manifest(teacher_run / "students" / "made").budget["seconds"]
+    assert seconds["trial"] > 0
+    distill(teacher_run, "structured_noise", steps=metrics["steps"], name="by_steps")
+    students = teacher_run / "students"
+    assert sha256s(students / "by_steps") == sha256s(students / "made")
+
+
+def test_an_interrupted_budget_keeps_its_number_of_steps(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = []
+    real = Checkpoints.once
+
+    def once(self: Checkpoints, name: str, decide: Any) -> int:
+        decided.append(real(self, name, decide))
+        return decided[-1]
+
+    monkeypatch.setattr(Checkpoints, "once", once)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+    real_offer = Checkpoints.offer
+
+    def crash(self: Checkpoints, state: Any) -> None:
+        real_offer(self, state)
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "offer", crash)
+        with pytest.raises(Crash):
+            distill(teacher_run, "structured_noise", steps=None, budget="4s")
+    assert distill(teacher_run, "structured_noise", steps=None, budget="4s")["steps"] == decided[0] == decided[1]
+
+
+def test_patience_ends_a_student_that_learns_no_more(teacher_run: Path) -> None:
+    """At a rate of next to nothing there is nothing to wait for."""
+    metrics = distill(teacher_run, "structured_noise", steps=400, patience=3, lr=1e-9)
+    assert metrics["stopped_early"]
+    assert metrics["steps"] < 100
+    rows = [json.loads(line) for line in (teacher_run / "students/made/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["lr"] < 1e-10
+    assert sum("agreement" in row for row in rows) >= 4
+    assert not distill(teacher_run, "structured_noise", steps=40, lr=1e-9, name="patient")["stopped_early"]
+
+
+def test_snapshots_are_kept_and_verified(teacher_run: Path, tmp_path: Path) -> None:
+    distill(teacher_run, "structured_noise", snapshots=3)
+    student = teacher_run / "students" / "made"
+    files = sorted(path.name for path in student.glob("snapshot-*.safetensors"))
+    listed = read_manifest(student).budget["snapshots"]
+    assert files == [entry["file"] for entry in listed]
+    assert [load_classifier(student / name).spec.architecture for name in files] == ["lenet_half"] * 3
+    assert kdx("verify", "--run", teacher_run, cwd=tmp_path).returncode == 0
+    (student / files[1]).write_bytes(b"x")
+    assert kdx("verify", "--run", teacher_run, cwd=tmp_path).returncode == 4
+
+
+def test_unknown_live_method_is_answered_with_the_near_name() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'structured_noise'"):
+        live_method("structured-noise")
