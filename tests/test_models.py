@@ -29,6 +29,8 @@ PARAMETERS = {
     "alex_half": (1000, 19_900_360),
     "vgg16": (1000, 138_357_544),
     "vgg19": (1000, 143_667_240),
+    "resnet18": (10, 11_173_962),
+    "resnet34": (10, 21_282_122),
 }
 # Input shapes that the smaller copies of large networks are built for; 32 pixels are the least that both families take.
 SMALL_INPUT: dict[str, InputShape] = {name: (3, 32, 32) for name in ("alex", "alex_half", "vgg16", "vgg19")}
@@ -38,6 +40,7 @@ REFUSED: list[tuple[str, InputShape]] = [
     *[(name, (3, 31, 32)) for name in ("alex", "alex_half")],
     *[(name, (3, 32, 48)) for name in ("vgg16", "vgg19")],
     *[(name, (3, 33, 32)) for name in ("vgg16", "vgg19")],
+    *[(name, (3, 15, 32)) for name in ("resnet18", "resnet34")],
 ]
 
 every_model = pytest.mark.parametrize("name", model_names())
@@ -121,8 +124,7 @@ def test_weights_have_the_variance_of_he_and_biases_are_zero(name: str) -> None:
         expected = math.sqrt((1 if layer is layers[-1] else 2) / fan_in)
         tolerance = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors of a standard deviation
         assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=tolerance)
-        assert layer.bias is not None
-        assert not layer.bias.any()
+        assert layer.bias is None or not layer.bias.any()
 
 
 @every_model
@@ -140,6 +142,26 @@ def test_hidden_activations_keep_their_scale(name: str) -> None:
     for layer in hidden:
         root_mean_square = float(activations[layer].square().mean().sqrt())
         assert 0.4 < root_mean_square < 12, f"{layer} has root mean square {root_mean_square:.3g}"
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet34", 16)])
+def test_residual_networks_halve_the_image_three_times(name: str, blocks: int) -> None:
+    with torch.device("meta"):
+        network = architecture(name).build((3, 32, 32), 10)
+        shapes = weighted_layers(network, torch.empty(1, 3, 32, 32))
+        other_size = network(torch.empty(2, 3, 20, 24))
+    sides = [shape[1] for layer, shape in shapes.items() if layer.endswith("conv2")]
+    assert len(sides) == blocks
+    assert sorted(set(sides), reverse=True) == [32, 16, 8, 4]
+    assert shapes["conv1"] == (64, 32, 32), "neither stride nor pooling in the stem"
+    assert sum("shortcut" in layer for layer in shapes) == 3, "only where the shape changes"
+    assert tuple(other_size.shape) == (2, 10)
+
+
+def test_a_fresh_residual_block_passes_its_input_on() -> None:
+    block = small_classifier("resnet18").network.get_submodule("block1_1")
+    inputs = torch.rand((2, 64, 4, 4), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(block(inputs), inputs)
 
 
 @pytest.mark.parametrize(("name", "shape"), REFUSED)
