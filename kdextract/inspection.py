@@ -13,7 +13,7 @@ from .config import OptionSet, RunConfig, option
 from .errors import ArtifactError, ConfigError
 from .methods import Method, live_method, live_names, objective, objective_names
 from .options import OutputOptions
-from .report.tables import figure, print_line, print_table
+from .report.tables import figure, print_line, print_table, shown_metrics
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
 
 HEADLINES = {
@@ -122,14 +122,14 @@ def show(config: ShowConfig, output: OutputOptions) -> None:
         return
     print_line(f"{ref.directory}  ({manifest.kind}, made by kdx {manifest.stage} {manifest.kdx_version})")
     for title, entries in (
-        ("options", manifest.config),
-        ("budget", manifest.budget),
-        ("result", {k: v for k, v in manifest.metrics.items() if k not in ("confusion_matrix", "per_class_accuracy")}),
-        ("environment", manifest.environment),
+        ("options", _figures(manifest.config)),
+        ("budget", _figures({k: v for k, v in manifest.budget.items() if k != "snapshots"})),
+        ("result", shown_metrics(manifest.metrics)),
+        ("environment", _figures(manifest.environment)),
     ):
         print_line(f"{title}:")
-        for name, value in entries.items():
-            print_line(f"  {name:<26} {figure(name, value)}")
+        for name, text in entries:
+            print_line(f"  {name:<26} {text}")
     print_line("lineage:")
     for line in _lineage(run, manifest):
         print_line(f"  {line}")
@@ -256,6 +256,10 @@ def methods(config: MethodsConfig, output: OutputOptions) -> None:
         print_line("\n".join(dict.fromkeys(row["method"] for row in rows)))
     else:
         print_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _figures(entries: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, figure(name, value)) for name, value in entries.items()]
 
 
 def _existing_run(root: Path) -> RunDir:

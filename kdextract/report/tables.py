@@ -70,11 +70,21 @@ def print_outcome(stage: str, outcome: Outcome) -> None:
     seconds = outcome.manifest.budget.get("seconds", {}).get("total", 0.0)
     state = "cached" if outcome.status == "cached" else f"{seconds:.1f} s"
     print_line(f"{stage}  {state}  {outcome.directory}")
-    for name, value in outcome.manifest.metrics.items():
-        if not isinstance(value, dict) and name != "confusion_matrix":
-            print_line(f"  {name.replace('_', ' '):<26} {figure(name, value)}")
+    for name, text in shown_metrics(outcome.manifest.metrics):
+        print_line(f"  {name.replace('_', ' '):<26} {text}")
     if "per_class_accuracy" in outcome.manifest.metrics:
         _print_classes(outcome.manifest.metrics)
+
+
+def shown_metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, figure) of the metrics that fit on a line; of a curve, how many snapshots it has."""
+    shown = []
+    for name, value in metrics.items():
+        if name == "curve":
+            shown.append(("snapshots_scored", figure(name, len(value))))
+        elif not isinstance(value, dict) and name != "confusion_matrix":
+            shown.append((name, figure(name, value)))
+    return shown
 
 
 def print_plan(stage: str, outcome: Outcome) -> None:

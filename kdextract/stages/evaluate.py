@@ -6,23 +6,28 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
+from ..artifacts import Input, read_manifest
 from ..config import DataAccess, NamedStageConfig, option
 from ..errors import ConfigError, GateError
 from ..run_dir import ArtifactRef, RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input, file_input
 from .inputs import open_real_data, real_data_input, teacher_data
 
+if TYPE_CHECKING:
+    import torch
+
 MODEL_FILE = "model.safetensors"
+_SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(NamedStageConfig, DataAccess):
     """Score a classifier on real test images: accuracy, agreement with the teacher, confusion matrix, cost.
 
-    With --min-accuracy or --min-agreement it is a gate: exit code 5 when the figure is lower.
+    A student's snapshots are scored as well, for a curve over its training; the result is always that of its last
+    weights. With --min-accuracy or --min-agreement it is a gate: exit code 5 when the figure is lower.
 
     Examples:
 
@@ -75,8 +80,11 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     if int(data.labels.max()) >= len(names):
         raise ConfigError(f"{spec} has {int(data.labels.max()) + 1} classes, the classifier {len(names)}")
     with context.phase("evaluation"):
-        answers = predict(classifier, fit_images(data.images, classifier.input_shape)).argmax(1)
+        images = fit_images(data.images, classifier.input_shape)
+        answers = predict(classifier, images).argmax(1)
         teacher_answers = predict(teacher, fit_images(data.images, teacher.input_shape)).argmax(1)
+    with context.phase("snapshots"):
+        curve = _curve(source, images, data.labels, teacher_answers, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
     confusion = confusion.view(len(names), len(names))
     sample = torch.zeros(1, *classifier.input_shape, device=context.device)
@@ -93,9 +101,39 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         "per_class_accuracy": {name: round(float(v), 6) for name, v in zip(names, per_class, strict=True)},
         "confusion_matrix": confusion.tolist(),
     }
+    if curve:
+        scores["curve"] = curve
     context.write("scores.json", (json.dumps(scores, indent=2) + "\n").encode())
     context.write("confusion.png", confusion_picture(confusion.numpy(), names))
     return scores
+
+
+def _curve(
+    source: Input, images: torch.Tensor, labels: torch.Tensor, teacher_answers: torch.Tensor, context: StageContext
+) -> list[dict[str, float]]:
+    """Return {step, accuracy, agreement} of each snapshot of a student of the run, in the order of their steps.
+
+    Args:
+        images: the test images as the student takes them, uint8 [N, channels, height, width].
+        labels, teacher_answers: int64 [N].
+    """
+    from ..classifier import load_classifier
+    from ..training import predict
+
+    student = next((ref for ref in context.run.artifacts("student") if ref.label == source.path), None)
+    if student is None:
+        return []
+    files = {int(m[1]): m[0] for o in read_manifest(student.directory).outputs if (m := _SNAPSHOT.fullmatch(o.file))}
+    curve: list[dict[str, float]] = []
+    with context.reporter.task("evaluate snapshots", len(files)) as task:
+        for step in sorted(files):
+            snapshot = load_classifier(student.directory / files[step]).frozen().placed(context.device)
+            answers = predict(snapshot, images).argmax(1)
+            accuracy = float((answers == labels).float().mean())
+            agreement = float((answers == teacher_answers).float().mean())
+            curve.append({"step": step, "accuracy": round(accuracy, 6), "agreement": round(agreement, 6)})
+            task.advance()
+    return curve
 
 
 def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
@@ -113,7 +151,10 @@ def _classifier(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
     if label is not None and label.endswith(".safetensors"):
         return Path(label), file_input("classifier", Path(label)), Path(label).resolve().parent.name
     if label is not None and (Path(label) / MODEL_FILE).is_file():
-        return _classifier(str(Path(label) / MODEL_FILE), run)
+        here = [ref for ref in run.artifacts("teacher", "student") if ref.directory.samefile(label)]
+        if not here:
+            return _classifier(str(Path(label) / MODEL_FILE), run)
+        label = here[0].label
     ref = only_student(run) if label is None else run.find(label, "teacher", "student")
     return ref.directory / MODEL_FILE, artifact_input("classifier", ref), ref.name
 

@@ -1,0 +1,102 @@
+"""`kdx evaluate` scores the last weights, and a student's snapshots beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import kdx
+
+import kdextract
+from kdextract import training
+from kdextract.artifacts import Output, file_sha256, read_manifest, write_manifest
+
+STEPS = (1000, 80, 400)
+
+
+def add_snapshots(student: Path, steps: tuple[int, ...], models: list[Path]) -> None:
+    """Put copies of classifier files into a student's directory as snapshots of these steps, as `distill` would."""
+    manifest = read_manifest(student)
+    outputs, entries = list(manifest.outputs), []
+    for step, model in zip(steps, models, strict=True):
+        file = student / f"snapshot-{step:06d}.safetensors"
+        file.write_bytes(model.read_bytes())
+        outputs.append(Output(file.name, file_sha256(file), file.stat().st_size))
+        entries.append({"file": file.name, "step": step, "seconds": step / 100})
+    budget = {**manifest.budget, "snapshots": entries}
+    write_manifest(student, dataclasses.replace(manifest, outputs=tuple(outputs), budget=budget))
+
+
+@pytest.fixture
+def student(run_copy: Path) -> Path:
+    """A student with three snapshots: the teacher, the student itself, and an untrained one."""
+    student = run_copy / "students" / "lenet_half"
+    untrained = kdextract.distill(run=run_copy, steps=1, name="untrained", threads=1).directory
+    models = [run_copy / "teacher", student, untrained]
+    add_snapshots(student, STEPS, [model / "model.safetensors" for model in models])
+    return student
+
+
+def evaluate(run: Path, **options: Any) -> dict[str, Any]:
+    outcome = kdextract.evaluate(run=run, artifact="students/lenet_half", threads=1, **options)
+    assert outcome.manifest is not None
+    return outcome.manifest.metrics
+
+
+def test_the_curve_is_in_order_of_the_steps(run_copy: Path, student: Path) -> None:
+    before = json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text())
+    metrics = evaluate(run_copy)
+    curve = metrics["curve"]
+    assert [point["step"] for point in curve] == sorted(STEPS)
+    by_step = {point["step"]: point for point in curve}
+    assert by_step[1000] == {"step": 1000, "accuracy": metrics["teacher_accuracy"], "agreement": 1.0}
+    assert by_step[80]["accuracy"] == metrics["accuracy"]
+    assert by_step[80]["agreement"] == metrics["agreement"]
+    assert by_step[400]["accuracy"] < metrics["teacher_accuracy"]
+    assert {name: value for name, value in metrics.items() if name != "curve"} == before, "the last weights count"
+    assert json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text()) == metrics
+
+
+def test_data_and_teacher_are_read_once(run_copy: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    predict = training.predict
+    monkeypatch.setattr(training, "predict", lambda *arguments: calls.append(1) or predict(*arguments))
+    evaluate(run_copy)
+    assert len(calls) == 2 + len(STEPS)
+    manifest = read_manifest(run_copy / "evaluations" / "lenet_half")
+    assert [entry["split"] for entry in manifest.real_data] == ["test"]
+
+
+def test_what_has_no_snapshots_has_no_curve(run_copy: Path, student: Path) -> None:
+    for artifact in ("teacher", "untrained", student / "model.safetensors"):
+        outcome = kdextract.evaluate(run=run_copy, artifact=str(artifact), threads=1, name="other", force=True)
+        assert outcome.manifest is not None
+        assert "curve" not in outcome.manifest.metrics
+
+
+def test_the_path_of_an_artifact_is_the_artifact(run_copy: Path, student: Path) -> None:
+    by_label = evaluate(run_copy)
+    outcome = kdextract.evaluate(run=run_copy, artifact=str(student), threads=1)
+    assert outcome.manifest is not None
+    assert outcome.manifest.metrics == by_label
+
+
+def test_a_changed_snapshot_is_noticed(run_copy: Path, student: Path) -> None:
+    file = student / "snapshot-000400.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(kdextract.errors.ArtifactError, match=r"snapshot-000400"):
+        evaluate(run_copy)
+
+
+def test_the_list_is_not_printed(run_copy: Path, student: Path) -> None:
+    done = kdx("evaluate", "students/lenet_half", "--run", run_copy, "--threads", "1", cwd=run_copy)
+    shown = kdx("show", "evaluations/lenet_half", "--run", run_copy, cwd=run_copy)
+    of_student = kdx("show", "students/lenet_half", "--run", run_copy, cwd=run_copy)
+    assert done.returncode == 0, done.stderr
+    assert ["snapshots", "scored", "3"] in [line.split() for line in done.stdout.splitlines()]
+    assert ["snapshots_scored", "3"] in [line.split() for line in shown.stdout.splitlines()]
+    for text in (done.stdout, shown.stdout, of_student.stdout):
+        assert "'step'" not in text
