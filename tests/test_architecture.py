@@ -39,6 +39,7 @@ LEVELS = [
     ["structured_noise"],
     ["methods."],
     ["inspection", "stages."],
+    ["benchmark."],
     ["cli"],
 ]
 ENTRY_POINTS = {"", "__main__"}  # the package itself loads what is asked for, when it is asked for

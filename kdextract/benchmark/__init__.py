@@ -1,0 +1,1 @@
+"""`kdx benchmark`: a suite of teachers, students, methods, budgets and seeds, run through the ordinary commands."""

@@ -1,0 +1,186 @@
+"""What a suite comes down to: runs, cells, and the commands of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Manifest, read_manifest
+from ..config import DataAccess, NamedStageConfig, to_record
+from ..errors import ArtifactError, UsageError
+from ..run_dir import ArtifactRef, RunDir
+from ..stages import STAGES
+from .options import Options, arguments, has_option, stage_config
+from .suite import Budget, Method, Student, Suite, Teacher
+
+RUN, DATA = "RUN", "DIR"  # how recorded commands spell the run directory and the data directory
+NOT_COMPARED = ("threads", "device")  # they change bits and seconds of a result, but not what it is a result of
+KINDS = {
+    "train": "teacher",
+    "compute-stats": "statistics",
+    "optimize-dataset": "transfer-set",
+    "distill": "student",
+    "evaluate": "evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a benchmark, and the artifact that it makes in its run.
+
+    `words` are its words without where it runs; `config` holds its options without them.
+    """
+
+    stage: str
+    name: str | None
+    words: tuple[str, ...]
+    config: Any = field(compare=False)
+
+    @property
+    def label(self) -> str:
+        """Name of the command within its run, for people and for the books: `distill lenet_half.all_layers.4k`."""
+        return f"{self.stage} {self.name}" if self.name else self.stage
+
+    def line(self, threads: int | None, device: str | None) -> list[str]:
+        """Return every word after `kdx`, with `RUN` and `DIR` for the run and the data directory."""
+        words = [self.stage, *self.words, "--run", RUN]
+        if issubclass(STAGES[self.stage].config, DataAccess):
+            words += ["--data-dir", DATA]
+        words += ["--threads", str(threads)] if threads is not None else []
+        return words + (["--device", device] if device is not None else [])
+
+    def place(self, run: RunDir) -> ArtifactRef:
+        """Return where its result is, or will be."""
+        return run.place(KINDS[self.stage], self.name)
+
+    def finished(self, run: RunDir) -> Manifest | None:
+        """Return the manifest of its result, if that is there, made with these options from what is in the run now.
+
+        Reads manifests and the sizes of files, not the files: a stage checks sha256 of what it reads, and `kdx
+        verify` of everything. Never raises for what is missing or damaged; the command itself will say.
+        """
+        directory = self.place(run).directory
+        try:
+            manifest = read_manifest(directory)
+            whole = all((directory / o.file).stat().st_size == o.bytes for o in manifest.outputs)
+            identities = {entry.path: _identity(run.root / entry.path) for entry in manifest.inputs}
+        except (ArtifactError, OSError):
+            return None
+        lineage = all(identities[entry.path] in (None, entry.sha256) for entry in manifest.inputs)
+        return (
+            manifest
+            if whole and lineage and _comparable(manifest.config) == _comparable(to_record(self.config))
+            else None
+        )
+
+
+def _identity(directory: Path) -> str | None:
+    """Return the identity of an artifact of the run; None for an input that is none, such as a data set."""
+    return read_manifest(directory).identity if directory.is_dir() else None
+
+
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in NOT_COMPARED}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student of one method, with one budget, from one teacher and seed."""
+
+    teacher: Teacher
+    seed: int
+    student: Student
+    method: Method
+    budget: Budget
+    before: tuple[Command, ...]
+    distill: Command
+    evaluate: Command
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """Its commands in the order in which they run, after the teacher's."""
+        return (*self.before, self.distill, self.evaluate)
+
+    @property
+    def title(self) -> str:
+        """How a person reads it."""
+        names = (self.student.name, self.method.name, self.budget.name)
+        return f"{self.teacher.name} seed {self.seed}: {' '.join(names)}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run directory of one teacher and seed: the commands that make and score the teacher, then the cells."""
+
+    teacher: Teacher
+    seed: int
+    train: Command
+    evaluate: Command
+    cells: tuple[Cell, ...]
+
+    @property
+    def name(self) -> str:
+        """Its directory's name."""
+        return f"{self.teacher.name}-{self.seed}"
+
+
+def plan_runs(suite: Suite) -> list[Run]:
+    """Return every run of a suite, seed by seed, with its cells in the order of the suite, anchors last.
+
+    Raises:
+        UsageError: options of a student, a method and a budget that do not go together.
+    """
+    runs = []
+    for seed in suite.seeds:
+        for teacher in suite.teachers.values():
+            train = _command("train", None, {"data": suite.data} | teacher.options, seed)
+            scored = _command("evaluate", "teacher", {}, seed, "teacher")
+            runs.append(Run(teacher, seed, train, scored, tuple(_cells(suite, teacher, seed))))
+    return [run for run in runs if run.cells]
+
+
+def _cells(suite: Suite, teacher: Teacher, seed: int) -> Iterator[Cell]:
+    methods = sorted(suite.methods.values(), key=lambda method: method.anchor)
+    for student in suite.students.values():
+        if teacher.name not in student.teachers:
+            continue
+        for budget in suite.budgets.values():
+            for method in methods:
+                if _applies(method, student, budget, seed):
+                    yield _cell(suite, teacher, seed, student, method, budget)
+
+
+def _applies(method: Method, student: Student, budget: Budget, seed: int) -> bool:
+    limits = ((method.students, student.name), (method.budgets, budget.name), (method.seeds, seed))
+    return all(allowed is None or value in allowed for allowed, value in limits)
+
+
+def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: Method, budget: Budget) -> Cell:
+    name = f"{student.name}.{method.name}.{budget.name}"
+    before = tuple(
+        _command(stage, method.name if issubclass(STAGES[stage].config, NamedStageConfig) else None, options, seed)
+        for stage, options in method.before
+    )
+    made = [command for command in before if command.name is not None]
+    options: Options = {"data": method.name} if made else {}
+    options |= student.options | method.distill | budget.options
+    if has_option("distill", "snapshots") and suite.snapshots:
+        options = {"snapshots": suite.snapshots} | options
+    try:
+        distill = _command("distill", name, options, seed)
+    except UsageError as error:
+        where = f"[students.{student.name}] with [methods.{method.name}] and [budgets.{budget.name}]"
+        raise UsageError(f"{where}: {error}") from error
+    evaluate = _command("evaluate", name, {}, seed, f"students/{name}")
+    return Cell(teacher, seed, student, method, budget, before, distill, evaluate)
+
+
+def _command(stage: str, name: str | None, options: Options, seed: int, artifact: str | None = None) -> Command:
+    """Return a command; `artifact` is what `evaluate` scores, whose name it takes by itself."""
+    chosen = options if artifact is None else {"artifact": artifact}
+    config = stage_config(stage, {**chosen, "seed": seed})
+    words = arguments(config, options) if artifact is None else [artifact]
+    words += ["--name", name] if name is not None and artifact is None else []
+    return Command(stage, name, (*words, "--seed", str(seed)), config)

@@ -1,0 +1,94 @@
+"""Options of commands as a suite spells them: checked against the commands, and turned into command lines."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from ..config import DataAccess, MethodStageConfig, NamedStageConfig, OptionSet, option_fields, spelling
+from ..errors import UsageError, did_you_mean
+from ..options import config_from_options
+from ..stages import STAGES
+from .tables import kind_of
+
+Options = dict[str, Any]
+OWN = {declared.name for group in (NamedStageConfig, DataAccess) for declared in option_fields(group)}
+
+
+def stage_options(stage: str, given: dict[str, Any], where: str) -> Options:
+    """Return the options of a command that a suite's table gives, by their names with underscores.
+
+    Args:
+        given: names, with underscores or hyphens, and TOML values.
+        where: the table, as an error names it.
+
+    Raises:
+        UsageError: an option that the command does not have, or that the benchmark itself sets; a value of the wrong
+            type, or one that the command refuses.
+    """
+    options = {name.replace("-", "_"): value for name, value in given.items()}
+    config_type = STAGES[stage].config
+    for name in OWN & options.keys():
+        raise UsageError(f"{where}: {name} is set by the benchmark itself, for every {stage}")
+    own = {name: kind for name, kind in _kinds(config_type).items() if name not in OWN}
+    for name, value in options.items():
+        if name in own:
+            _check_kind(name, value, own[name], where)
+    try:
+        config = config_from_options(config_type, {name: value for name, value in options.items() if name in own})
+        known = own | _kinds(config.chosen_method()[1]) if isinstance(config, MethodStageConfig) else own
+        for name, value in options.items():
+            if name not in known:
+                raise UsageError(f"unknown option {name!r} of kdx {stage}.{did_you_mean(name, known)}")
+            _check_kind(name, value, known[name], "")
+        stage_config(stage, options)
+    except UsageError as error:
+        raise UsageError(f"{where}: {str(error).removeprefix(': ')}") from error
+    return options
+
+
+def stage_config(stage: str, options: Options) -> Any:
+    """Return the config of a command with these options. Raises `UsageError` where the command would."""
+    config = config_from_options(STAGES[stage].config, options)
+    if isinstance(config, MethodStageConfig):
+        config.method_config()
+    return config
+
+
+def has_option(stage: str, name: str) -> bool:
+    """Say whether a command has an option."""
+    return any(declared.name == name for declared in option_fields(STAGES[stage].config))
+
+
+def arguments(config: OptionSet, options: Options) -> list[str]:
+    """Return options as a command line spells them: `--lr 0.001 --flip --no-clip`; `config` is made from them."""
+    defaults = {declared.name: declared.default for declared in option_fields(config)}
+    if isinstance(config, MethodStageConfig):
+        defaults |= {declared.name: declared.default for declared in option_fields(config.method_config())}
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            if value:
+                words.append(spelling(name))
+            elif defaults[name] is not False:  # a switch that is off by itself has no --no-
+                words.append(f"--no-{name.replace('_', '-')}")
+        else:
+            words += [spelling(name), str(value)]
+    return words
+
+
+def _kinds(options: type[OptionSet]) -> dict[str, Any]:
+    hints = typing.get_type_hints(options)
+    return {declared.name: hints[declared.name] for declared in option_fields(options)}
+
+
+def _check_kind(name: str, value: Any, hint: Any, where: str) -> None:
+    """Raise `UsageError` unless a TOML value fits an option's annotation; a whole number is a number too."""
+    allowed = {kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType}
+    fits = type(value) in allowed or (type(value) is int and float in allowed)
+    if not fits and not (type(value) is str and Path in allowed):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+        wanted = " or ".join(sorted(names.get(kind, str(kind)) for kind in allowed))
+        raise UsageError(f"{where}: {name} must be {wanted}, got {kind_of(value)}: {value!r}".removeprefix(": "))

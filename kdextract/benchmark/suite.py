@@ -1,0 +1,223 @@
+"""The suite file of `kdx benchmark`: TOML, checked in full before anything runs."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ArtifactError, UsageError, from_os_error
+from ..stages import STAGES
+from .options import Options, stage_options
+from .tables import Table
+
+SEEDS = tuple(range(5))
+SNAPSHOTS = 10
+MAX_NAME = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+BETWEEN = tuple(name for name in STAGES if name not in ("train", "distill", "evaluate"))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher; `options` are those of `kdx train`."""
+
+    name: str
+    options: Options
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student and the names of the teachers it learns from; `options` of `kdx distill` hold for every method."""
+
+    name: str
+    teachers: tuple[str, ...]
+    options: Options
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one student may cost; `options` of `kdx distill`, laid over those of student and method."""
+
+    name: str
+    options: Options
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to get a student.
+
+    `before` lists the stages to run first, in the order of the pipeline, with their options; `distill` holds options
+    of `kdx distill`. An `anchor` (ceiling, floor) stands last in every table. `students`, `budgets` and `seeds` limit
+    the method to some of the suite's; None means all.
+    """
+
+    name: str
+    anchor: bool
+    before: tuple[tuple[str, Options], ...]
+    distill: Options
+    students: tuple[str, ...] | None
+    budgets: tuple[str, ...] | None
+    seeds: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody else published for a student: `accuracy` in percent, what it is, and where it stands."""
+
+    student: str
+    accuracy: float
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A whole suite: `data` is what teachers learn from and everything is scored on; `seeds` has one run each.
+
+    `threads` and `device` go with every command that takes them; None leaves kdx's defaults. `snapshots` is how many
+    snapshots of every student are scored for the curves; 0 means none.
+    """
+
+    name: str
+    title: str
+    data: str
+    seeds: tuple[int, ...]
+    threads: int | None
+    device: str | None
+    snapshots: int
+    teachers: dict[str, Teacher]
+    students: dict[str, Student]
+    budgets: dict[str, Budget]
+    methods: dict[str, Method]
+    published: tuple[Published, ...]
+
+
+def read_suite(path: Path) -> Suite:
+    """Return the suite of a TOML file.
+
+    Raises:
+        ArtifactError: the file is not there, or is a directory.
+        UsageError: it is not TOML, or something in it is unknown, missing, of the wrong type or out of range; the
+            sentence names the place and, for a name, the near one.
+    """
+    try:
+        record = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"the suite {path} does not exist") from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise ArtifactError(f"the suite {path} is not a file") from error
+    except OSError as error:
+        raise from_os_error(error) from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are kinds of it
+        raise UsageError(f"the suite {path} is not valid TOML: {error}") from error
+    try:
+        return _suite(Table(record, ""))
+    except UsageError as error:
+        raise UsageError(f"{path.name}: {error}") from error
+
+
+def _suite(table: Table) -> Suite:
+    name = table.text("name")
+    _check_name(name, "name")
+    threads = table.integer("threads", None, 1)
+    device = table.text("device", "")
+    seeds = table.integers("seeds") or SEEDS
+    teachers = {key: Teacher(key, _options("train", entry)) for key, entry in _tables(table, "teachers")}
+    budgets = {key: Budget(key, _options("distill", entry)) for key, entry in _tables(table, "budgets")}
+    students = {key: _student(key, entry, list(teachers)) for key, entry in _tables(table, "students")}
+    methods = {
+        key: _method(key, entry, list(students), list(budgets), seeds) for key, entry in _tables(table, "methods")
+    }
+    suite = Suite(
+        name=name,
+        title=table.text("title", name),
+        data=table.text("data", "digits"),
+        seeds=seeds,
+        threads=threads,
+        device=device or None,
+        snapshots=table.integer("snapshots", SNAPSHOTS, 0) or 0,
+        teachers=teachers,
+        students=students,
+        budgets=budgets,
+        methods=methods,
+        published=tuple(_published(entry, list(students)) for entry in table.list_of_tables("published")),
+    )
+    table.close()
+    _check_together(suite)
+    return suite
+
+
+def _tables(table: Table, kind: str) -> list[tuple[str, Table]]:
+    """Return the tables `[kind.NAME]`; there must be at least one."""
+    entries = table.tables(kind)
+    if not entries:
+        raise UsageError(f"no [{kind}.NAME] table; a suite needs at least one")
+    for name, _ in entries:
+        _check_name(name, f"[{kind}.{name}]")
+    return entries
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+        raise UsageError(
+            f"{where}: {name!r} is not a name: letters, digits, '.', '_' and '-' (at most {MAX_NAME}), "
+            "starting with a letter or digit"
+        )
+
+
+def _options(stage: str, table: Table) -> Options:
+    return stage_options(stage, table.rest(), table.where)
+
+
+def _student(name: str, table: Table, teachers: list[str]) -> Student:
+    of = table.names("teacher", teachers, or_one=True)
+    if of is None:
+        raise UsageError(f"{table.where}: the teacher is missing; name one of: {', '.join(teachers)}")
+    return Student(name, of, {"student": name} | _options("distill", table))
+
+
+def _method(name: str, table: Table, students: list[str], budgets: list[str], seeds: tuple[int, ...]) -> Method:
+    distill = table.table("distill")
+    before = [(stage, table.table(stage.replace("-", "_"))) for stage in BETWEEN]
+    only_seeds = table.integers("seeds")
+    unknown = [seed for seed in only_seeds or () if seed not in seeds]
+    if unknown:
+        raise UsageError(f"{table.where}: seed {unknown[0]} is none of the suite's: {', '.join(map(str, seeds))}")
+    method = Method(
+        name=name,
+        anchor=table.flag("anchor"),
+        before=tuple((stage, _options(stage, entry)) for stage, entry in before if entry is not None),
+        distill={} if distill is None else _options("distill", distill),
+        students=table.names("students", students),
+        budgets=table.names("budgets", budgets),
+        seeds=only_seeds,
+    )
+    table.close()
+    if distill is None and not method.before:
+        raise UsageError(f"{table.where}: it says nothing to do; give it a distill table, such as distill = {{}}")
+    return method
+
+
+def _published(table: Table, students: list[str]) -> Published:
+    (student,) = table.names("student", students, or_one=True) or ("",)
+    if not student:
+        raise UsageError(f"{table.where}: the student is missing; name one of: {', '.join(students)}")
+    published = Published(student, table.number("accuracy", 0, 100), table.text("text"), table.text("source"))
+    table.close()
+    return published
+
+
+def _check_together(suite: Suite) -> None:
+    """Raise `UsageError` for what is wrong only in combination."""
+    longest = [max(names, key=len) for names in (suite.students, suite.methods, suite.budgets)]
+    if len(".".join(longest)) > MAX_NAME:
+        raise UsageError(f"the names {', '.join(longest)} are too long together: at most {MAX_NAME - 2} characters")
+    statistics = [(m.name, options) for m in suite.methods.values() for s, options in m.before if s == "compute-stats"]
+    for name, options in statistics:
+        if options != statistics[0][1]:
+            raise UsageError(
+                f"[methods.{name}] and [methods.{statistics[0][0]}] have different options of compute_stats; "
+                "a teacher has one set of statistics"
+            )
