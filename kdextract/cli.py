@@ -14,6 +14,7 @@ from typer._click.exceptions import ClickException
 from typer.main import get_command
 
 from . import __version__
+from .benchmark.command import BenchmarkConfig, benchmark
 from .config import MethodStageConfig
 from .errors import Interrupted, KdxError, ReaderGone, from_os_error
 from .inspection import COMMANDS
@@ -87,6 +88,7 @@ def _inspection_command(name: str) -> Callable[..., None]:
 for _stage in STAGES.values():
     app.command(_stage.name)(_stage_command(_stage))
 app.command("demo")(command_function(DemoConfig, _demo_command))
+app.command("benchmark")(command_function(BenchmarkConfig, benchmark))
 for _name in COMMANDS:
     app.command(_name)(_inspection_command(_name))
 

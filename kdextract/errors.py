@@ -89,6 +89,14 @@ class Interrupted(KdxError):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; run the same command again to go on")
 
 
+class BenchmarkError(KdxError):
+    """Commands of a benchmark failed; `exit_code` is that of the first one."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
 class ReaderGone(Exception):
     """Whoever read stdout has closed it. Not an `OSError`, which typer would turn into exit code 1."""
 

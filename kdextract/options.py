@@ -98,8 +98,9 @@ def _paragraphs(docstring: str) -> str:
 def _parameter(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Parameter:
     info = option_info(declared)
     kind: Any = _type(declared, owner)
-    annotation = Annotated[kind, _typer_option(declared.name, info, declared.default, info.help)]
-    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=declared.default, annotation=annotation)
+    default = ... if declared.default is dataclasses.MISSING else declared.default  # typer's word for required
+    annotation = Annotated[kind, _typer_option(declared.name, info, default, info.help)]
+    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:

@@ -210,7 +210,7 @@ def _execute(
 ) -> Outcome:
     partial = _prepare_partial(stage.name, plan, record, reporter)
     checkpoints = Checkpoints(partial)
-    with _signals(checkpoints.stop):
+    with signals_to(checkpoints.stop):
         context = StageContext(run, plan, reporter, checkpoints, _set_up_torch(config), started)
         metrics = stage.execute(config, context)
         context.budget.setdefault("seconds", {})["total"] = round(time.monotonic() - started, 2)
@@ -318,7 +318,7 @@ def _set_up_torch(config: StageConfig) -> torch.device:
 
 
 @contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Send SIGINT and SIGTERM to `handler` while the block runs (only the main thread can)."""
     import threading
 

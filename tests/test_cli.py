@@ -739,8 +739,8 @@ def test_help_gives_an_example(helps: dict[str, Any], command: str) -> None:
 
 
 def test_help_imports_nothing_heavy(helps: dict[str, Any]) -> None:
-    heavy = {"torch", "torchvision", "sklearn", "skimage", "scipy", "PIL", "safetensors"} & set(helps["modules"])
-    assert heavy == set()
+    heavy = {"torch", "torchvision", "sklearn", "skimage", "scipy", "PIL", "safetensors", "matplotlib", "jinja2"}
+    assert heavy & set(helps["modules"]) == set()
 
 
 def test_help_names_every_command_and_exit_code(helps: dict[str, Any]) -> None:
@@ -779,6 +779,8 @@ COMMANDS = {
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--min-accuracy --min-agreement --json --quiet/-q --verbose/-v",
     "demo": "--run --seed --device --threads --force --json --quiet/-q --verbose/-v",
+    "benchmark": "SUITE --data-dir --download --work --out --only --jobs --force --dry-run --report-only "
+    "--json --quiet/-q --verbose/-v",
     "show": "ARTIFACT --run --json --quiet/-q --verbose/-v",
     "runs": "FOLDER --json --quiet/-q --verbose/-v",
     "verify": "--run --json --quiet/-q --verbose/-v",

@@ -1,0 +1,175 @@
+"""`kdx benchmark`: run a suite, or what is left of it, and write its results as JSON, Markdown and HTML."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import write_file
+from ..config import DataAccess, option
+from ..errors import ArtifactError, BenchmarkError, ConfigError
+from ..options import OutputOptions
+from ..progress import Reporter
+from ..report.tables import print_line, print_table
+from .books import work_lock
+from .cells import Run, plan_runs
+from .results import DONE, FAILED, collect
+from .runner import Runner, Setting, check_names, select
+from .suite import Suite, read_suite
+
+FILES = ("results.json", "results.md", "report.html")
+RUNS = Path("runs/benchmarks")
+STATES = {DONE: "cached", "not run": "to run"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(DataAccess):
+    """Run a suite of teachers, students, methods, budgets and seeds, and report it with its spread and its anchors.
+
+    Every cell is made by the ordinary commands, each in a process of its own, in one run directory per teacher and
+    seed. What is finished is not run again: an interrupted benchmark goes on where it stopped, and a cell that fails
+    is listed while the others go on. The exit code is that of the first cell that failed. Writes results.json,
+    results.md and report.html.
+
+    Examples:
+
+      kdx benchmark benchmarks/digits.toml
+
+      kdx benchmark benchmarks/mnist_cpu.toml --data-dir ~/data --only 'lenet_half/*'
+
+      kdx benchmark benchmarks/digits.toml --report-only --out results
+    """
+
+    suite: Path = option(MISSING, "Suite file (TOML).", positional=True)
+    work: Path | None = option(
+        None, "Where the run directories are; the default is runs/benchmarks/SUITE.", metavar="DIR"
+    )
+    out: Path | None = option(None, "Where the results go; the default is the work directory.", metavar="DIR")
+    only: list[str] | None = option(
+        None,
+        "Run only cells whose method, student or student/method matches; several with commas, or given again.",
+        metavar="GLOB",
+    )
+    jobs: int = option(1, "Runs to work on side by side; they share the threads, and times say so.", minimum=1)
+    force: bool = option(False, "Make again what was made with other options than the suite's.")
+    dry_run: bool = option(False, "List the cells and which are finished, and stop.")
+    report_only: bool = option(False, "Run nothing: report what is there.")
+
+    def patterns(self) -> list[str]:
+        """The patterns of `--only`."""
+        return [pattern.strip() for text in self.only or [] for pattern in text.split(",") if pattern.strip()]
+
+
+def benchmark(config: BenchmarkConfig, output: OutputOptions) -> None:
+    """Run what is left of a suite, collect, write, print.
+
+    Raises:
+        UsageError, ArtifactError: the suite file is wrong, or not there; see `read_suite`.
+        BenchmarkError: a cell failed; it carries the exit code of the first that did.
+        Interrupted: told to stop; the same command goes on.
+    """
+    suite = read_suite(config.suite)
+    work = (config.work or RUNS / suite.name).resolve()
+    runs = plan_runs(suite)
+    chosen = select(runs, config.patterns())
+    setting = Setting(
+        work, config.data_dir.resolve(), config.download, suite.threads, suite.device, config.jobs, config.force
+    )
+    if config.report_only and not work.is_dir():
+        raise ArtifactError(f"nothing was run yet in {config.work or RUNS / suite.name}; leave --report-only out")
+    if config.dry_run:
+        _print_cells(_states(suite, chosen, setting), output)
+        return
+    if not config.report_only:
+        with work_lock(work):
+            _run(suite, chosen, setting, Reporter(quiet=output.quiet))
+    results = collect(suite, runs, setting)
+    out = config.out or work
+    _write(results, out)
+    _print_results(results, config.out or config.work or RUNS / suite.name, output)
+    _raise_failure(results, chosen, out)
+
+
+def _run(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
+    """Run what is not finished; names are checked before, unless there is nothing to run."""
+    cells = collect(suite, runs, setting)["cells"]
+    finished = sum(cell["status"] == DONE for cell in cells)
+    reporter.line(f"benchmark {suite.name}: {len(cells)} cells, {finished} of them finished")
+    if finished < len(cells):
+        check_names(runs, setting)
+        Runner(setting, reporter).run(runs)
+
+
+def _states(suite: Suite, runs: list[Run], setting: Setting) -> list[dict[str, Any]]:
+    """Return every cell with its state: cached, to run, or failed (with the exit code)."""
+    cells = collect(suite, runs, setting)["cells"]
+    if any(cell["status"] != DONE for cell in cells):
+        check_names(runs, setting)
+    names = ("teacher", "seed", "student", "budget", "method")
+    return [
+        {name: cell[name] for name in names}
+        | {"status": STATES.get(cell["status"], f"failed ({cell.get('exit_code')})"), "commands": cell["commands"]}
+        for cell in cells
+    ]
+
+
+def _write(results: dict[str, Any], out: Path) -> None:
+    from ..report.benchmark_html import benchmark_html
+    from ..report.benchmark_markdown import benchmark_markdown
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{out} is a file, or below one, and cannot hold results") from error
+    texts = (json.dumps(results, indent=1) + "\n", benchmark_markdown(results), benchmark_html(results))
+    for name, text in zip(FILES, texts, strict=True):
+        write_file(out / name, text.encode())
+
+
+def _print_cells(cells: list[dict[str, Any]], output: OutputOptions) -> None:
+    if output.json:
+        print(json.dumps({"command": "benchmark", "status": "planned", "cells": cells}, indent=2))
+        return
+    if output.quiet:
+        for cell in cells:
+            print_line(f"{cell['teacher']}-{cell['seed']} {cell['student']}.{cell['method']}.{cell['budget']}")
+        return
+    names = ("teacher", "seed", "student", "method", "budget", "status")
+    print_table(list(names), [[str(cell[name]) for name in names] for cell in cells])
+    cached = sum(cell["status"] == STATES[DONE] for cell in cells)
+    print_line(f"{len(cells)} cells, {cached} of them cached")
+
+
+def _print_results(results: dict[str, Any], out: Path, output: OutputOptions) -> None:
+    from ..report.benchmark_tables import sections
+
+    if output.json:
+        if not results["counts"][FAILED]:  # a failure is an error document, and there is one document only
+            print(json.dumps({"command": "benchmark", "directory": str(out), **results}, indent=1))
+        return
+    if output.quiet:
+        print_line(str(out))
+        return
+    for section in sections(results):
+        for title, numbers in ((f"{section.title}: {section.facts}", section.reached), (None, section.costs)):
+            lines = [line for line in section.lines if line.kind != "published"]
+            rows = [[line.cells[number] for number in numbers] for line in lines]
+            print_table([section.columns[number] for number in numbers], rows, title)
+    print_line(f"last weights; how to read it, and everything else: {out / FILES[2]}")
+
+
+def _raise_failure(results: dict[str, Any], chosen: list[Run], out: Path) -> None:
+    """Raise `BenchmarkError` for the first of the chosen cells that failed."""
+    asked = {(c.teacher.name, c.seed, c.student.name, c.budget.name, c.method.name) for r in chosen for c in r.cells}
+    names = ("teacher", "seed", "student", "budget", "method")
+    failed = [c for c in results["cells"] if c["status"] == FAILED and tuple(c[name] for name in names) in asked]
+    if failed:
+        first = failed[0]
+        cell = f"{first['teacher']} seed {first['seed']}: {first['student']} {first['method']} {first['budget']}"
+        raise BenchmarkError(
+            f"{len(failed)} of {len(results['cells'])} cells failed, first {cell}: {first['failed_at']}: "
+            f"{first['message']} (all of them: {out / FILES[1]})",
+            first["exit_code"],
+        )
