@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import platform
@@ -21,6 +22,7 @@ from conftest import environment, kdx
 from test_evaluate import add_snapshots
 
 from kdextract import cli
+from kdextract.artifacts import read_manifest, write_manifest
 from kdextract.benchmark.books import Books, work_lock
 from kdextract.benchmark.runner import Runner
 from kdextract.run_dir import RunDir
@@ -28,7 +30,8 @@ from kdextract.run_dir import RunDir
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "benchmarks" / "digits.toml"
 FILES = ("results.json", "results.md", "report.html")
-CELL = "lenet_half.all_layers.200"
+ONE_SEED = ("seeds = [0, 1]", "seeds = [0]")
+CELL = "lenet_half.all_layers.100"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     first = subprocess.CompletedProcess(command, process.returncode, out, err)
-    one_seed = changed_suite(folder, ("seeds = [0, 1]", "seeds = [0]"))
+    one_seed = changed_suite(folder, ONE_SEED)
     options = ("--jobs", "2", "--only", "all_layers")
     second = kdx("benchmark", one_seed, "--work", work, *options, cwd=folder, timeout=250)
     assert benchmark_here(DIGITS, "--work", work).returncode == 0
@@ -146,15 +149,15 @@ def test_interrupted_and_resumed(finished: Finished) -> None:
     assert "Traceback" not in finished.first.stderr
     assert finished.second.returncode == 0, finished.second.stderr
     assert "lenet seed 0: train" not in finished.second.stderr.splitlines(), "what was finished is not made again"
-    assert "lenet seed 0: lenet_half all_layers 200: evaluate" in finished.second.stderr.splitlines()
-    assert finished.results["counts"] == {"done": 6, "failed": 0, "not run": 0}
+    assert "lenet seed 0: lenet_half all_layers 100: evaluate" in finished.second.stderr.splitlines()
+    assert finished.results["counts"] == {"done": 8, "failed": 0, "not run": 0}
     assert finished.results["side_by_side"] == 2
 
 
 def test_the_results_say_what_it_came_to_and_what_it_took(finished: Finished) -> None:
     results = finished.results
     assert results["schema_version"] == 1
-    assert [row["method"] for row in results["rows"]] == ["all_layers", "ceiling", "floor"]
+    assert [row["method"] for row in results["rows"]] == ["all_layers", "structured_noise", "ceiling", "floor"]
     for row in results["rows"]:
         assert row["seeds"] == [0, 1]
         assert 0 < row["accuracy"]["mean"] < 1
@@ -165,19 +168,20 @@ def test_the_results_say_what_it_came_to_and_what_it_took(finished: Finished) ->
         assert row["num_parameters"] == 35820
         assert row["teacher_parameters"] == 61706
         assert 100 < row["peak_memory_mb"] < 10000
-    method, ceiling, floor = results["rows"]
+    method, live, ceiling, floor = results["rows"]
     assert floor["accuracy"]["mean"] < ceiling["accuracy"]["mean"]
+    assert method["seconds"]["synthesis"]["mean"] > ceiling["seconds"]["synthesis"]["mean"]
     assert method["num_images"]["mean"] == 200
+    assert live["needs"] == "teacher"
     for cell in results["cells"]:
         seconds = cell["seconds"]
-        assert (seconds["synthesis"] > 0) == (cell["method"] == "all_layers")
         assert seconds["end_to_end"] > seconds["synthesis"] + seconds["distillation"] + seconds["evaluation"]
         manifest = json.loads(
-            (finished.work / f"lenet-{cell['seed']}/students/lenet_half.{cell['method']}.200/manifest.json").read_text()
+            (finished.work / f"lenet-{cell['seed']}/students/lenet_half.{cell['method']}.100/manifest.json").read_text()
         )
         scores = json.loads(
             (
-                finished.work / f"lenet-{cell['seed']}/evaluations/lenet_half.{cell['method']}.200/scores.json"
+                finished.work / f"lenet-{cell['seed']}/evaluations/lenet_half.{cell['method']}.100/scores.json"
             ).read_text()
         )
         assert cell["accuracy"] == scores["accuracy"], "the last weights"
@@ -195,7 +199,7 @@ def test_the_commands_are_those_that_ran(finished: Finished) -> None:
         "evaluate",
     ]
     assert cell["commands"][2].startswith("kdx distill ")
-    assert "--data all_layers --student lenet_half --steps 200" in cell["commands"][2]
+    assert "--data all_layers --snapshots 4 --student lenet_half --steps 100" in cell["commands"][2]
     assert "--run RUN --data-dir DIR --threads 1" in cell["commands"][2]
 
 
@@ -211,7 +215,7 @@ def test_a_finished_benchmark_is_cached(bench: Bench, work: Path) -> None:
     done = bench(DIGITS, "--work", work)
     assert done.returncode == 0, done.stderr
     assert done.args == [], "no command was run"
-    assert "6 cells, 6 of them finished" in done.stderr
+    assert "8 cells, 8 of them finished" in done.stderr
     assert tree(work) == before
     assert {name: (work / name).read_bytes() for name in FILES} == reports, "and its report is the same to the byte"
 
@@ -236,14 +240,14 @@ def test_it_looks_without_torch(finished: Finished, tmp_path: Path) -> None:
 
 def test_report_only_lists_what_was_not_run(bench: Bench, work: Path, tmp_path: Path) -> None:
     shutil.rmtree(work / "lenet-1" / "students" / CELL)
-    shutil.rmtree(work / "lenet-0" / "evaluations" / "lenet_half.floor.200")
+    shutil.rmtree(work / "lenet-0" / "evaluations" / "lenet_half.floor.100")
     before = tree(work)
     done = bench(DIGITS, "--work", work, "--report-only", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.args == []
     assert tree(work) == before
     results = read(tmp_path / "out")
-    assert results["counts"] == {"done": 4, "failed": 0, "not run": 2}
+    assert results["counts"] == {"done": 6, "failed": 0, "not run": 2}
     row = results["rows"][0]
     assert (row["seeds"], row["accuracy"]["n"], row["accuracy"]["sd"]) == ([0], 1, None)
     assert "1 of 2: 1 not run" in (tmp_path / "out" / "results.md").read_text()
@@ -261,12 +265,12 @@ def test_only_what_is_missing_is_made(bench: Bench, work: Path) -> None:
 
 def test_a_changed_input_is_noticed(bench: Bench, work: Path) -> None:
     shutil.rmtree(work / "lenet-0" / "transfer-sets" / "all_layers")
-    suite = changed_suite(work.parent, ("images_per_class = 20", "images_per_class = 21"))
+    suite = changed_suite(work.parent, ONE_SEED, ("images_per_class = 20", "images_per_class = 21"))
     done = bench(suite, "--work", work, "--only", "all_layers")
     assert done.returncode == 3, "the student was made from another transfer set"
     assert "--force" in done.stderr.splitlines()[-1]
     results = read(work)
-    assert [cell["status"] for cell in results["cells"]][:3] == ["failed", "done", "done"]
+    assert [cell["status"] for cell in results["cells"]] == ["failed", "done", "done", "done"]
     again = bench(suite, "--work", work, "--only", "all_layers", "--force")
     assert again.returncode == 0, again.stderr
     assert read(work)["rows"][0]["num_images"]["mean"] == 210
@@ -286,10 +290,10 @@ def test_dry_run_lists_cells_and_changes_nothing(bench: Bench, work: Path, tmp_p
     assert states.pop((1, "all_layers")) == "to run"
     assert set(states.values()) == {"cached"}
     text = bench(DIGITS, "--work", work, "--dry-run").stdout
-    assert "6 cells, 5 of them cached" in text
+    assert "8 cells, 7 of them cached" in text
     assert tree(work) == before
     fresh = bench(DIGITS, "--work", tmp_path / "fresh", "--dry-run", "-q")
-    assert fresh.stdout.splitlines()[0] == "lenet-0 lenet_half.all_layers.200"
+    assert fresh.stdout.splitlines()[0] == "lenet-0 lenet_half.all_layers.100"
     assert not (tmp_path / "fresh").exists()
 
 
@@ -304,8 +308,8 @@ def test_only_runs_what_matches(bench: Bench, work: Path) -> None:
     done = bench(DIGITS, "--work", work, "--only", "ceil*")
     assert done.returncode == 0, done.stderr
     evaluated = [words[1] for words in done.args if words[0] == "evaluate"]
-    assert evaluated == ["teacher", "students/lenet_half.ceiling.200"] * 2
-    assert read(work)["counts"] == {"done": 2, "failed": 0, "not run": 4}
+    assert evaluated == ["teacher", "students/lenet_half.ceiling.100"] * 2
+    assert read(work)["counts"] == {"done": 2, "failed": 0, "not run": 6}
 
 
 # ---- failing -------------------------------------------------------------------------------------------------------
@@ -314,15 +318,15 @@ WILD = '\n[methods.wild]\ndistill = { data = "noise:uniform", lr = 1e30 }\n'
 
 
 def test_a_cell_that_fails_is_recorded_and_the_others_go_on(bench: Bench, work: Path, tmp_path: Path) -> None:
-    shutil.rmtree(work / "lenet-1" / "evaluations" / "lenet_half.floor.200")
-    suite = changed_suite(tmp_path, more=WILD)
+    shutil.rmtree(work / "lenet-0" / "evaluations" / "lenet_half.floor.100")
+    suite = changed_suite(tmp_path, ONE_SEED, more=WILD)
     done = bench(suite, "--work", work)
     assert done.returncode == 6
     error = done.stderr.splitlines()[-1]
-    assert error.startswith("kdx: error: 2 of 8 cells failed, first lenet seed 0: lenet_half wild 200: distill")
+    assert error.startswith("kdx: error: 1 of 5 cells failed, first lenet seed 0: lenet_half wild 100: distill")
     assert "Traceback" not in done.stderr
     results = read(work)
-    assert results["counts"] == {"done": 6, "failed": 2, "not run": 0}
+    assert results["counts"] == {"done": 4, "failed": 1, "not run": 0}
     cell = next(cell for cell in results["cells"] if cell["method"] == "wild")
     assert (cell["exit_code"], cell["failed_at"]) == (6, "distill")
     assert "not finite" in cell["message"]
@@ -337,17 +341,17 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(bench: Bench, work: 
     planned = bench(suite, "--work", work, "--dry-run", "--json")
     assert "failed (6)" in [cell["status"] for cell in json.loads(planned.stdout)["cells"]]
     assert bench(suite, "--work", work, "--only", "floor").returncode == 0, "the cells that were asked for are well"
-    repaired = changed_suite(tmp_path, more=WILD.replace("1e30", "1e-3"))
+    repaired = changed_suite(tmp_path, ONE_SEED, more=WILD.replace("1e30", "1e-3"))
     assert bench(repaired, "--work", work).returncode == 0
 
 
 def test_without_a_teacher_its_cells_fail(bench: Bench, tmp_path: Path) -> None:
-    suite = changed_suite(tmp_path, ("seeds = [0, 1]", "seeds = [0]"), ("epochs = 12", "epochs = 1\nlr = 1e30"))
+    suite = changed_suite(tmp_path, ONE_SEED, ("epochs = 12", "epochs = 1\nlr = 1e30"))
     done = bench(suite, "--work", tmp_path / "work")
     assert done.returncode == 6
     assert [words[0] for words in done.args] == ["train"]
     results = read(tmp_path / "work")
-    assert [cell["failed_at"] for cell in results["cells"]] == ["train"] * 3
+    assert [cell["failed_at"] for cell in results["cells"]] == ["train"] * 4
     assert results["teachers"][0]["accuracy"] is None
     assert "failed (6)" in (tmp_path / "work" / "report.html").read_text()
 
@@ -358,7 +362,7 @@ REFUSED = {
     "unknown data": (('data = "digits"\nseeds', 'data = "digit"\nseeds'), 2, "Did you mean 'digits'?"),
     "unknown source": (('"noise:normal"', '"noise:norml"'), 2, "Did you mean 'noise:normal'?"),
     "data that is not there": (('data = "digits"\nseeds', 'data = "npz:none.npz"\nseeds'), 4, "none.npz"),
-    "a mistake": (("steps = 200", "step = 200"), 2, "Did you mean 'steps'?"),
+    "a mistake": (("steps = 100", "step = 200"), 2, "Did you mean 'steps'?"),
 }
 
 
@@ -390,13 +394,13 @@ def test_exit_codes_of_the_command_itself(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_run_that_somebody_else_writes_to_stops_the_benchmark(bench: Bench, work: Path) -> None:
-    shutil.rmtree(work / "lenet-1" / "evaluations" / "lenet_half.floor.200")
+    shutil.rmtree(work / "lenet-1" / "evaluations" / "lenet_half.floor.100")
     with RunDir(work / "lenet-1").lock():
         done = bench(DIGITS, "--work", work)
     assert done.returncode == 9
     assert "is being written to by process" in done.stderr.splitlines()[-1]
     assert bench(DIGITS, "--work", work).returncode == 0
-    assert read(work)["counts"]["done"] == 6
+    assert read(work)["counts"]["done"] == 8
 
 
 # ---- how it speaks -------------------------------------------------------------------------------------------------
@@ -413,26 +417,44 @@ def test_json_is_the_results(bench: Bench, work: Path) -> None:
 
 def test_the_table_on_the_terminal(finished: Finished) -> None:
     lines = [line.split() for line in finished.second.stdout.splitlines()]
-    assert [words[0] for words in lines if words and words[-1] == "1"] == ["all_layers"]
-    assert [words[0] for words in lines if words[-2:] == ["not", "run"]] == ["ceiling", "floor"]
+    table = [words for words in lines if words and words[0] in ("all_layers", "structured_noise", "ceiling", "floor")]
+    assert len(table) == 8, "what it reaches, and what it costs"
+    assert [words[1:3] == ["not", "run"] for words in table[:4]] == [False, True, True, True]
     assert "report.html" in finished.second.stdout
 
 
-def test_snapshots_become_a_curve(bench: Bench, work: Path) -> None:
+def test_snapshots_become_a_curve(finished: Finished) -> None:
+    results = finished.results
+    for cell in results["cells"]:
+        curve = cell["curve"]
+        assert [point["step"] for point in curve] == [20, 40, 60, 80, 100]
+        assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
+        assert curve[0]["seconds"] > cell["seconds"]["synthesis"]
+        total = cell["seconds"]["synthesis"] + cell["seconds"]["distillation"]
+        assert curve[-1]["seconds"] == pytest.approx(total, abs=0.02)
+        assert curve[-1]["accuracy"] == cell["accuracy"], "the last weights are the result"
+        best = cell["best_snapshot_on_test_data"]
+        assert best["accuracy"] == max(point["accuracy"] for point in curve)
+    for row in results["rows"]:
+        assert [point["accuracy"]["n"] for point in row["curve"]] == [2] * 5
+        assert row["best_snapshot_on_test_data"]["mean"] >= row["accuracy"]["mean"]
+    assert "picked on test data, not a result" in (finished.work / "results.md").read_text()
+
+
+def test_a_curve_of_snapshots_that_were_better(bench: Bench, work: Path) -> None:
     for run in ("lenet-0", "lenet-1"):
         student = work / run / "students" / CELL
-        add_snapshots(student, (50, 100), [work / run / "teacher" / "model.safetensors", student / "model.safetensors"])
-    assert read(work)["rows"][0]["best_snapshot_on_test_data"] is None
+        for old in student.glob("snapshot-*"):
+            old.unlink()
+        manifest = read_manifest(student)
+        outputs = tuple(output for output in manifest.outputs if not output.file.startswith("snapshot-"))
+        write_manifest(student, dataclasses.replace(manifest, outputs=outputs))
+        add_snapshots(student, (50,), [work / run / "teacher" / "model.safetensors"])
     done = bench(DIGITS, "--work", work)
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["evaluate"] * 2
-    results = read(work)
-    cell, row = results["cells"][0], results["rows"][0]
-    assert [point["step"] for point in cell["curve"]] == [50, 100, 200]
-    assert [point["seconds"] for point in cell["curve"]] == sorted(point["seconds"] for point in cell["curve"])
-    assert cell["curve"][0]["seconds"] == pytest.approx(cell["seconds"]["synthesis"] + 0.5)
-    assert cell["curve"][-1]["accuracy"] == cell["accuracy"], "the last weights are the result"
+    cell = read(work)["cells"][0]
+    assert [point["step"] for point in cell["curve"]] == [50, 100]
     assert cell["best_snapshot_on_test_data"] == {"step": 50, "accuracy": cell["teacher_accuracy"]}
-    assert [point["accuracy"]["n"] for point in row["curve"]] == [2, 2, 2]
-    assert row["best_snapshot_on_test_data"]["mean"] > row["accuracy"]["mean"]
-    assert "picked on test data, not a result" in (work / "results.md").read_text()
+    assert cell["accuracy"] < cell["teacher_accuracy"]
+    assert cell["seconds"]["end_to_end"] is None, "the student is not what the command of the books made"

@@ -94,6 +94,7 @@ def test_the_commands_of_a_cell(tmp_path: Path) -> None:
     )
     words = lines[2].split()
     assert words[words.index("--data") + 1] == "all_layers", "the set made just before"
+    assert words[words.index("--snapshots") + 1] == "10"
     assert words[words.index("--lr") + 1] == "0.5", "the budget is laid over the method, and that over the student"
     assert words[words.index("--temperature") + 1] == "2"
     assert words[words.index("--steps") + 1] == "20"
@@ -102,6 +103,15 @@ def test_the_commands_of_a_cell(tmp_path: Path) -> None:
     assert lines[3].startswith("evaluate students/lenet_half.all_layers.long ")
     rare = next(cell for cell in run.cells if cell.method.name == "rare")
     assert not [word for word in rare.distill.words if "flip" in word], "a switch that is off by itself is left out"
+
+
+def test_a_live_method_is_named_by_distill(tmp_path: Path) -> None:
+    text = SUITE + '[methods.live]\ndistill = { method = "structured_noise", pool = 256 }\n'
+    cell = next(
+        c for run in plan_runs(read_suite(written(tmp_path, text))) for c in run.cells if c.method.name == "live"
+    )
+    assert "--method structured_noise --pool 256" in " ".join(cell.distill.words)
+    assert "--data" not in cell.distill.words
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.toml")), ids=lambda path: path.name)
@@ -146,9 +156,20 @@ MISTAKES = {
     "unknown objective": (SUITE.replace('objective = "all_layers"', 'objective = "all_layer"'), "'all_layers'"),
     "option of another objective": (SUITE.replace("clip = false", "keep_input = 0.5"), "unknown option 'keep_input'"),
     "method option of wrong type": (SUITE.replace("clip = false", 'clip = "no"'), "clip must be true or false"),
+    "unknown live method": (
+        SUITE + '[methods.b]\ndistill = { method = "noise" }\n',
+        "unknown value 'noise' of --method",
+    ),
+    "option without its method": (
+        SUITE.replace("[methods.rare]", "[methods.rare]\n[methods.rare.distill]\npool = 2\n[x]"),
+        "'pool'",
+    ),
     "unknown stage": (SUITE.replace("compute_stats =", "compute_stat ="), "Did you mean 'compute_stats'?"),
     "stage is no table": (SUITE.replace("compute_stats = { spectral = false }", "compute_stats = 1"), "a table"),
-    "nothing to do": (SUITE + "[methods.idle]\n", "[methods.idle]: it says nothing to do"),
+    "nothing to do": (
+        SUITE + "[methods.idle]\n",
+        "[methods.idle] and [budgets.short]: it does not say what to learn from",
+    ),
     "unknown student": (SUITE.replace('students = ["twin"]', 'students = ["twim"]'), "Did you mean 'twin'?"),
     "unknown budget": (SUITE.replace('budgets = ["short"]', 'budgets = ["shor"]'), "Did you mean 'short'?"),
     "unknown seed": (SUITE.replace("seeds = [5]", "seeds = [4]"), "seed 4 is none of the suite's: 3, 5"),

@@ -12,7 +12,7 @@ from ..config import DataAccess, NamedStageConfig, to_record
 from ..errors import ArtifactError, UsageError
 from ..run_dir import ArtifactRef, RunDir
 from ..stages import STAGES
-from .options import Options, arguments, has_option, stage_config
+from .options import Options, arguments, stage_config
 from .suite import Budget, Method, Student, Suite, Teacher
 
 RUN, DATA = "RUN", "DIR"  # how recorded commands spell the run directory and the data directory
@@ -163,15 +163,15 @@ def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: M
         _command(stage, method.name if issubclass(STAGES[stage].config, NamedStageConfig) else None, options, seed)
         for stage, options in method.before
     )
-    made = [command for command in before if command.name is not None]
-    options: Options = {"data": method.name} if made else {}
-    options |= student.options | method.distill | budget.options
-    if has_option("distill", "snapshots") and suite.snapshots:
-        options = {"snapshots": suite.snapshots} | options
+    chosen: Options = {"snapshots": suite.snapshots} | student.options | method.distill | budget.options
+    if "data" not in chosen and "method" not in chosen and any(command.name is not None for command in before):
+        chosen = {"data": method.name} | chosen
+    where = f"[students.{student.name}] with [methods.{method.name}] and [budgets.{budget.name}]"
+    if "data" not in chosen and "method" not in chosen:
+        raise UsageError(f"{where}: it does not say what to learn from; give distill a data or a method")
     try:
-        distill = _command("distill", name, options, seed)
+        distill = _command("distill", name, chosen, seed)
     except UsageError as error:
-        where = f"[students.{student.name}] with [methods.{method.name}] and [budgets.{budget.name}]"
         raise UsageError(f"{where}: {error}") from error
     evaluate = _command("evaluate", name, {}, seed, f"students/{name}")
     return Cell(teacher, seed, student, method, budget, before, distill, evaluate)

@@ -57,11 +57,6 @@ def stage_config(stage: str, options: Options) -> Any:
     return config
 
 
-def has_option(stage: str, name: str) -> bool:
-    """Say whether a command has an option."""
-    return any(declared.name == name for declared in option_fields(STAGES[stage].config))
-
-
 def arguments(config: OptionSet, options: Options) -> list[str]:
     """Return options as a command line spells them: `--lr 0.001 --flip --no-clip`; `config` is made from them."""
     defaults = {declared.name: declared.default for declared in option_fields(config)}

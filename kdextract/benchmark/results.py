@@ -194,17 +194,20 @@ def _present(manifest: Manifest | None) -> Manifest:
 def _curve(student: Manifest, scored: Manifest, offset: float) -> list[Json]:
     """Return {step, seconds, accuracy, agreement} of the snapshots in order, then of the last weights.
 
-    Seconds count from the first stage after the teacher: `offset` seconds of the stages before, then distillation.
+    Seconds count from the first stage after the teacher: `offset` seconds of the stages before, then distillation,
+    whose own clock of snapshots starts with its loop.
     """
-    clock = {entry["step"]: entry["seconds"] for entry in student.budget.get("snapshots", [])}
+    seconds = student.budget["seconds"]
+    lead = offset + max(0.0, seconds["total"] - seconds.get("distillation", seconds["total"]))
+    clock = {entry["step"]: lead + entry["seconds"] for entry in student.budget.get("snapshots", [])}
     last = {
         "step": student.budget.get("student_steps"),
-        "seconds": round(offset + student.budget["seconds"]["total"], 2),
+        "seconds": round(offset + seconds["total"], 2),
         "accuracy": scored.metrics["accuracy"],
         "agreement": scored.metrics["agreement"],
     }
     points = [point for point in scored.metrics.get("curve", []) if point["step"] in clock]
-    snapshots = [{**point, "seconds": round(offset + clock[point["step"]], 2)} for point in points]
+    snapshots = [{**point, "seconds": round(clock[point["step"]], 2)} for point in points]
     return [*[point for point in snapshots if point["step"] != last["step"]], last]
 
 

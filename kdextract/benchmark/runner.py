@@ -20,7 +20,7 @@ from ..progress import Reporter, Task
 from ..run_dir import RunDir
 from ..stage_runner import signals_to
 from ..stages import STAGES
-from ..stages.distill import NOISE
+from ..stages.student_source import NOISE
 from .books import Books, Entry, num_cpus, processor, spelled, without_paths
 from .cells import DATA, RUN, Cell, Command, Run
 

@@ -195,8 +195,6 @@ def _method(name: str, table: Table, students: list[str], budgets: list[str], se
         seeds=only_seeds,
     )
     table.close()
-    if distill is None and not method.before:
-        raise UsageError(f"{table.where}: it says nothing to do; give it a distill table, such as distill = {{}}")
     return method
 
 
