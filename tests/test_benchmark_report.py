@@ -193,7 +193,7 @@ def test_times_taken_side_by_side_and_resumed_are_flagged() -> None:
     assert "side by side" not in plain
     text = benchmark_markdown(document() | {"side_by_side": 4, "resumed": 2})
     assert "up to 4 commands side by side" in text
-    assert "2 commands; the seconds before each interruption are missing" in text
+    assert "2 of the commands; the seconds before the interruption are missing" in text
 
 
 # ---- HTML ----------------------------------------------------------------------------------------------------------

@@ -186,7 +186,9 @@ def header(results: Json) -> list[tuple[str, str]]:
     if results["side_by_side"] > 1:
         entries.append(("times", f"taken with up to {results['side_by_side']} commands side by side: upper bounds"))
     if results["resumed"]:
-        entries.append(("resumed", f"{results['resumed']} commands; the seconds before each interruption are missing"))
+        entries.append(
+            ("resumed", f"{results['resumed']} of the commands; the seconds before the interruption are missing")
+        )
     return [(name, text) for name, text in entries if text]
 
 
