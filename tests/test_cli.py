@@ -771,9 +771,10 @@ COMMANDS = {
     "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
     "--json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
-    "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden "
+    "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
+    "--method --budget --patience --snapshots --pool --fresh --optimizer "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
     "--shift --warp --flip --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "

@@ -19,6 +19,7 @@ from conftest import sha256s
 import kdextract
 from kdextract.artifacts import read_manifest
 from kdextract.errors import ConfigError, DataError
+from kdextract.methods import live_names
 
 PACKAGE = Path(kdextract.__file__).parent
 
@@ -65,6 +66,8 @@ def data_free_stages(run: Path) -> None:
         kdextract.optimize_dataset(run=run, objective=objective, images_per_class=2, batch_size=10, steps=2, threads=1)
         kdextract.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
     kdextract.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
+    for name in live_names():
+        kdextract.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1)
 
 
 def results(run: Path) -> dict[str, dict[str, str]]:
@@ -187,7 +190,7 @@ def test_budgets_are_counted(finished_run: Path) -> None:
     assert images["teacher_queries"] == 40 * (3 + 1)
     student = json.loads((finished_run / "students" / "lenet_half" / "manifest.json").read_text())
     assert student["budget"]["student_steps"] == 20
-    assert student["budget"]["teacher_queries"] == 20 * student["config"]["batch_size"], "shifted images are new ones"
+    assert student["budget"]["teacher_queries"] == 20 * student["metrics"]["settings"]["batch_size"], "shifted images are new ones"
 
 
 # ---- one door to real data -----------------------------------------------------------------------------------------
@@ -277,7 +280,7 @@ def test_only_the_stages_that_may_reach_that_module() -> None:
     assert [name for name, names in callers.items() if "load_data" in names] == ["stages/inputs.py"]
     assert sorted(name for name, names in callers.items() if "open_real_data" in names) == [
         "stages/compute_stats.py",
-        "stages/distill.py",
         "stages/evaluate.py",
+        "stages/student_source.py",
         "stages/train.py",
     ]
