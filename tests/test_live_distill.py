@@ -109,6 +109,13 @@ def test_what_is_given_goes_before_what_the_method_wants(teacher_run: Path) -> N
     }  # fmt: skip
 
 
+def test_every_optimizer_makes_another_student(teacher_run: Path) -> None:
+    for optimizer in ("soap", "adam"):
+        distill(teacher_run, "structured_noise", steps=3, optimizer=optimizer, name=optimizer)
+    students = teacher_run / "students"
+    assert sha256s(students / "soap") != sha256s(students / "adam")
+
+
 def test_the_rate_suits_the_student(finished_run: Path, run_copy: Path) -> None:
     rates = {}
     for student in ("lenet_half", "hinton800"):
