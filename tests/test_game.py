@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_live_methods import classifier, drawn, opened
 
+import kdextract
+from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier
 from kdextract.errors import DivergedError, UsageError
 from kdextract.game import Answers, Game, Rules, open_game
@@ -270,3 +273,16 @@ def test_a_batch_of_another_size_is_not_the_kept_one(teacher: Classifier, studen
 def test_rules_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Rules(difference, 1).repeat = 2  # type: ignore[misc]
+
+
+# ---- in a run -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_chosen_stands_in_the_manifest(run_copy: Path) -> None:
+    options: dict[str, Any] = {"method": "dfq", "steps": 12, "pool": 100, "fresh": 4, "batch_size": 10}
+    outcome = kdextract.distill(run=run_copy, name="game", threads=1, **options)
+    metrics = read_manifest(outcome.directory).metrics
+    assert metrics["source_facts"]["batch_norm_layers"] == 0
+    assert metrics["source_facts"]["teacher_multiply_adds"] == 416_520
+    assert metrics["settings"]["temperature"] == 20
+    assert "source_facts" not in read_manifest(run_copy / "students" / "lenet_half").metrics

@@ -209,7 +209,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "held_out_agreement": round(probe.agreement(student), 6),
         "held_out_stability": round(probe.stability, 6),
         "settings": vars(settings),
-        "source_facts": facts,
+        **({"source_facts": facts} if facts else {}),
     }
 
 
