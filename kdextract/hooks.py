@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 
@@ -49,6 +51,62 @@ def transform_inputs(
         for name in layers:
             stack.callback(network.get_submodule(name).register_forward_pre_hook(replace(name)).remove)
         yield
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """Mean and variance per channel, [channels]: of a batch, with gradient history, and those that a layer keeps."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    kept_mean: torch.Tensor
+    kept_variance: torch.Tensor
+
+
+def batch_norm_layers(network: nn.Module) -> list[str]:
+    """Return the names of the batch normalization layers that keep statistics of their training data."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+
+
+@contextmanager
+def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStatistics]]:
+    """Record the statistics of what enters each batch normalization layer.
+
+    Yields a dict that every forward pass refills: layer name -> statistics; empty for a network without such layers.
+    The variance of a batch is the biased one, as in DeepInversion (Yin et al. 2020).
+    """
+    recorded: dict[str, BatchStatistics] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            others = [dimension for dimension in range(inputs[0].ndim) if dimension != 1]
+            variance, mean = torch.var_mean(inputs[0], others, correction=0)
+            recorded[name] = BatchStatistics(mean, variance, module.running_mean, module.running_var)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in batch_norm_layers(network):
+            stack.callback(network.get_submodule(name).register_forward_pre_hook(keep(name)).remove)
+        yield recorded
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and every module of it back into its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def weighted_layers(network: nn.Module, images: torch.Tensor) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,6 +49,38 @@ DISTILLATION_LOSSES: dict[str, DistillationLoss] = {
     "l1": logit_l1,
     "mse": logit_mse,
 }
+
+
+def agreed_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) at T = 1, mean over the samples that both give to the same class; 0 if there are none.
+
+    The decision adversarial loss of DFQ and its successors: a sample on which the two already part teaches enough.
+
+    Args:
+        student, teacher: logits [batch, K].
+    """
+    agreed = (student.argmax(1) == teacher.argmax(1)).to(student.dtype)
+    log_teacher = F.log_softmax(teacher, dim=1)
+    terms = F.kl_div(F.log_softmax(student, dim=1), log_teacher, reduction="none", log_target=True).sum(1)
+    return (terms * agreed).sum() / agreed.sum().clamp_min(1)
+
+
+def one_hot_error(logits: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits [batch, K] to their own argmax: small where the answer is sure (DAFL, eq. 2)."""
+    return F.cross_entropy(logits, logits.argmax(1))
+
+
+def class_imbalance(logits: torch.Tensor) -> torch.Tensor:
+    """Minus the entropy of the batch's mean softmax, [-log K, 0]: least where classes are even (DAFL, eq. 4)."""
+    log_mean = torch.logsumexp(F.log_softmax(logits, dim=1), dim=0) - math.log(len(logits))
+    return (log_mean.exp() * log_mean).sum()
+
+
+def statistics_distance(
+    mean: torch.Tensor, variance: torch.Tensor, kept_mean: torch.Tensor, kept_variance: torch.Tensor
+) -> torch.Tensor:
+    """||mean - kept mean||_2 + ||variance - kept variance||_2, each [channels] (DeepInversion, Yin et al. 2020)."""
+    return torch.linalg.vector_norm(mean - kept_mean) + torch.linalg.vector_norm(variance - kept_variance)
 
 
 def standardized_error(values: torch.Tensor, targets: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:

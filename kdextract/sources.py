@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -58,6 +58,16 @@ class Source(Protocol):
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source that decided something by itself when it was opened."""
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """What it decided, by name."""
         ...
 
 

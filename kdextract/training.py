@@ -170,8 +170,7 @@ def _state(
     classifier: Classifier, optimizer: torch.optim.Optimizer, stateful: dict[str, Stateful], rows: list[Row]
 ) -> tuple[State, dict[str, list[Row]]]:
     tensors = {f"network.{name}": value for name, value in classifier.network.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"moment.{index}.{name}": value for name, value in moments.items()}
+    tensors |= {f"moment.{name}": value for name, value in optimizer_state(optimizer).items()}
     for owner, member in stateful.items():
         tensors |= {f"state.{owner}.{name}": value for name, value in member.state().items()}
     tensors["torch_rng"] = torch.get_rng_state()
@@ -195,17 +194,28 @@ def _restore(
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     classifier.network.load_state_dict(below("network."))
-    moments: dict[int, State] = {}
-    for name, tensor in below("moment.").items():
-        index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    _as_parameters_lie(optimizer)
+    restore_optimizer(optimizer, below("moment."))
     for owner, member in stateful.items():
         member.restore(below(f"state.{owner}."))
     torch.set_rng_state(tensors["torch_rng"])
     rows += values["rows"]
     return int(rows[-1]["step"])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
+    """Return an optimizer's moments and step counts, named `index.name` by the parameter's index; not copies."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{index}.{name}": value for index, state in states for name, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: State) -> None:
+    """Continue from what `optimizer_state` returned."""
+    moments: dict[int, State] = {}
+    for name, tensor in saved.items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    _as_parameters_lie(optimizer)
 
 
 def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:

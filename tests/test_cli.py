@@ -774,7 +774,8 @@ COMMANDS = {
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
-    "--method --budget --patience --snapshots --pool --fresh --optimizer "
+    "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
+    "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
     "--shift --warp --flip --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdextract.hooks import count_multiply_adds, record_activations, transform_inputs, weighted_layers
+from kdextract.hooks import (
+    batch_norm_layers,
+    count_multiply_adds,
+    evaluation_mode,
+    record_activations,
+    record_batch_statistics,
+    transform_inputs,
+    weighted_layers,
+)
 from kdextract.models import architecture
 
 LENET_LAYERS = ["conv1", "conv2", "fc1", "fc2", "logits"]
@@ -164,3 +172,68 @@ def test_multiply_adds_of_other_networks() -> None:
     # two groups: each output channel of the middle layer sees two of the four input channels
     grouped = 4 * 9 * 49 + 4 * (2 * 9) * 25 + 4 * 2
     assert count_multiply_adds(Backwards(), torch.zeros(1, 1, 9, 9)) == grouped
+
+
+# ---- batch normalization ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def normalized() -> nn.Module:
+    """A network with two layers that keep statistics, and one that does not."""
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(1, 3, 5),
+            norm1=nn.BatchNorm2d(3),
+            forgets=nn.BatchNorm2d(3, track_running_stats=False),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            norm2=nn.BatchNorm1d(3),
+        )
+    )
+    with torch.no_grad():
+        network(torch.randn(8, 1, 32, 32))
+    return network.eval()
+
+
+def test_batch_statistics_equal_those_by_hand(normalized: nn.Module, images: torch.Tensor) -> None:
+    assert batch_norm_layers(normalized) == ["norm1", "norm2"]
+    images.requires_grad_(True)
+    with record_batch_statistics(normalized) as recorded:
+        normalized(images)
+    assert list(recorded) == ["norm1", "norm2"]
+    entering = normalized.conv(images).detach().transpose(0, 1).flatten(1).double().numpy()
+    first = recorded["norm1"]
+    assert first.mean.tolist() == pytest.approx(entering.mean(axis=1), rel=1e-4, abs=1e-6)
+    assert first.variance.tolist() == pytest.approx(entering.var(axis=1), rel=1e-4)
+    assert torch.equal(first.kept_mean, normalized.norm1.running_mean)
+    assert torch.equal(first.kept_variance, normalized.norm1.running_var)
+    for values in recorded.values():
+        (gradient,) = torch.autograd.grad((values.mean + values.variance).sum(), images, retain_graph=True)
+        assert float(gradient.abs().sum()) > 0
+    assert num_hooks(normalized) == 0
+
+
+def test_a_network_without_batch_normalization_records_nothing(lenet: nn.Module, images: torch.Tensor) -> None:
+    with record_batch_statistics(lenet) as recorded:
+        lenet(images)
+    assert recorded == {}
+    assert batch_norm_layers(lenet) == []
+
+
+def test_batch_statistics_leave_no_hook_after_an_exception(normalized: nn.Module) -> None:
+    with pytest.raises(KeyError, match="stop"), record_batch_statistics(normalized):
+        raise KeyError("stop")
+    assert num_hooks(normalized) == 0
+
+
+def test_evaluation_mode_ends_with_every_module_in_its_own_mode(normalized: nn.Module) -> None:
+    normalized.train()
+    normalized.norm1.eval()
+    modes = [module.training for module in normalized.modules()]
+    with evaluation_mode(normalized):
+        assert not any(module.training for module in normalized.modules())
+    assert [module.training for module in normalized.modules()] == modes
+    with pytest.raises(KeyError, match="stop"), evaluation_mode(normalized):
+        raise KeyError("stop")
+    assert [module.training for module in normalized.modules()] == modes

@@ -18,7 +18,9 @@ from kdextract.classifier import load_classifier
 from kdextract.errors import UsageError
 from kdextract.methods import live_method, live_names
 
-SMALL: dict[str, dict[str, Any]] = {"structured_noise": {"pool": 200, "fresh": 4}}
+SMALL: dict[str, dict[str, Any]] = {
+    name: {"pool": 200, "fresh": 4} for name in ("structured_noise", "zskt", "dfad", "dfq")
+}
 """Options that make a method quick."""
 
 every_live_method = pytest.mark.parametrize("name", live_names())

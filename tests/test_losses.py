@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdextract.losses import DISTILLATION_LOSSES, standardized_error, total_variation
+from kdextract.losses import (
+    DISTILLATION_LOSSES,
+    agreed_kl,
+    class_imbalance,
+    one_hot_error,
+    standardized_error,
+    statistics_distance,
+    total_variation,
+)
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 shapes = {"batch": st.integers(1, 6), "classes": st.integers(2, 9), "seed": st.integers(0, 10**6)}
@@ -196,3 +204,66 @@ def test_gradient_of_an_image_does_not_depend_on_the_batch(name: str) -> None:
     together = gradient(slice(None))
     for row in range(5):
         assert torch.allclose(gradient(slice(row, row + 1))[0], together[row], rtol=1e-6, atol=0)
+
+
+# ---- what generators minimize -------------------------------------------------------------------------------------
+
+
+def agreed_kl_of_numpy(student: np.ndarray, teacher: np.ndarray) -> float:
+    rows = student.argmax(axis=1) == teacher.argmax(axis=1)
+    return kl(student[rows], teacher[rows], 1.0) if rows.any() else 0.0
+
+
+def class_imbalance_of_numpy(logits: np.ndarray) -> float:
+    mean = np.exp(log_softmax(logits)).mean(axis=0)
+    return float((mean * np.log(mean)).sum())
+
+
+@given(**shapes)
+@repeatable
+def test_losses_of_logits_equal_numpy(batch: int, classes: int, seed: int) -> None:
+    student, teacher = random_logits(batch, classes, seed)
+    s, t = student.numpy(), teacher.numpy()
+    assert float(agreed_kl(student, teacher)) == pytest.approx(agreed_kl_of_numpy(s, t), rel=1e-9, abs=1e-12)
+    sure = -log_softmax(t)[np.arange(batch), t.argmax(axis=1)].mean()
+    assert float(one_hot_error(teacher)) == pytest.approx(sure, rel=1e-9)
+    assert float(class_imbalance(teacher)) == pytest.approx(class_imbalance_of_numpy(t), rel=1e-9)
+    assert -np.log(classes) - 1e-9 <= float(class_imbalance(teacher)) <= 1e-9
+
+
+def test_only_samples_of_one_opinion_count() -> None:
+    teacher = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
+    student = torch.tensor([[1.0, 0.0], [0.0, 9.0]], requires_grad=True)
+    value = agreed_kl(student, teacher)
+    assert float(value.detach()) == pytest.approx(kl(np.array([[1.0, 0.0]]), np.array([[3.0, 0.0]]), 1.0), rel=1e-5)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert float(gradient[0].abs().min()) > 0 == float(gradient[1].abs().max())
+    nobody = agreed_kl(student[1:], teacher[1:])
+    assert float(nobody.detach()) == 0
+    assert float(torch.autograd.grad(nobody, student)[0].abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ["agreed_kl", "one_hot_error", "class_imbalance"])
+def test_gradients_of_generator_losses_equal_finite_differences(name: str) -> None:
+    student, teacher = (logits.requires_grad_(True) for logits in random_logits(4, 3, seed=8))
+    losses = {"agreed_kl": agreed_kl, "one_hot_error": lambda s, t: one_hot_error(t)}
+    losses["class_imbalance"] = lambda s, t: class_imbalance(t)
+    assert torch.autograd.gradcheck(losses[name], (student, teacher))
+
+
+def test_even_classes_are_the_least_and_one_class_the_most() -> None:
+    sure = 200 * torch.eye(4)
+    assert float(class_imbalance(sure)) == pytest.approx(-np.log(4), rel=1e-6)
+    logits = sure[:1].repeat(5, 1).requires_grad_(True)
+    assert float(class_imbalance(logits).detach()) == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(torch.autograd.grad(class_imbalance(logits), logits)[0]).all()
+
+
+@given(channels=st.integers(1, 9), seed=st.integers(0, 10**6))
+@repeatable
+def test_statistics_distance_equals_numpy(channels: int, seed: int) -> None:
+    mean, variance, kept_mean, kept_variance = np.random.default_rng(seed).random((4, channels))
+    expected = np.sqrt(((mean - kept_mean) ** 2).sum()) + np.sqrt(((variance - kept_variance) ** 2).sum())
+    tensors = [torch.tensor(values) for values in (mean, variance, kept_mean, kept_variance)]
+    assert float(statistics_distance(*tensors)) == pytest.approx(expected, rel=1e-9)
+    assert float(statistics_distance(tensors[0], tensors[1], tensors[0], tensors[1])) == 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..config import OptionSet, option
 
+STARTS = ["structured", "noise"]
 INITS = ["normal", "uniform", "smooth", "strokes", "structured"]
 
 
@@ -19,3 +20,24 @@ class PixelConfig(OptionSet):
     blur_every: int = option(0, "Blur images (3x3, binomial) after every so many steps; 0: never.", minimum=0)
     clip: bool = option(True, "Keep pixels in [0, 1] after every step, not just at the end.")
     tv: float = option(1.0, "Weight of the total variation, per image.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GameConfig(OptionSet):
+    """A generator and the student play against each other: where it starts, how it steps, what is mixed in."""
+
+    start: str = option(
+        "structured",
+        "What images are made from: structured noise, which the generator changes, or a latent vector.",
+        choices=STARTS,
+    )
+    generator_lr: float = option(1e-3, "Learning rate of the generator's Adam.", above=0)
+    generator_batch: int = option(128, "Images per step of the generator.", minimum=2)
+    generator_width: int | None = option(
+        None, "Channels of the generator; by default, as many as make it cost about what the teacher costs.", minimum=1
+    )
+    replay: float = option(
+        0.5, "Share of each batch that is structured noise as it is, against forgetting.", minimum=0, maximum=1
+    )
+    pool: int = option(20_000, "Images in the pool.", minimum=100)
+    fresh: int = option(64, "New images per step; the oldest leave.", minimum=0)

@@ -165,6 +165,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
 
     from ..classifier import encode_classifier
     from ..observer import HELD_OUT_IMAGES, Observer, Probe
+    from ..sources import Described
 
     torch.manual_seed(config.seed)
     choice = choose(config, context.run)
@@ -176,6 +177,9 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
         probe = Probe.of(teacher, source.held_out(HELD_OUT_IMAGES))
+    facts = source.facts if isinstance(source, Described) else {}
+    if facts:
+        context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     loop = Loop(config, settings, teacher, source)
     steps = _planned_steps(loop, choice, student, context)
     observer = Observer(probe, steps, config.patience, config.snapshots)
@@ -205,6 +209,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "held_out_agreement": round(probe.agreement(student), 6),
         "held_out_stability": round(probe.stability, 6),
         "settings": vars(settings),
+        **({"source_facts": facts} if facts else {}),
     }
 
 

@@ -1,0 +1,228 @@
+"""The adversarial game: a generator seeks images on which teacher and student differ, and the student learns them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .classifier import Classifier
+from .errors import DivergedError
+from .fresh_pool import FreshPool
+from .generators import MAKERS, ImageMaker, fitting_width, multiply_adds
+from .hooks import (
+    BatchStatistics,
+    batch_norm_layers,
+    count_multiply_adds,
+    evaluation_mode,
+    record_batch_statistics,
+)
+from .methods.options import GameConfig
+from .sources import Batch, State
+from .structured_noise import maker, structured_pool
+from .training import optimizer_state, restore_optimizer
+
+GRADIENT_CLIP = 5.0
+"""Largest norm of a generator's gradient (ZSKT, Micaelli and Storkey 2019)."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a generator's loss may look at: logits [batch, K] of both networks on its images.
+
+    `batch_norm` has one entry for each batch normalization layer of the teacher, where the game watches them.
+    """
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    batch_norm: list[BatchStatistics]
+
+
+GeneratorLoss = Callable[[Answers], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a game goes.
+
+    Attributes:
+        loss: what the generator minimizes.
+        student_steps: student steps before each step of the generator.
+        repeat: student steps that take the same images; the teacher is asked about them once.
+        watches_batch_norm: whether `loss` looks at the teacher's batch normalization.
+    """
+
+    loss: GeneratorLoss
+    student_steps: int
+    repeat: int = 1
+    watches_batch_norm: bool = False
+
+
+class Game:
+    """A `Source` of images made against the student; targets are the teacher's logits.
+
+    `update` is called before each student step. After every `student_steps` of them it takes one Adam step of the
+    generator, whose gradient goes through both classifiers; neither of them changes. Until the first step, images are
+    what the generator starts from.
+
+    Args:
+        generator: an `ImageMaker` on the teacher's device.
+        pool: structured noise, which is what the generator edits and what is replayed; None where nothing is.
+        rules: whose move it is, and what it is for.
+        config: rates, sizes and the share of replayed images.
+        facts: see `sources.Described`.
+        seed: fixes the noise.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        generator: ImageMaker,
+        pool: FreshPool | None,
+        rules: Rules,
+        config: GameConfig,
+        facts: dict[str, int],
+        seed: int,
+    ) -> None:
+        self.facts = facts
+        self._teacher, self._generator, self._pool = teacher.frozen(), generator, pool
+        self._rules, self._config = rules, config
+        self._optimizer = torch.optim.Adam(generator.parameters(), lr=config.generator_lr, fused=True)
+        self._random = torch.Generator().manual_seed(seed)
+        self._updates, self._made, self._asked = 0, 0, 0
+        self._kept: Batch | None = None
+        self._uses_left = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images that the generator made for the student, and those of the pool."""
+        return self._made + (self._pool.num_images if self._pool else 0)
+
+    @property
+    def teacher_queries(self) -> int:
+        """Images made for either player, and those of the pool."""
+        return self._asked + (self._pool.teacher_queries if self._pool else 0)
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Let the generator take its step if it is its turn; return its loss then, {} otherwise.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        if self._pool is not None:
+            self._pool.update(student)
+        its_turn = self._updates > 0 and self._updates % self._rules.student_steps == 0
+        self._updates += 1
+        return {"generator_loss": self._step(student)} if its_turn else {}
+
+    def _step(self, student: Classifier) -> float:
+        weights = list(self._generator.parameters())
+        with evaluation_mode(student), torch.enable_grad():
+            loss = self._rules.loss(self._play(student))
+            self._optimizer.zero_grad()
+            loss.backward(inputs=weights)
+        if not math.isfinite(value := float(loss.detach())):
+            raise DivergedError("the generator's loss is not finite; try a smaller --generator-lr")
+        torch.nn.utils.clip_grad_norm_(weights, GRADIENT_CLIP)
+        self._optimizer.step()
+        return value
+
+    def _play(self, student: Classifier) -> Answers:
+        images = self._generator(self._inputs(self._config.generator_batch))
+        self._asked += len(images)
+        if not self._rules.watches_batch_norm:
+            return Answers(student(images), self._teacher(images), [])
+        with record_batch_statistics(self._teacher) as recorded:
+            answer = self._teacher(images)
+        return Answers(student(images), answer, list(recorded.values()))
+
+    def sample(self, num_images: int) -> Batch:
+        """Return images of the generator, and the share of replayed ones after them."""
+        replayed = min(round(self._config.replay * num_images), num_images - 1)
+        batch = self._newest(num_images - replayed)
+        if not replayed:
+            return batch
+        assert self._pool is not None
+        old = self._pool.sample(replayed)
+        assert batch.targets is not None
+        assert old.targets is not None
+        images = torch.cat([batch.images, old.images]).contiguous(memory_format=torch.channels_last)
+        return Batch(images, torch.cat([batch.targets, old.targets]))
+
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return structured noise that is in no pool, each class equally often: images of the game do not last."""
+        pool = self._pool or FreshPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
+        return pool.held_out(num_images)
+
+    def _newest(self, num_images: int) -> Batch:
+        """Return the images of the last call as long as they are to be repeated, then new ones."""
+        if self._kept is None or self._uses_left == 0 or len(self._kept.images) != num_images:
+            with torch.no_grad():
+                images = self._generator(self._inputs(num_images))
+                self._kept = Batch(images, self._teacher(images))
+            self._made += num_images
+            self._asked += num_images
+            self._uses_left = self._rules.repeat
+        self._uses_left -= 1
+        return self._kept
+
+    def _inputs(self, count: int) -> torch.Tensor:
+        """Draw what the generator takes for `count` images."""
+        noise = torch.randn((count, *self._generator.noise_shape), generator=self._random).to(self._teacher.device)
+        if not self._generator.edits:
+            return noise
+        assert self._pool is not None
+        return torch.cat([self._pool.sample(count).images, noise], 1).contiguous(memory_format=torch.channels_last)
+
+    def state(self) -> State:
+        """Copies of both the generator and its optimizer, all counters, the noise, the pool and the kept batch."""
+        state = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
+        state |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
+        state["random"] = self._random.get_state()
+        state["counters"] = torch.tensor([self._updates, self._made, self._asked, self._uses_left])
+        if self._pool is not None:
+            state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
+        if self._uses_left and self._kept is not None and self._kept.targets is not None:
+            state |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
+        return state
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+
+        def below(prefix: str) -> State:
+            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+        self._generator.load_state_dict(below("generator."))
+        restore_optimizer(self._optimizer, {name: value.clone() for name, value in below("adam.").items()})
+        self._random.set_state(state["random"])
+        self._updates, self._made, self._asked, self._uses_left = state["counters"].tolist()
+        if self._pool is not None:
+            self._pool.restore(below("pool."))
+        self._kept = None
+        if "kept.images" in state:
+            images = state["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)
+            self._kept = Batch(images, state["kept.targets"].to(self._teacher.device))
+
+
+def open_game(teacher: Classifier, rules: Rules, config: GameConfig, seed: int) -> Game:
+    """Return a game with a fresh generator, as wide as the teacher's cost allows, and the pool that it needs."""
+    shape = teacher.input_shape
+    blank = torch.zeros((1, *shape), device=teacher.device)
+    cost = count_multiply_adds(teacher.frozen(), blank)
+    width = config.generator_width or fitting_width(config.start, shape, cost)
+    facts = {
+        "generator_width": width,
+        "generator_multiply_adds": multiply_adds(config.start, shape, width),
+        "teacher_multiply_adds": cost,
+    }
+    if rules.watches_batch_norm:
+        facts["batch_norm_layers"] = len(batch_norm_layers(teacher))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = MAKERS[config.start](shape, width)
+    generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    needs_pool = generator.edits or config.replay > 0
+    pool = structured_pool(teacher, config.pool, config.fresh, seed) if needs_pool else None
+    return Game(teacher, generator, pool, rules, config, facts, seed)

@@ -1,0 +1,43 @@
+"""DFAD: data-free adversarial distillation (Fang et al. 2019, arXiv 1912.11006).
+
+The mean absolute difference of logits is what the generator maximizes and the student minimizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import option
+from .options import GameConfig
+from .registry import register_live
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..game import Answers, Game
+
+
+@dataclass(frozen=True, kw_only=True)
+class DfadConfig(GameConfig):
+    """How often the generator moves."""
+
+    student_steps: int = option(5, "Student steps per step of the generator.", minimum=1)
+
+
+@register_live(
+    "dfad",
+    config=DfadConfig,
+    source="Fang et al. 2019, section 3, algorithm 1",
+    settings={"loss": "l1", "temperature": 1.0, "shift": 0, "warp": 0.0},
+)
+def dfad(teacher: Classifier, config: DfadConfig, seed: int) -> Game:
+    """A generator seeks images on which the student's logits differ most, by mean absolute difference."""
+    from ..game import Rules, open_game
+    from ..losses import logit_l1
+
+    def loss(answers: Answers) -> torch.Tensor:
+        return -logit_l1(answers.student, answers.teacher, 1.0, False)
+
+    return open_game(teacher, Rules(loss, config.student_steps), config, seed)

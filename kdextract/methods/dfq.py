@@ -1,0 +1,64 @@
+"""DFQ: data-free quantization with adversarial knowledge distillation (Choi et al. 2020, arXiv 2005.04136).
+
+The generator minimizes a sum of four terms: batch statistics that match those kept in the teacher's batch
+normalization, a sure teacher, disagreement of the student where it still gives the teacher's class, and classes evenly
+spread over the batch. The first term is absent for a teacher without batch normalization. Weights are those of the
+method's usual form for classifiers, in the DataFree code base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import option
+from .options import GameConfig
+from .registry import register_live
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..game import Answers, Game
+
+
+@dataclass(frozen=True, kw_only=True)
+class DfqConfig(GameConfig):
+    """How often the generator moves, and what each term of its loss weighs."""
+
+    student_steps: int = option(10, "Student steps per step of the generator.", minimum=1)
+    bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
+    oh: float = option(1.0, "Weight of the teacher's cross-entropy to its own answer.", minimum=0)
+    adv: float = option(1.0, "Weight of the student's divergence where both give the same class.", minimum=0)
+    bal: float = option(20.0, "Weight of uneven classes in a batch.", minimum=0)
+
+
+@register_live(
+    "dfq",
+    config=DfqConfig,
+    source="Choi et al. 2020, section 3",
+    settings={"loss": "kl", "temperature": 20.0, "shift": 0, "warp": 0.0},
+)
+def dfq(teacher: Classifier, config: DfqConfig, seed: int) -> Game:
+    """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""
+    import torch
+
+    from ..game import Rules, open_game
+    from ..losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
+
+    def loss(answers: Answers) -> torch.Tensor:
+        total = (
+            config.oh * one_hot_error(answers.teacher)
+            - config.adv * agreed_kl(answers.student, answers.teacher)
+            + config.bal * class_imbalance(answers.teacher)
+        )
+        if not answers.batch_norm:
+            return total
+        distances = [
+            statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
+            for layer in answers.batch_norm
+        ]
+        return total + config.bn * torch.stack(distances).sum()
+
+    rules = Rules(loss, config.student_steps, watches_batch_norm=config.bn > 0)
+    return open_game(teacher, rules, config, seed)

@@ -1,0 +1,45 @@
+"""ZSKT: zero-shot knowledge transfer by an adversarial game (Micaelli and Storkey 2019, arXiv 1905.09768).
+
+The generator maximizes KL(teacher || student), the student minimizes it, many steps on the same images. The paper's
+attention term is left out: it needs layers of equal size in both networks; this needs logits alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import option
+from .options import GameConfig
+from .registry import register_live
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..game import Answers, Game
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZsktConfig(GameConfig):
+    """How often the generator moves."""
+
+    student_steps: int = option(10, "Student steps per step of the generator.", minimum=1)
+    repeat: int = option(10, "Student steps on the same images; the teacher is asked about them once.", minimum=1)
+
+
+@register_live(
+    "zskt",
+    config=ZsktConfig,
+    source="Micaelli and Storkey 2019, section 3",
+    settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
+)
+def zskt(teacher: Classifier, config: ZsktConfig, seed: int) -> Game:
+    """A generator seeks images on which the student's probabilities differ most, by KL divergence."""
+    from ..game import Rules, open_game
+    from ..losses import kl_divergence
+
+    def loss(answers: Answers) -> torch.Tensor:
+        return -kl_divergence(answers.student, answers.teacher, 1.0, False)
+
+    return open_game(teacher, Rules(loss, config.student_steps, config.repeat), config, seed)

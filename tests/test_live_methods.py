@@ -1,0 +1,288 @@
+"""Every live method keeps the same contract, whatever it does to make images."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_distillation import NoCheckpoints, StopAt, equal, weights
+from torch import nn
+
+from kdextract.classifier import Classifier, ClassifierSpec
+from kdextract.config import OptionSet, option_fields, option_info
+from kdextract.distillation import DistillationLossOptions, distill
+from kdextract.errors import UsageError
+from kdextract.methods import live_method, live_names, register_live
+from kdextract.progress import Reporter
+from kdextract.sources import Batch, Described, Source
+from kdextract.stages.student_source import USUAL_SETTINGS
+from kdextract.tensor_files import encode_safetensors, read_safetensors
+from kdextract.training import Augmenter, Schedule
+
+SMALL = {"pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2}
+"""Values of options, for those methods that have them, with which a test need not wait."""
+
+every_method = pytest.mark.parametrize("name", live_names())
+
+
+def network(channels: int, num_classes: int, batch_norm: bool, dropout: float = 0.0) -> nn.Module:
+    """A small network for images of any size."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, stride=2),
+        nn.BatchNorm2d(6) if batch_norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(6, 8, 3, stride=2),
+        nn.BatchNorm2d(8) if batch_norm else nn.Identity(),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, num_classes),
+    )
+
+
+def classifier(
+    shape: tuple[int, int, int] = (1, 28, 28),
+    num_classes: int = 4,
+    batch_norm: bool = True,
+    seed: int = 0,
+    dropout: float = 0.0,
+) -> Classifier:
+    """An untrained classifier whose batch normalization, if it has any, keeps statistics of its own."""
+    torch.manual_seed(seed)
+    names = tuple(f"class {index}" for index in range(num_classes))
+    spec = ClassifierSpec("hinton800", shape, names, (0.2,) * shape[0], (0.3,) * shape[0])
+    made = Classifier(spec)
+    made.network = network(shape[0], num_classes, batch_norm, dropout)
+    for module in made.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features) * 0.3
+            module.running_var = torch.rand(module.num_features) + 0.5
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1.0)
+    return made.placed(torch.device("cpu"))
+
+
+@pytest.fixture
+def teacher() -> Classifier:
+    return classifier().frozen()
+
+
+@pytest.fixture
+def student() -> Classifier:
+    """With all that evaluation and training mode treat differently."""
+    return classifier(seed=1, dropout=0.3).train()
+
+
+def opened(name: str, teacher: Classifier, seed: int = 0, **options: Any) -> Source:
+    method = live_method(name)
+    known = {declared.name for declared in option_fields(method.config)}
+    small = {option: value for option, value in SMALL.items() if option in known}
+    return method.open_source(teacher, method.config(**(small | options)), seed)
+
+
+def drawn(source: Source, student: Classifier, steps: int = 7, num_images: int = 10) -> list[Batch]:
+    """Return the batches of so many steps, as the distillation loop draws them."""
+    batches = []
+    for _ in range(steps):
+        source.update(student)
+        batch = source.sample(num_images)
+        batches.append(Batch(batch.images.clone(), batch.targets))
+    return batches
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return all(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
+
+
+def everything(network: Classifier) -> dict[str, torch.Tensor]:
+    """Return copies of weights, buffers and modes."""
+    tensors = {f"weight {name}": value.detach().clone() for name, value in network.named_parameters()}
+    tensors |= {f"buffer {name}": value.clone() for name, value in network.named_buffers()}
+    modes = {f"mode {name}": torch.tensor(module.training) for name, module in network.named_modules()}
+    return tensors | modes | {f"grad {n}": torch.tensor(p.requires_grad) for n, p in network.named_parameters()}
+
+
+def num_hooks(network: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in network.modules())
+
+
+@every_method
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "num_classes"), [((1, 28, 28), 10), ((3, 32, 32), 2), ((1, 21, 30), 5), ((3, 8, 8), 3)]
+)
+def test_images_are_valid(name: str, batch_norm: bool, shape: tuple[int, int, int], num_classes: int) -> None:
+    teacher = classifier(shape, num_classes, batch_norm).frozen()
+    student = classifier(shape, num_classes, batch_norm, seed=1).train()
+    source = opened(name, teacher)
+    for num_images in (1, 7, 12):
+        for batch in drawn(source, student, 3, num_images):
+            assert batch.images.shape == (num_images, *shape)
+            assert batch.images.dtype == torch.float32
+            assert torch.isfinite(batch.images).all()
+            assert float(batch.images.min()) >= 0
+            assert float(batch.images.max()) <= 1
+            assert not batch.images.requires_grad
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert float(batch.images.std()) > 0.01
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
+@every_method
+def test_targets_are_what_the_teacher_says(name: str, teacher: Classifier, student: Classifier) -> None:
+    for batch in drawn(opened(name, teacher), student):
+        if batch.targets is not None:
+            with torch.no_grad():
+                assert torch.allclose(batch.targets, teacher(batch.images), atol=1e-4)
+            assert not batch.targets.requires_grad
+
+
+@every_method
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_teacher_is_left_bit_for_bit_as_it_was(name: str, batch_norm: bool, student: Classifier) -> None:
+    teacher = classifier(batch_norm=batch_norm).frozen()
+    before = everything(teacher)
+    drawn(opened(name, teacher), student)
+    after = everything(teacher)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not teacher.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert num_hooks(teacher) == 0
+
+
+@every_method
+def test_student_is_left_as_it_was(name: str, teacher: Classifier, student: Classifier) -> None:
+    """Its batch normalization and its dropout included: only the loop trains it."""
+    student.network[1].eval()
+    before = everything(student)
+    drawn(opened(name, teacher), student)
+    after = everything(student)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in student.parameters())
+    assert num_hooks(student) == 0
+
+
+@every_method
+def test_seed_and_nothing_else_decides_the_images(name: str, teacher: Classifier, student: Classifier) -> None:
+    torch.manual_seed(1)
+    once = drawn(opened(name, teacher, seed=4), student)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again = drawn(opened(name, teacher, seed=4), student)
+    assert torch.equal(before, torch.get_rng_state()), "draws from the generator that the loop uses"
+    assert same(once, again)
+    assert not same(once, drawn(opened(name, teacher, seed=5), student))
+
+
+@every_method
+@pytest.mark.parametrize("steps", [0, 1, 4, 5])
+def test_goes_on_after_a_restore(
+    name: str, steps: int, teacher: Classifier, student: Classifier, tmp_path: Path
+) -> None:
+    source = opened(name, teacher)
+    drawn(source, student, steps)
+    state = source.state()
+    (tmp_path / "state").write_bytes(encode_safetensors(state, {}))
+    expected, counts = drawn(source, student), (source.num_images, source.teacher_queries)
+    fresh = opened(name, teacher)
+    fresh.restore(read_safetensors(tmp_path / "state")[0])
+    assert same(drawn(fresh, student), expected)
+    assert (fresh.num_images, fresh.teacher_queries) == counts
+    source.restore(state)
+    assert same(drawn(source, student), expected), "the state changed while the source went on"
+
+
+@every_method
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int, tmp_path: Path) -> None:
+    from kdextract.errors import Interrupted
+
+    teacher = classifier().frozen()
+    settings = USUAL_SETTINGS | live_method(name).settings
+    loss = DistillationLossOptions(settings["loss"], settings["temperature"], True)
+
+    def run(checkpoints: Any) -> dict[str, torch.Tensor]:
+        student = classifier(seed=1)
+        torch.manual_seed(3)
+        source, augmenter = opened(name, teacher), Augmenter(settings["shift"], False, settings["warp"], 1)
+        arguments = (teacher, student, source, 10, Schedule(9, 1e-3), loss, augmenter, checkpoints)
+        distill(*arguments, Reporter(quiet=True))
+        return weights(student)
+
+    with pytest.raises(Interrupted):
+        run(StopAt(tmp_path / "checkpoint", stop))
+    assert equal(run(StopAt(tmp_path / "checkpoint", None)), run(NoCheckpoints()))
+
+
+@every_method
+def test_counts_every_image_that_the_teacher_sees(name: str, teacher: Classifier, student: Classifier) -> None:
+    seen = []
+    source = opened(name, teacher)
+    asked = source.teacher_queries
+    with torch.no_grad():
+        handle = teacher.network[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        images = source.num_images
+        drawn(source, student)
+        handle.remove()
+    assert source.teacher_queries - asked == sum(seen)
+    assert source.num_images >= images
+
+
+def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
+    """Return an allowed value of an option that differs from `value`."""
+    info = option_info(declared)
+    if info.choices is not None:
+        return next(choice for choice in info.choices() if choice != value)
+    if isinstance(value, int):
+        return value + (info.minimum or 1)
+    return value / 2 if value else 5
+
+
+OPTIONS = [(name, field.name) for name in live_names() for field in option_fields(live_method(name).config)]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, student: Classifier) -> None:
+    (declared,) = [field for field in option_fields(live_method(name).config) if field.name == option]
+    usual = SMALL.get(option, declared.default)
+    changed = {option: other_value(declared, usual)}
+    steps = 24  # in structured noise, new images come every 20 steps
+    assert not same(
+        drawn(opened(name, teacher), student, steps), drawn(opened(name, teacher, **changed), student, steps)
+    )
+
+
+@every_method
+def test_declares_where_it_comes_from(name: str) -> None:
+    method = live_method(name)
+    assert method.name == name
+    assert len(method.source) > 10
+    assert method.summary.endswith(".")
+    assert method.needs == "teacher"
+    assert issubclass(method.config, OptionSet)
+    assert all(option_info(field).help for field in option_fields(method.config))
+    assert method.settings.keys() <= USUAL_SETTINGS.keys()
+
+
+@every_method
+def test_facts_are_numbers(name: str, teacher: Classifier) -> None:
+    source = opened(name, teacher)
+    if isinstance(source, Described):
+        assert source.facts
+        assert all(isinstance(value, int) for value in source.facts.values())
+
+
+def test_unknown_method_is_answered_with_the_near_name() -> None:
+    with pytest.raises(UsageError, match=r"'dfat'.* Did you mean 'dfa"):
+        live_method("dfat")
+
+
+def test_registering_a_name_twice_is_refused() -> None:
+    before = live_method("dfad")
+    with pytest.raises(ValueError, match="'dfad' is registered twice"):
+        register_live("dfad", config=OptionSet, source="nowhere", settings={})(lambda *arguments: None)
+    assert live_method("dfad") is before
