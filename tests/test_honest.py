@@ -103,7 +103,9 @@ def test_students_are_the_same_without_the_data(real_and_replaced: tuple[Path, P
     made = results(first)
     assert len(made) == 7 + len(live_names())
     assert results(second) == made
-    assert len({files["model.safetensors"] for place, files in made.items() if "students" in place}) == 4 + len(live_names())
+    assert len({files["model.safetensors"] for place, files in made.items() if "students" in place}) == 4 + len(
+        live_names()
+    )
     with openings_of(file) as seen, pytest.raises(DataError):
         kdextract.evaluate(run=second, artifact="floor", threads=1)
     assert seen, "the watch sees those that do open it"
