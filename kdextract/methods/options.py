@@ -37,7 +37,7 @@ class GameConfig(OptionSet):
         None, "Channels of the generator; by default, as many as make it cost about what the teacher costs.", minimum=1
     )
     replay: float = option(
-        0.5, "Share of each batch that is structured noise as it is, against forgetting.", minimum=0, maximum=1
+        0.8, "Share of each batch that is structured noise as it is, against forgetting.", minimum=0, maximum=1
     )
     pool: int = option(20_000, "Images in the pool.", minimum=100)
     fresh: int = option(64, "New images per step; the oldest leave.", minimum=0)
