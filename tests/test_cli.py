@@ -777,7 +777,7 @@ COMMANDS = {
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
-    "--shift --warp --flip --json --quiet/-q --verbose/-v",
+    "--shift --warp --flip --inherit/--no-inherit --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--min-accuracy --min-agreement --json --quiet/-q --verbose/-v",
     "demo": "--run --seed --device --threads --force --json --quiet/-q --verbose/-v",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..training import CheckpointSaver, Monitor
 
 CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
+WARMUP_SHARE = 0.05
 TRIAL_BLOCK = 20
 
 
@@ -108,6 +109,9 @@ class DistillConfig(MethodStageConfig, DataAccess):
         minimum=0,
     )
     flip: bool = option(False, "Mirror half of the images.")
+    inherit: bool = option(
+        True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +168,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     import torch
 
     from ..classifier import encode_classifier
+    from ..inheritance import inherit
     from ..observer import HELD_OUT_IMAGES, Observer, Probe
     from ..sources import Described
 
@@ -173,6 +178,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         context.reporter.line(f"--method auto: {choice.name}, because {choice.reason}")
     teacher = context.teacher()
     student = build_student(config.student, teacher).placed(context.device)
+    inherited = config.inherit and not _is_file(config.student) and inherit(teacher, student)
     settings = fill_in(config, choice, student)
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
@@ -201,6 +207,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "student": student.spec.architecture,
         "num_parameters": student.num_parameters,
         "teacher_parameters": teacher.num_parameters,
+        "inherited": inherited,
         "source": choice.name if choice.kind != "transfer-set" else Path(choice.name).name,
         "num_images": source.num_images,
         "steps": taken,
@@ -269,7 +276,7 @@ class Loop:
             student,
             self.source,
             settings.batch_size,
-            Schedule(steps, settings.lr, config.schedule, optimizer=config.optimizer),
+            Schedule(steps, settings.lr, config.schedule, round(WARMUP_SHARE * steps), optimizer=config.optimizer),
             DistillationLossOptions(settings.loss, settings.temperature, config.temperature_scaling),
             Augmenter(settings.shift, config.flip, settings.warp, config.seed + 1),
             checkpoints,
