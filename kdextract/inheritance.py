@@ -1,10 +1,12 @@
 """A student that starts with units of its teacher instead of random ones, where the two are built alike.
 
-Units are chosen by the size of their weights, as in pruning by magnitude (Li et al. 2017, arXiv 1608.08710), weights that
-lead onwards counted as well. What is left out is missed by what is kept; distillation repairs that.
+Units are chosen by the size of their weights, as in pruning by magnitude (Li et al. 2017, arXiv 1608.08710), weights
+that lead onwards counted as well. What is left out is missed by what is kept; distillation repairs that.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -70,12 +72,12 @@ def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Weighted, Weigh
     others = [layer for layer in teacher if not isinstance(layer, Weighted)]
     if any(True for layer in others for _ in layer.parameters()) or not all(_fits(a, b) for a, b in pairs):
         return None
-    layers = [(a, b) for a, b in pairs if not isinstance(a, nn.BatchNorm2d)]
-    for (a, b), (c, d) in zip(layers, layers[1:], strict=False):
+    chain = [(a, b) for a, b in pairs if not isinstance(a, nn.BatchNorm2d)]
+    for (a, b), (c, d) in pairwise(chain):
         if _inputs(c) * _outputs(b) != _inputs(d) * _outputs(a) or _inputs(c) % _outputs(a):
             return None
-    ends_alike = bool(layers) and _inputs(layers[0][0]) == _inputs(layers[0][1])
-    return pairs if ends_alike and _outputs(layers[-1][0]) == _outputs(layers[-1][1]) else None
+    ends_alike = bool(chain) and _inputs(chain[0][0]) == _inputs(chain[0][1])
+    return pairs if ends_alike and _outputs(chain[-1][0]) == _outputs(chain[-1][1]) else None
 
 
 def _fits(ours: nn.Module, theirs: nn.Module) -> bool:

@@ -36,10 +36,10 @@ def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
     return run
 
 
-def distill(run: Path, name: str, **options: Any) -> dict[str, Any]:
+def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
     """Distil with a live method, and return the student's metrics."""
-    given = {"steps": 45, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(name, {}), **options}
-    outcome = kdextract.distill(run=run, method=name, **given)
+    given = {"steps": 45, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(method, {}), **options}
+    outcome = kdextract.distill(run=run, method=method, **given)
     assert outcome.manifest is not None
     return outcome.manifest.metrics
 

@@ -1,0 +1,104 @@
+"""Students that start with units of their teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdextract.classifier import Classifier, ClassifierSpec
+from kdextract.inheritance import inherit
+
+
+def classifier(
+    architecture: str, seed: int, shape: tuple[int, int, int] = (1, 32, 32), classes: int = 10
+) -> Classifier:
+    torch.manual_seed(seed)
+    names = tuple(str(index) for index in range(classes))
+    mean, std = (0.2,) * shape[0], (0.3,) * shape[0]
+    return Classifier(ClassifierSpec(architecture, shape, names, mean, std)).eval()
+
+
+def around(network: nn.Module, shape: tuple[int, int, int] = (3, 8, 8)) -> Classifier:
+    """A classifier of a network that has no name."""
+    holder = classifier("hinton800", 0, shape)
+    holder.network = network.eval()
+    return holder
+
+
+def contents(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("lenet", "lenet_half"), ("lenet5", "lenet5_half"), ("hinton1200", "hinton800")]
+)
+def test_every_unit_of_the_student_is_one_of_the_teachers(teacher: str, student: str) -> None:
+    giver, heir = classifier(teacher, 0), classifier(student, 1)
+    before = contents(giver.network)
+    assert inherit(giver, heir)
+    assert all(torch.equal(value, before[name]) for name, value in giver.network.state_dict().items())
+    first, own = next(giver.network.children()), next(heir.network.children())
+    if isinstance(first, nn.Flatten):
+        first, own = list(giver.network.children())[1], list(heir.network.children())[1]
+    rows = {row.detach().numpy().tobytes() for row in first.weight.flatten(1)}
+    assert all(row.detach().numpy().tobytes() in rows for row in own.weight.flatten(1))
+    last, own = list(giver.network.children())[-1], list(heir.network.children())[-1]
+    assert torch.equal(own.bias, last.bias), "the classes stay as they are"
+
+
+def test_a_copy_of_the_same_width_is_the_teacher() -> None:
+    giver, heir = classifier("lenet5", 0), classifier("lenet5", 1)
+    assert inherit(giver, heir)
+    pixels = torch.rand(4, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(giver(pixels), heir(pixels))
+
+
+def narrow(width: int, seed: int, weak: int = 0) -> nn.Sequential:
+    """Convolution, normalization and a linear layer over 4 pixels of each channel; the last `weak` channels are zero."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(width * 4, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        network[1].running_mean.copy_(torch.randn(width))
+        network[1].running_var.copy_(torch.rand(width) + 0.5)
+        network[1].weight.copy_(torch.rand(width) + 0.5)
+        if weak:
+            network[0].weight[-weak:] = 0
+            network[5].weight.view(10, width, 4)[:, -weak:] = 0
+    return network
+
+
+def test_units_that_matter_to_nothing_are_left_out_first() -> None:
+    """Without them the student is the teacher, its batch normalization included."""
+    giver, heir = around(narrow(8, 0, weak=3)), around(narrow(5, 1))
+    assert inherit(giver, heir)
+    pixels = torch.rand(6, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(giver(pixels), heir(pixels), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [("lenet", "lenet5_half"), ("lenet_half", "lenet"), ("hinton1200", "lenet_half"), ("lenet5_half", "lenet5")],
+)
+def test_other_networks_and_wider_ones_are_left_alone(teacher: str, student: str) -> None:
+    giver, heir = classifier(teacher, 0), classifier(student, 1)
+    before = contents(heir.network)
+    assert not inherit(giver, heir)
+    assert all(torch.equal(value, before[name]) for name, value in heir.network.state_dict().items())
+
+
+def test_networks_that_branch_are_left_alone() -> None:
+    assert not inherit(classifier("resnet18", 0, (3, 32, 32)), classifier("resnet18", 1, (3, 32, 32)))
+
+
+def test_kernels_must_be_equal() -> None:
+    def network(kernel: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 4, kernel), nn.Flatten(), nn.Linear(4 * (9 - kernel) ** 2, 10))
+
+    assert inherit(around(network(3)), around(network(3)))
+    assert not inherit(around(network(3)), around(network(5)))
