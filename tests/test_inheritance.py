@@ -56,7 +56,7 @@ def test_a_copy_of_the_same_width_is_the_teacher() -> None:
 
 
 def narrow(width: int, seed: int, weak: int = 0) -> nn.Sequential:
-    """Convolution, normalization and a linear layer over 4 pixels of each channel; the last `weak` channels are zero."""
+    """Convolution, normalization, a linear layer over 4 pixels of each channel; the last `weak` channels are zero."""
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
