@@ -1,0 +1,44 @@
+"""What `--method auto` picks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdextract.auto import pick
+from kdextract.classifier import Classifier, ClassifierSpec
+from kdextract.methods import live_names
+from kdextract.models import model_names
+
+
+def teacher(architecture: str, shape: tuple[int, int, int]) -> Classifier:
+    torch.manual_seed(0)
+    mean, std = (0.5,) * shape[0], (0.3,) * shape[0]
+    return Classifier(ClassifierSpec(architecture, shape, tuple("abcdefghij"), mean, std)).frozen()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape", "expected"),
+    [
+        ("lenet5", (1, 32, 32), "structured_noise"),
+        ("hinton1200", (1, 28, 28), "structured_noise"),
+        ("lenet5", (3, 32, 32), "structured_noise"),
+        ("resnet18", (3, 32, 32), "dfq"),
+        ("resnet18", (1, 32, 32), "structured_noise"),
+    ],
+)
+def test_the_teacher_decides(architecture: str, shape: tuple[int, int, int], expected: str) -> None:
+    name, reason = pick(teacher(architecture, shape))
+    assert name == expected
+    assert reason
+    assert not reason.endswith(".")
+
+
+def test_the_reason_counts_what_it_speaks_of() -> None:
+    assert "20 batch normalization layers" in pick(teacher("resnet18", (3, 32, 32)))[1]
+
+
+@pytest.mark.parametrize("architecture", model_names())
+def test_what_is_picked_exists(architecture: str) -> None:
+    shape = (3, 32, 32) if architecture not in ("hinton1200", "hinton800") else (1, 28, 28)
+    assert pick(teacher(architecture, shape))[0] in live_names()
