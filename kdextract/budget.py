@@ -12,8 +12,8 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 TRIAL_SHARE = 0.03
 """Share of the budget that goes into finding out how long a step takes."""
-MARGIN = 0.1
-"""Share that is kept back: for looks and snapshots, and for steps that take longer later than on trial."""
+MARGIN = 0.2
+"""Share that is kept back: for looks and snapshots, and because a shared machine may slow down after the trial."""
 CLOSING_SECONDS = 1.0
 
 
