@@ -33,7 +33,7 @@ def test_steps_fill_the_time_that_is_left() -> None:
     steps = steps_within(3.0, take, 10)
     assert set(taken) == {10}
     assert len(taken) >= 2, "the first block is not measured"
-    assert 0.5 * (3.0 - CLOSING_SECONDS) / 0.002 < steps < (3.0 - CLOSING_SECONDS) / 0.002
+    assert 0.3 * (3.0 - CLOSING_SECONDS) / 0.002 < steps < (3.0 - CLOSING_SECONDS) / 0.002
 
 
 def test_at_least_one_step_is_taken() -> None:
