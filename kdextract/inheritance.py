@@ -14,6 +14,8 @@ from torch import nn
 from .classifier import Classifier
 
 Weighted = nn.Conv2d | nn.Linear | nn.BatchNorm2d
+PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
+"""Layers that change nothing in evaluation mode: one network may have them and the other not."""
 
 
 def inherit(teacher: Classifier, student: Classifier) -> bool:
@@ -64,11 +66,11 @@ def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Weighted, Weigh
     """Return the layers with weights, teacher's and student's, or None where the student is no narrower copy."""
     if not (isinstance(teacher, nn.Sequential) and isinstance(student, nn.Sequential)):
         return None
-    if [type(layer) for layer in teacher] != [type(layer) for layer in student]:
+    ours, theirs = ([layer for layer in network if not isinstance(layer, PASSING)] for network in (teacher, student))
+    if [type(layer) for layer in ours] != [type(layer) for layer in theirs]:
         return None
-    pairs = [
-        (a, b) for a, b in zip(teacher, student, strict=True) if isinstance(a, Weighted) and isinstance(b, Weighted)
-    ]
+    both = zip(ours, theirs, strict=True)
+    pairs = [(a, b) for a, b in both if isinstance(a, Weighted) and isinstance(b, Weighted)]
     others = [layer for layer in teacher if not isinstance(layer, Weighted)]
     if any(True for layer in others for _ in layer.parameters()) or not all(_fits(a, b) for a, b in pairs):
         return None

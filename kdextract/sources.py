@@ -12,7 +12,7 @@ from .images import to_pixels, to_uint8
 from .models import InputShape
 
 HELD_OUT = 20
-"""One image in so many of a pool is held out."""
+"""One image in so many of a pool is held out, at least one."""
 HELD_OUT_SEED = 2**31 + 11
 """Beyond all seeds that a user can give."""
 
@@ -74,21 +74,28 @@ class Described(Protocol):
 class ImagePool:
     """Images kept in memory as uint8, drawn in epochs: each image once, in a new random order every time.
 
-    One image in `HELD_OUT` is never drawn.
-
     Args:
         images: uint8 [N, channels, height, width].
         targets: the teacher's logits [N, K], or None where they are not known yet.
         seed: fixes the order.
         device: where batches are needed.
+        holds_out: whether one image in `HELD_OUT` is never drawn.
     """
 
-    def __init__(self, images: torch.Tensor, targets: torch.Tensor | None, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: torch.Tensor,
+        targets: torch.Tensor | None,
+        seed: int,
+        device: torch.device,
+        holds_out: bool = False,
+    ) -> None:
         self._images = images.to(device)
         self._targets = None if targets is None else targets.to(device)
         self._generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + 1))
-        self._held_out, self._drawn = shuffled[: len(images) // HELD_OUT], shuffled[len(images) // HELD_OUT :]
+        count = max(1, len(images) // HELD_OUT) if holds_out else 0
+        self._held_out, self._drawn = shuffled[:count], shuffled[count:]
         self._order = torch.empty(0, dtype=torch.int64)
 
     @property
@@ -109,7 +116,7 @@ class ImagePool:
         """Return the next images of the epoch; a batch may span several epochs."""
         while len(self._order) < num_images:
             epoch = torch.randperm(len(self._drawn), generator=self._generator)
-            self._order = torch.cat([self._order, self._drawn[epoch]])
+            self._order = torch.cat([self._order, self._drawn[epoch] if len(self._held_out) else epoch])
         rows, self._order = self._order[:num_images], self._order[num_images:]
         rows = rows.to(self._images.device)
         return Batch(to_pixels(self._images[rows]), None if self._targets is None else self._targets[rows])

@@ -8,6 +8,7 @@ import torch
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.fresh_pool import FreshPool
 from kdextract.images import to_pixels
+from kdextract.sources import ImagePool
 from kdextract.structured_noise import images_of_classes, structured_pool
 
 
@@ -117,3 +118,14 @@ def test_images_of_classes_are_what_the_teacher_sees(teacher: Classifier) -> Non
         answers = teacher(to_pixels((found.images * 255).round().to(torch.uint8))).argmax(1)
         chance = teacher(found.images[torch.randperm(40)]).argmax(1)
     assert float((answers == labels).float().mean()) >= float((chance == labels).float().mean())
+
+
+def test_a_stored_pool_holds_images_out_only_when_told_to() -> None:
+    images = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1)
+    keeps, gives_all = (ImagePool(images, None, 0, torch.device("cpu"), holds_out=h) for h in (True, False))
+    held_out = set(keeps.held_out(100).flatten().tolist())
+    assert len(held_out) == 3
+    assert len(gives_all.held_out(100)) == 0
+    drawn = {round(255 * float(value)) for value in keeps.sample(57).images.flatten()}
+    assert drawn == set(range(60)) - held_out
+    assert len({round(255 * float(value)) for value in gives_all.sample(60).images.flatten()}) == 60

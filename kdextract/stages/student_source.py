@@ -128,9 +128,11 @@ def open_source(
         return NoiseSource(choice.name.removeprefix("noise:"), teacher, config.seed)
     if choice.kind == "data":
         data = open_real_data(config, choice.name, "train", "distillation", context)
-        return ImagePool(fit_images(data.images, teacher.input_shape), None, config.seed, context.device)
+        return ImagePool(
+            fit_images(data.images, teacher.input_shape), None, config.seed, context.device, holds_out=True
+        )
     images, targets = _read_transfer_set(Path(choice.name), teacher)
-    return ImagePool(images, targets, config.seed, context.device)
+    return ImagePool(images, targets, config.seed, context.device, holds_out=True)
 
 
 def _transfer_set(spec: str | None, run: RunDir) -> Path:
