@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 Pattern = Callable[[int, int, int, torch.Generator], torch.Tensor]
 
-CHUNK_PIXELS = 1 << 17
-"""Images are made so many pixels at a time, so that what lies between stays in the processor's cache."""
+PART_PIXELS = 1 << 20
+"""Images are made at most so many pixels at a time: enough to be worth the calls, few enough to go easy on memory."""
 
 
 def _uniform(low: float, high: float, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -90,27 +90,47 @@ def pen_strokes(count: int, height: int, width: int, generator: torch.Generator)
 
     A stroke walks at constant speed while its heading turns: evenly, along a wave, and for some with one sharp corner.
     """
-    path = _walks(count, generator)
+    path, drawn = _walks(count, generator)
     low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
     size = _uniform(0.35, 0.9, count, generator) * torch.exp(0.15 * torch.randn((count, 1, 2), generator=generator))
-    path = (path - (low + high) / 2) / (high - low).amax(2, keepdim=True).clamp_min(0.05) * 2 * size
-    path += 0.08 * torch.randn((count, 1, 2), generator=generator)
-    y, x = _axes(height, width)
-    across, down = (path[..., :1] - x).square_(), (path[..., 1:] - y.T).square_()
-    nearest = torch.full((count, height, width), torch.inf)
-    distance = torch.empty_like(nearest)
-    for point in range(path.shape[1]):
-        torch.add(across[:, point, None, :], down[:, point, :, None], out=distance)
-        torch.minimum(nearest, distance, out=nearest)
+    scale = 2 * size / (high - low).amax(2, keepdim=True).clamp_min(0.05)
+    path = (path - (low + high) / 2) * scale + 0.08 * torch.randn((count, 1, 2), generator=generator)
     pen = _uniform(0.05, 0.17, count, generator)
-    return torch.sigmoid((pen - nearest.sqrt_()).mul_(1.25 * min(height, width)))
+    return torch.sigmoid((pen - _distance(path, drawn, height, width)).mul_(1.25 * min(height, width)))
 
 
 STROKES, STROKE_POINTS = 3, 24
+HAZE = 0.05
+"""Width of the bell around each point of a stroke; see `_distance`."""
 
 
-def _walks(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return points along the strokes of each image, [count, STROKES * STROKE_POINTS, 2]; missing strokes repeat."""
+def _distance(path: torch.Tensor, drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return each pixel's distance to the strokes through the points [count, points, 2], [count, height, width].
+
+    Points lie so close that bells of width `HAZE` around them add up to a ridge, whose height tells the distance. Bells
+    are products of a row's and a column's, so that their sum is a product of matrices. `drawn` [count, points] is 0 for
+    points that are left out.
+    """
+    gaps = torch.linalg.vector_norm(path.diff(dim=1, append=path[:, -1:]), dim=2)
+    weights = drawn * (gaps / (HAZE * math.sqrt(2 * math.pi))).clamp_(0.1, 1)
+    y, x = _axes(height, width)
+    across, down = (_bell(path[..., axis, None], pixels.flatten()) for axis, pixels in ((0, x), (1, y)))
+    ridge = (down * weights.unsqueeze(2)).mT @ across
+    return ridge.log_().clamp_max_(0).mul_(-2 * HAZE**2).sqrt_()
+
+
+def _bell(centre: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """exp(-d^2 / 2 HAZE^2) for the distances d of pixels to the centres; not below the least normal number."""
+    unit = 1 / (HAZE * math.sqrt(2))
+    away = centre * unit - pixels * unit
+    return torch.addcmul(away.new_zeros(()), away, away, value=-1).clamp_min_(-40).exp_()
+
+
+def _walks(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return points along the strokes of each image [count, points, 2], and 1 for those that are drawn, 0 for others.
+
+    Points that are not drawn lie where those of the first stroke lie.
+    """
 
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
@@ -128,7 +148,7 @@ def _walks(count: int, generator: torch.Generator) -> torch.Tensor:
     length[:, 0] = 1
     step = torch.stack([heading.cos(), heading.sin()], dim=-1) * (length / STROKE_POINTS).view(*per_stroke, 1)
     path = step.cumsum(2)
-    drawn = torch.multinomial(torch.tensor([0.45, 0.4, 0.15]), count, replacement=True, generator=generator)
+    number = torch.multinomial(torch.tensor([0.45, 0.4, 0.15]), count, replacement=True, generator=generator)
     every = torch.arange(count)
     for stroke in range(1, STROKES):
         joint = path[every, stroke - 1, torch.randint(STROKE_POINTS, (count,), generator=generator)]
@@ -136,41 +156,42 @@ def _walks(count: int, generator: torch.Generator) -> torch.Tensor:
         crossing = path[every, stroke, torch.randint(STROKE_POINTS, (count,), generator=generator)]
         crossing = crossing * (uniform(count, 1) < 0.5)
         path[:, stroke] += (joint - crossing).unsqueeze(1)
-    for stroke in range(1, STROKES):
-        path[:, stroke] = torch.where((drawn >= stroke).view(-1, 1, 1), path[:, stroke], path[:, 0])
-    return path.flatten(1, 2)
+    drawn = number.unsqueeze(1) >= torch.arange(STROKES)
+    path = torch.where(drawn[..., None, None], path, path[:, :1])
+    return path.flatten(1, 2), drawn.float().repeat_interleave(STROKE_POINTS, dim=1)
 
 
 def shapes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """One to three ellipses or rectangles: outlines or filled, turned, some cut open by a straight line."""
-    ink = torch.zeros((count, height, width))
-    for index in range(3):
-        drawn = torch.rand(count, generator=generator) < (1.0 if index == 0 else 0.5)
-        rows = drawn.nonzero().squeeze(1)
-        shape = _shape(len(rows), height, width, generator)
-        ink[rows] = torch.maximum(ink[rows], shape)
+    ink = _shape(count, height, width, generator)
+    for _ in range(2):
+        rows = torch.randperm(count, generator=generator)[: count // 2]
+        ink[rows] = torch.maximum(ink[rows], _shape(len(rows), height, width, generator))
     return ink
 
 
 def _shape(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """One ellipse or rectangle per image."""
+    """One ellipse or rectangle per image; the first 60 % are ellipses."""
     y, x = _axes(height, width)
-    sharpness = min(height, width)
     x, y = x - _normal(0.35, count, generator), y - _normal(0.35, count, generator)
     radius, squeeze = _uniform(0.15, 0.75, count, generator), _uniform(0.15, 1.0, count, generator)
     angle = _uniform(0, math.pi, count, generator)
-    u = (x * angle.cos() + y * angle.sin()).abs_()
-    v = (y * angle.cos() - x * angle.sin()).abs_().div_(squeeze)
-    round_ = torch.rand((count, 1, 1), generator=generator) < 0.6
-    inwards = radius - torch.where(round_, torch.hypot(u, v), torch.maximum(u, v))
+    u = x * angle.cos() + y * angle.sin()
+    v = y * (angle.cos() / squeeze) - x * (angle.sin() / squeeze)
+    split = round(0.6 * count)
+    inwards = torch.empty_like(u)
+    torch.hypot(u[:split], v[:split], out=inwards[:split])
+    torch.maximum(u[split:].abs_(), v[split:].abs_(), out=inwards[split:])
+    torch.sub(radius, inwards, out=inwards)
     outlined = torch.rand((count, 1, 1), generator=generator) < 0.75
     pen = _uniform(0.04, 0.16, count, generator)
-    drawn = torch.where(outlined, pen - inwards.abs() * squeeze.sqrt(), inwards)
+    drawn = torch.where(outlined, (inwards.abs() * squeeze.sqrt()).neg_().add_(pen), inwards)
     side = _uniform(0, 2 * math.pi, count, generator)
-    cut = x * side.cos() + y * side.sin() + _uniform(0, 0.6, count, generator)
-    whole = torch.rand((count, 1, 1), generator=generator) < 0.5
-    drawn = torch.where(whole, drawn, torch.minimum(drawn, cut))
-    return torch.sigmoid(drawn.mul_(sharpness))
+    opening = torch.where(
+        torch.rand((count, 1, 1), generator=generator) < 0.5, math.inf, _uniform(0, 0.6, count, generator)
+    )
+    torch.minimum(drawn, x * side.cos() + (y * side.sin() + opening), out=drawn)
+    return drawn.mul_(min(height, width)).sigmoid_()
 
 
 def blobs(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
@@ -218,8 +239,6 @@ SHARES: dict[str, float] = {
 
 def masks(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Patterns of all kinds in random order, [count, height, width], in the proportions of `SHARES`."""
-    if not count:
-        return torch.empty((0, height, width))
     drawn = torch.multinomial(torch.tensor([SHARES[name] for name in PATTERNS]), count, True, generator=generator)
     ink = torch.empty((count, height, width))
     for kind, pattern in enumerate(PATTERNS.values()):
@@ -242,33 +261,39 @@ def structured_images(
         brightness: mean pixel that the classifier normalizes with, in [0, 1]. Near 0 or 1, all images are drawings,
             on black or on white; near 0.5 nearly all are scenes.
     """
-    chunk = max(1, CHUNK_PIXELS // (shape[1] * shape[2]))
-    parts = [min(chunk, count - start) for start in range(0, count, chunk)]
-    made = [_some_images(part, shape, brightness, generator) for part in parts]
+    num_parts = -(-count * shape[1] * shape[2] // PART_PIXELS)
+    sizes = [(count + index) // num_parts for index in range(num_parts)]
+    made = [_some_images(size, shape, brightness, generator) for size in sizes]
     return torch.cat(made).contiguous(memory_format=torch.channels_last)
 
 
 def _some_images(
     count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator
 ) -> torch.Tensor:
-    channels, height, width = shape
     scene = torch.rand(count, generator=generator) < 1 - abs(brightness - 0.5) / SCENES_END
     images = torch.empty((count, *shape))
-    rows = (~scene).nonzero().squeeze(1)
-    ink = masks(len(rows), height, width, generator).unsqueeze(1)
-    if channels > 1:
-        ink = ink * _tones(len(rows), channels, generator)
-    images[rows] = ink if brightness < 0.5 else 1 - ink
-    rows = scene.nonzero().squeeze(1)
-    painted = _material(len(rows), shape, generator)
-    for _ in range(SCENE_LAYERS):
-        painted = torch.lerp(
-            painted,
-            _material(len(rows), shape, generator),
-            masks(len(rows), height, width, generator).unsqueeze(1),
-        )
-    images[rows] = painted
+    for kind, make in ((~scene, _drawings), (scene, _scenes)):
+        rows = kind.nonzero().squeeze(1)
+        if len(rows):
+            images[rows] = make(len(rows), shape, brightness, generator)
     return images
+
+
+def _drawings(count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator) -> torch.Tensor:
+    channels, height, width = shape
+    ink = masks(count, height, width, generator).unsqueeze(1)
+    if channels > 1:
+        ink = ink * _tones(count, channels, generator)
+    return ink if brightness < 0.5 else 1 - ink
+
+
+def _scenes(count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator) -> torch.Tensor:
+    _, height, width = shape
+    painted = _material(count, shape, generator)
+    for _ in range(SCENE_LAYERS):
+        mask = masks(count, height, width, generator).unsqueeze(1)
+        painted = painted.lerp_(_material(count, shape, generator), mask)
+    return painted
 
 
 SCENE_LAYERS = 3
