@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,30 +37,55 @@ class Soap(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step with the gradients that are there."""
         for group in self.param_groups:
+            begun = []
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.reshape(len(parameter), -1), group["lr"])
+                if parameter.grad is None:
+                    continue
+                gradient, state = parameter.grad.reshape(len(parameter), -1), self.state[parameter]
+                if state:
+                    begun.append((parameter, gradient, state))
+                else:
+                    _begin(state, gradient)
+            if begun:
+                _update(begun, group["lr"])
 
-    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, lr: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            _begin(state, gradient)
-            return
-        state["step"] += 1
-        step = int(state["step"])
-        rotated = _rotate(gradient, state)
-        momentum = state["momentum"].lerp_(gradient, 1 - BETA)
-        square = state["square"].lerp_(rotated.square(), 1 - BETA)
-        correction = 1 - BETA**step
-        direction = _rotate(momentum, state).div_(correction)
-        direction.div_((square / correction).sqrt_().add_(EPSILON))
+
+def _update(begun: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]], lr: float) -> None:
+    """Adam in each weight's basis, then the averages that the next bases come from.
+
+    Args:
+        begun: weights, their gradients as matrices, and their states.
+    """
+    rotated = [_rotate(gradient, state) for _, gradient, state in begun]
+    states = [state for _, _, state in begun]
+    momenta, squares = ([state[name] for state in states] for name in ("momentum", "square"))
+    torch._foreach_lerp_(momenta, rotated, 1 - BETA)
+    torch._foreach_mul_(squares, BETA)
+    torch._foreach_addcmul_(squares, rotated, rotated, 1 - BETA)
+    torch._foreach_add_([state["step"] for state in states], 1)
+    steps = [int(state["step"]) for state in states]
+    corrections = [1 - BETA**step for step in steps]
+    sizes = torch._foreach_sqrt(squares)
+    torch._foreach_mul_(sizes, [math.sqrt(correction) for correction in corrections])
+    torch._foreach_add_(sizes, [EPSILON * correction for correction in corrections])
+    directions = torch._foreach_div(momenta, sizes)
+    for (parameter, gradient, state), direction, step in zip(begun, directions, steps, strict=True):
         parameter.add_(_rotate_back(direction, state).view_as(parameter), alpha=-lr)
-        for side, moment in _moments(gradient):
-            if f"{side}_moment" in state:
-                state[f"{side}_moment"].lerp_(moment(), 1 - BETA)
-                if step % REFRESH == 0:
-                    basis = state[f"{side}_basis"]
-                    state[f"{side}_basis"] = torch.linalg.qr(state[f"{side}_moment"] @ basis).Q.contiguous()
+        _follow(gradient, state, refresh=step % REFRESH == 0)
+
+
+def _follow(gradient: torch.Tensor, state: dict[str, Any], refresh: bool) -> None:
+    """Move the second moments on; if it is time to, turn the bases after them, and the momentum with the bases."""
+    sides = [side for side in SIDES if f"{side}_moment" in state]
+    for side in sides:
+        rows = gradient if side == "left" else gradient.T
+        torch.addmm(state[f"{side}_moment"], rows, rows.T, beta=BETA, alpha=1 - BETA, out=state[f"{side}_moment"])
+    if refresh and sides:
+        momentum = _rotate_back(state["momentum"], state)
+        for side in sides:
+            basis = state[f"{side}_moment"] @ state[f"{side}_basis"]
+            state[f"{side}_basis"] = torch.linalg.qr(basis).Q.contiguous()
+        state["momentum"] = _rotate(momentum, state)
 
 
 def _begin(state: dict[str, Any], gradient: torch.Tensor) -> None:
@@ -71,23 +97,17 @@ def _begin(state: dict[str, Any], gradient: torch.Tensor) -> None:
     state["momentum"], state["square"] = (gradient.new_zeros(gradient.shape) for _ in range(2))
     if gradient.shape[1] == 1:
         return
-    for side, moment in _moments(gradient):
-        if gradient.shape[SIDES.index(side)] <= MAX_SIDE:
-            state[f"{side}_moment"] = moment()
+    for side, rows in zip(SIDES, (gradient, gradient.T), strict=True):
+        if len(rows) <= MAX_SIDE:
+            state[f"{side}_moment"] = (rows @ rows.T).contiguous()
             state[f"{side}_basis"] = torch.linalg.eigh(state[f"{side}_moment"]).eigenvectors.contiguous()
 
 
-def _moments(gradient: torch.Tensor) -> list[tuple[str, Any]]:
-    """The second moments of both sides, each computed when it is called."""
-    left, right = SIDES
-    return [(left, lambda: gradient @ gradient.T), (right, lambda: gradient.T @ gradient)]
-
-
 def _rotate(matrix: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    """Return the matrix in the basis of its sides' eigenvectors."""
+    """Return the matrix in the basis of its sides' eigenvectors; the matrix itself where no side has one."""
     if "left_basis" in state:
         matrix = state["left_basis"].T @ matrix
-    return matrix @ state["right_basis"] if "right_basis" in state else matrix.clone()
+    return matrix @ state["right_basis"] if "right_basis" in state else matrix
 
 
 def _rotate_back(matrix: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ..stage_runner import Outcome
 
-_PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "teacher_agrees_with_label",
+_PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "validation_accuracy",
+            "estimated_accuracy", "estimated_agreement", "teacher_agrees_with_label",
             "mean_confidence", "explained_variance"}  # fmt: skip
 _BYTES = {"bytes_handed_over", "image_bytes"}
 

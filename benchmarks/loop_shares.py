@@ -1,0 +1,135 @@
+"""Where the time of the distillation loop goes: `python benchmarks/loop_shares.py [--steps 400] [--json]`.
+
+Runs the loop of `kdx distill --method structured_noise` on untrained networks, whose steps cost what those of trained
+ones cost, and times the calls that it makes. Needs no data. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import optim
+
+from kdextract import training
+from kdextract.classifier import Classifier, ClassifierSpec
+from kdextract.distillation import DistillationLossOptions, distill
+from kdextract.fresh_pool import FreshPool
+from kdextract.methods import live_method
+from kdextract.models import architecture
+from kdextract.observer import HELD_OUT_IMAGES, Observer, Probe
+from kdextract.progress import Reporter
+from kdextract.stages.distill import CONVOLUTION_RATE, NoCheckpoints
+from kdextract.training import Augmenter, Schedule
+
+PAIRS = [("lenet5", "lenet5_half"), ("lenet", "lenet_half"), ("hinton1200", "hinton800"), ("resnet34", "resnet18")]
+NETWORKS = ("student forward", "student backward", "teacher forward")
+BATCH_SIZE = 128
+
+
+class Clock:
+    """Adds up the seconds of calls by name; a call inside another one counts for itself alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[list[Any]] = []
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, watched."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._open.append([time.perf_counter(), 0.0])
+            try:
+                return function(*args, **kwargs)
+            finally:
+                started, inside = self._open.pop()
+                taken = time.perf_counter() - started
+                self.seconds[name] += taken - inside
+                if self._open:
+                    self._open[-1][1] += taken
+
+        return call
+
+
+def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float]:
+    """Return milliseconds per step by what they were spent on, and `total`."""
+    shape = architecture(teacher_name).input_shape
+    spec = ClassifierSpec(teacher_name, shape, tuple("0123456789"), (0.13,) * shape[0], (0.31,) * shape[0])
+    cpu = torch.device("cpu")
+    teacher = Classifier(spec).placed(cpu).frozen()
+    student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
+    method = live_method("structured_noise")
+    source = method.open_source(teacher, method.config(), 0)
+    observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
+    clock = Clock()
+    kept = torch.Tensor.backward, training.OPTIMIZERS["soap"], FreshPool.sample, FreshPool.update
+    make = source._make
+    teacher.forward = clock.timed("teacher forward", teacher.forward)  # type: ignore[method-assign]
+    student.forward = clock.timed("student forward", student.forward)  # type: ignore[method-assign]
+    torch.Tensor.backward = clock.timed("student backward", kept[0])  # type: ignore[method-assign]
+    source._make = clock.timed("making images", make)
+    FreshPool.sample = clock.timed("drawing batches", kept[2])  # type: ignore[method-assign]
+    FreshPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
+    observer.look = clock.timed("looking", observer.look)  # type: ignore[method-assign]
+
+    def watched(parameters: Any, lr: float) -> optim.Optimizer:
+        optimizer = kept[1](parameters, lr)
+        optimizer.step = clock.timed("optimizer", optimizer.step)  # type: ignore[method-assign]
+        return optimizer
+
+    training.OPTIMIZERS["soap"] = watched
+    loss = DistillationLossOptions("kl", 8.0, True)
+    schedule = Schedule(steps, CONVOLUTION_RATE, "cosine", steps // 20, optimizer="soap")
+    try:
+        started = time.perf_counter()
+        distill(
+            teacher,
+            student,
+            source,
+            BATCH_SIZE,
+            schedule,
+            loss,
+            Augmenter(0, False, 0.0, 1),
+            NoCheckpoints(),
+            Reporter(quiet=True),
+            observer,
+        )
+        total = time.perf_counter() - started
+    finally:
+        torch.Tensor.backward, training.OPTIMIZERS["soap"] = kept[:2]  # type: ignore[method-assign]
+        FreshPool.sample, FreshPool.update = kept[2:]  # type: ignore[method-assign]
+    spent = {**clock.seconds, "rest": total - sum(clock.seconds.values())}
+    return {name: 1000 * seconds / steps for name, seconds in (*spent.items(), ("total", total))}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--pairs", type=int, default=3, help="how many of the pairs, from the smallest on")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    measure(*PAIRS[0], 20)  # what is done once at the start: imports, kernels chosen
+    measured = {f"{t} -> {s}": measure(t, s, options.steps) for t, s in PAIRS[: options.pairs]}
+    if options.json:
+        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "platform": platform.platform()}
+        print(json.dumps({**about, "milliseconds_per_step": measured}, indent=2))
+        return
+    parts = [*NETWORKS, *sorted({name for row in measured.values() for name in row} - {*NETWORKS, "total"}), "total"]
+    print("| ms per step of 128 images | " + " | ".join(measured) + " |")
+    print("|---" * (len(measured) + 1) + "|")
+    for part in parts:
+        print(f"| {part} | " + " | ".join(f"{row.get(part, 0):.2f}" for row in measured.values()) + " |")
+    outside = [1 - sum(row[name] for name in NETWORKS) / row["total"] for row in measured.values()]
+    print("| outside the networks | " + " | ".join(f"{100 * share:.0f} %" for share in outside) + " |")
+
+
+if __name__ == "__main__":
+    main()
