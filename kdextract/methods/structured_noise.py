@@ -49,7 +49,7 @@ class LiveStructuredNoiseConfig(OptionSet):
     """The pool that batches are drawn from."""
 
     pool: int = option(20_000, "Images in the pool.", minimum=100)
-    fresh: int = option(64, "New images per step; the oldest leave.", minimum=0)
+    fresh: int = option(32, "New images per step; the oldest leave.", minimum=0)
 
 
 @register_live(
