@@ -31,6 +31,7 @@ class DfadConfig(GameConfig):
     config=DfadConfig,
     source="Fang et al. 2019, section 3, algorithm 1",
     settings={"loss": "l1", "temperature": 1.0, "shift": 0, "warp": 0.0},
+    structured=True,
 )
 def dfad(teacher: Classifier, config: DfadConfig, seed: int) -> Game:
     """A generator seeks images on which the student's logits differ most, by mean absolute difference."""

@@ -38,6 +38,7 @@ class DfqConfig(GameConfig):
     config=DfqConfig,
     source="Choi et al. 2020, section 3",
     settings={"loss": "kl", "temperature": 20.0, "shift": 0, "warp": 0.0},
+    structured=True,
 )
 def dfq(teacher: Classifier, config: DfqConfig, seed: int) -> Game:
     """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""

@@ -73,10 +73,12 @@ class LiveMethod(Method):
     """A source that keeps making images while the student learns.
 
     `open_source(teacher, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
-    `distill` that the method wants otherwise than usual, where the user says nothing.
+    `distill` that the method wants otherwise than usual, where the user says nothing. `structured` says whether its
+    images are structured noise, or begin as such.
     """
 
     settings: dict[str, Any]
+    structured: bool
 
     @property
     def open_source(self) -> OpenSource:
@@ -109,7 +111,7 @@ def register_objective(
 
 
 def register_live(
-    name: str, *, config: type[OptionSet], source: str, settings: dict[str, Any]
+    name: str, *, config: type[OptionSet], source: str, settings: dict[str, Any], structured: bool
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -117,10 +119,11 @@ def register_live(
         config: its options; the command line grows them by itself.
         source: paper, with section or equation.
         settings: options of `distill` and the defaults that they have with this method.
+        structured: whether its images are structured noise, or begin as such.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_LIVE, LiveMethod(name, function, config, source, settings))
+        _add(_LIVE, LiveMethod(name, function, config, source, settings, structured))
         return function
 
     return decorate

@@ -57,6 +57,7 @@ class LiveStructuredNoiseConfig(OptionSet):
     config=LiveStructuredNoiseConfig,
     source=SOURCE,
     settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
+    structured=True,
 )
 def structured_noise_pool(teacher: Classifier, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
     """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""

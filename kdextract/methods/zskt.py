@@ -33,6 +33,7 @@ class ZsktConfig(GameConfig):
     config=ZsktConfig,
     source="Micaelli and Storkey 2019, section 3",
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
+    structured=True,
 )
 def zskt(teacher: Classifier, config: ZsktConfig, seed: int) -> Game:
     """A generator seeks images on which the student's probabilities differ most, by KL divergence."""

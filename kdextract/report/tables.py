@@ -78,12 +78,19 @@ def print_outcome(stage: str, outcome: Outcome) -> None:
 
 
 def shown_metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, figure) of the metrics that fit on a line; of a curve, how many snapshots it has."""
+    """Return (name, figure) of the metrics that fit on a line, errors behind what they are about.
+
+    Of a curve, it says how many snapshots it has.
+    """
+    errors = {name for name in metrics if name.endswith("_error") and name.removesuffix("_error") in metrics}
+    hidden = {"confusion_matrix", *errors, *(name for name, value in metrics.items() if isinstance(value, dict))}
     shown = []
     for name, value in metrics.items():
         if name == "curve":
             shown.append(("snapshots_scored", figure(name, len(value))))
-        elif not isinstance(value, dict) and name != "confusion_matrix":
+        elif f"{name}_error" in errors:
+            shown.append((name, f"{figure(name, value)} +- {100 * metrics[f'{name}_error']:.2f}"))
+        elif name not in hidden:
             shown.append((name, figure(name, value)))
     return shown
 

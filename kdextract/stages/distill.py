@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
+from ..artifacts import Input, read_manifest
 from ..budget import parse_duration, steps_within
 from ..config import DataAccess, MethodStageConfig, OptionSet, option
 from ..errors import ConfigError, UsageError
@@ -111,6 +111,13 @@ class DistillConfig(MethodStageConfig, DataAccess):
     flip: bool = option(False, "Mirror half of the images.")
     inherit: bool = option(
         True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
+    )
+    teacher_accuracy: float | None = option(
+        None,
+        "The teacher's accuracy on real images, in [0, 1], for an estimate of the student's; the default is what "
+        "`kdx train` measured.",
+        above=0,
+        maximum=1,
     )
 
     def __post_init__(self) -> None:
@@ -215,8 +222,40 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "loss": result.rows[-1]["loss"],
         "held_out_agreement": round(probe.agreement(student), 6),
         "held_out_stability": round(probe.stability, 6),
+        **_estimate(config, choice, teacher, student, taken * settings.batch_size, context),
         "settings": vars(settings),
         **({"source_facts": facts} if facts else {}),
+    }
+
+
+def _estimate(
+    config: DistillConfig,
+    choice: Choice,
+    teacher: Classifier,
+    student: Classifier,
+    images_seen: int,
+    context: StageContext,
+) -> dict[str, float]:
+    """Return what the student's agreement and accuracy on real images should be, as far as that can be said.
+
+    The teacher's accuracy has to be known, and the student must be like it on structured noise.
+    """
+    from ..estimate import TeacherAccuracy, estimate, structured_agreement
+
+    measured = read_manifest(context.run.existing("teacher", "kdx train").directory).metrics
+    if config.teacher_accuracy is not None:
+        accuracy = TeacherAccuracy(config.teacher_accuracy, 0.0)
+    elif "validation_accuracy" in measured:
+        accuracy = TeacherAccuracy.measured(measured["validation_accuracy"], measured["validation_images"])
+    else:
+        return {}
+    with context.phase("estimate"):
+        agreement = structured_agreement(teacher, student, images_seen)
+    estimated = estimate(agreement, accuracy, choice.structured)
+    figures = {} if estimated is None else vars(estimated)
+    return {
+        "structured_agreement": round(agreement, 6),
+        **{f"estimated_{name}": round(figure, 4) for name, figure in figures.items()},
     }
 
 

@@ -69,6 +69,13 @@ class Choice:
         """Defaults of `distill` for images from here."""
         return USUAL_SETTINGS | (live_method(self.name).settings if self.kind == "live" else {})
 
+    @property
+    def structured(self) -> bool:
+        """Whether its images are structured noise, or begin as such."""
+        if self.kind == "transfer-set":
+            return read_manifest(Path(self.name)).config.get("objective") == "structured_noise"
+        return self.kind == "live" and live_method(self.name).structured
+
 
 def choose(config: NamesSource, run: RunDir) -> Choice:
     """Return what `--data` and `--method` name; without either, the run's only transfer set, or what `auto` picks.

@@ -1,0 +1,149 @@
+"""Fits the line of `kdextract/estimate.py`: `python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]`.
+
+Compares every student of the runs with its teacher, on structured noise and on the real test images that the teacher's
+data set has, and fits the first comparison to the second. Each teacher weighs the same. The spread comes from
+estimates by lines that were fitted without the teacher in question, so it holds for a teacher that is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdextract.artifacts import read_manifest
+from kdextract.classifier import load_classifier
+from kdextract.data import load_data
+from kdextract.estimate import LEAST_AGREEMENT, Line, TeacherAccuracy, estimate, logit, structured_agreement
+from kdextract.images import fit_images
+from kdextract.run_dir import RunDir
+from kdextract.training import predict
+
+Row = dict[str, Any]
+FEWEST_STEPS = 400
+"""Students that had fewer steps are listed, but not fitted to."""
+FEATURES = ("intercept", "disagreement", "teacher_error", "other_images")
+
+
+def measure(run: RunDir, data_dir: Path) -> list[Row]:
+    """Return what is known of each student of a run, with and without real images."""
+    place = run.existing("teacher", "kdx train")
+    teacher = load_classifier(place.directory / "model.safetensors").frozen()
+    data_name = read_manifest(place.directory).config["data"]
+    data = load_data(data_name, "test", data_dir)
+    answers = predict(teacher, fit_images(data.images, teacher.input_shape)).argmax(1)
+    rows = []
+    for ref in run.artifacts("student"):
+        student = load_classifier(ref.directory / "model.safetensors").frozen()
+        manifest = read_manifest(ref.directory)
+        own = predict(student, fit_images(data.images, student.input_shape)).argmax(1)
+        batch = manifest.metrics["settings"]["batch_size"]
+        rows.append(
+            {
+                "teacher": run.root.name,
+                "teacher_model": teacher.spec.architecture,
+                "data": data_name.partition(":")[0],
+                "student": student.spec.architecture,
+                "name": ref.name,
+                "images": re.sub(r"^(folder|npz):.*", r"\1", manifest.metrics["source"]),
+                "steps": manifest.metrics["steps"],
+                "structured": is_structured(manifest.metrics["source"], run),
+                "structured_agreement": structured_agreement(teacher, student, manifest.metrics["steps"] * batch),
+                "teacher_accuracy": share(answers == data.labels),
+                "accuracy": share(own == data.labels),
+                "agreement": share(own == answers),
+            }
+        )
+        print(".", end="", flush=True)
+    return rows
+
+
+def is_structured(source: str, run: RunDir) -> bool:
+    """Whether a student's images were structured noise, or began as such."""
+    from kdextract.methods import live_method, live_names
+
+    if source in live_names():
+        return live_method(source).structured
+    refs = [ref for ref in run.artifacts("transfer-set") if ref.name == source]
+    return bool(refs) and read_manifest(refs[0].directory).config.get("objective") == "structured_noise"
+
+
+def share(equal: torch.Tensor) -> float:
+    """Return the share of what is true."""
+    return round(float(equal.float().mean()), 6)
+
+
+def fit(rows: list[Row]) -> dict[str, float]:
+    """Return the line's coefficients by least squares; the disagreements are on a scale of log odds."""
+    features = np.array(
+        [
+            [1, logit(1 - r["structured_agreement"]), logit(1 - r["teacher_accuracy"]), not r["structured"]]
+            for r in rows
+        ],
+        dtype=np.float64,
+    )
+    targets = np.array([logit(1 - row["agreement"]) for row in rows])
+    teachers = [row["teacher"] for row in rows]
+    weights = np.array([teachers.count(teacher) ** -0.5 for teacher in teachers])
+    solution = np.linalg.lstsq(features * weights[:, None], targets * weights, rcond=None)[0]
+    return dict(zip(FEATURES, map(float, solution), strict=True))
+
+
+def without_each_teacher(rows: list[Row]) -> list[float]:
+    """Return each student's true minus estimated log odds, by the line that was fitted to the other teachers."""
+    left = []
+    for row in rows:
+        line = fit([other for other in rows if other["teacher"] != row["teacher"]])
+        known = (
+            1,
+            logit(1 - row["structured_agreement"]),
+            logit(1 - row["teacher_accuracy"]),
+            float(not row["structured"]),
+        )
+        left.append(
+            logit(1 - row["agreement"]) - sum(line[name] * value for name, value in zip(FEATURES, known, strict=True))
+        )
+    return left
+
+
+def main() -> None:
+    """Measure or read, fit, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="run directories; without any, --out is fitted again")
+    parser.add_argument("--data-dir", type=Path, default=Path("."))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "calibration.json")
+    options = parser.parse_args()
+    if options.runs:
+        rows = [row for run in options.runs for row in measure(RunDir(run), options.data_dir)]
+    else:
+        rows = json.loads(options.out.read_text())["students"]
+    used = [row for row in rows if row["structured_agreement"] >= LEAST_AGREEMENT and row["steps"] >= FEWEST_STEPS]
+    left = without_each_teacher(used)
+    counts = [sum(row["teacher"] == other["teacher"] for other in used) for row in used]
+    spread = float(np.sqrt(np.average(np.square(left), weights=1 / np.array(counts))))
+    line = {name: round(value, 2) for name, value in {**fit(used), "spread": spread}.items()}
+    print("\n| teacher | student | images | steps | accuracy % | estimate % | off by |\n|---|---|---|---|---|---|---|")
+    near = 0
+    for row in rows:
+        guess = estimate(
+            row["structured_agreement"], TeacherAccuracy(row["teacher_accuracy"], 0.0), row["structured"], Line(**line)
+        )
+        cells = [row["teacher"], row["student"], row["images"], str(row["steps"]), f"{100 * row['accuracy']:.2f}"]
+        if guess is None:
+            cells += ["none", ""]
+        else:
+            off = 100 * (guess.accuracy - row["accuracy"])
+            near += row in used and abs(off) <= 1
+            cells += [f"{100 * guess.accuracy:.2f} +- {100 * guess.accuracy_error:.2f}", f"{off:+.2f}"]
+        print("| " + " | ".join(cells) + " |")
+    print(f"\n{near} of {len(used)} within 1.0 point; {json.dumps(line)}")
+    options.out.write_text(json.dumps({"line": line, "students": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
