@@ -28,7 +28,9 @@ def train(directory: Path, images: np.ndarray, validation: float) -> Outcome:
     directory.mkdir()
     file = directory / "data.npz"
     np.savez(file, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
-    return kdextract.train(run=directory / "run", data=f"npz:{file}", model="lenet_half", epochs=2, threads=1, validation=validation)
+    return kdextract.train(
+        run=directory / "run", data=f"npz:{file}", model="lenet_half", epochs=2, threads=1, validation=validation
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])

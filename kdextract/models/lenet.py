@@ -7,6 +7,7 @@ from collections import OrderedDict
 from torch import nn
 
 from .initialization import he_initialize
+from .pooling import HalvingMaxPool2d
 from .registry import InputShape, register_model, require_size
 
 
@@ -16,10 +17,10 @@ def _lenet(name: str, input_shape: InputShape, num_classes: int, filters: tuple[
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(input_shape[0], first, 5),
         relu1=nn.ReLU(),
-        pool1=nn.MaxPool2d(2),
+        pool1=HalvingMaxPool2d(),
         conv2=nn.Conv2d(first, second, 5),
         relu2=nn.ReLU(),
-        pool2=nn.MaxPool2d(2),
+        pool2=HalvingMaxPool2d(),
         flatten=nn.Flatten(),
         fc1=nn.Linear(second * 25, 120),
         relu3=nn.ReLU(),
@@ -36,10 +37,10 @@ def _lenet5(name: str, input_shape: InputShape, num_classes: int, widths: tuple[
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(input_shape[0], first, 5),
         relu1=nn.ReLU(),
-        pool1=nn.MaxPool2d(2),
+        pool1=HalvingMaxPool2d(),
         conv2=nn.Conv2d(first, second, 5),
         relu2=nn.ReLU(),
-        pool2=nn.MaxPool2d(2),
+        pool2=HalvingMaxPool2d(),
         conv3=nn.Conv2d(second, third, 5),
         relu3=nn.ReLU(),
         flatten=nn.Flatten(),

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from .initialization import he_initialize
+from .pooling import HalvingMaxPool2d
 from .registry import InputShape, register_model
 
 _SOURCE = "Simonyan and Zisserman 2015, table 1"
@@ -24,7 +25,7 @@ def _vgg(name: str, input_shape: InputShape, num_classes: int, depths: tuple[int
             layers[f"conv{block}_{index}"] = nn.Conv2d(channels, filters, 3, padding=1)
             layers[f"relu{block}_{index}"] = nn.ReLU()
             channels = filters
-        layers[f"pool{block}"] = nn.MaxPool2d(2)
+        layers[f"pool{block}"] = HalvingMaxPool2d()
     layers["flatten"] = nn.Flatten()
     features = channels * (height // 32) * (width // 32)
     for name_in_paper, inputs in (("fc6", features), ("fc7", 4096)):
