@@ -17,10 +17,10 @@ from .report.tables import figure, print_line, print_table, shown_metrics
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
 
 HEADLINES = {
-    "teacher": ["model", "num_parameters", "train_accuracy"],
+    "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
     "statistics": ["bytes_handed_over", "smallest_class", "explained_variance"],
     "transfer-set": ["num_images", "teacher_agrees_with_label", "mean_confidence"],
-    "student": ["student", "num_parameters", "loss"],
+    "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
     "evaluation": ["data", "accuracy", "agreement"],
 }
 
@@ -284,8 +284,8 @@ def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
 
 
 def _headline(manifest: Manifest) -> str:
-    names = HEADLINES[manifest.kind]
-    parts = [f"{n.replace('num_', '').replace('_', ' ')} {figure(n, manifest.metrics.get(n))}" for n in names]
+    names = [name for name in HEADLINES[manifest.kind] if name in manifest.metrics]
+    parts = [f"{n.replace('num_', '').replace('_', ' ')} {figure(n, manifest.metrics[n])}" for n in names]
     return ", ".join(parts)
 
 

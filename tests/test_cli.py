@@ -766,7 +766,7 @@ def test_looking_does_not_wait_for_torch(finished_run: Path, tmp_path: Path, arg
 
 COMMANDS = {
     "train": "--data-dir --download --run --seed --device --threads --force --dry-run --model --data --input-size "
-    "--epochs --batch-size --lr --shift --warp --flip/--no-flip --json --quiet/-q --verbose/-v",
+    "--epochs --batch-size --lr --shift --warp --flip/--no-flip --validation --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
     "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
     "--json --quiet/-q --verbose/-v",
@@ -777,7 +777,7 @@ COMMANDS = {
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
-    "--shift --warp --flip --inherit/--no-inherit --json --quiet/-q --verbose/-v",
+    "--shift --warp --flip --inherit/--no-inherit --teacher-accuracy --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--min-accuracy --min-agreement --json --quiet/-q --verbose/-v",
     "demo": "--run --seed --device --threads --force --json --quiet/-q --verbose/-v",
