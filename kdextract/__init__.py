@@ -19,9 +19,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .classifier import load_classifier as load_classifier
 
-_STAGE_FUNCTIONS = ("train", "compute_stats", "optimize_dataset", "distill", "evaluate")
+_STAGE_FUNCTIONS = ("train", "compute_stats", "optimize_dataset", "compress", "distill", "evaluate")
 
-__all__ = ["__version__", "compute_stats", "distill", "evaluate", "load_classifier", "optimize_dataset", "train"]
+__all__ = [
+    "__version__",
+    "compress",
+    "compute_stats",
+    "distill",
+    "evaluate",
+    "load_classifier",
+    "optimize_dataset",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .errors import ArtifactError, KdxError
 from .models import InputShape, architecture
+from .models.factorized import LayerRanks, factorize
 from .tensor_files import encode_safetensors, read_safetensors
 
 
@@ -19,7 +20,8 @@ class ClassifierSpec:
     """What a `model.safetensors` file says about its classifier, besides the weights.
 
     `input_shape` is (channels, height, width) in pixels; `mean` and `std` hold one value per channel, in pixel units
-    of [0, 1]; `class_names` has one entry per class.
+    of [0, 1]; `class_names` has one entry per class. `factors` names the layers that are taken apart, with their ranks
+    (see `models.factorized`).
     """
 
     architecture: str
@@ -27,11 +29,16 @@ class ClassifierSpec:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    factors: tuple[LayerRanks, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes, K."""
         return len(self.class_names)
+
+    def build(self) -> nn.Module:
+        """Return the network, freshly initialized. Raises `KdxError` when there is no such network."""
+        return factorize(architecture(self.architecture).build(self.input_shape, self.num_classes), self.factors)
 
 
 class Classifier(nn.Module):
@@ -47,7 +54,7 @@ class Classifier(nn.Module):
     def __init__(self, spec: ClassifierSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.network = architecture(spec.architecture).build(spec.input_shape, spec.num_classes)
+        self.network = spec.build()
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
@@ -116,7 +123,7 @@ def load_classifier(path: str | Path) -> Classifier:
 def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:
     """Raise `ValueError` unless the tensors are the architecture's, found out before memory is taken for it."""
     with torch.device("meta"):
-        expected = architecture(spec.architecture).build(spec.input_shape, spec.num_classes).state_dict()
+        expected = spec.build().state_dict()
     if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in expected.items()}:
         raise ValueError(f"its tensors are not those of {spec.architecture} at this input shape and class count")
 
@@ -129,4 +136,7 @@ def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
         class_names=tuple(str(name) for name in record["class_names"]),
         mean=tuple(float(value) for value in record["mean"]),
         std=tuple(float(value) for value in record["std"]),
+        factors=tuple(
+            (str(name), int(inwards), int(outwards)) for name, inwards, outwards in record.get("factors", ())
+        ),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .classifier import Classifier
+from .hooks import batch_norm_layers
 from .losses import DISTILLATION_LOSSES
 from .progress import Reporter
 from .sources import Source
@@ -46,14 +47,21 @@ def distill(
     checkpoints: CheckpointSaver,
     reporter: Reporter,
     monitor: Monitor | None = None,
+    batch_norm: str = "train",
 ) -> DistillationResult:
     """Train `student`, in place, to answer like `teacher`; its last weights are the result.
+
+    `batch_norm` says what the student's batch normalization does: `train`; `frozen`, it normalizes with the statistics
+    that it has; `frozen-affine`, it keeps its scales and shifts as well.
 
     The teacher is frozen and in evaluation mode. Targets that the source already knows are used as they are unless
     the images are augmented; otherwise the teacher is asked about the very images that the student sees.
     """
     teacher.frozen()
     student.train().requires_grad_(True)
+    if batch_norm != "train":
+        for layer in batch_norm_layers(student):
+            student.get_submodule(layer).eval().requires_grad_(batch_norm == "frozen")
     loss_function = DISTILLATION_LOSSES[loss_options.kind]
     known_targets = False
     source_seconds = 0.0
@@ -76,6 +84,6 @@ def distill(
 
     members: dict[str, Stateful] = {"source": source, "augmenter": augmenter}
     rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill", monitor)
-    student.eval()
+    student.eval().requires_grad_(True)
     asked = 0 if known_targets else int(rows[-1]["step"]) * batch_size
     return DistillationResult(rows, asked, source_seconds)

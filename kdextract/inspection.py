@@ -20,6 +20,7 @@ HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
     "statistics": ["bytes_handed_over", "smallest_class", "explained_variance"],
     "transfer-set": ["num_images", "teacher_agrees_with_label", "mean_confidence"],
+    "compressed": ["model", "num_parameters", "multiply_adds"],
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
     "evaluation": ["data", "accuracy", "agreement"],
 }

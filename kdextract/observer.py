@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .classifier import Classifier, encode_classifier
+from .hooks import evaluation_mode
 from .images import to_pixels, to_uint8, warp
 from .sources import State
 from .training import predict
@@ -45,16 +46,13 @@ class Probe:
     def agreement(self, student: Classifier) -> float:
         """Return the share of the images that the student, too, gives to the teacher's class.
 
-        The student is left in the mode, training or evaluation, that it was in.
+        Every module of the student is left in the mode, training or evaluation, that it was in.
         """
-        training = student.training
-        student.eval()
-        with torch.inference_mode():
+        with evaluation_mode(student), torch.inference_mode():
             equal = [
                 student(to_pixels(chunk.to(student.device))).argmax(1) == expected.to(student.device)
                 for chunk, expected in zip(self.images.split(500), self.answers.split(500), strict=True)
             ]
-        student.train(training)
         return float(torch.cat(equal).float().mean())
 
 

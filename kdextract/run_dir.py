@@ -32,6 +32,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / holds any number of na
     "teacher": "teacher",
     "statistics": "statistics",
     "transfer-set": "transfer-sets/",
+    "compressed": "compressed/",
     "student": "students/",
     "evaluation": "evaluations/",
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kdextract import training
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
@@ -18,11 +19,12 @@ from kdextract.distillation import DistillationLossOptions, DistillationResult, 
 from kdextract.errors import ConfigError, DivergedError, Interrupted
 from kdextract.images import fit_images, to_pixels
 from kdextract.losses import DISTILLATION_LOSSES, kl_divergence
+from kdextract.observer import Probe
 from kdextract.progress import Reporter
 from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
-from kdextract.stages.distill import build_student
+from kdextract.stages.student_start import build_student
 from kdextract.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training import Augmenter, Schedule, fit, predict, take_steps
+from kdextract.training import OPTIMIZERS, Augmenter, Schedule, fit, predict, take_steps
 
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)
@@ -97,6 +99,7 @@ def run(
     loss: DistillationLossOptions = KL,
     augmenter: Augmenter | None = None,
     checkpoints: Any = None,
+    batch_norm: str = "train",
 ) -> DistillationResult:
     schedule = Schedule(steps, lr)
     return distill(
@@ -109,6 +112,7 @@ def run(
         augmenter or plain(),
         checkpoints or NoCheckpoints(),
         QUIET,
+        batch_norm=batch_norm,
     )
 
 
@@ -145,7 +149,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     start = make_student("lenet5_half")
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(start))
-    student = build_student(str(path), teacher)
+    student = build_student(path, teacher)
     assert student.spec == start.spec
     assert equal(weights(student), weights(start))
     for spec in (
@@ -154,7 +158,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     ):
         path.write_bytes(encode_classifier(Classifier(spec)))
         with pytest.raises(ConfigError, match="must be equal"):
-            build_student(str(path), teacher)
+            build_student(path, teacher)
 
 
 @pytest.mark.parametrize("augmenter", [plain, shifting])
@@ -499,3 +503,45 @@ def test_predict_does_not_depend_on_the_batch(teacher: Classifier, images: torch
         expected = teacher(to_pixels(images))
     for batch_size in (1, 64, 500):
         torch.testing.assert_close(predict(teacher, images[:70], batch_size), expected[:70], rtol=1e-4, atol=1e-4)
+
+
+# ---- batch normalization of the student ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "statistics_move", "scales_move"),
+    [("train", True, True), ("frozen", False, True), ("frozen-affine", False, False)],
+)
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_batch_normalization_learns_what_it_may(
+    teacher: Classifier,
+    images: torch.Tensor,
+    mode: str,
+    statistics_move: bool,
+    scales_move: bool,
+    optimizer: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = make_student()
+    student.network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
+    )
+    monkeypatch.setitem(OPTIMIZERS, "adam", OPTIMIZERS[optimizer])
+    before = weights(student)
+    run(teacher, student, ImagePool(images, None, 0, CPU), steps=5, batch_norm=mode)
+    after = weights(student)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"0.weight", "4.weight"} <= moved
+    assert {name in moved for name in ("1.running_mean", "1.running_var")} == {statistics_move}
+    assert {name in moved for name in ("1.weight", "1.bias")} == {scales_move}
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_look_does_not_thaw_batch_normalization(teacher: Classifier, images: torch.Tensor) -> None:
+    student = make_student()
+    student.network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1024, 10))
+    student.train()
+    student.network[0].eval()
+    Probe.of(teacher, images).agreement(student)
+    assert student.training
+    assert not student.network[0].training

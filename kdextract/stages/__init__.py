@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..stage_runner import Stage
-from . import compute_stats, distill, evaluate, optimize_dataset, train
+from . import compress, compute_stats, distill, evaluate, optimize_dataset, train
 
 STAGES: dict[str, Stage[Any]] = {
-    module.STAGE.name: module.STAGE for module in (train, compute_stats, optimize_dataset, distill, evaluate)
+    module.STAGE.name: module.STAGE for module in (train, compute_stats, optimize_dataset, compress, distill, evaluate)
 }

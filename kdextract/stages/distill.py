@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, read_manifest
 from ..budget import parse_duration, steps_within
 from ..config import DataAccess, MethodStageConfig, OptionSet, option
-from ..errors import ConfigError, UsageError
+from ..errors import UsageError
 from ..methods import live_method, live_names
 from ..progress import Reporter
 from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input, file_input
+from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .student_source import AUTO, USUAL_SETTINGS, Choice, choose, inputs_of, open_source
+from .student_start import build_student, given_student
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -37,8 +38,8 @@ class DistillConfig(MethodStageConfig, DataAccess):
     Without --data and --method, it takes the run's only transfer set; in a run without one, --method auto picks a
     method that needs nothing but the teacher. The last weights are kept: nothing is selected on real data. The number
     of steps (or --budget) is the same for every source of images, so a student from noise (floor) or from real data
-    (ceiling) compares at equal cost. It ends with an estimate of the student's accuracy on real images, none of which is
-    opened for it.
+    (ceiling) compares at equal cost. It ends with an estimate of the student's accuracy on real images, none of which
+    is opened for it.
 
     Examples:
 
@@ -51,9 +52,15 @@ class DistillConfig(MethodStageConfig, DataAccess):
       kdx distill --data noise:normal --name floor
 
       kdx distill --data mnist --name ceiling
+
+      kdx distill --student compressed/tucker
     """
 
-    student: str = option("lenet_half", "Architecture, or a model.safetensors file to start from.", metavar="SPEC")
+    student: str = option(
+        "lenet_half",
+        "Architecture, or what to start from: compressed/NAME of the run, or a model.safetensors file.",
+        metavar="SPEC",
+    )
     data: str | None = option(
         None,
         "Transfer set of the run, or a path to one, or noise:normal, noise:uniform, or real data (mnist ...).",
@@ -113,6 +120,12 @@ class DistillConfig(MethodStageConfig, DataAccess):
     inherit: bool = option(
         True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
     )
+    batch_norm: str = option(
+        "train",
+        "Batch normalization of the student: train; frozen, its statistics stay as they are; frozen-affine, its scales "
+        "and shifts as well.",
+        choices=["train", "frozen", "frozen-affine"],
+    )
     teacher_accuracy: float | None = option(
         None,
         "The teacher's accuracy on real images, in [0, 1], for an estimate of the student's; the default is what "
@@ -161,9 +174,10 @@ def plan(config: DistillConfig, run: RunDir) -> Plan:
     more, needs = inputs_of(choose(config, run), config, run)
     inputs: list[Input] = [teacher, *more]
     name = config.student
-    if _is_file(config.student):
-        inputs.append(file_input("student", Path(config.student)))
-        name = Path(config.student).parent.name or "student"
+    given = given_student(config.student, run)
+    if given is not None:
+        inputs.append(given.input)
+        name = given.name
     else:
         from ..models import architecture
 
@@ -185,8 +199,9 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     if choice.reason:
         context.reporter.line(f"--method auto: {choice.name}, because {choice.reason}")
     teacher = context.teacher()
-    student = build_student(config.student, teacher).placed(context.device)
-    inherited = config.inherit and not _is_file(config.student) and inherit(teacher, student)
+    given = given_student(config.student, context.run)
+    student = build_student(config.student if given is None else given.path, teacher).placed(context.device)
+    inherited = config.inherit and given is None and inherit(teacher, student)
     settings = fill_in(config, choice, student)
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
@@ -322,6 +337,7 @@ class Loop:
             checkpoints,
             reporter,
             monitor,
+            config.batch_norm,
         )
 
     def steps_within(self, seconds: float, student: Classifier) -> int:
@@ -348,30 +364,6 @@ class NoCheckpoints:
 
     def offer(self, state: Callable[[], Any]) -> None:
         """Forget it."""
-
-
-def build_student(spec: str, teacher: Classifier) -> Classifier:
-    """Return a fresh student of the teacher's shape and classes, or the classifier of a file, which must have them.
-
-    Raises:
-        ConfigError: the student cannot take the teacher's images, or has other classes.
-    """
-    from ..classifier import Classifier, load_classifier
-
-    if not _is_file(spec):
-        return Classifier(replace(teacher.spec, architecture=spec))
-    student = load_classifier(spec)
-    for what, ours, theirs in (
-        ("images of shape", student.input_shape, teacher.input_shape),
-        ("classes:", student.num_classes, teacher.num_classes),
-    ):
-        if ours != theirs:
-            raise ConfigError(f"the student {spec} has {what} {ours}, the teacher {theirs}; they must be equal")
-    return student
-
-
-def _is_file(spec: str) -> bool:
-    return spec.endswith(".safetensors") or "/" in spec
 
 
 STAGE = Stage("distill", DistillConfig, plan, execute)

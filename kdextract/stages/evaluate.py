@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_FILE = "model.safetensors"
+CLASSIFIERS = ("teacher", "compressed", "student")
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 
@@ -40,7 +41,8 @@ class EvaluateConfig(NamedStageConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Student or teacher of the run, or a model.safetensors file; the default is the only student.",
+        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; the default is the only "
+        "student.",
         positional=True,
     )
     data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
@@ -151,12 +153,13 @@ def _classifier(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
     if label is not None and label.endswith(".safetensors"):
         return Path(label), file_input("classifier", Path(label)), Path(label).resolve().parent.name
     if label is not None and (Path(label) / MODEL_FILE).is_file():
-        here = [ref for ref in run.artifacts("teacher", "student") if ref.directory.samefile(label)]
+        here = [ref for ref in run.artifacts(*CLASSIFIERS) if ref.directory.samefile(label)]
         if not here:
             return _classifier(str(Path(label) / MODEL_FILE), run)
         label = here[0].label
-    ref = only_student(run) if label is None else run.find(label, "teacher", "student")
-    return ref.directory / MODEL_FILE, artifact_input("classifier", ref), ref.name
+    ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
+    name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
+    return ref.directory / MODEL_FILE, artifact_input("classifier", ref), name
 
 
 def only_student(run: RunDir) -> ArtifactRef:

@@ -1,0 +1,201 @@
+"""`kdx compress`: a smaller network from the teacher's own weights, taken apart by Tucker's decomposition."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..config import NamedStageConfig, option
+from ..errors import ConfigError, UsageError
+from ..run_dir import RunDir
+from ..stage_runner import Plan, Stage, StageContext, artifact_input
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..classifier import Classifier
+    from ..models.factorized import LayerRanks
+
+EVBMF = "evbmf"
+PRESETS = {
+    "kegnet-1": ("lenet5", "conv3"),
+    "kegnet-2": ("lenet5", "conv2,conv3"),
+    "kegnet-3": ("lenet5", "conv2,conv3=5x8"),
+    "bdnf-1": ("lenet5", "conv3=0.15"),
+    "bdnf-2": ("lenet5", "conv2=0.5,conv3=0.15"),
+    "bdnf-3": ("lenet5", "conv2=0.3,conv3=0.15"),
+}
+"""Published students: the network that they are made from, and its layers as `--layers` spells them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(NamedStageConfig):
+    """Make a smaller network from the teacher's weights: layers become three, of fewer channels between (Tucker-2).
+
+    A layer's ranks come from the weights themselves (--tucker evbmf, the default), from a share of its channels
+    (--tucker-ratio), or are given (--tucker-ranks). --layers says which layers, each with a rule of its own if need be:
+    NAME=evbmf, NAME=0.3 or NAME=5x8. Without it, all convolutions and linear layers but the first and the last. The
+    result is a start: `kdx distill --student compressed/NAME` trains it.
+
+    Examples:
+
+      kdx compress
+
+      kdx compress --tucker-ratio 0.3 --layers conv2,conv3
+
+      kdx compress --preset kegnet-3 && kdx distill --student compressed/kegnet-3
+    """
+
+    tucker: str | None = option(None, "Rule for the ranks: from the singular values of the weights.", choices=[EVBMF])
+    tucker_ratio: float | None = option(
+        None, "Ranks are this share of a layer's inputs and outputs.", above=0, maximum=1
+    )
+    tucker_ranks: str | None = option(None, "Ranks of every layer, inputs and outputs.", metavar="I,O")
+    layers: str | None = option(None, "Layers to take apart, with commas; see above.", metavar="NAME[=RULE],...")
+    preset: str | None = option(None, "Layers and ranks of a published student of lenet5.", choices=sorted(PRESETS))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = [name for name in ("tucker", "tucker_ratio", "tucker_ranks") if getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise UsageError(f"--{rules[0].replace('_', '-')} and --{rules[1].replace('_', '-')} exclude each other")
+        if self.preset is not None and (rules or self.layers is not None):
+            raise UsageError("--preset says both layers and ranks; leave out --layers and --tucker...")
+        self.rules_by_layer()
+
+    def common_rule(self) -> Rule:
+        """The rule of layers that have none of their own."""
+        if self.tucker_ratio is not None:
+            return self.tucker_ratio
+        return EVBMF if self.tucker_ranks is None else _ranks(self.tucker_ranks.replace(",", "x"), self.tucker_ranks)
+
+    def rules_by_layer(self) -> dict[str, Rule] | None:
+        """Layer -> rule, None if no layer is named."""
+        common = self.common_rule()
+        text = PRESETS[self.preset][1] if self.preset is not None else self.layers
+        if text is None:
+            return None
+        rules: dict[str, Rule] = {}
+        for entry in text.split(","):
+            name, _, rule = entry.strip().partition("=")
+            if not name or name in rules:
+                raise UsageError(f"--layers names layers once each, such as conv2,conv3=0.3, got {text!r}")
+            rules[name] = _rule(rule) if rule else common
+        return rules
+
+
+Rule = str | float | tuple[int, int]
+"""`evbmf`, a share of the channels, or (in rank, out rank)."""
+
+
+def _rule(text: str) -> Rule:
+    if text == EVBMF:
+        return EVBMF
+    if re.fullmatch(r"0?\.\d+|1(\.0*)?", text) and float(text) > 0:
+        return float(text)
+    return _ranks(text, text)
+
+
+def _ranks(text: str, typed: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", text)
+    if match is None:
+        raise UsageError(f"ranks are evbmf, a share in (0, 1], or inputs and outputs such as 5x8 (5,8), got {typed!r}")
+    return int(match[1]), int(match[2])
+
+
+def plan(config: CompressConfig, run: RunDir) -> Plan:
+    """Reads the teacher alone."""
+    teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
+    return Plan(run.place("compressed", config.name or config.preset or "tucker"), (teacher,), "teacher")
+
+
+def execute(config: CompressConfig, context: StageContext) -> dict[str, Any]:
+    """Choose ranks, decompose, write `model.safetensors`."""
+    import torch
+
+    from ..classifier import Classifier, encode_classifier
+    from ..hooks import count_multiply_adds
+
+    teacher = context.teacher().to("cpu")
+    if config.preset is not None and teacher.spec.architecture != (meant := PRESETS[config.preset][0]):
+        raise ConfigError(f"--preset {config.preset} is for {meant}, and the teacher is {teacher.spec.architecture}")
+    if teacher.spec.factors:
+        raise ConfigError("the teacher's layers are taken apart already")
+    layers = choose_ranks(teacher.network, config.rules_by_layer(), config.common_rule())
+    compressed = Classifier(replace(teacher.spec, factors=tuple(layers)))
+    with context.phase("decomposition"):
+        errors = fill(teacher, compressed)
+    context.write("model.safetensors", encode_classifier(compressed))
+    blank = torch.zeros(1, *teacher.input_shape)
+    costs = [count_multiply_adds(classifier.eval().network, blank) for classifier in (teacher, compressed)]
+    return {
+        "model": teacher.spec.architecture,
+        "num_parameters": compressed.num_parameters,
+        "teacher_parameters": teacher.num_parameters,
+        "multiply_adds": costs[1],
+        "teacher_multiply_adds": costs[0],
+        "ranks": [f"{name} {inwards}x{outwards}" for name, inwards, outwards in layers],
+        "weight_errors": [f"{name} {errors[name]:.3f}" for name, _, _ in layers],
+    }
+
+
+def choose_ranks(network: nn.Module, rules: dict[str, Rule] | None, common: Rule) -> list[LayerRanks]:
+    """Return (layer, in rank, out rank) for the layers that have a rule, or for all but the first and the last.
+
+    Raises:
+        ConfigError: a layer is not there, or its ranks do not fit it.
+    """
+    from ..models.factorized import factorizable_layers
+    from ..tucker import evbmf_ranks
+
+    present = factorizable_layers(network)
+    if rules is None:
+        rules = dict.fromkeys(list(present)[1:-1], common)
+        if not rules:
+            raise ConfigError("the teacher has no layers between its first and its last; name some with --layers")
+    chosen: list[LayerRanks] = []
+    for name, rule in rules.items():
+        if name not in present:
+            raise ConfigError(f"the teacher has no convolution or linear layer {name!r}; it has {', '.join(present)}")
+        weight = present[name].weight
+        outputs, inputs = weight.shape[:2]
+        if isinstance(rule, tuple):
+            ranks = rule
+        elif isinstance(rule, float):
+            ranks = max(1, int(rule * inputs)), max(1, int(rule * outputs))
+        else:
+            ranks = evbmf_ranks(weight)
+        chosen.append((name, *ranks))
+    return chosen
+
+
+def fill(teacher: Classifier, compressed: Classifier) -> dict[str, float]:
+    """Give the compressed network the teacher's weights, decomposed where a layer is taken apart.
+
+    Returns:
+        Layer -> relative error of its weight.
+    """
+    import torch
+
+    from ..tucker import tucker2
+
+    weights: dict[str, torch.Tensor] = dict(teacher.network.state_dict())
+    errors = {}
+    for name, in_rank, out_rank in compressed.spec.factors:
+        weight = weights.pop(f"{name}.weight")
+        parts = tucker2(weight, in_rank, out_rank)
+        flat = (1,) * (weight.dim() - 2)
+        weights[f"{name}.inwards.weight"] = parts.inwards.reshape(*parts.inwards.shape, *flat)
+        weights[f"{name}.core.weight"] = parts.core
+        weights[f"{name}.outwards.weight"] = parts.outwards.reshape(*parts.outwards.shape, *flat)
+        if f"{name}.bias" in weights:
+            weights[f"{name}.outwards.bias"] = weights.pop(f"{name}.bias")
+        errors[name] = parts.error
+    with torch.no_grad():
+        compressed.network.load_state_dict(weights)
+    return errors
+
+
+STAGE = Stage("compress", CompressConfig, plan, execute)
