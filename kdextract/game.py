@@ -1,10 +1,12 @@
-"""The adversarial game: a generator seeks images on which teacher and student differ, and the student learns them."""
+"""The game of a generator that makes images, and a student that learns them: adversarial, where their aims differ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -18,6 +20,7 @@ from .hooks import (
     count_multiply_adds,
     evaluation_mode,
     record_batch_statistics,
+    record_features,
 )
 from .methods.options import GameConfig
 from .sources import Batch, State
@@ -32,12 +35,20 @@ GRADIENT_CLIP = 5.0
 class Answers:
     """What a generator's loss may look at: logits [batch, K] of both networks on its images.
 
-    `batch_norm` has one entry for each batch normalization layer of the teacher, where the game watches them.
+    `features` [batch, units] is what enters the teacher's last linear layer; `batch_norm` has one entry for each of its
+    batch normalization layers. Both are empty where the game does not watch them. The student is asked when its answers
+    are looked at.
     """
 
-    student: torch.Tensor
     teacher: torch.Tensor
+    features: torch.Tensor
     batch_norm: list[BatchStatistics]
+    ask_student: Callable[[], torch.Tensor]
+
+    @cached_property
+    def student(self) -> torch.Tensor:
+        """The student's logits."""
+        return self.ask_student()
 
 
 GeneratorLoss = Callable[[Answers], torch.Tensor]
@@ -52,12 +63,14 @@ class Rules:
         student_steps: student steps before each step of the generator.
         repeat: student steps that take the same images; the teacher is asked about them once.
         watches_batch_norm: whether `loss` looks at the teacher's batch normalization.
+        watches_features: whether it looks at the teacher's features.
     """
 
     loss: GeneratorLoss
     student_steps: int
     repeat: int = 1
     watches_batch_norm: bool = False
+    watches_features: bool = False
 
 
 class Game:
@@ -132,11 +145,15 @@ class Game:
     def _play(self, student: Classifier) -> Answers:
         images = self._generator(self._inputs(self._config.generator_batch))
         self._asked += len(images)
-        if not self._rules.watches_batch_norm:
-            return Answers(student(images), self._teacher(images), [])
-        with record_batch_statistics(self._teacher) as recorded:
+        with ExitStack() as stack:
+            features = [images.new_empty((len(images), 0))]
+            if self._rules.watches_features:
+                features = stack.enter_context(record_features(self._teacher))
+            recorded = {}
+            if self._rules.watches_batch_norm:
+                recorded = stack.enter_context(record_batch_statistics(self._teacher))
             answer = self._teacher(images)
-        return Answers(student(images), answer, list(recorded.values()))
+        return Answers(answer, features[-1], list(recorded.values()), lambda: student(images))
 
     def sample(self, num_images: int) -> Batch:
         """Return images of the generator, and the share of replayed ones after them."""

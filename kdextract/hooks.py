@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .errors import ConfigError
+
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 
 
@@ -51,6 +53,26 @@ def transform_inputs(
         for name in layers:
             stack.callback(network.get_submodule(name).register_forward_pre_hook(replace(name)).remove)
         yield
+
+
+@contextmanager
+def record_features(network: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Record what enters the last linear layer, the features that a classifier ends with.
+
+    Yields a list to which every forward pass adds one tensor [batch, units], with its gradient history.
+
+    Raises:
+        ConfigError: the network has no linear layer.
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ConfigError("the teacher has no linear layer at its end, whose inputs would be its features")
+    features: list[torch.Tensor] = []
+    handle = linear[-1].register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1)))
+    try:
+        yield features
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -777,7 +777,7 @@ COMMANDS = {
     "--layers --preset --json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
-    "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal "
+    "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
     "--shift --warp --flip --inherit/--no-inherit --batch-norm --teacher-accuracy --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "

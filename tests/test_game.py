@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_live_methods import classifier, drawn, opened
@@ -22,7 +23,7 @@ from kdextract.methods import live_method
 from kdextract.methods.options import STARTS, GameConfig
 from kdextract.structured_noise import structured_pool
 
-GAMES = ["zskt", "dfad", "dfq"]
+GAMES = ["zskt", "dfad", "dfq", "dafl"]
 SHAPES = [(1, 28, 28), (3, 32, 32), (2, 21, 30), (3, 5, 4), (1, 64, 48)]
 
 every_game = pytest.mark.parametrize("name", GAMES)
@@ -158,9 +159,11 @@ def test_images_are_repeated_and_the_teacher_asked_once(repeat: int, teacher: Cl
 
 def test_published_turns_are_the_defaults() -> None:
     turns = {name: live_method(name).config().student_steps for name in GAMES}  # type: ignore[attr-defined]
-    assert turns == {"zskt": 10, "dfad": 5, "dfq": 10}
+    assert turns == {"zskt": 10, "dfad": 5, "dfq": 10, "dafl": 1}
     dfq: Any = live_method("dfq").config()
     assert (dfq.bn, dfq.oh, dfq.adv, dfq.bal) == (1, 1, 1, 20)
+    dafl: Any = live_method("dafl").config()
+    assert (dafl.oh, dafl.ie, dafl.act) == (1, 5, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,54 @@ def test_dfq_reaches_each_of_its_aims(start: str, teacher: Classifier) -> None:
     assert class_imbalance(made(bal=1.0)) < class_imbalance(untouched)
     assert not torch.equal(made(adv=1.0), untouched)
     assert not torch.equal(made(bn=1.0), untouched)
+
+
+def features_of(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """What enters the last layer."""
+    with torch.no_grad():
+        return teacher.network[:-1]((images - teacher.mean) / teacher.std)  # type: ignore[index]
+
+
+@every_start
+def test_dafl_reaches_each_of_its_aims(start: str, teacher: Classifier) -> None:
+    student = classifier(seed=1).eval()
+
+    def made(**weights: float) -> torch.Tensor:
+        """Images of a generator that learned with these weights alone."""
+        options: dict[str, Any] = {"oh": 0.0, "act": 0.0, "ie": 0.0, "generator_lr": 5e-3} | weights
+        game = opened("dafl", teacher, start=start, replay=0.0, student_steps=1, generator_batch=32, **options)
+        for _ in range(31):
+            game.update(student)
+        return game.sample(200).images
+
+    untouched = made()
+    sure, even, strong = made(oh=1.0), made(ie=1.0), made(act=1.0)
+    with torch.no_grad():
+        assert one_hot_error(teacher(sure)) < 0.9 * one_hot_error(teacher(untouched))
+        assert class_imbalance(teacher(even)) < class_imbalance(teacher(untouched))
+    assert features_of(teacher, strong).abs().mean() > 1.1 * features_of(teacher, untouched).abs().mean()
+
+
+def test_the_loss_of_dafl_is_the_sum_of_its_terms(teacher: Classifier, student: Classifier) -> None:
+    """Each computed here from the images that the generator made, by the paper's formulas in NumPy."""
+    game = opened("dafl", teacher, student_steps=1, generator_batch=16, oh=0.7, act=0.3, ie=2.0)
+    assert isinstance(game, Game)
+    seen: list[torch.Tensor] = []
+    teacher.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    game.update(student)
+    told = game.update(student)["generator_loss"]
+    images = seen[-1] * teacher.std + teacher.mean
+    with torch.no_grad():
+        logits = teacher(images).double().numpy()
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    mean = shares.mean(0)
+    expected = (
+        0.7 * -np.log(shares.max(1)).mean()
+        - 0.3 * np.abs(features_of(teacher, images).double().numpy()).mean()
+        + 2.0 * (mean * np.log10(mean)).sum() / np.log10(4)
+    )
+    assert told == pytest.approx(expected, rel=1e-4)
 
 
 def test_batch_norm_counts_where_there_is_any() -> None:

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdextract.errors import ConfigError
 from kdextract.hooks import (
     batch_norm_layers,
     count_multiply_adds,
     evaluation_mode,
     record_activations,
     record_batch_statistics,
+    record_features,
     transform_inputs,
     weighted_layers,
 )
@@ -237,3 +239,21 @@ def test_evaluation_mode_ends_with_every_module_in_its_own_mode(normalized: nn.M
     with pytest.raises(KeyError, match="stop"), evaluation_mode(normalized):
         raise KeyError("stop")
     assert [module.training for module in normalized.modules()] == modes
+
+
+def test_features_are_what_enters_the_last_linear_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+    images = torch.rand(4, 1, 4, 4)
+    with record_features(network) as features:
+        network(images)
+        network(images[:2])
+    assert [tuple(f.shape) for f in features] == [(4, 5), (2, 5)]
+    torch.testing.assert_close(features[0], network[:5](images))
+    assert features[0].requires_grad
+    network(images)
+    assert len(features) == 2, "the hook is gone"
+
+
+def test_a_network_without_linear_layer_has_no_features() -> None:
+    with pytest.raises(ConfigError, match="no linear layer"), record_features(nn.Conv2d(1, 2, 3)):
+        pass

@@ -19,7 +19,7 @@ from kdextract.errors import UsageError
 from kdextract.methods import live_method, live_names
 
 SMALL: dict[str, dict[str, Any]] = {
-    name: {"pool": 200, "fresh": 4} for name in ("structured_noise", "zskt", "dfad", "dfq")
+    name: {"pool": 200, "fresh": 4} for name in ("structured_noise", "zskt", "dfad", "dfq", "dafl")
 }
 """Options that make a method quick."""
 

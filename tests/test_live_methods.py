@@ -284,5 +284,7 @@ def test_unknown_method_is_answered_with_the_near_name() -> None:
 def test_registering_a_name_twice_is_refused() -> None:
     before = live_method("dfad")
     with pytest.raises(ValueError, match="'dfad' is registered twice"):
-        register_live("dfad", config=OptionSet, source="nowhere", settings={})(lambda *arguments: None)
+        register_live("dfad", config=OptionSet, source="nowhere", settings={}, structured=False)(
+            lambda *arguments: None
+        )
     assert live_method("dfad") is before
