@@ -135,6 +135,36 @@ class ImagePool:
         self._generator.set_state(state["generator"])
 
 
+class Mixture:
+    """Draws a share of each batch from one pool and what is left from another; both have targets of one kind.
+
+    Args:
+        share: of the second pool, in [0, 1].
+    """
+
+    def __init__(self, first: ImagePool, second: ImagePool, share: float) -> None:
+        self._pools, self._share = {"first": first, "second": second}, share
+
+    def sample(self, num_images: int) -> Batch:
+        """Return images of the first pool, then images of the second."""
+        from_second = round(self._share * num_images)
+        counts = {"first": num_images - from_second, "second": from_second}
+        batches = [self._pools[name].sample(count) for name, count in counts.items() if count]
+        images = torch.cat([batch.images for batch in batches]).contiguous(memory_format=torch.channels_last)
+        targets = [batch.targets for batch in batches if batch.targets is not None]
+        return Batch(images, torch.cat(targets) if targets else None)
+
+    def state(self) -> State:
+        """Those of both pools."""
+        return {f"{name}.{key}": value for name, pool in self._pools.items() for key, value in pool.state().items()}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        for name, pool in self._pools.items():
+            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            pool.restore(own)
+
+
 class NoiseSource:
     """Independent random pixels, fresh in every batch: the floor that any method has to beat.
 

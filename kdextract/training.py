@@ -15,7 +15,7 @@ from .errors import DivergedError
 from .images import augment, to_pixels, warp
 from .progress import Reporter
 from .soap import Soap
-from .sources import Batch, ImagePool, State
+from .sources import Batch, ImagePool, Mixture, State
 
 SCHEDULES = ["cosine", "constant"]
 OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], float], torch.optim.Optimizer]] = {
@@ -261,14 +261,14 @@ class Augmenter:
 
 def fit(
     classifier: Classifier,
-    pool: ImagePool,
+    pool: ImagePool | Mixture,
     batch_size: int,
     schedule: Schedule,
     augmenter: Augmenter,
     checkpoints: CheckpointSaver,
     reporter: Reporter,
 ) -> list[Row]:
-    """Train a classifier with cross-entropy on labelled images; `pool`'s targets are labels, int64 [N].
+    """Train a classifier with cross-entropy; `pool`'s targets are labels, int64 [N], or probabilities [N, K].
 
     The weights at the end are the last step's; nothing is selected on any other data.
     """

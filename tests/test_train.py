@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 
 import kdextract
 from kdextract.classifier import load_classifier
+from kdextract.data import RealData
+from kdextract.errors import ConfigError, UsageError
 from kdextract.images import fit_images
+from kdextract.sources import ImagePool, Mixture
 from kdextract.stage_runner import Outcome
-from kdextract.stages.train import _split
+from kdextract.stages.train import _shots, _split
 from kdextract.training import predict
 
 COUNT = 200
@@ -68,3 +72,81 @@ def test_nothing_set_aside_means_no_validation_accuracy(tmp_path: Path, images: 
     metrics = train(tmp_path / "a", images, validation=0.0).manifest.metrics
     assert metrics["num_images"] == COUNT
     assert not [name for name in metrics if name.startswith("validation")]
+
+
+# ---- few images, and synthetic ones beside them --------------------------------------------------------------------
+
+
+def test_shots_are_so_many_of_each_class_and_the_seed_decides_which() -> None:
+    labels = torch.tensor([0, 1, 1, 0, 2, 2, 2, 0, 1] * 4)
+    data = RealData(torch.zeros(36, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"))
+    chosen = _shots(data, 3, seed=0)
+    assert torch.bincount(labels[chosen]).tolist() == [3, 3, 3]
+    assert len(chosen.unique()) == 9
+    assert torch.equal(chosen, _shots(data, 3, seed=0))
+    assert not torch.equal(chosen, _shots(data, 3, seed=1))
+    assert torch.equal(_shots(data, None, seed=0), torch.arange(36))
+    with pytest.raises(ConfigError, match="class 'a' has 12 images, fewer than --shots 13"):
+        _shots(data, 13, seed=0)
+
+
+def pool_of(value: int, targets: torch.Tensor) -> ImagePool:
+    images = torch.full((len(targets), 1, 2, 2), value, dtype=torch.uint8)
+    return ImagePool(images, targets, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 2), (0.5, 5), (1.0, 10)])
+def test_a_mixture_takes_its_share_of_each_batch(share: float, expected: int) -> None:
+    mixture = Mixture(pool_of(0, torch.zeros(7)), pool_of(255, torch.ones(9)), share)
+    for _ in range(5):
+        batch = mixture.sample(10)
+        assert batch.targets is not None
+        assert (
+            batch.targets.tolist()
+            == batch.images.amax((1, 2, 3)).tolist()
+            == [0.0] * (10 - expected) + [1.0] * expected
+        )
+
+
+def test_a_mixture_goes_on_after_a_restore() -> None:
+    def mixture() -> Mixture:
+        return Mixture(pool_of(1, torch.arange(7)), pool_of(2, torch.arange(100, 109)), 0.5)
+
+    first, second = mixture(), mixture()
+    first.sample(6)
+    second.restore({name: tensor.clone() for name, tensor in first.state().items()})
+    for _ in range(4):
+        (one, other) = (m.sample(6).targets for m in (first, second))
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_augmented_training_learns_from_both(finished_run: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"shots": 4, "epochs": 30, "validation": 0.0, "threads": 1}
+    artifact = str(finished_run / "transfer-sets" / "all_layers")
+    made = {
+        name: kdextract.train(run=tmp_path / name, **options, **more)
+        for name, more in {
+            "plain": {},
+            "soft": {"augment": artifact},
+            "hard": {"augment": artifact, "augment_labels": "hard"},
+            "more": {"augment": artifact, "augment_share": 0.9},
+        }.items()
+    }
+    files = {name: (outcome.directory / "model.safetensors").read_bytes() for name, outcome in made.items()}
+    assert len(set(files.values())) == 4, "every option has an effect"
+    assert {outcome.manifest.metrics["num_images"] for outcome in made.values()} == {40}
+    roles = [entry.role for entry in made["soft"].manifest.inputs]
+    assert roles == ["data", "transfer-set"]
+    assert kdextract.train(run=tmp_path / "soft", **options, augment=artifact).status == "cached"
+
+
+def test_what_augments_must_be_there_and_fit(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--augment-share has no effect without --augment"):
+        kdextract.train(run=tmp_path, augment_share=0.3)
+    with pytest.raises(UsageError, match="--augment 'nothing' is no transfer set"):
+        kdextract.train(run=tmp_path, augment="nothing")
+    artifact = str(finished_run / "transfer-sets" / "all_layers")
+    with pytest.raises(ConfigError, match="needed are"):
+        kdextract.train(run=tmp_path, model="hinton800", augment=artifact, epochs=1)

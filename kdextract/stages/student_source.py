@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..classifier import Classifier
+    from ..models import InputShape
     from ..sources import Source
     from ..stage_runner import StageContext
 
@@ -96,7 +97,7 @@ def choose(config: NamesSource, run: RunDir) -> Choice:
         return Choice("data", config.data)
     if config.data is None and not run.artifacts("transfer-set"):
         return _auto(run)
-    return Choice("transfer-set", str(_transfer_set(config.data, run)))
+    return Choice("transfer-set", str(transfer_set(config.data, run)))
 
 
 def _auto(run: RunDir) -> Choice:
@@ -115,7 +116,11 @@ def inputs_of(choice: Choice, config: NamesSource, run: RunDir) -> tuple[Sequenc
         return [real_data_input(config, choice.name, "train")], "teacher+data"
     if choice.kind != "transfer-set":
         return [], "teacher"
-    directory = Path(choice.name)
+    return transfer_set_input(Path(choice.name), run)
+
+
+def transfer_set_input(directory: Path, run: RunDir) -> tuple[list[Input], str]:
+    """Return a transfer set as an input, after checking every file of it, and what it needed."""
     manifest = verify_artifact(directory)
     inside = directory.parent.parent.resolve() == run.root.resolve()
     label = manifest.label if inside else str(directory)
@@ -138,17 +143,17 @@ def open_source(
         return ImagePool(
             fit_images(data.images, teacher.input_shape), None, config.seed, context.device, holds_out=True
         )
-    images, targets = _read_transfer_set(Path(choice.name), teacher)
+    images, targets = read_transfer_set(Path(choice.name), teacher.input_shape, teacher.num_classes)
     return ImagePool(images, targets, config.seed, context.device, holds_out=True)
 
 
-def _transfer_set(spec: str | None, run: RunDir) -> Path:
-    """Return the directory of the transfer set that `--data` names; without a name, the run's only one."""
+def transfer_set(spec: str | None, run: RunDir, option: str = "--data") -> Path:
+    """Return the directory of the transfer set that an option names; without a name, the run's only one."""
     present = run.artifacts("transfer-set")
     if spec is None:
         if len(present) == 1:
             return present[0].directory
-        raise ConfigError(f"{run.root} has several transfer sets, say which with --data: {_names(present)}")
+        raise ConfigError(f"{run.root} has several transfer sets, say which with {option}: {_names(present)}")
     matches = [ref.directory for ref in present if spec in (ref.name, ref.label)]
     if matches:
         return matches[0]
@@ -156,15 +161,17 @@ def _transfer_set(spec: str | None, run: RunDir) -> Path:
         if read_manifest(Path(spec)).kind != "transfer-set":
             raise ConfigError(f"{spec} is not a transfer set")
         return Path(spec)
-    from ..data import data_names
+    known = [ref.name for ref in present]
+    others = ""
+    if option == "--data":
+        from ..data import data_names
 
-    known = [ref.name for ref in present] + NOISE + data_names()
-    raise UsageError(
-        f"--data {spec!r} is no transfer set of {run.root}, no noise and no data set.{did_you_mean(spec, known)}"
-    )
+        known += NOISE + data_names()
+        others = ", no noise and no data set"
+    raise UsageError(f"{option} {spec!r} is no transfer set of {run.root}{others}.{did_you_mean(spec, known)}")
 
 
-def _read_transfer_set(directory: Path, teacher: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
+def read_transfer_set(directory: Path, shape: InputShape, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the stored images (uint8) and targets (the teacher's logits). Raises `ConfigError` if they do not fit."""
     import torch
 
@@ -172,13 +179,14 @@ def _read_transfer_set(directory: Path, teacher: Classifier) -> tuple[torch.Tens
 
     images = torch.from_numpy(read_npy(directory / "images.npy"))
     targets = torch.from_numpy(read_npy(directory / "targets.npy"))
-    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != teacher.input_shape:
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
         raise ConfigError(
-            f"{directory} holds images of shape {tuple(images.shape[1:])} ({images.dtype}), "
-            f"the teacher takes {teacher.input_shape}"
+            f"{directory} holds images of shape {tuple(images.shape[1:])} ({images.dtype}), needed are {shape}"
         )
-    if tuple(targets.shape) != (len(images), teacher.num_classes):
-        raise ConfigError(f"{directory} has targets of shape {tuple(targets.shape)} for {len(images)} images")
+    if tuple(targets.shape) != (len(images), num_classes):
+        raise ConfigError(
+            f"{directory} has targets of shape {tuple(targets.shape)} for {len(images)} images of {num_classes} classes"
+        )
     return images, targets
 
 

@@ -6,17 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import DataAccess, StageConfig, option
-from ..errors import UsageError
+from ..config import DataAccess, StageConfig, option, spelling
+from ..errors import ConfigError, UsageError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
 from .inputs import open_real_data, real_data_input
+from .student_source import read_transfer_set, transfer_set, transfer_set_input
 
 if TYPE_CHECKING:
     import torch
 
+    from ..classifier import Classifier
     from ..data import RealData
     from ..models import InputShape
+    from ..sources import ImagePool, Mixture
 
 MIN_EPOCHS = 12
 MIN_STEPS = 1500
@@ -37,6 +40,8 @@ class TrainConfig(StageConfig, DataAccess):
       kdx train --model hinton1200 --data mnist --data-dir ~/data
 
       kdx train --data folder:photos --epochs 30 --run runs/photos
+
+      kdx train --data mnist --shots 10 --augment runs/default/transfer-sets/all_layers --run runs/few
     """
 
     model: str = option("lenet", "Architecture of the teacher; `kdx models` lists them.")
@@ -58,6 +63,30 @@ class TrainConfig(StageConfig, DataAccess):
         minimum=0,
         maximum=0.9,
     )
+    shots: int | None = option(
+        None, "Use so many images of each class, drawn by the seed, instead of all of them.", minimum=1
+    )
+    augment: str | None = option(
+        None,
+        "Transfer set to learn from besides: synthetic images that another teacher's run has made. Its directory, or "
+        "its name in this run.",
+        metavar="ARTIFACT",
+    )
+    augment_share: float | None = option(
+        None, "Share of each batch that comes from --augment; the default is 0.5.", above=0, maximum=1
+    )
+    augment_labels: str | None = option(
+        None,
+        "Labels of these images: soft, the probabilities that their own teacher gives them (the default), or hard, the "
+        "class that each was made for.",
+        choices=["soft", "hard"],
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("augment_share", "augment_labels"):
+            if self.augment is None and getattr(self, name) is not None:
+                raise UsageError(f"{spelling(name)} has no effect without --augment")
 
 
 def plan(config: TrainConfig, run: RunDir) -> Plan:
@@ -67,7 +96,10 @@ def plan(config: TrainConfig, run: RunDir) -> Plan:
     architecture(config.model)
     if config.input_size is not None:
         parse_input_size(config.input_size)
-    return Plan(run.place("teacher"), (real_data_input(config, config.data, "train"),))
+    inputs = [real_data_input(config, config.data, "train")]
+    if config.augment is not None:
+        inputs += transfer_set_input(transfer_set(config.augment, run, "--augment"), run)[0]
+    return Plan(run.place("teacher"), tuple(inputs))
 
 
 def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
@@ -77,17 +109,17 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     from ..classifier import Classifier, ClassifierSpec, encode_classifier
     from ..data import mirrors_make_sense
     from ..images import fit_images
-    from ..sources import ImagePool
     from ..training import Augmenter, Schedule, fit, predict
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
         data = open_real_data(config, config.data, "train", "training", context)
         shape = _input_shape(config, data)
-        images = fit_images(data.images, shape)
+        chosen = _shots(data, config.shots, config.seed)
+        images, labels = fit_images(data.images[chosen], shape), data.labels[chosen]
     trained_on, set_aside = _split(len(images), config.validation, config.seed)
-    aside = images[set_aside], data.labels[set_aside]
-    images, labels = images[trained_on], data.labels[trained_on]
+    aside = images[set_aside], labels[set_aside]
+    images, labels = images[trained_on], labels[trained_on]
     mean, std = _channel_statistics(images)
     teacher = Classifier(ClassifierSpec(config.model, shape, data.class_names, mean, std))
     teacher = teacher.placed(context.device)
@@ -95,7 +127,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
     steps = epochs * steps_per_epoch
     flip = mirrors_make_sense(config.data) if config.flip is None else config.flip
-    pool = ImagePool(images, labels, config.seed, context.device)
+    pool = _pool(config, images, labels, teacher, context)
     with context.phase("train"), context.checkpoints.loop():
         rows = fit(
             teacher,
@@ -139,6 +171,48 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
         return parse_input_size(config.input_size)
     _, height, width = architecture(config.model).input_shape
     return data.images.shape[1], height, width
+
+
+def _shots(data: RealData, shots: int | None, seed: int) -> torch.Tensor:
+    """Return the indices of `shots` images of each class, or of all images.
+
+    Raises:
+        ConfigError: a class has fewer.
+    """
+    import torch
+
+    if shots is None:
+        return torch.arange(len(data.labels))
+    shuffled = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
+    kept = []
+    for label, name in enumerate(data.class_names):
+        own = shuffled[data.labels[shuffled] == label]
+        if len(own) < shots:
+            raise ConfigError(f"class {name!r} has {len(own)} images, fewer than --shots {shots}")
+        kept.append(own[:shots])
+    return torch.cat(kept).sort().values
+
+
+def _pool(
+    config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, teacher: Classifier, context: StageContext
+) -> ImagePool | Mixture:
+    """Return what batches are drawn from: the real images, with those of `--augment` if there are any."""
+    import torch
+    import torch.nn.functional as F
+
+    from ..sources import ImagePool, Mixture
+    from ..tensor_files import read_npy
+
+    if config.augment is None:
+        return ImagePool(images, labels, config.seed, context.device)
+    directory = transfer_set(config.augment, context.run, "--augment")
+    made, logits = read_transfer_set(directory, teacher.input_shape, teacher.num_classes)
+    soft = F.one_hot(torch.from_numpy(read_npy(directory / "labels.npy")), teacher.num_classes).float()
+    if config.augment_labels != "hard":
+        soft = logits.softmax(1)
+    real = ImagePool(images, F.one_hot(labels, teacher.num_classes).float(), config.seed, context.device)
+    share = 0.5 if config.augment_share is None else config.augment_share
+    return Mixture(real, ImagePool(made, soft, config.seed + 2, context.device), share)
 
 
 def _split(num_images: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
