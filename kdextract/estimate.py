@@ -78,8 +78,9 @@ def structured_agreement(teacher: Classifier, student: Classifier, images_seen: 
         images_seen: images that the student has learned from, counted each time; fewer take a shorter comparison.
     """
     count = max(FEWEST, min(IMAGES, round(SHARE * images_seen / DRAWN)))
-    pool = structured_pool(teacher, DRAWN * count, 0, HELD_OUT_SEED)
-    return Probe.of(teacher, to_uint8(pool.sample(count).images)).agreement(student)
+    batch = structured_pool(teacher, DRAWN * count, 0, HELD_OUT_SEED).sample(count)
+    assert batch.targets is not None
+    return Probe(to_uint8(batch.images), batch.targets.argmax(1).cpu(), stability=1.0).agreement(student)
 
 
 def estimate(agreement: float, teacher: TeacherAccuracy, structured: bool, line: Line = LINE) -> Estimate | None:
