@@ -120,10 +120,10 @@ class DistillConfig(MethodStageConfig, DataAccess):
     inherit: bool = option(
         True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
     )
-    batch_norm: str = option(
-        "train",
-        "Batch normalization of the student: train; frozen, its statistics stay as they are; frozen-affine, its scales "
-        "and shifts as well.",
+    batch_norm: str | None = option(
+        None,
+        "Batch normalization of the student: train, the default; frozen, its statistics stay as they are; frozen-affine, "
+        "its scales and shifts as well.",
         choices=["train", "frozen", "frozen-affine"],
     )
     teacher_accuracy: float | None = option(
@@ -337,7 +337,7 @@ class Loop:
             checkpoints,
             reporter,
             monitor,
-            config.batch_norm,
+            config.batch_norm or "train",
         )
 
     def steps_within(self, seconds: float, student: Classifier) -> int:

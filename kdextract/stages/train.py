@@ -108,20 +108,17 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
 
     from ..classifier import Classifier, ClassifierSpec, encode_classifier
     from ..data import mirrors_make_sense
-    from ..images import fit_images
     from ..training import Augmenter, Schedule, fit, predict
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
-        data = open_real_data(config, config.data, "train", "training", context)
-        shape = _input_shape(config, data)
-        chosen = _shots(data, config.shots, config.seed)
-        images, labels = fit_images(data.images[chosen], shape), data.labels[chosen]
+        images, labels, class_names = _read(config, context)
     trained_on, set_aside = _split(len(images), config.validation, config.seed)
     aside = images[set_aside], labels[set_aside]
     images, labels = images[trained_on], labels[trained_on]
     mean, std = _channel_statistics(images)
-    teacher = Classifier(ClassifierSpec(config.model, shape, data.class_names, mean, std))
+    channels, height, width = images.shape[1:]
+    teacher = Classifier(ClassifierSpec(config.model, (channels, height, width), class_names, mean, std))
     teacher = teacher.placed(context.device)
     steps_per_epoch = max(1, len(images) // config.batch_size)
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
@@ -173,16 +170,26 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
     return data.images.shape[1], height, width
 
 
-def _shots(data: RealData, shots: int | None, seed: int) -> torch.Tensor:
-    """Return the indices of `shots` images of each class, or of all images.
+def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Return the real images as the model takes them, uint8 [N, channels, height, width], labels [N], class names."""
+    from ..images import fit_images
+
+    data = open_real_data(config, config.data, "train", "training", context)
+    shape = _input_shape(config, data)
+    if config.shots is None:
+        return fit_images(data.images, shape), data.labels, data.class_names
+    chosen = _shots(data, config.shots, config.seed)
+    return fit_images(data.images[chosen], shape), data.labels[chosen], data.class_names
+
+
+def _shots(data: RealData, shots: int, seed: int) -> torch.Tensor:
+    """Return the indices of `shots` images of each class, in ascending order.
 
     Raises:
         ConfigError: a class has fewer.
     """
     import torch
 
-    if shots is None:
-        return torch.arange(len(data.labels))
     shuffled = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
     kept = []
     for label, name in enumerate(data.class_names):
