@@ -181,6 +181,9 @@ def _plain(value: Any) -> Any:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return one `--option: old -> new` per option that two records disagree on."""
+    """Return one `--option: old -> new` per option that two records disagree on.
+
+    An option that is absent counts as None: what an older version made stays good when an option is added.
+    """
     names = dict.fromkeys([*old, *new])
     return [f"{spelling(name)}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]

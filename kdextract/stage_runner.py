@@ -27,7 +27,7 @@ from .artifacts import (
     write_file,
 )
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
-from .config import StageConfig, to_record
+from .config import StageConfig, difference, to_record
 from .errors import ArtifactError, OutOfMemoryError, from_os_error
 from .progress import Reporter
 from .run_dir import ArtifactRef, RunDir, verified
@@ -196,7 +196,9 @@ def _is_stale(plan: Plan, record: Json) -> bool:
     if not directory.exists():
         return False
     manifest = read_manifest(directory)
-    return manifest.config != record or {i.sha256 for i in manifest.inputs} != {i.sha256 for i in plan.inputs}
+    return bool(difference(manifest.config, record)) or {i.sha256 for i in manifest.inputs} != {
+        i.sha256 for i in plan.inputs
+    }
 
 
 def _execute(

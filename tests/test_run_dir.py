@@ -355,3 +355,9 @@ def test_another_artifact_at_the_place_is_not_done(run: RunDir, made: ArtifactRe
     made.directory.rename(other.directory)
     with pytest.raises(ArtifactError, match="renamed or moved"):
         run.is_done(other, CONFIG, INPUTS, force=False)
+
+
+def test_an_option_that_is_added_later_unmakes_nothing(run: RunDir, made: ArtifactRef) -> None:
+    assert run.is_done(made, {**CONFIG, "new_option": None}, INPUTS, force=False) is True
+    with pytest.raises(ConfigError, match="--new-option: None -> 3"):
+        run.is_done(made, {**CONFIG, "new_option": 3}, INPUTS, force=False)

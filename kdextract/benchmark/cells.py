@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Manifest, read_manifest
-from ..config import DataAccess, NamedStageConfig, to_record
+from ..config import DataAccess, NamedStageConfig, difference, to_record
 from ..errors import ArtifactError, UsageError
 from ..run_dir import ArtifactRef, RunDir
 from ..stages import STAGES
@@ -71,7 +71,7 @@ class Command:
         lineage = all(identities[entry.path] in (None, entry.sha256) for entry in manifest.inputs)
         return (
             manifest
-            if whole and lineage and _comparable(manifest.config) == _comparable(to_record(self.config))
+            if whole and lineage and not difference(_comparable(manifest.config), _comparable(to_record(self.config)))
             else None
         )
 

@@ -122,7 +122,7 @@ class DistillConfig(MethodStageConfig, DataAccess):
     )
     batch_norm: str | None = option(
         None,
-        "Batch normalization of the student: train, the default; frozen, its statistics stay as they are; frozen-affine, "
+        "Batch normalization of the student: train (default); frozen, its statistics stay as they are; frozen-affine, "
         "its scales and shifts as well.",
         choices=["train", "frozen", "frozen-affine"],
     )
