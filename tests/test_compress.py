@@ -106,7 +106,7 @@ def test_the_default_leaves_the_first_and_the_last_layer(run: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_take_their_layers_apart(run: Path, preset: str) -> None:
     metrics = kdextract.compress(run=run, preset=preset, threads=1).manifest.metrics
-    named = [entry.split("=")[0] for entry in PRESETS[preset][1].split(",")]
+    named = [entry.split("=")[0] for entry in PRESETS[preset]["lenet5"].split(",")]
     assert [entry.split()[0] for entry in metrics["ranks"]] == named
     assert metrics["num_parameters"] < metrics["teacher_parameters"]
     if preset == "kegnet-3":
@@ -128,6 +128,18 @@ def test_distill_and_evaluate_take_the_result(run: Path) -> None:
     assert 0 < float((cores[0] - cores[1]).abs().max()) < 0.2, "it began as the compressed teacher"
     scores = [kdextract.evaluate(run=run, artifact=a, threads=1) for a in ("compressed/small", "students/small")]
     assert scores[0].directory != scores[1].directory
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_name_layers_of_resnet14(preset: str, channels: int) -> None:
+    network = architecture("resnet14").build((channels, 32, 32), 10)
+    rules = config(preset=preset).rules_by_layer("resnet14", channels)
+    assert rules is not None
+    ranks = choose_ranks(network, rules, "evbmf")
+    assert len(ranks) == {"1": 2, "2": 2, "3": 4}[preset[-1]] * (1 if "kegnet" in preset else 2)
+    if preset == "bdnf-3":
+        assert ("block3_1.conv1", *((19, 38) if channels == 1 else (12, 25))) in ranks
 
 
 def config(**options: object) -> CompressConfig:
@@ -171,7 +183,7 @@ def test_what_does_not_fit_the_teacher_is_refused(run: Path, options: dict[str, 
 
 
 def test_a_preset_is_for_its_network(run_copy: Path) -> None:
-    with pytest.raises(ConfigError, match="is for lenet5, and the teacher is lenet"):
+    with pytest.raises(ConfigError, match="is for lenet5, resnet14"):
         kdextract.compress(run=run_copy, preset="bdnf-1", threads=1)
 
 
@@ -181,7 +193,7 @@ def test_a_student_that_was_never_compressed_is_named(run: Path) -> None:
 
 
 def test_rules_are_read_per_layer() -> None:
-    rules = config(tucker_ratio=0.25, layers="a, b=evbmf,c=.5,d=3x4").rules_by_layer()
+    rules = config(tucker_ratio=0.25, layers="a, b=evbmf,c=.5,d=3x4").rules_by_layer("", 1)
     assert rules == {"a": 0.25, "b": "evbmf", "c": 0.5, "d": (3, 4)}
     assert config().common_rule() == "evbmf"
     assert config(tucker_ranks="2,3").common_rule() == (2, 3)

@@ -17,7 +17,9 @@ from kdextract.tensor_files import encode_safetensors
 
 # name -> (classes, parameters), at the input shape that the architecture was designed for. By hand, weights and
 # biases per layer: lenet 156 + 2416 + 48120 + 10164 + 850; alex 64 (3 * 121 + 1) + 192 (64 * 25 + 1)
-# + 384 (192 * 9 + 1) + 384 (384 * 9 + 1) + 256 (384 * 9 + 1) + 4096 (256 * 7 * 7 + 1) + 4096 * 4097 + 1000 * 4097.
+# + 384 (192 * 9 + 1) + 384 (384 * 9 + 1) + 256 (384 * 9 + 1) + 4096 (256 * 7 * 7 + 1) + 4096 * 4097 + 1000 * 4097;
+# resnet14 480 + 4 * 2352 + 4704 + 3 * 9312 + 18624 + 3 * 37056 + 650, normalization in each; lenet5_bn 162 + 2432
+# + 48120 + 10164 + 850.
 PARAMETERS = {
     "lenet": (10, 61_706),
     "lenet_half": (10, 35_820),
@@ -31,16 +33,18 @@ PARAMETERS = {
     "vgg19": (1000, 143_667_240),
     "resnet18": (10, 11_173_962),
     "resnet34": (10, 21_282_122),
+    "resnet14": (10, 172_970),
+    "lenet5_bn": (10, 61_728),
 }
 # Input shapes that the smaller copies of large networks are built for; 32 pixels are the least that both families take.
 SMALL_INPUT: dict[str, InputShape] = {name: (3, 32, 32) for name in ("alex", "alex_half", "vgg16", "vgg19")}
 REFUSED: list[tuple[str, InputShape]] = [
-    *[(name, (1, 28, 28)) for name in ("lenet", "lenet_half", "lenet5", "lenet5_half")],
-    *[(name, (1, 32, 33)) for name in ("lenet", "lenet_half", "lenet5", "lenet5_half")],
+    *[(name, (1, 28, 28)) for name in ("lenet", "lenet_half", "lenet5", "lenet5_half", "lenet5_bn")],
+    *[(name, (1, 32, 33)) for name in ("lenet", "lenet_half", "lenet5", "lenet5_half", "lenet5_bn")],
     *[(name, (3, 31, 32)) for name in ("alex", "alex_half")],
     *[(name, (3, 32, 48)) for name in ("vgg16", "vgg19")],
     *[(name, (3, 33, 32)) for name in ("vgg16", "vgg19")],
-    *[(name, (3, 15, 32)) for name in ("resnet18", "resnet34")],
+    *[(name, (3, 15, 32)) for name in ("resnet14", "resnet18", "resnet34")],
 ]
 
 every_model = pytest.mark.parametrize("name", model_names())

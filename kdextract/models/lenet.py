@@ -31,7 +31,13 @@ def _lenet(name: str, input_shape: InputShape, num_classes: int, filters: tuple[
     return he_initialize(nn.Sequential(layers))
 
 
-def _lenet5(name: str, input_shape: InputShape, num_classes: int, widths: tuple[int, int, int, int]) -> nn.Module:
+def _lenet5(
+    name: str,
+    input_shape: InputShape,
+    num_classes: int,
+    widths: tuple[int, int, int, int],
+    batch_norm: bool = False,
+) -> nn.Module:
     require_size(name, input_shape, 32, 32)
     first, second, third, hidden = widths
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -48,7 +54,16 @@ def _lenet5(name: str, input_shape: InputShape, num_classes: int, widths: tuple[
         relu4=nn.ReLU(),
         logits=nn.Linear(hidden, num_classes),
     )
-    return he_initialize(nn.Sequential(layers))
+    if not batch_norm:
+        return he_initialize(nn.Sequential(layers))
+    normalized: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer, module in layers.items():
+        if isinstance(module, nn.Conv2d) and layer != "conv3":  # which leaves one pixel, nothing to take a variance of
+            normalized[layer] = nn.Conv2d(module.in_channels, module.out_channels, 5, bias=False)
+            normalized[layer.replace("conv", "bn")] = nn.BatchNorm2d(module.out_channels)
+        else:
+            normalized[layer] = module
+    return he_initialize(nn.Sequential(normalized))
 
 
 @register_model("lenet", input_shape=(1, 32, 32), source="LeCun et al. 1998, in the form of Lopes et al. 2017")
@@ -73,3 +88,9 @@ def lenet5(input_shape: InputShape, num_classes: int) -> nn.Module:
 def lenet5_half(input_shape: InputShape, num_classes: int) -> nn.Module:
     """`lenet5` with every width halved (3, 8, 60, 42): DAFL's student."""
     return _lenet5("lenet5_half", input_shape, num_classes, (3, 8, 60, 42))
+
+
+@register_model("lenet5_bn", input_shape=(1, 32, 32), source="lenet5, with Ioffe and Szegedy 2015")
+def lenet5_bn(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """`lenet5` with batch normalization after the first two convolutions: a teacher for methods that need it."""
+    return _lenet5("lenet5_bn", input_shape, num_classes, (6, 16, 120, 84), batch_norm=True)

@@ -1,7 +1,8 @@
-"""ResNet-18 and ResNet-34 for images of 32x32 pixels: the basic blocks of He et al. 2016, with a stem for small images.
+"""Residual networks for images of 32x32 pixels: the basic blocks of He et al. 2016, with a stem for small images.
 
-The stem is one 3x3 convolution with neither stride nor pooling, so that four stages leave 4x4 of 32x32 pixels; the
-published teachers and students of data-free distillation on CIFAR have this form.
+The stem is one 3x3 convolution with neither stride nor pooling, so that the four stages of ResNet-18 and ResNet-34
+leave 4x4 of 32x32 pixels; the published teachers and students of data-free distillation on CIFAR have this form.
+ResNet-14 is KegNet's: three narrow stages, as in section 4.2 of He et al.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ConfigError
@@ -24,19 +26,22 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch normalization, added to their input (He et al. 2016, fig. 2).
 
     Where the block changes the number of channels or halves the sides, the input goes through a 1x1 convolution first
-    (their option B). The last scale is initialized to zero, so that a fresh block passes its input on (Goyal et al.
-    2017, section 5.1).
+    (their option B), or, `plain`, every second pixel is taken and channels of zeros are added (option A); convolutions
+    of plain blocks have biases, as KegNet's. The last scale is initialized to zero, so that a fresh block passes its
+    input on (Goyal et al. 2017, section 5.1).
     """
 
-    def __init__(self, channels: int, filters: int, stride: int) -> None:
+    def __init__(self, channels: int, filters: int, stride: int, plain: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride, padding=1, bias=plain)
         self.bn1 = nn.BatchNorm2d(filters)
-        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=plain)
         self.bn2 = nn.BatchNorm2d(filters)
         nn.init.zeros_(self.bn2.weight)
         self.shortcut = nn.Sequential()
-        if stride != 1 or channels != filters:
+        if plain and (stride != 1 or channels != filters):
+            self.shortcut.append(Thinned(stride, filters - channels))
+        elif stride != 1 or channels != filters:
             self.shortcut.append(nn.Conv2d(channels, filters, 1, stride, bias=False))
             self.shortcut.append(nn.BatchNorm2d(filters))
 
@@ -44,6 +49,18 @@ class BasicBlock(nn.Module):
         """Return [batch, filters, height / stride, width / stride] for [batch, channels, height, width]."""
         hidden = torch.relu(self.bn1(self.conv1(inputs)))
         return torch.relu(self.bn2(self.conv2(hidden)) + self.shortcut(inputs))
+
+
+class Thinned(nn.Module):
+    """Every `stride`-th pixel of each row and column, and `more` channels of zeros; no parameters."""
+
+    def __init__(self, stride: int, more: int) -> None:
+        super().__init__()
+        self._stride, self._more = stride, more
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return [batch, channels + more, height / stride, width / stride]."""
+        return F.pad(inputs[:, :, :: self._stride, :: self._stride], (0, 0, 0, 0, 0, self._more))
 
 
 class GlobalAverage(nn.Module):
@@ -54,20 +71,27 @@ class GlobalAverage(nn.Module):
         return inputs.mean((2, 3))
 
 
-def _resnet(name: str, input_shape: InputShape, num_classes: int, depths: tuple[int, ...]) -> nn.Module:
+def _resnet(
+    name: str,
+    input_shape: InputShape,
+    num_classes: int,
+    depths: tuple[int, ...],
+    widths: tuple[int, ...] = _WIDTHS,
+    plain: bool = False,
+) -> nn.Module:
     channels, height, width = input_shape
     if min(height, width) < _LEAST_SIDE:
         raise ConfigError(f"{name} takes images of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels, got {height}x{width}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(channels, _WIDTHS[0], 3, padding=1, bias=False),
-        bn1=nn.BatchNorm2d(_WIDTHS[0]),
+        conv1=nn.Conv2d(channels, widths[0], 3, padding=1, bias=plain),
+        bn1=nn.BatchNorm2d(widths[0]),
         relu1=nn.ReLU(),
     )
-    channels = _WIDTHS[0]
-    for stage, (depth, filters) in enumerate(zip(depths, _WIDTHS, strict=True), start=1):
+    channels = widths[0]
+    for stage, (depth, filters) in enumerate(zip(depths, widths, strict=True), start=1):
         for index in range(depth):
             stride = 2 if stage > 1 and index == 0 else 1
-            layers[f"block{stage}_{index + 1}"] = BasicBlock(channels, filters, stride)
+            layers[f"block{stage}_{index + 1}"] = BasicBlock(channels, filters, stride, plain)
             channels = filters
     layers["pool"] = GlobalAverage()
     layers["logits"] = nn.Linear(channels, num_classes)
@@ -84,3 +108,9 @@ def resnet18(input_shape: InputShape, num_classes: int) -> nn.Module:
 def resnet34(input_shape: InputShape, num_classes: int) -> nn.Module:
     """Basic blocks 3-4-6-3 in four stages (64, 128, 256, 512 channels)."""
     return _resnet("resnet34", input_shape, num_classes, (3, 4, 6, 3))
+
+
+@register_model("resnet14", input_shape=(3, 32, 32), source="KegNet (Yoo et al. 2019); He et al. 2016, section 4.2")
+def resnet14(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Two plain blocks in each of three stages (16, 32, 64 channels): the teacher of KegNet and BDNF."""
+    return _resnet("resnet14", input_shape, num_classes, (2, 2, 2), (16, 32, 64), plain=True)

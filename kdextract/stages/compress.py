@@ -20,14 +20,27 @@ if TYPE_CHECKING:
 
 EVBMF = "evbmf"
 PRESETS = {
-    "kegnet-1": ("lenet5", "conv3"),
-    "kegnet-2": ("lenet5", "conv2,conv3"),
-    "kegnet-3": ("lenet5", "conv2,conv3=5x8"),
-    "bdnf-1": ("lenet5", "conv3=0.15"),
-    "bdnf-2": ("lenet5", "conv2=0.5,conv3=0.15"),
-    "bdnf-3": ("lenet5", "conv2=0.3,conv3=0.15"),
+    "kegnet-1": {"lenet5": "conv3", "resnet14": "block3_1.conv1,block3_2.conv1"},
+    "kegnet-2": {"lenet5": "conv2,conv3", "resnet14": "block3_1.conv2,block3_2.conv2"},
+    "kegnet-3": {
+        "lenet5": "conv2,conv3=5x8",
+        "resnet14": "block3_1.conv1,block3_1.conv2,block3_2.conv1,block3_2.conv2",
+    },
+    "bdnf-1": {
+        "lenet5": "conv3=0.15",
+        "resnet14": "block2_1.conv1=0.9,block2_2.conv1=0.9,block3_1.conv1=0.4,block3_2.conv1=0.4",
+        "resnet14 on grey images": "block2_1.conv1=0.9,block2_2.conv1=0.9,block3_1.conv1=0.6,block3_2.conv1=0.6",
+    },
+    "bdnf-2": {
+        "lenet5": "conv2=0.5,conv3=0.15",
+        "resnet14": "block2_1.conv2=0.6,block2_2.conv2=0.6,block3_1.conv2=0.2,block3_2.conv2=0.2",
+        "resnet14 on grey images": "block2_1.conv2=0.6,block2_2.conv2=0.6,block3_1.conv2=0.3,block3_2.conv2=0.3",
+    },
 }
-"""Published students: the network that they are made from, and its layers as `--layers` spells them."""
+"""Published students: by the network that they are made from, its layers as `--layers` spells them."""
+PRESETS["bdnf-3"] = {"lenet5": "conv2=0.3,conv3=0.15"} | {
+    name: f"{PRESETS['bdnf-1'][name]},{PRESETS['bdnf-2'][name]}" for name in ("resnet14", "resnet14 on grey images")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +67,9 @@ class CompressConfig(NamedStageConfig):
     )
     tucker_ranks: str | None = option(None, "Ranks of every layer, inputs and outputs.", metavar="I,O")
     layers: str | None = option(None, "Layers to take apart, with commas; see above.", metavar="NAME[=RULE],...")
-    preset: str | None = option(None, "Layers and ranks of a published student of lenet5.", choices=sorted(PRESETS))
+    preset: str | None = option(
+        None, "Layers and ranks of a published student of lenet5 or resnet14.", choices=sorted(PRESETS)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +78,8 @@ class CompressConfig(NamedStageConfig):
             raise UsageError(f"--{rules[0].replace('_', '-')} and --{rules[1].replace('_', '-')} exclude each other")
         if self.preset is not None and (rules or self.layers is not None):
             raise UsageError("--preset says both layers and ranks; leave out --layers and --tucker...")
-        self.rules_by_layer()
+        if self.preset is None:
+            self.rules_by_layer("", 0)
 
     def common_rule(self) -> Rule:
         """The rule of layers that have none of their own."""
@@ -71,10 +87,23 @@ class CompressConfig(NamedStageConfig):
             return self.tucker_ratio
         return EVBMF if self.tucker_ranks is None else _ranks(self.tucker_ranks.replace(",", "x"), self.tucker_ranks)
 
-    def rules_by_layer(self) -> dict[str, Rule] | None:
-        """Layer -> rule, None if no layer is named."""
+    def rules_by_layer(self, architecture: str, channels: int) -> dict[str, Rule] | None:
+        """Layer -> rule, None if no layer is named.
+
+        Raises:
+            ConfigError: the preset is for other networks.
+        """
         common = self.common_rule()
-        text = PRESETS[self.preset][1] if self.preset is not None else self.layers
+        text = self.layers
+        if self.preset is not None:
+            known = PRESETS[self.preset]
+            text = known.get(
+                architecture if channels > 1 else f"{architecture} on grey images", known.get(architecture)
+            )
+            if text is None:
+                raise ConfigError(
+                    f"--preset {self.preset} is for {', '.join(known)}, and the teacher is {architecture}"
+                )
         if text is None:
             return None
         rules: dict[str, Rule] = {}
@@ -119,11 +148,10 @@ def execute(config: CompressConfig, context: StageContext) -> dict[str, Any]:
     from ..hooks import count_multiply_adds
 
     teacher = context.teacher().to("cpu")
-    if config.preset is not None and teacher.spec.architecture != (meant := PRESETS[config.preset][0]):
-        raise ConfigError(f"--preset {config.preset} is for {meant}, and the teacher is {teacher.spec.architecture}")
     if teacher.spec.factors:
         raise ConfigError("the teacher's layers are taken apart already")
-    layers = choose_ranks(teacher.network, config.rules_by_layer(), config.common_rule())
+    rules = config.rules_by_layer(teacher.spec.architecture, teacher.input_shape[0])
+    layers = choose_ranks(teacher.network, rules, config.common_rule())
     compressed = Classifier(replace(teacher.spec, factors=tuple(layers)))
     with context.phase("decomposition"):
         errors = fill(teacher, compressed)
