@@ -11,7 +11,7 @@ from .classifier import Classifier, encode_classifier
 from .hooks import evaluation_mode
 from .images import to_pixels, to_uint8, warp
 from .sources import State
-from .training import predict
+from .training import LANDING_SHARE, predict
 
 LOOKS = 40
 """How often a student is looked at on its way."""
@@ -78,21 +78,26 @@ class Observer:
         steps: number of steps that are planned.
         patience: land when the agreement has not grown at this many looks in a row; None: never.
         num_snapshots: so many snapshots, evenly spaced, none of them at the end.
+        seconds: land early enough to end within so many seconds, should the steps take longer; None: never.
     """
 
-    def __init__(self, probe: Probe, steps: int, patience: int | None, num_snapshots: int) -> None:
+    def __init__(
+        self, probe: Probe, steps: int, patience: int | None, num_snapshots: int, seconds: float | None = None
+    ) -> None:
         self._probe, self._patience = probe, patience
+        self._steps, self._limit = steps, seconds
         self._every = max(1, steps // LOOKS)
         self._snapshot_steps = [round(steps * (i + 1) / (num_snapshots + 1)) for i in range(num_snapshots)]
         self._next_look = self._every
         self._best, self._looks_since = -1.0, 0
         self._landing: int | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
+        self._last_look = 0, 0.0
         self.snapshots: list[Snapshot] = []
 
     @property
     def landing(self) -> int | None:
-        """The step at which the patience ran out."""
+        """The step at which the patience, or the time, ran out."""
         return self._landing
 
     @property
@@ -111,9 +116,23 @@ class Observer:
         improved = agreement > self._best + IMPROVEMENT
         self._looks_since = 0 if improved else self._looks_since + 1
         self._best = max(self._best, agreement)
-        if self._patience is not None and self._looks_since >= self._patience and self._landing is None:
+        out_of_patience = self._patience is not None and self._looks_since >= self._patience
+        if self._landing is None and (out_of_patience or self._late(step)):
             self._landing = step
         return {"agreement": round(agreement, 6)}
+
+    def _late(self, step: int) -> bool:
+        """Whether the steps that are planned would take too long, and the next look would be too late to land.
+
+        Steps are taken to cost what those since the last look cost, or more if all of them did.
+        """
+        if self._limit is None:
+            return False
+        last_step, last_seconds = self._last_look
+        self._last_look = step, self.seconds
+        pace = max(self.seconds / step, (self.seconds - last_seconds) / max(1, step - last_step))
+        left = self._limit - self.seconds
+        return (self._steps - step) * pace > left and (LANDING_SHARE * step + self._every) * pace > left
 
     def state(self) -> State:
         """All of it but the probe."""
@@ -130,6 +149,7 @@ class Observer:
         self._next_look, self._looks_since = int(next_look), int(since)
         self._landing = None if landing < 0 else int(landing)
         self._started = time.monotonic()
+        self._last_look = self._next_look - self._every, self._earlier_seconds
         self.snapshots = []
         for name, content in state.items():
             if name.startswith("snapshot."):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, read_manifest
-from ..budget import parse_duration, steps_within
+from ..budget import CLOSING_SECONDS, parse_duration, steps_within
 from ..config import DataAccess, MethodStageConfig, OptionSet, option
 from ..errors import UsageError
 from ..methods import live_method, live_names
@@ -72,7 +72,7 @@ class DistillConfig(MethodStageConfig, DataAccess):
     budget: str | None = option(
         None,
         "Wall-clock time for all of it, such as 120s or 2m; a short trial turns it into a number of steps, which is "
-        "recorded.",
+        "recorded. If they turn out to take longer, the rate falls to zero early.",
         metavar="TIME",
     )
     patience: int | None = option(
@@ -211,7 +211,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     loop = Loop(config, settings, teacher, source)
     steps = _planned_steps(loop, choice, student, context)
-    observer = Observer(probe, steps, config.patience, config.snapshots)
+    observer = Observer(probe, steps, config.patience, config.snapshots, _seconds_left(config, context))
     with context.phase("distillation"), context.checkpoints.loop():
         result = loop.run(student, steps, context.checkpoints, context.reporter, observer)
     taken = int(result.rows[-1]["step"])
@@ -273,6 +273,13 @@ def _estimate(
         "structured_agreement": round(agreement, 6),
         **{f"estimated_{name}": round(figure, 4) for name, figure in figures.items()},
     }
+
+
+def _seconds_left(config: DistillConfig, context: StageContext) -> float | None:
+    """Return the seconds of the budget that are left for the loop, the stage's end apart; None without a budget."""
+    if config.budget is None:
+        return None
+    return max(0.0, parse_duration(config.budget) - (time.monotonic() - context.started) - CLOSING_SECONDS)
 
 
 def _planned_steps(loop: Loop, choice: Choice, student: Classifier, context: StageContext) -> int:
