@@ -19,7 +19,15 @@ import torch
 from kdextract.artifacts import read_manifest
 from kdextract.classifier import load_classifier
 from kdextract.data import load_data
-from kdextract.estimate import LEAST_AGREEMENT, Line, TeacherAccuracy, estimate, logit, structured_agreement
+from kdextract.estimate import (
+    LEAST_AGREEMENT,
+    Estimate,
+    Line,
+    TeacherAccuracy,
+    estimate,
+    logit,
+    structured_agreement,
+)
 from kdextract.images import fit_images
 from kdextract.run_dir import RunDir
 from kdextract.training import predict
@@ -94,21 +102,32 @@ def fit(rows: list[Row]) -> dict[str, float]:
     return dict(zip(FEATURES, map(float, solution), strict=True))
 
 
-def without_each_teacher(rows: list[Row]) -> list[float]:
-    """Return each student's true minus estimated log odds, by the line that was fitted to the other teachers."""
-    left = []
-    for row in rows:
-        line = fit([other for other in rows if other["teacher"] != row["teacher"]])
-        known = (
-            1,
-            logit(1 - row["structured_agreement"]),
-            logit(1 - row["teacher_accuracy"]),
-            float(not row["structured"]),
-        )
-        left.append(
-            logit(1 - row["agreement"]) - sum(line[name] * value for name, value in zip(FEATURES, known, strict=True))
-        )
-    return left
+def lines_without(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Return, for each teacher, the line that is fitted to the students of all others."""
+    return {name: fit([row for row in rows if row["teacher"] != name]) for name in {row["teacher"] for row in rows}}
+
+
+def left_over(row: Row, line: dict[str, float]) -> float:
+    """Return a student's true minus estimated log odds."""
+    known = (
+        1,
+        logit(1 - row["structured_agreement"]),
+        logit(1 - row["teacher_accuracy"]),
+        float(not row["structured"]),
+    )
+    return logit(1 - row["agreement"]) - sum(line[name] * value for name, value in zip(FEATURES, known, strict=True))
+
+
+def guess_of(row: Row, line: Line) -> Estimate | None:
+    """Return the estimate for a student, its teacher's accuracy being known exactly."""
+    teacher = TeacherAccuracy(row["teacher_accuracy"], 0.0)
+    return estimate(row["structured_agreement"], teacher, row["structured"], line)
+
+
+def is_near(row: Row, line: Line) -> bool:
+    """Whether the estimate is within 1.0 point."""
+    guess = guess_of(row, line)
+    return guess is not None and abs(guess.accuracy - row["accuracy"]) <= 0.01
 
 
 def main() -> None:
@@ -123,25 +142,24 @@ def main() -> None:
     else:
         rows = json.loads(options.out.read_text())["students"]
     used = [row for row in rows if row["structured_agreement"] >= LEAST_AGREEMENT and row["steps"] >= FEWEST_STEPS]
-    left = without_each_teacher(used)
+    others = lines_without(used)
+    left = [left_over(row, others[row["teacher"]]) for row in used]
     counts = [sum(row["teacher"] == other["teacher"] for other in used) for row in used]
     spread = float(np.sqrt(np.average(np.square(left), weights=1 / np.array(counts))))
     line = {name: round(value, 2) for name, value in {**fit(used), "spread": spread}.items()}
     print("\n| teacher | student | images | steps | accuracy % | estimate % | off by |\n|---|---|---|---|---|---|---|")
-    near = 0
     for row in rows:
-        guess = estimate(
-            row["structured_agreement"], TeacherAccuracy(row["teacher_accuracy"], 0.0), row["structured"], Line(**line)
-        )
+        guess = guess_of(row, Line(**line))
         cells = [row["teacher"], row["student"], row["images"], str(row["steps"]), f"{100 * row['accuracy']:.2f}"]
         if guess is None:
             cells += ["none", ""]
         else:
             off = 100 * (guess.accuracy - row["accuracy"])
-            near += row in used and abs(off) <= 1
             cells += [f"{100 * guess.accuracy:.2f} +- {100 * guess.accuracy_error:.2f}", f"{off:+.2f}"]
         print("| " + " | ".join(cells) + " |")
-    print(f"\n{near} of {len(used)} within 1.0 point; {json.dumps(line)}")
+    near = sum(is_near(row, Line(**line)) for row in used)
+    near_without = sum(is_near(row, Line(**others[row["teacher"]], spread=spread)) for row in used)
+    print(f"\n{near} of {len(used)} within 1.0 point, {near_without} by lines that do not know the teacher; {line}")
     options.out.write_text(json.dumps({"line": line, "students": rows}, indent=1) + "\n")
 
 

@@ -67,6 +67,7 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
     method = live_method("structured_noise")
     source = method.open_source(teacher, method.config(), 0)
+    assert isinstance(source, FreshPool)
     observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
     clock = Clock()
     kept = torch.Tensor.backward, training.OPTIMIZERS["soap"], FreshPool.sample, FreshPool.update
