@@ -17,6 +17,7 @@ from kdextract.checkpoints import Checkpoints
 from kdextract.classifier import load_classifier
 from kdextract.errors import UsageError
 from kdextract.methods import live_method, live_names
+from kdextract.observer import Observer
 
 SMALL: dict[str, dict[str, Any]] = {
     name: {"pool": 200, "fresh": 4} for name in ("structured_noise", "zskt", "dfad", "dfq", "dafl")
@@ -152,6 +153,13 @@ def test_options_that_do_not_fit_are_refused(
     assert not (teacher_run / "students").exists()
 
 
+@pytest.fixture
+def never_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no student lands early to be in time."""
+    monkeypatch.setattr(Observer, "_late", lambda self, step: False)
+
+
+@pytest.mark.usefixtures("never_late")
 def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -> None:
     """And the same number of steps makes the same student."""
     metrics = distill(teacher_run, "structured_noise", steps=None, budget="5s")
@@ -163,6 +171,7 @@ def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -
     assert sha256s(students / "by_steps") == sha256s(students / "made")
 
 
+@pytest.mark.usefixtures("never_late")
 def test_an_interrupted_budget_keeps_its_number_of_steps(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decided = []
     real = Checkpoints.once

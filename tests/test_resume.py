@@ -44,7 +44,7 @@ LONG: dict[str, dict[str, Any]] = {  # some seconds of work
     "distill": {"data": "all_layers", "steps": 180, "batch_size": 24, "name": "made", "threads": 1, "seed": 3},
 }
 SHORT: dict[str, dict[str, Any]] = {  # a few checkpoints
-    "train": {"epochs": 2, "batch_size": 480, "threads": 1, "seed": 3},
+    "train": {"epochs": 2, "batch_size": 450, "threads": 1, "seed": 3},
     "optimize-dataset": {**LONG["optimize-dataset"], "images_per_class": 5, "steps": 2},
     "distill": {**LONG["distill"], "steps": 6},
 }
