@@ -109,13 +109,10 @@ def lines_without(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 def left_over(row: Row, line: dict[str, float]) -> float:
     """Return a student's true minus estimated log odds."""
-    known = (
-        1,
-        logit(1 - row["structured_agreement"]),
-        logit(1 - row["teacher_accuracy"]),
-        float(not row["structured"]),
+    estimated = Line(**line, spread=0.0).log_odds(
+        row["structured_agreement"], row["teacher_accuracy"], row["structured"]
     )
-    return logit(1 - row["agreement"]) - sum(line[name] * value for name, value in zip(FEATURES, known, strict=True))
+    return logit(1 - row["agreement"]) - estimated
 
 
 def guess_of(row: Row, line: Line) -> Estimate | None:

@@ -41,6 +41,15 @@ class Line:
     other_images: float
     spread: float
 
+    def log_odds(self, agreement: float, teacher_accuracy: float, structured: bool) -> float:
+        """Return the log odds of a disagreement on real images."""
+        return (
+            self.intercept
+            + self.disagreement * logit(1 - agreement)
+            + self.teacher_error * logit(1 - teacher_accuracy)
+            + self.other_images * (not structured)
+        )
+
 
 LINE = Line(intercept=0.21, disagreement=1.14, teacher_error=0.66, other_images=-0.5, spread=0.46)
 LEAST_SHARE = 2e-4
@@ -92,12 +101,7 @@ def estimate(agreement: float, teacher: TeacherAccuracy, structured: bool, line:
     """
     if agreement < LEAST_AGREEMENT:
         return None
-    at = (
-        line.intercept
-        + line.disagreement * logit(1 - agreement)
-        + line.teacher_error * logit(1 - teacher.value)
-        + line.other_images * (not structured)
-    )
+    at = line.log_odds(agreement, teacher.value, structured)
     low, middle, high = (logistic(at + shift * line.spread) for shift in (-1, 0, 1))
     teacher_error = 1 - teacher.value
     least, loss, most = (_loss(disagreement, teacher_error) for disagreement in (low, middle, high))

@@ -268,6 +268,8 @@ def _estimate(
     with context.phase("estimate"):
         agreement = structured_agreement(teacher, student, images_seen)
     estimated = estimate(agreement, accuracy, choice.structured)
+    if estimated is None:
+        context.reporter.line("no estimate of accuracy: the student is too unlike its teacher on structured noise")
     figures = {} if estimated is None else vars(estimated)
     return {
         "structured_agreement": round(agreement, 6),
