@@ -13,7 +13,7 @@ import torch
 from .classifier import Classifier
 from .errors import DivergedError
 from .fresh_pool import FreshPool
-from .generators import MAKERS, ImageMaker, fitting_width, multiply_adds
+from .generators.makers import MAKERS, ImageMaker, fitting_width, multiply_adds
 from .hooks import (
     BatchStatistics,
     batch_norm_layers,

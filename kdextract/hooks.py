@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import ConfigError
 
-_WEIGHTED = (nn.Conv2d, nn.Linear)
+_WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 @contextmanager
@@ -131,24 +131,26 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def weighted_layers(network: nn.Module, images: torch.Tensor) -> dict[str, tuple[int, ...]]:
+def weighted_layers(network: nn.Module, *inputs: torch.Tensor) -> dict[str, tuple[int, ...]]:
     """Return the convolutions and linear layers in the order in which they run: name -> output shape per image.
 
-    `images` is one valid input batch; the network runs on it once.
+    `inputs` are valid input batches; the network runs on them once.
     """
     names = [name for name, module in network.named_modules() if isinstance(module, _WEIGHTED)]
     with torch.no_grad(), record_activations(network, names) as activations:
-        network(images)
+        network(*inputs)
         return {name: tuple(output.shape[1:]) for name, output in activations.items()}
 
 
-def count_multiply_adds(network: nn.Module, images: torch.Tensor) -> int:
-    """Return the multiply-adds of convolutions and linear layers for ONE image of `images`' shape."""
+def count_multiply_adds(network: nn.Module, *inputs: torch.Tensor) -> int:
+    """Return the multiply-adds of convolutions and linear layers for ONE image (or noise) of the inputs' shapes."""
     total = 0
     modules = dict(network.named_modules())
-    for name, shape in weighted_layers(network, images[:1]).items():
-        outputs = math.prod(shape)
-        weight = modules[name].weight
-        assert isinstance(weight, torch.Tensor)
-        total += outputs * weight[0].numel()
+    for name, shape in weighted_layers(network, *(values[:1] for values in inputs)).items():
+        layer = modules[name]
+        assert isinstance(layer, _WEIGHTED)
+        products = layer.weight[0].numel()
+        if isinstance(layer, nn.ConvTranspose2d):  # of its products, an output pixel gets one in stride^2
+            products = layer.weight[:, 0].numel() // math.prod(layer.stride)
+        total += math.prod(shape) * products
     return total

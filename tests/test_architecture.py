@@ -33,7 +33,7 @@ LEVELS = [
         "models.",
         "spectra",
     ],
-    ["checkpoints", "classifier", "generators", "images", "methods.options", "methods.registry", "run_dir"],
+    ["checkpoints", "classifier", "generators.", "images", "methods.options", "methods.registry", "run_dir"],
     ["auto", "data", "inheritance", "sources", "stage_runner", "statistics"],
     ["inversion", "options", "report.", "training"],
     ["distillation", "fresh_pool", "observer"],

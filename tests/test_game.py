@@ -16,7 +16,7 @@ from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier
 from kdextract.errors import DivergedError, UsageError
 from kdextract.game import Answers, Game, Rules, open_game
-from kdextract.generators import LATENT, MAKERS, NARROWEST, WIDEST, fitting_width, multiply_adds
+from kdextract.generators.makers import LATENT, MAKERS, NARROWEST, WIDEST, fitting_width, multiply_adds
 from kdextract.hooks import count_multiply_adds
 from kdextract.losses import class_imbalance, kl_divergence, logit_l1, one_hot_error
 from kdextract.methods import live_method

@@ -1,4 +1,4 @@
-"""Small networks that make images, sized to the classifier that they are to serve."""
+"""Small networks that make images for a game, sized to the classifier that they are to serve."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .hooks import count_multiply_adds
-from .models import InputShape
+from ..hooks import count_multiply_adds
+from ..models import InputShape
+from .sizes import largest_width
 
 LATENT = 100
 """Length of the latent vector (ZSKT, Micaelli and Storkey 2019, and many others)."""
@@ -71,26 +72,28 @@ class Decoder(ImageMaker):
     """The usual generator of the field: a latent vector becomes a coarse grid, which is enlarged twice.
 
     Linear layer, batch normalization, two times (enlarge, 3x3 convolution, batch normalization, leaky ReLU), 3x3
-    convolution, sigmoid. Batch normalization takes each batch's own statistics.
+    convolution, sigmoid.
 
     Args:
         shape: (channels, height, width) of the images, any size.
         width: channels of the last hidden layer; the layers before have twice as many (published: 64).
+        keeps_statistics: whether batch normalization has running statistics, for images that do not depend on what
+            else is in the batch once the network is in evaluation mode; otherwise it always takes the batch's own.
     """
 
     edits = False
     noise_shape = (LATENT,)
 
-    def __init__(self, shape: InputShape, width: int) -> None:
+    def __init__(self, shape: InputShape, width: int, keeps_statistics: bool = False) -> None:
         super().__init__()
         channels, self._height, self._rows = shape
         self._coarse = (2 * width, max(2, -(-self._height // 4)), max(2, -(-self._rows // 4)))
         self.start = nn.Linear(LATENT, self._coarse[0] * self._coarse[1] * self._coarse[2])
-        self.norm1 = nn.BatchNorm2d(2 * width, track_running_stats=False)
+        self.norm1 = nn.BatchNorm2d(2 * width, track_running_stats=keeps_statistics)
         self.conv2 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-        self.norm2 = nn.BatchNorm2d(2 * width, track_running_stats=False)
+        self.norm2 = nn.BatchNorm2d(2 * width, track_running_stats=keeps_statistics)
         self.conv3 = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.norm3 = nn.BatchNorm2d(width, track_running_stats=False)
+        self.norm3 = nn.BatchNorm2d(width, track_running_stats=keeps_statistics)
         self.conv4 = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -117,8 +120,4 @@ def multiply_adds(kind: str, shape: InputShape, width: int) -> int:
 
 def fitting_width(kind: str, shape: InputShape, affordable: int) -> int:
     """Return the largest width whose generator needs at most `affordable` multiply-adds, within the bounds."""
-    low, high = NARROWEST, WIDEST
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if multiply_adds(kind, shape, middle) <= affordable else (low, middle - 1)
-    return low
+    return largest_width(lambda width: multiply_adds(kind, shape, width), affordable, NARROWEST, WIDEST)

@@ -1,0 +1,105 @@
+"""The networks of KegNet (Yoo et al. 2019): two generators, and the decoder that finds the noise again."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..models import InputShape
+
+NOISE = 10
+"""Length of the noise, as published."""
+STRIDE = 8
+"""How much larger an image is than the grid that it starts as."""
+
+
+class StridedImages(nn.Module):
+    """KegNet's generator of images: two linear layers, a coarse grid, and transposed convolutions that enlarge it.
+
+    Noise and one-hot label - 256 - 128 - 4 `width` x coarse - `width` x 2 coarse - `width` / 4 x 4 coarse - channels x 8
+    coarse, with batch normalization and ReLU between. With width 16 and images of 32x32 pixels it has the published
+    layers. Pixels come from a sigmoid; the published tanh, which is followed by a standardization of each image, leaves
+    [0, 1], and takes from images their brightness, which the teacher knows.
+    """
+
+    conditional = True
+    noise_shape = (NOISE,)
+
+    def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
+        super().__init__()
+        channels, self._height, self._rows = shape
+        self._num_classes = num_classes
+        self._coarse = (4 * width, -(-self._height // STRIDE), -(-self._rows // STRIDE))
+        last = max(2, width // 4)
+        self.fc1 = nn.Sequential(nn.Linear(NOISE + num_classes, 256), nn.BatchNorm1d(256), nn.ReLU())
+        self.fc2 = nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU())
+        self.start = nn.Linear(128, self._coarse[0] * self._coarse[1] * self._coarse[2], bias=False)
+        self.bn1 = nn.BatchNorm2d(4 * width)
+        self.deconv2 = nn.ConvTranspose2d(4 * width, width, 4, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.deconv3 = nn.ConvTranspose2d(width, last, 4, 2, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(last)
+        self.deconv4 = nn.ConvTranspose2d(last, channels, 4, 2, 1)
+
+    def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return pixels [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
+        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
+        grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
+        grid = self.deconv2(torch.relu(self.bn1(grid)))
+        grid = self.deconv3(torch.relu(self.bn2(grid)))
+        grid = self.deconv4(torch.relu(self.bn3(grid)))
+        top, left = (grid.shape[2] - self._height) // 2, (grid.shape[3] - self._rows) // 2
+        return torch.sigmoid(grid[:, :, top : top + self._height, left : left + self._rows])
+
+
+class DenseImages(nn.Module):
+    """KegNet's dense generator, for tables: linear layers with ELU and batch normalization.
+
+    Noise and one-hot label - (`width`, ELU, batch normalization) x `layers` - one number per feature - batch
+    normalization. The published one ends there; ours goes on to [0, 1] with a sigmoid.
+    """
+
+    conditional = True
+    noise_shape = (NOISE,)
+
+    def __init__(self, shape: InputShape, num_classes: int, width: int, layers: int) -> None:
+        super().__init__()
+        self._shape, self._num_classes = shape, num_classes
+        features = shape[0] * shape[1] * shape[2]
+        self.hidden = _elu_layers(NOISE + num_classes, width, layers)
+        self.features = nn.Linear(width, features)
+        self.norm = nn.BatchNorm1d(features)
+
+    def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return pixels [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
+        features = self.features(self.hidden(_joined(noise, labels, self._num_classes)))
+        return torch.sigmoid(self.norm(features)).view(-1, *self._shape)
+
+
+class NoiseDecoder(nn.Module):
+    """KegNet's decoder: (`width`, ELU, batch normalization) x (1 + `layers`) from all pixels, then the noise."""
+
+    def __init__(self, shape: InputShape, layers: int, width: int) -> None:
+        super().__init__()
+        self.hidden = _elu_layers(shape[0] * shape[1] * shape[2], width, 1 + layers)
+        self.noise = nn.Linear(width, NOISE)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [batch, 10] for images [batch, channels, height, width]."""
+        return self.noise(self.hidden(images.flatten(1)))
+
+
+def _joined(noise: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return noise and one-hot labels side by side."""
+    return torch.cat([noise, F.one_hot(labels, num_classes).to(noise)], dim=1)
+
+
+def _elu_layers(inputs: int, width: int, count: int) -> nn.Sequential:
+    """Return `count` times (linear layer, ELU, batch normalization)."""
+    parts: list[nn.Module] = []
+    for before, after in pairwise([inputs, *[width] * count]):
+        parts += [nn.Linear(before, after), nn.ELU(), nn.BatchNorm1d(after)]
+    return nn.Sequential(*parts)
