@@ -19,7 +19,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .classifier import load_classifier as load_classifier
 
-_STAGE_FUNCTIONS = ("train", "compute_stats", "optimize_dataset", "compress", "distill", "evaluate")
+_STAGE_FUNCTIONS = (
+    "train",
+    "compute_stats",
+    "optimize_dataset",
+    "train_generator",
+    "generate",
+    "compress",
+    "distill",
+    "evaluate",
+)
 
 __all__ = [
     "__version__",
@@ -27,9 +36,11 @@ __all__ = [
     "compute_stats",
     "distill",
     "evaluate",
+    "generate",
     "load_classifier",
     "optimize_dataset",
     "train",
+    "train_generator",
 ]
 
 

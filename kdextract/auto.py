@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from .classifier import Classifier
+from .errors import ConfigError
 from .hooks import batch_norm_layers
 
 LARGE = 64
 """Images of more pixels a side than this, or in colour, are taken for photographs."""
+
+
+def require_images(teacher: Classifier) -> None:
+    """Raise `ConfigError` if the teacher takes rows of a table."""
+    if teacher.is_table:
+        raise ConfigError(
+            "the teacher takes rows of a table, for which there is no structured noise; make a generator: "
+            "kdx train-generator kegnet --preset tabular, or name --data noise:uniform"
+        )
 
 
 def pick(teacher: Classifier) -> tuple[str, str]:
@@ -15,7 +25,11 @@ def pick(teacher: Classifier) -> tuple[str, str]:
     Structured noise was the best per second wherever both were measured (docs/notes.md): small grey images. For
     photographs there is no such figure; there the batch normalization of a teacher, if it has any, knows something of
     the data that lines and shapes do not.
+
+    Raises:
+        ConfigError: the teacher takes rows of a table.
     """
+    require_images(teacher)
     channels, height, width = teacher.input_shape
     layers = len(batch_norm_layers(teacher))
     if (channels > 1 or max(height, width) > LARGE) and layers:

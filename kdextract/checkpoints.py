@@ -86,6 +86,49 @@ class Checkpoints:
         self._stop_signal = signal_number
 
 
+class Chapters:
+    """Checkpoints of a stage that runs several loops one after the other: a `training.CheckpointSaver` of each of them.
+
+    `finished` holds (weights, metric rows) of the loops that are done, those from before an interruption included.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self.finished: list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]] = []
+        self._current: tuple[dict[str, torch.Tensor], Json] | None = None
+        saved = checkpoints.load()
+        if saved is not None:
+            tensors, values = saved
+            for index, rows in enumerate(values["finished"]):
+                self.finished.append((_below(tensors, f"finished-{index}."), rows))
+            self._current = _below(tensors, "loop."), values["loop"]
+
+    def close(self, weights: dict[str, torch.Tensor], rows: list[dict[str, float]]) -> None:
+        """The loop at work is done, and this is what it has made; copied."""
+        self.finished.append(({name: tensor.clone() for name, tensor in weights.items()}, rows))
+        self._current = None
+
+    def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
+        """Return what the loop at work saved last, None if it only begins."""
+        return self._current
+
+    def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]]) -> None:
+        """Save the state of the loop at work, with what the others have made, if it is time to."""
+
+        def whole() -> tuple[dict[str, torch.Tensor], Json]:
+            tensors, values = state()
+            kept = {f"loop.{name}": tensor for name, tensor in tensors.items()}
+            for index, (weights, _) in enumerate(self.finished):
+                kept |= {f"finished-{index}.{name}": tensor for name, tensor in weights.items()}
+            return kept, {"loop": values, "finished": [rows for _, rows in self.finished]}
+
+        self._checkpoints.offer(whole)
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _digest(tensors: dict[str, torch.Tensor], values: Json) -> str:
     """Sha256 of a checkpoint's content, kept in its metadata."""
     from .tensor_files import encode_safetensors

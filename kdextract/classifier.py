@@ -36,6 +36,11 @@ class ClassifierSpec:
         """Number of classes, K."""
         return len(self.class_names)
 
+    @property
+    def is_table(self) -> bool:
+        """Whether its inputs are rows of a table: one channel, one line of features."""
+        return self.input_shape[:2] == (1, 1)
+
     def build(self) -> nn.Module:
         """Return the network, freshly initialized. Raises `KdxError` when there is no such network."""
         return factorize(architecture(self.architecture).build(self.input_shape, self.num_classes), self.factors)
@@ -67,6 +72,11 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """Number of classes, K."""
         return self.spec.num_classes
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its inputs are rows of a table: one channel, one line of features."""
+        return self.spec.is_table
 
     @property
     def num_parameters(self) -> int:

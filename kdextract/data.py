@@ -1,7 +1,8 @@
 """The only door to real data.
 
 Nothing else in the package opens a data set. `load_data` returns images as they are stored; the caller fits them to a
-classifier. `fingerprint` hashes the files without decoding them, so that a cached stage need not read them.
+classifier. A row of a table is an image of one channel and one row of pixels, scaled per column to what the training
+rows span. `fingerprint` hashes the files without decoding them, so that a cached stage need not read them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from .errors import DataError, UsageError, did_you_mean
+from .tables import FORMULAS_VERSION, PLANES, plane_points, range_of, to_levels
 
 Split = Literal["train", "test"]
 TEST_SHARE = 5  # where a source has no split of its own, every fifth image of each class is a test image
@@ -30,13 +32,20 @@ MAX_CLASSES = 100_000
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _GREY_MODES = ("1", "L", "I;16")
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+_SKLEARN_FILES = {
+    "digits": "digits.csv.gz",
+    "iris": "iris.csv",
+    "wine": "wine_data.csv",
+    "breast_cancer": "breast_cancer.csv",
+}
 
 
 @dataclass(frozen=True)
 class RealData:
     """Labelled images of one split.
 
-    `images` is uint8 [N, channels, height, width], `labels` int64 [N] in [0, K), `class_names` has K entries.
+    `images` is uint8 [N, channels, height, width], for a table of D columns [N, 1, 1, D]; `labels` int64 [N] in [0, K),
+    `class_names` has K entries.
     """
 
     images: torch.Tensor
@@ -89,16 +98,17 @@ _TORCHVISION: dict[str, _TorchvisionSet] = {
     ),
 }
 _PREFIXES = ("folder:DIR", "npz:FILE")
+_PLANES = {f"2d:{name}": name for name in PLANES}
 
 
 def data_names() -> list[str]:
     """Return every spelling of `--data` that names real data."""
-    return ["digits", *_TORCHVISION, *_PREFIXES]
+    return [*_SKLEARN_FILES, *_TORCHVISION, *_PLANES, *_PREFIXES]
 
 
 def is_real_data(spec: str) -> bool:
     """Say whether `spec` names real data (as opposed to an artifact, a path or noise)."""
-    return spec == "digits" or spec in _TORCHVISION or spec.startswith(("folder:", "npz:"))
+    return spec in data_names() or spec.startswith(("folder:", "npz:"))
 
 
 def check_spec(spec: str) -> None:
@@ -113,7 +123,7 @@ def mirrors_make_sense(spec: str) -> bool:
 
 
 def fingerprint(spec: str, split: Split, data_dir: Path) -> str:
-    """Return the sha256 of the files that this split is read from.
+    """Return the sha256 of the files that this split is read from, or of the formula that it is drawn from.
 
     Raises:
         UsageError: unknown data set.
@@ -121,6 +131,9 @@ def fingerprint(spec: str, split: Split, data_dir: Path) -> str:
     """
     check_spec(spec)
     digest = hashlib.sha256()
+    if spec in _PLANES:
+        digest.update(f"{spec} {split} {FORMULAS_VERSION}".encode())
+        return digest.hexdigest()
     for path in _files(spec, split, data_dir):
         digest.update(path.name.encode())
         digest.update(path.parent.name.encode())
@@ -136,7 +149,7 @@ def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -
     """Open one split of a real data set.
 
     Args:
-        spec: `digits`, a torchvision name, `folder:DIR` or `npz:FILE`.
+        spec: one of scikit-learn's or torchvision's names, `2d:NAME`, `folder:DIR` or `npz:FILE`.
         data_dir: where torchvision's files are.
         download: let torchvision fetch what is missing.
 
@@ -147,6 +160,11 @@ def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -
     check_spec(spec)
     if spec == "digits":
         return _load_digits(split)
+    if spec in _SKLEARN_FILES:
+        return _load_sklearn_table(spec, split)
+    if spec in _PLANES:
+        points, labels = plane_points(_PLANES[spec], train=split == "train")
+        return RealData(torch.from_numpy(points), torch.from_numpy(labels), ("0", "1"))
     if spec.startswith("folder:"):
         return _load_folder(Path(spec.removeprefix("folder:")), split)
     if spec.startswith("npz:"):
@@ -155,11 +173,11 @@ def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -
 
 
 def _files(spec: str, split: Split, data_dir: Path) -> list[Path]:
-    if spec == "digits":
+    if spec in _SKLEARN_FILES:
         package = importlib.util.find_spec("sklearn")
         assert package is not None
         assert package.origin is not None
-        return [Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"]
+        return [Path(package.origin).parent / "datasets" / "data" / _SKLEARN_FILES[spec]]
     if spec.startswith("npz:"):
         return [Path(spec.removeprefix("npz:"))]
     if spec.startswith("folder:"):
@@ -192,6 +210,16 @@ def _load_digits(split: Split) -> RealData:
     rows = _split_rows(digits.target, split)
     images = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
     return RealData(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(digits.target[rows]).long(), _DIGIT_NAMES)
+
+
+def _load_sklearn_table(spec: str, split: Split) -> RealData:
+    import sklearn.datasets
+
+    table = getattr(sklearn.datasets, f"load_{spec}")()
+    rows = _split_rows(table.target, split)
+    levels = to_levels(table.data[rows], range_of(table.data[_split_rows(table.target, "train")]))
+    names = tuple(str(name) for name in table.target_names)
+    return RealData(torch.from_numpy(levels), torch.from_numpy(table.target[rows]).long(), names)
 
 
 def _load_torchvision(spec: str, split: Split, data_dir: Path, download: bool) -> RealData:
@@ -291,37 +319,55 @@ def _read_image(path: Path) -> torch.Tensor:
 
 def _load_npz(path: Path, split: Split) -> RealData:
     """Read x_train, y_train, x_test, y_test, or images and labels, and class_names if there are any."""
+    arrays = _read_archive(path)
+    has_split = {f"x_{split}", f"y_{split}"} <= arrays.keys()
+    if not has_split and not {"images", "labels"} <= arrays.keys():
+        raise DataError(f"npz:{path} needs the arrays x_train, y_train, x_test, y_test, or images and labels")
+    images, labels = (arrays[f"{axis}_{split}"] for axis in "xy") if has_split else (arrays["images"], arrays["labels"])
+    every_label = [array for name, array in arrays.items() if name in ("y_train", "y_test")] if has_split else [labels]
+    if labels.ndim != 1 or images.ndim < 2 or len(labels) != len(images):
+        raise DataError(f"npz:{path} has images of shape {images.shape} and labels of shape {labels.shape}")
+    names = _npz_class_names(path, arrays, every_label)
+    trained_on = arrays.get("x_train")
+    if not has_split:
+        rows, trained_on = _split_rows(labels, split), images[_split_rows(labels, "train")]
+        images, labels = images[rows], labels[rows]
+    if not images.size:
+        raise DataError(f"npz:{path} has no {split} images")
+    stored = _npz_images(path, images) if images.ndim > 2 else _npz_table(path, images, trained_on)
+    return RealData(stored, torch.from_numpy(labels.astype(np.int64)), names)
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > MAX_ARCHIVE_BYTES:
             raise DataError(f"npz:{path} unpacks to {size} bytes, the limit is {MAX_ARCHIVE_BYTES}")
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except _ARCHIVE_ERRORS as error:
         raise DataError(f"npz:{path} cannot be read: {error}") from error
-    if {f"x_{split}", f"y_{split}"} <= arrays.keys():
-        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        every_label = [array for name, array in arrays.items() if name in ("y_train", "y_test")]
-    elif {"images", "labels"} <= arrays.keys():
-        images, labels = arrays["images"], arrays["labels"]
-        every_label = [labels]
-    else:
-        raise DataError(f"npz:{path} needs the arrays x_train, y_train, x_test, y_test, or images and labels")
-    if labels.ndim != 1 or images.ndim < 3 or len(labels) != len(images):
-        raise DataError(f"npz:{path} has images of shape {images.shape} and labels of shape {labels.shape}")
+
+
+def _npz_class_names(path: Path, arrays: dict[str, np.ndarray], every_label: list[np.ndarray]) -> tuple[str, ...]:
     if not all(np.issubdtype(array.dtype, np.integer) and array.min(initial=0) >= 0 for array in every_label):
         raise DataError(f"npz:{path} needs labels that are integers from 0 up")
     num_classes = 1 + max(int(array.max(initial=0)) for array in every_label)
     names = tuple(str(name) for name in arrays.get("class_names", range(min(num_classes, MAX_CLASSES))))
     if len(names) < num_classes:
         raise DataError(f"npz:{path} has labels up to {num_classes - 1}, and names for {len(names)} classes")
-    if "labels" in arrays and f"y_{split}" not in arrays:
-        rows = _split_rows(labels, split)
-        images, labels = images[rows], labels[rows]
-    if not images.size:
-        raise DataError(f"npz:{path} has no {split} images")
-    return RealData(_npz_images(path, images), torch.from_numpy(labels.astype(np.int64)), names)
+    return names
+
+
+def _npz_table(path: Path, rows: np.ndarray, trained_on: np.ndarray | None) -> torch.Tensor:
+    """Return rows [N, D] of real numbers, scaled by the training rows, as uint8 [N, 1, 1, D]."""
+    if trained_on is None or trained_on.shape[1:] != rows.shape[1:] or not trained_on.size:
+        raise DataError(f"npz:{path} has a table of {rows.shape[1]} columns, and in x_train no rows to scale it by")
+    for array in (rows, trained_on):
+        if array.dtype.kind not in "biuf" or not np.isfinite(array.astype(np.float64)).all():
+            raise DataError(f"npz:{path} has a table, which needs to hold real numbers, all of them finite")
+    return torch.from_numpy(to_levels(rows, range_of(trained_on)))
 
 
 def _npz_images(path: Path, images: np.ndarray) -> torch.Tensor:

@@ -46,7 +46,7 @@ def distill(
     augmenter: Augmenter,
     checkpoints: CheckpointSaver,
     reporter: Reporter,
-    monitor: Monitor | None = None,
+    monitor: Monitor[Classifier] | None = None,
     batch_norm: str = "train",
 ) -> DistillationResult:
     """Train `student`, in place, to answer like `teacher`; its last weights are the result.

@@ -11,7 +11,15 @@ from typing import Any
 from .artifacts import Manifest
 from .config import OptionSet, RunConfig, option
 from .errors import ArtifactError, ConfigError
-from .methods import Method, live_method, live_names, objective, objective_names
+from .methods import (
+    Method,
+    generator_method,
+    generator_names,
+    live_method,
+    live_names,
+    objective,
+    objective_names,
+)
 from .options import OutputOptions
 from .report.tables import figure, print_line, print_table, shown_metrics
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
@@ -19,6 +27,7 @@ from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verifi
 HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
     "statistics": ["bytes_handed_over", "smallest_class", "explained_variance"],
+    "generator": ["method", "generators", "num_parameters", "teacher_agrees_with_label", "rarest_class_share"],
     "transfer-set": ["num_images", "teacher_agrees_with_label", "mean_confidence"],
     "compressed": ["model", "num_parameters", "multiply_adds"],
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
@@ -246,6 +255,7 @@ def models(config: ListConfig, output: OutputOptions) -> None:
 def methods(config: MethodsConfig, output: OutputOptions) -> None:
     """Print every method with the option that chooses it."""
     used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
+    used += [("train-generator", generator_method(name)) for name in generator_names()]
     used += [("distill --method", live_method(name)) for name in live_names()]
     rows = [
         {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}

@@ -76,6 +76,22 @@ def class_imbalance(logits: torch.Tensor) -> torch.Tensor:
     return (log_mean.exp() * log_mean).sum()
 
 
+def sameness(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """exp(-mean over pairs of the noises' mean squared and the images' mean absolute difference), (0, 1].
+
+    The diversity loss of KegNet (Yoo et al. 2019, section 3.3): large where different noise makes the same image. The
+    mean is over all pairs of the batch, each image with itself included.
+
+    Args:
+        images: [batch, channels, height, width], in units of which a difference of 1 is large.
+        noise: [batch, length].
+    """
+    flat = images.flatten(1)
+    between_images = torch.cdist(flat, flat, p=1) / flat.shape[1]
+    between_noise = (noise.unsqueeze(0) - noise.unsqueeze(1)).square().mean(2)
+    return torch.exp(-(between_noise * between_images).mean())
+
+
 def statistics_distance(
     mean: torch.Tensor, variance: torch.Tensor, kept_mean: torch.Tensor, kept_variance: torch.Tensor
 ) -> torch.Tensor:

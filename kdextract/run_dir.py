@@ -31,6 +31,7 @@ LOCK_FILE = ".lock"
 PLACES = {  # kind -> its folder; a folder that ends in / holds any number of named artifacts
     "teacher": "teacher",
     "statistics": "statistics",
+    "generator": "generators/",
     "transfer-set": "transfer-sets/",
     "compressed": "compressed/",
     "student": "students/",

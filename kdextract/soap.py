@@ -100,7 +100,12 @@ def _begin(state: dict[str, Any], gradient: torch.Tensor) -> None:
     for side, rows in zip(SIDES, (gradient, gradient.T), strict=True):
         if len(rows) <= MAX_SIDE:
             state[f"{side}_moment"] = (rows @ rows.T).contiguous()
-            state[f"{side}_basis"] = torch.linalg.eigh(state[f"{side}_moment"]).eigenvectors.contiguous()
+            state[f"{side}_basis"] = _eigenvectors(state[f"{side}_moment"])
+
+
+def _eigenvectors(moment: torch.Tensor) -> torch.Tensor:
+    """Return the eigenvectors of a second moment, in double precision: in single, a first one of low rank may fail."""
+    return torch.linalg.eigh(moment.double()).eigenvectors.to(moment.dtype).contiguous()
 
 
 def _rotate(matrix: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .auto import require_images
 from .classifier import Classifier
 from .fresh_pool import FreshPool, MakeImages
 from .inversion import Inverted
@@ -15,7 +16,12 @@ PERIOD = 20
 
 
 def maker(teacher: Classifier) -> MakeImages:
-    """Return a function (count, generator) -> structured images of the teacher's shape and usual brightness."""
+    """Return a function (count, generator) -> structured images of the teacher's shape and usual brightness.
+
+    Raises:
+        ConfigError: the teacher takes rows of a table.
+    """
+    require_images(teacher)
     brightness = float(teacher.mean.mean())
     return lambda count, generator: structured_images(count, teacher.input_shape, brightness, generator)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .classifier import Classifier
 from .errors import DivergedError
@@ -52,16 +53,34 @@ class Stateful(Protocol):
         ...
 
 
-class Monitor(Stateful, Protocol):
-    """Looks at a classifier while it learns, between two steps."""
+class Trainee(Protocol):
+    """What a loop trains: a `Classifier`, or a generator with whatever learns beside it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Holds all weights that are trained."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        ...
+
+
+TraineeT = TypeVar("TraineeT", bound=Trainee)
+TraineeT_contra = TypeVar("TraineeT_contra", bound=Trainee, contravariant=True)
+
+
+class Monitor(Stateful, Protocol[TraineeT_contra]):
+    """Looks at what learns, between two steps."""
 
     @property
     def landing(self) -> int | None:
         """The step from which on the rate should fall to zero, None while it need not."""
         ...
 
-    def look(self, classifier: Classifier, step: int) -> Row:
-        """Measure the classifier after `step` steps, and return what the metric row should say besides."""
+    def look(self, trainee: TraineeT_contra, step: int, /) -> Row:
+        """Measure it after `step` steps, and return what the metric row should say besides."""
         ...
 
 
@@ -69,7 +88,7 @@ class Monitor(Stateful, Protocol):
 class Schedule:
     """`steps` steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
 
-    `optimizer` is one of `OPTIMIZERS`.
+    `optimizer` is one of `OPTIMIZERS`. `clip` is the largest norm of the gradient; longer ones are shortened.
     `landing` is the step from which on a schedule that ends early falls to zero instead.
     """
 
@@ -79,6 +98,7 @@ class Schedule:
     warmup: int = 0
     landing: int | None = None
     optimizer: str = "adam"
+    clip: float | None = None
 
     def rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
@@ -104,21 +124,21 @@ def _fall(share: float) -> float:
 
 
 def take_steps(
-    classifier: Classifier,
+    trainee: TraineeT,
     loss_of_next_batch: Callable[[], torch.Tensor],
     schedule: Schedule,
     stateful: dict[str, Stateful],
     checkpoints: CheckpointSaver,
     reporter: Reporter,
     title: str,
-    monitor: Monitor | None = None,
+    monitor: Monitor[TraineeT] | None = None,
 ) -> list[Row]:
-    """Minimize a loss over a classifier's weights; resume from the last checkpoint if there is one.
+    """Minimize a loss over a network's weights; resume from the last checkpoint if there is one.
 
     Args:
         loss_of_next_batch: draws the next batch and returns its scalar loss.
         stateful: everything that `loss_of_next_batch` draws from, by name, so that it continues after a resume.
-        monitor: looks at the classifier now and then, and may end the schedule early; it is stateful as well.
+        monitor: looks at the network now and then, and may end the schedule early; it is stateful as well.
 
     Returns:
         Metric rows {step, loss, lr} and what the monitor measured: about `METRIC_ROWS` of them, losses averaged over
@@ -127,13 +147,14 @@ def take_steps(
     Raises:
         DivergedError: the loss stopped being finite.
     """
-    optimizer = OPTIMIZERS[schedule.optimizer](classifier.network.parameters(), schedule.lr)
+    weights = list(trainee.network.parameters())
+    optimizer = OPTIMIZERS[schedule.optimizer](weights, schedule.lr)
     rows: list[Row] = []
     if monitor is not None:
         stateful = {**stateful, "monitor": monitor}
-    step = _restore(classifier, optimizer, stateful, checkpoints, rows)
+    step = _restore(trainee, optimizer, stateful, checkpoints, rows)
     every = max(1, schedule.steps // METRIC_ROWS)
-    total = torch.zeros((), device=classifier.device)
+    total = torch.zeros((), device=trainee.device)
     with reporter.task(title, schedule.steps) as task:
         task.advance(step)
         while step < _landed(schedule, monitor).last:
@@ -143,6 +164,8 @@ def take_steps(
                 loss = loss_of_next_batch()
                 optimizer.zero_grad()
                 loss.backward()
+                if schedule.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(weights, schedule.clip)
                 optimizer.step()
                 total += loss.detach()
                 step += 1
@@ -150,16 +173,16 @@ def take_steps(
             if not math.isfinite(mean):
                 raise DivergedError(f"{title}: the loss is not finite at step {step}; try a smaller --lr")
             row = {"step": step, "loss": round(mean, 6), "lr": schedule.rate(step - 1)}
-            rows.append(row | monitor.look(classifier, step) if monitor is not None else row)
+            rows.append(row | monitor.look(trainee, step) if monitor is not None else row)
             total.zero_()
             task.advance(step - reported, f"loss {mean:.4f}")
-            checkpoints.offer(lambda: _state(classifier, optimizer, stateful, rows))
-    if not all(bool(torch.isfinite(weight).all()) for weight in classifier.network.parameters()):
+            checkpoints.offer(lambda: _state(trainee, optimizer, stateful, rows))
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights):
         raise DivergedError(f"{title}: the last step left weights that are not finite; try a smaller --lr")
     return rows
 
 
-def _landed(schedule: Schedule, monitor: Monitor | None) -> Schedule:
+def _landed(schedule: Schedule, monitor: Monitor[TraineeT] | None) -> Schedule:
     """Return the schedule with the landing that the monitor asks for, if it does."""
     if monitor is None or monitor.landing is None:
         return schedule
@@ -167,9 +190,9 @@ def _landed(schedule: Schedule, monitor: Monitor | None) -> Schedule:
 
 
 def _state(
-    classifier: Classifier, optimizer: torch.optim.Optimizer, stateful: dict[str, Stateful], rows: list[Row]
+    trainee: Trainee, optimizer: torch.optim.Optimizer, stateful: dict[str, Stateful], rows: list[Row]
 ) -> tuple[State, dict[str, list[Row]]]:
-    tensors = {f"network.{name}": value for name, value in classifier.network.state_dict().items()}
+    tensors = {f"network.{name}": value for name, value in trainee.network.state_dict().items()}
     tensors |= {f"moment.{name}": value for name, value in optimizer_state(optimizer).items()}
     for owner, member in stateful.items():
         tensors |= {f"state.{owner}.{name}": value for name, value in member.state().items()}
@@ -178,7 +201,7 @@ def _state(
 
 
 def _restore(
-    classifier: Classifier,
+    trainee: Trainee,
     optimizer: torch.optim.Optimizer,
     stateful: dict[str, Stateful],
     checkpoints: CheckpointSaver,
@@ -193,7 +216,7 @@ def _restore(
     def below(prefix: str) -> State:
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-    classifier.network.load_state_dict(below("network."))
+    trainee.network.load_state_dict(below("network."))
     restore_optimizer(optimizer, below("moment."))
     for owner, member in stateful.items():
         member.restore(below(f"state.{owner}."))

@@ -19,7 +19,7 @@ from kdextract.tensor_files import encode_safetensors
 # biases per layer: lenet 156 + 2416 + 48120 + 10164 + 850; alex 64 (3 * 121 + 1) + 192 (64 * 25 + 1)
 # + 384 (192 * 9 + 1) + 384 (384 * 9 + 1) + 256 (384 * 9 + 1) + 4096 (256 * 7 * 7 + 1) + 4096 * 4097 + 1000 * 4097;
 # resnet14 480 + 4 * 2352 + 4704 + 3 * 9312 + 18624 + 3 * 37056 + 650, normalization in each; lenet5_bn 162 + 2432
-# + 48120 + 10164 + 850.
+# + 48120 + 10164 + 850; kegnet_mlp (UCI's Letter) 1700 + 9 * 10100 + 2626; bdnf_mlp 96 + 2 * 1056 + 66.
 PARAMETERS = {
     "lenet": (10, 61_706),
     "lenet_half": (10, 35_820),
@@ -35,6 +35,8 @@ PARAMETERS = {
     "resnet34": (10, 21_282_122),
     "resnet14": (10, 172_970),
     "lenet5_bn": (10, 61_728),
+    "kegnet_mlp": (26, 95_226),
+    "bdnf_mlp": (2, 2_274),
 }
 # Input shapes that the smaller copies of large networks are built for; 32 pixels are the least that both families take.
 SMALL_INPUT: dict[str, InputShape] = {name: (3, 32, 32) for name in ("alex", "alex_half", "vgg16", "vgg19")}
@@ -174,8 +176,8 @@ def test_wrong_input_size_is_refused(name: str, shape: InputShape) -> None:
         architecture(name).build(shape, 10)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 30)])
-@pytest.mark.parametrize("name", ["hinton1200", "hinton800"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 30), (1, 1, 5)])
+@pytest.mark.parametrize("name", ["hinton1200", "hinton800", "kegnet_mlp", "bdnf_mlp"])
 def test_fully_connected_networks_take_any_size(name: str, shape: InputShape) -> None:
     with torch.device("meta"):
         network = architecture(name).build(shape, 3)

@@ -16,7 +16,8 @@ from kdextract.errors import ConfigError, UsageError
 from kdextract.images import fit_images
 from kdextract.sources import ImagePool, Mixture
 from kdextract.stage_runner import Outcome
-from kdextract.stages.train import _shots, _split
+from kdextract.stages.inputs import few_images
+from kdextract.stages.train import _split
 from kdextract.training import predict
 
 COUNT = 200
@@ -80,13 +81,13 @@ def test_nothing_set_aside_means_no_validation_accuracy(tmp_path: Path, images: 
 def test_shots_are_so_many_of_each_class_and_the_seed_decides_which() -> None:
     labels = torch.tensor([0, 1, 1, 0, 2, 2, 2, 0, 1] * 4)
     data = RealData(torch.zeros(36, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"))
-    chosen = _shots(data, 3, seed=0)
+    chosen = few_images(data, 9, seed=0)
     assert torch.bincount(labels[chosen]).tolist() == [3, 3, 3]
     assert len(chosen.unique()) == 9
-    assert torch.equal(chosen, _shots(data, 3, seed=0))
-    assert not torch.equal(chosen, _shots(data, 3, seed=1))
-    with pytest.raises(ConfigError, match="class 'a' has 12 images, fewer than --shots 13"):
-        _shots(data, 13, seed=0)
+    assert torch.equal(chosen, few_images(data, 9, seed=0))
+    assert not torch.equal(chosen, few_images(data, 9, seed=1))
+    with pytest.raises(ConfigError, match="class 'a' has 12 images, fewer than the 13 that"):
+        few_images(data, 39, seed=0)
 
 
 def pool_of(value: int, targets: torch.Tensor) -> ImagePool:

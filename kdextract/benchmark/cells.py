@@ -10,7 +10,7 @@ from typing import Any
 from ..artifacts import Manifest, read_manifest
 from ..config import DataAccess, NamedStageConfig, difference, to_record
 from ..errors import ArtifactError, UsageError
-from ..run_dir import ArtifactRef, RunDir
+from ..run_dir import PLACES, ArtifactRef, RunDir
 from ..stages import STAGES
 from .options import Options, arguments, stage_config
 from .suite import Budget, Method, Student, Suite, Teacher
@@ -21,6 +21,9 @@ KINDS = {
     "train": "teacher",
     "compute-stats": "statistics",
     "optimize-dataset": "transfer-set",
+    "train-generator": "generator",
+    "generate": "transfer-set",
+    "compress": "compressed",
     "distill": "student",
     "evaluate": "evaluation",
 }
@@ -159,13 +162,14 @@ def _applies(method: Method, student: Student, budget: Budget, seed: int) -> boo
 
 def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: Method, budget: Budget) -> Cell:
     name = f"{student.name}.{method.name}.{budget.name}"
-    before = tuple(
-        _command(stage, method.name if issubclass(STAGES[stage].config, NamedStageConfig) else None, options, seed)
-        for stage, options in method.before
-    )
+    before = [_before(stage, method.name, options, seed) for stage, options in method.before]
+    makes = [KINDS[command.stage] for command in before if command.name is not None]
+    if student.compress is not None:
+        before.append(_command("compress", student.name, student.compress, seed))
     chosen: Options = {"snapshots": suite.snapshots} | student.options | method.distill | budget.options
-    if "data" not in chosen and "method" not in chosen and any(command.name is not None for command in before):
-        chosen = {"data": method.name} | chosen
+    if "data" not in chosen and "method" not in chosen and makes:
+        both = len(set(makes)) > 1
+        chosen = {"data": f"{PLACES[makes[-1]]}{method.name}" if both else method.name} | chosen
     where = f"[students.{student.name}] with [methods.{method.name}] and [budgets.{budget.name}]"
     if "data" not in chosen and "method" not in chosen:
         raise UsageError(f"{where}: it does not say what to learn from; give distill a data or a method")
@@ -174,7 +178,14 @@ def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: M
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     evaluate = _command("evaluate", name, {}, seed, f"students/{name}")
-    return Cell(teacher, seed, student, method, budget, before, distill, evaluate)
+    return Cell(teacher, seed, student, method, budget, tuple(before), distill, evaluate)
+
+
+def _before(stage: str, name: str, options: Options, seed: int) -> Command:
+    """Return a command of a method that runs before distillation; `generate` takes the method's own generators."""
+    if stage == "generate":
+        options = {"generator": name} | options
+    return _command(stage, name if issubclass(STAGES[stage].config, NamedStageConfig) else None, options, seed)
 
 
 def _command(stage: str, name: str | None, options: Options, seed: int, artifact: str | None = None) -> Command:

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ..config import DataAccess, MethodStageConfig, NamedStageConfig, OptionSet, option_fields, spelling
+from ..config import DataAccess, MethodStageConfig, NamedStageConfig, OptionSet, option_fields, option_info, spelling
 from ..errors import UsageError, did_you_mean
 from ..options import config_from_options
 from ..stages import STAGES
@@ -59,12 +59,15 @@ def stage_config(stage: str, options: Options) -> Any:
 
 def arguments(config: OptionSet, options: Options) -> list[str]:
     """Return options as a command line spells them: `--lr 0.001 --flip --no-clip`; `config` is made from them."""
+    positional = {declared.name for declared in option_fields(config) if option_info(declared).positional}
     defaults = {declared.name: declared.default for declared in option_fields(config)}
     if isinstance(config, MethodStageConfig):
         defaults |= {declared.name: declared.default for declared in option_fields(config.method_config())}
     words: list[str] = []
     for name, value in options.items():
-        if isinstance(value, bool):
+        if name in positional:
+            words.insert(0, str(value))
+        elif isinstance(value, bool):
             if value:
                 words.append(spelling(name))
             elif defaults[name] is not False:  # a switch that is off by itself has no --no-

@@ -60,6 +60,7 @@ def check_names(runs: list[Run], setting: Setting) -> None:
     from ..data import data_names, is_real_data
     from ..models import architecture
 
+    place = RunDir(setting.work)
     for run in {run.teacher.name: run for run in runs}.values():
         train = dataclasses.replace(run.train.config, data_dir=setting.data_dir, download=setting.download)
         STAGES["train"].plan(train, RunDir(setting.work / run.name))
@@ -68,7 +69,7 @@ def check_names(runs: list[Run], setting: Setting) -> None:
             if "/" not in config.student and not config.student.endswith(".safetensors"):
                 architecture(config.student)
             spec = config.data
-            own_set = any(command.name == spec for command in cell.before)
+            own_set = any(spec in (command.name, command.place(place).label) for command in cell.before if command.name)
             known = spec is None or own_set or spec in NOISE or is_real_data(spec) or Path(spec).is_dir()
             if not known:
                 raise UsageError(

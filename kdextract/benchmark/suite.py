@@ -16,7 +16,7 @@ SEEDS = tuple(range(5))
 SNAPSHOTS = 10
 MAX_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-BETWEEN = tuple(name for name in STAGES if name not in ("train", "distill", "evaluate"))
+BETWEEN = tuple(name for name in STAGES if name not in ("train", "compress", "distill", "evaluate"))
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student:
-    """A student and the names of the teachers it learns from; `options` of `kdx distill` hold for every method."""
+    """A student and the names of the teachers it learns from; `options` of `kdx distill` hold for every method.
+
+    With `compress`, options of that command, it starts as a compressed teacher.
+    """
 
     name: str
     teachers: tuple[str, ...]
     options: Options
+    compress: Options | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,11 @@ def _student(name: str, table: Table, teachers: list[str]) -> Student:
     of = table.names("teacher", teachers, or_one=True)
     if of is None:
         raise UsageError(f"{table.where}: the teacher is missing; name one of: {', '.join(teachers)}")
-    return Student(name, of, {"student": name} | _options("distill", table))
+    compress = table.table("compress")
+    if compress is None:
+        return Student(name, of, {"student": name} | _options("distill", table))
+    start = {"student": f"compressed/{name}"}
+    return Student(name, of, start | _options("distill", table), _options("compress", compress))
 
 
 def _method(name: str, table: Table, students: list[str], budgets: list[str], seeds: tuple[int, ...]) -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,34 +12,28 @@ from torch import nn
 from ..errors import ArtifactError, KdxError
 from ..models import InputShape
 from ..tensor_files import encode_safetensors, read_safetensors
+from .flows import Flow
 from .networks import NETWORKS
 
-
-@runtime_checkable
-class Invertible(Protocol):
-    """A network that is a flow: noise and pixels are one-to-one, given the label."""
-
-    def transform(self, noise: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return pixels in (0, 1), and log |det d pixels / d noise| of each image, [batch]."""
-        ...
-
-    def inverse(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the noise that gives these pixels, and log |det d noise / d pixels| of each image, [batch]."""
-        ...
+DARKEST = 0.02
+"""A flow starts no darker than this, and no brighter than 1 minus this, where a sigmoid has little slope left."""
 
 
 @dataclass(frozen=True)
 class GeneratorSpec:
     """What a generator's file says about it, besides the weights.
 
-    `network` is one of `networks.NETWORKS`, built with `options`; `noise_scale` is the standard deviation of the noise
-    that it was trained with.
+    `network` is one of `networks.NETWORKS`, built with `options`. `mean` and `std` hold one value per channel, those of
+    the teacher's training data in pixel units of [0, 1]. `noise_scale` is the standard deviation of the noise that it
+    was trained with.
     """
 
     network: str
     input_shape: InputShape
     num_classes: int
     options: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     noise_scale: float = 1.0
 
     def build(self) -> nn.Module:
@@ -50,13 +44,21 @@ class GeneratorSpec:
 class Generator(nn.Module):
     """Noise [batch, *noise_shape] and labels (int64 [batch]) -> pixels [batch, channels, height, width] in [0, 1].
 
-    A network whose `conditional` is False takes no notice of the labels.
+    A network whose `conditional` is False takes no notice of the labels. Images of a `standardized` one get the mean
+    and the standard deviation of the teacher's data, and are clipped; a flow's are about as bright as these at first.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
         self.network = spec.build()
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        if isinstance(self.network, Flow):
+            self.network.centre.copy_(torch.logit(self.mean[0], eps=DARKEST))
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -89,7 +91,8 @@ class Generator(nn.Module):
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return pixels in [0, 1]."""
-        return self.network(noise, labels.to(noise.device))
+        images = self.network(noise, labels.to(noise.device))
+        return (self.mean + self.std * images).clamp(0, 1) if self.network.standardized else images
 
     def frozen(self) -> Generator:
         """Put the generator into evaluation mode, stop gradients to its weights, and return it."""
@@ -140,5 +143,7 @@ def _spec_from_record(record: dict[str, Any]) -> GeneratorSpec:
         input_shape=(channels, height, width),
         num_classes=int(record["num_classes"]),
         options={str(name): int(value) for name, value in record["options"].items()},
+        mean=tuple(float(value) for value in record["mean"]),
+        std=tuple(float(value) for value in record["std"]),
         noise_scale=float(record["noise_scale"]),
     )

@@ -12,6 +12,8 @@ from ..models import InputShape
 
 NOISE = 10
 """Length of the noise, as published."""
+VARIANCE_FLOOR = 1e-5
+"""Added to the variance of an image: one without contrast stays finite."""
 STRIDE = 8
 """How much larger an image is than the grid that it starts as."""
 
@@ -19,13 +21,13 @@ STRIDE = 8
 class StridedImages(nn.Module):
     """KegNet's generator of images: two linear layers, a coarse grid, and transposed convolutions that enlarge it.
 
-    Noise and one-hot label - 256 - 128 - 4 `width` x coarse - `width` x 2 coarse - `width` / 4 x 4 coarse - channels x 8
-    coarse, with batch normalization and ReLU between. With width 16 and images of 32x32 pixels it has the published
-    layers. Pixels come from a sigmoid; the published tanh, which is followed by a standardization of each image, leaves
-    [0, 1], and takes from images their brightness, which the teacher knows.
+    Noise and one-hot label - 256 - 128 - 4 `width` x coarse - `width` x 2 coarse - `width` / 4 x 4 coarse - channels x
+    8 coarse, with batch normalization and ReLU between, tanh, and a standardization of each channel of each image. With
+    width 16 and images of 32x32 pixels it has the published layers.
     """
 
     conditional = True
+    standardized = True
     noise_shape = (NOISE,)
 
     def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
@@ -42,27 +44,30 @@ class StridedImages(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.deconv3 = nn.ConvTranspose2d(width, last, 4, 2, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(last)
-        self.deconv4 = nn.ConvTranspose2d(last, channels, 4, 2, 1)
+        self.deconv4 = nn.ConvTranspose2d(last, channels, 4, 2, 1, bias=False)
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return pixels [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
+        """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
         hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
         grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
         grid = self.deconv2(torch.relu(self.bn1(grid)))
         grid = self.deconv3(torch.relu(self.bn2(grid)))
         grid = self.deconv4(torch.relu(self.bn3(grid)))
         top, left = (grid.shape[2] - self._height) // 2, (grid.shape[3] - self._rows) // 2
-        return torch.sigmoid(grid[:, :, top : top + self._height, left : left + self._rows])
+        image = torch.tanh(grid[:, :, top : top + self._height, left : left + self._rows])
+        variance, mean = torch.var_mean(image, (2, 3), keepdim=True)
+        return (image - mean) / (variance + VARIANCE_FLOOR).sqrt()
 
 
 class DenseImages(nn.Module):
     """KegNet's dense generator, for tables: linear layers with ELU and batch normalization.
 
     Noise and one-hot label - (`width`, ELU, batch normalization) x `layers` - one number per feature - batch
-    normalization. The published one ends there; ours goes on to [0, 1] with a sigmoid.
+    normalization without scale and shift.
     """
 
     conditional = True
+    standardized = True
     noise_shape = (NOISE,)
 
     def __init__(self, shape: InputShape, num_classes: int, width: int, layers: int) -> None:
@@ -71,12 +76,12 @@ class DenseImages(nn.Module):
         features = shape[0] * shape[1] * shape[2]
         self.hidden = _elu_layers(NOISE + num_classes, width, layers)
         self.features = nn.Linear(width, features)
-        self.norm = nn.BatchNorm1d(features)
+        self.norm = nn.BatchNorm1d(features, affine=False)
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return pixels [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
+        """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
         features = self.features(self.hidden(_joined(noise, labels, self._num_classes)))
-        return torch.sigmoid(self.norm(features)).view(-1, *self._shape)
+        return self.norm(features).view(-1, *self._shape)
 
 
 class NoiseDecoder(nn.Module):

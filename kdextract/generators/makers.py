@@ -98,11 +98,15 @@ class Decoder(ImageMaker):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return images [batch, channels, height, width] for latent vectors [batch, LATENT]."""
+        return torch.sigmoid(self.values(inputs))
+
+    def values(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the sigmoid takes, numbers of any sign."""
         grid = self.start(inputs).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
         half = (-(-self._height // 2), -(-self._rows // 2))
         grid = self.conv2(F.interpolate(self.norm1(grid), half))
         grid = self.conv3(F.interpolate(F.leaky_relu(self.norm2(grid), SLOPE), (self._height, self._rows)))
-        return torch.sigmoid(self.conv4(F.leaky_relu(self.norm3(grid), SLOPE)))
+        return self.conv4(F.leaky_relu(self.norm3(grid), SLOPE))
 
 
 MAKERS: dict[str, Callable[[InputShape, int], ImageMaker]] = {"structured": Editor, "noise": Decoder}

@@ -6,13 +6,17 @@ import importlib
 import pkgutil
 
 from .registry import (
+    GeneratorMethod,
     LiveMethod,
     Method,
     Objective,
+    generator_method,
+    generator_names,
     live_method,
     live_names,
     objective,
     objective_names,
+    register_generator,
     register_live,
     register_objective,
 )
@@ -21,13 +25,17 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "GeneratorMethod",
     "LiveMethod",
     "Method",
     "Objective",
+    "generator_method",
+    "generator_names",
     "live_method",
     "live_names",
     "objective",
     "objective_names",
+    "register_generator",
     "register_live",
     "register_objective",
 ]

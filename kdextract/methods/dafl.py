@@ -10,42 +10,88 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import GameConfig
-from .registry import register_live
+from ..config import OptionSet, option
+from .options import GameConfig, GeneratorConfig
+from .registry import register_generator, register_live
 
 if TYPE_CHECKING:
     import torch
 
     from ..classifier import Classifier
     from ..game import Answers, Game
+    from ..generator_training import GeneratorTraining, Samples
+
+SOURCE = "Chen et al. 2019, equations 2 to 5"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaflConfig(GameConfig):
-    """How often the generator moves, and what each term of its loss weighs."""
+class DaflWeights(OptionSet):
+    """What each term of the generator's loss weighs."""
 
-    student_steps: int = option(1, "Student steps per step of the generator.", minimum=1)
     oh: float = option(1.0, "Weight of the teacher's cross-entropy to its own answer.", minimum=0)
     act: float = option(0.1, "Weight of the mean size of the teacher's features.", minimum=0)
     ie: float = option(5.0, "Weight of the classes' entropy in a batch, as a share of the largest.", minimum=0)
+
+    def loss(self, logits: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch from the teacher's logits [batch, K] and features [batch, units].
+
+        The published entropy has a decimal logarithm and grows with the number of classes; here it is a share of the
+        largest, so that one weight fits all.
+        """
+        from ..losses import class_imbalance, one_hot_error
+
+        evenness = class_imbalance(logits) / math.log(logits.shape[1])
+        total = self.oh * one_hot_error(logits) + self.ie * evenness
+        return total - self.act * features.abs().mean() if self.act else total
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaflConfig(DaflWeights, GameConfig):
+    """How often the generator moves, and what each term of its loss weighs."""
+
+    student_steps: int = option(1, "Student steps per step of the generator.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaflGeneratorConfig(DaflWeights, GeneratorConfig):
+    """The generator's size, and what each term of its loss weighs."""
+
+    width: int | None = option(
+        None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
+    )
 
 
 @register_live(
     "dafl",
     config=DaflConfig,
-    source="Chen et al. 2019, equations 2 to 5",
+    source=SOURCE,
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
 def dafl(teacher: Classifier, config: DaflConfig, seed: int) -> Game:
     """A generator seeks images that the teacher is sure of, with strong features and all classes alike."""
     from ..game import Rules, open_game
-    from ..losses import class_imbalance, one_hot_error
 
     def loss(answers: Answers) -> torch.Tensor:
-        evenness = class_imbalance(answers.teacher) / math.log(teacher.num_classes)
-        total = config.oh * one_hot_error(answers.teacher) + config.ie * evenness
-        return total - config.act * answers.features.abs().mean() if config.act else total
+        return config.loss(answers.teacher, answers.features)
 
     return open_game(teacher, Rules(loss, config.student_steps, watches_features=config.act > 0), config, seed)
+
+
+@register_generator("dafl", config=DaflGeneratorConfig, source=SOURCE)
+def dafl_generator(
+    teacher: Classifier, config: DaflGeneratorConfig, seed: int, samples: Samples | None
+) -> GeneratorTraining:
+    """Generators, without labels, of images that the teacher is sure of, with strong features and all classes alike."""
+    from ..generator_training import GeneratorTraining, draws_for, sized_generator
+    from ..hooks import record_features
+
+    generator = sized_generator(teacher, "latent", {}, config.width, seed)
+    draws = draws_for(generator, config, seed)
+
+    def loss() -> torch.Tensor:
+        with record_features(teacher) as features:
+            logits = teacher(generator(*draws.next()))
+        return config.loss(logits, features[-1])
+
+    return GeneratorTraining(generator, draws, loss, 1e-3 if config.lr is None else config.lr)

@@ -23,6 +23,16 @@ class PixelConfig(OptionSet):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(OptionSet):
+    """How many generators are trained, and how: Adam, its rate falling to zero along a cosine."""
+
+    generators: int = option(1, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
+    steps: int = option(1500, "Optimizer steps of each generator.", minimum=1)
+    batch_size: int = option(128, "Images per step.", minimum=2)
+    lr: float | None = option(None, "First learning rate; the default is the method's own.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GameConfig(OptionSet):
     """A generator and the student play against each other: where it starts, how it steps, what is mixed in."""
 

@@ -1,7 +1,8 @@
 """The registry of methods: name -> its options and its function.
 
-A method is used in one or both of two ways: as an *objective* of `optimize-dataset`, it makes images for given classes;
-*live*, it is a `Source` that `distill` draws from while the student learns.
+A method is used in one or more of three ways: as an *objective* of `optimize-dataset`, it makes images for given
+classes; as a *trainer* of `train-generator`, it fits generators to the teacher; *live*, it is a `Source` that `distill`
+draws from while the student learns.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     import torch
 
     from ..classifier import Classifier
+    from ..generator_training import GeneratorTraining, Samples
     from ..inversion import Inverted
     from ..sources import Source
     from ..statistics import Statistics
+    from .options import GeneratorConfig
 
     Synthesize = Callable[[Classifier, Statistics | None, torch.Tensor, Any, torch.Generator], Inverted]
     OpenSource = Callable[[Classifier, Any, int], Source]
+    SetUp = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
 else:
-    Synthesize = OpenSource = Callable
+    Synthesize = OpenSource = SetUp = Callable
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,25 @@ class LiveMethod(Method):
         return self.function
 
 
+@dataclass(frozen=True)
+class GeneratorMethod(Method):
+    """A way to train generators.
+
+    `set_up(teacher, config, seed, samples)` returns a fresh generator on the teacher's device with the loss that trains
+    it. `takes_samples` says whether it can use a few real images as well; without any, `samples` is None.
+    """
+
+    takes_samples: bool
+
+    @property
+    def set_up(self) -> SetUp:
+        """The function."""
+        return self.function
+
+
 _OBJECTIVES: dict[str, Objective] = {}
 _LIVE: dict[str, LiveMethod] = {}
+_GENERATORS: dict[str, GeneratorMethod] = {}
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -129,6 +150,24 @@ def register_live(
     return decorate
 
 
+def register_generator(
+    name: str, *, config: type[GeneratorConfig], source: str, takes_samples: bool = False
+) -> Callable[[FunctionT], FunctionT]:
+    """Register the decorated `set_up` function under `name`. Raises `ValueError` when the name is taken.
+
+    Args:
+        config: its options; the command line grows them by itself.
+        source: paper, with section or equation.
+        takes_samples: whether it can use a few real images besides the teacher.
+    """
+
+    def decorate(function: FunctionT) -> FunctionT:
+        _add(_GENERATORS, GeneratorMethod(name, function, config, source, takes_samples))
+        return function
+
+    return decorate
+
+
 MethodT = TypeVar("MethodT", bound=Method)
 
 
@@ -160,3 +199,15 @@ def live_method(name: str) -> LiveMethod:
 def live_names() -> list[str]:
     """Return the name of every live method, in alphabetical order."""
     return sorted(_LIVE)
+
+
+def generator_method(name: str) -> GeneratorMethod:
+    """Return the way to train generators called `name`. Raises `UsageError`, with the near name, when there is none."""
+    if name not in _GENERATORS:
+        raise UsageError(f"unknown method {name!r}.{did_you_mean(name, generator_names())}")
+    return _GENERATORS[name]
+
+
+def generator_names() -> list[str]:
+    """Return the name of every way to train generators, in alphabetical order."""
+    return sorted(_GENERATORS)

@@ -1,8 +1,9 @@
-"""Fully connected networks of Hinton, Vinyals and Dean 2015, section 3 (the MNIST experiment)."""
+"""Fully connected networks: of Hinton, Vinyals and Dean 2015, section 3 (the MNIST experiment), KegNet and BDNF."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from torch import nn
 
@@ -44,3 +45,32 @@ def hinton1200(input_shape: InputShape, num_classes: int) -> nn.Module:
 def hinton800(input_shape: InputShape, num_classes: int) -> nn.Module:
     """784-800-800-10 without regularization: the student."""
     return _mlp(input_shape, num_classes, 800, (0.0, 0.0))
+
+
+def _deep_mlp(
+    input_shape: InputShape, num_classes: int, hidden: int, width: int, activation: Callable[[], nn.Module], rate: float
+) -> nn.Module:
+    """Return `hidden` layers of `width` units, each with `activation` and dropout of this rate, and the logits."""
+    channels, height, rows = input_shape
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    inputs = channels * height * rows
+    for index in range(1, hidden + 1):
+        layers[f"fc{index}"] = nn.Linear(inputs, width)
+        layers[f"act{index}"] = activation()
+        if rate:
+            layers[f"drop{index}"] = nn.Dropout(rate)
+        inputs = width
+    layers["logits"] = nn.Linear(width, num_classes)
+    return he_initialize(nn.Sequential(layers))
+
+
+@register_model("kegnet_mlp", input_shape=(1, 1, 16), source="KegNet (Yoo et al. 2019), section 4.3 (tables)")
+def kegnet_mlp(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Ten hidden ELU layers of 100 units with dropout 0.15: KegNet's teacher of tables, of any number of columns."""
+    return _deep_mlp(input_shape, num_classes, 10, 100, nn.ELU, 0.15)
+
+
+@register_model("bdnf_mlp", input_shape=(1, 1, 2), source="BDNF / KeFlow, the two-dimensional simulation")
+def bdnf_mlp(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Three hidden ReLU layers of 32 units: BDNF's classifier of points of the plane."""
+    return _deep_mlp(input_shape, num_classes, 3, 32, nn.ReLU, 0.0)

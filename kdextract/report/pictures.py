@@ -39,18 +39,33 @@ def class_grid(
         probabilities: the teacher's softmax, [N, K].
     """
     answers = probabilities.argmax(1)
-    rows = []
-    for label in range(min(len(class_names), MAX_CLASSES)):
-        members = (labels == label).nonzero().squeeze(1)
-        shown = [_tile(images[i].numpy(), bool(answers[i] == label)) for i in members[:IMAGES_PER_CLASS]]
-        if not shown:
-            continue
-        strip = montage(shown, grid_shape=(1, IMAGES_PER_CLASS), channel_axis=3, padding_width=2, fill=(255, 255, 255))
+    captions = {}
+    for label in labels.unique().tolist():
+        members = labels == label
         agreement = float((answers[members] == label).float().mean())
         confidence = float(probabilities[members, label].mean())
-        caption = f"{class_names[label][:12]}\nconf. {confidence:.2f}\nagree {agreement:.2f}"
-        rows.append(np.concatenate([_caption(caption, strip.shape[0]), strip.astype(np.uint8)], axis=1))
-    return encode_png(np.concatenate(rows))
+        captions[label] = f"{class_names[label][:12]}\nconf. {confidence:.2f}\nagree {agreement:.2f}"
+    return image_rows(images, labels, captions, answers == labels)
+
+
+def image_rows(
+    images: torch.Tensor, rows: torch.Tensor, captions: dict[int, str], fits: torch.Tensor | None = None
+) -> bytes:
+    """Return a picture of the first images of each row, with a caption before it.
+
+    Args:
+        images: uint8 [N, channels, height, width].
+        rows: the row that each is in, [N].
+        captions: what stands before a row.
+        fits: [N], False for those that get a red frame.
+    """
+    strips = []
+    for row in sorted(captions)[:MAX_CLASSES]:
+        members = (rows == row).nonzero().squeeze(1)[:IMAGES_PER_CLASS]
+        shown = [_tile(images[i].numpy(), fits is None or bool(fits[i])) for i in members]
+        strip = montage(shown, grid_shape=(1, IMAGES_PER_CLASS), channel_axis=3, padding_width=2, fill=(255, 255, 255))
+        strips.append(np.concatenate([_caption(captions[row], strip.shape[0]), strip.astype(np.uint8)], axis=1))
+    return encode_png(np.concatenate(strips))
 
 
 def _tile(image: np.ndarray, agrees: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..stage_runner import Outcome
 
 _PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "validation_accuracy",
             "estimated_accuracy", "estimated_agreement", "teacher_agrees_with_label",
-            "mean_confidence", "explained_variance"}  # fmt: skip
+            "rarest_class_share", "mean_confidence", "explained_variance"}  # fmt: skip
 _BYTES = {"bytes_handed_over", "image_bytes"}
 
 

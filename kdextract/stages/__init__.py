@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..stage_runner import Stage
-from . import compress, compute_stats, distill, evaluate, optimize_dataset, train
+from . import compress, compute_stats, distill, evaluate, generate, optimize_dataset, train, train_generator
 
 STAGES: dict[str, Stage[Any]] = {
-    module.STAGE.name: module.STAGE for module in (train, compute_stats, optimize_dataset, compress, distill, evaluate)
+    module.STAGE.name: module.STAGE
+    for module in (train, compute_stats, optimize_dataset, train_generator, generate, compress, distill, evaluate)
 }

@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 EVBMF = "evbmf"
 PRESETS = {
-    "kegnet-1": {"lenet5": "conv3", "resnet14": "block3_1.conv1,block3_2.conv1"},
-    "kegnet-2": {"lenet5": "conv2,conv3", "resnet14": "block3_1.conv2,block3_2.conv2"},
+    "kegnet-1": {
+        "lenet5": "conv3",
+        "resnet14": "block3_1.conv1,block3_2.conv1",
+        "kegnet_mlp": ",".join(f"fc{index}=10x10" for index in range(2, 11)),
+    },
+    "kegnet-2": {
+        "lenet5": "conv2,conv3",
+        "resnet14": "block3_1.conv2,block3_2.conv2",
+        "kegnet_mlp": ",".join(f"fc{index}=5x5" for index in range(2, 11)),
+    },
     "kegnet-3": {
         "lenet5": "conv2,conv3=5x8",
         "resnet14": "block3_1.conv1,block3_1.conv2,block3_2.conv1,block3_2.conv2",
@@ -68,7 +76,7 @@ class CompressConfig(NamedStageConfig):
     tucker_ranks: str | None = option(None, "Ranks of every layer, inputs and outputs.", metavar="I,O")
     layers: str | None = option(None, "Layers to take apart, with commas; see above.", metavar="NAME[=RULE],...")
     preset: str | None = option(
-        None, "Layers and ranks of a published student of lenet5 or resnet14.", choices=sorted(PRESETS)
+        None, "Layers and ranks of a published student of lenet5, resnet14 or kegnet_mlp.", choices=sorted(PRESETS)
     )
 
     def __post_init__(self) -> None:

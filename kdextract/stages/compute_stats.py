@@ -9,7 +9,7 @@ from ..config import DataAccess, StageConfig, option
 from ..errors import ConfigError, DataError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .inputs import open_real_data, real_data_input, teacher_data
+from .inputs import fitted, open_real_data, real_data_input, teacher_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,6 @@ def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
 
 def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]:
     """Run every training image through the teacher once and write `statistics.safetensors`."""
-    from ..images import fit_images
     from ..spectra import SpectralOptions
     from ..statistics import LAYERS, StatisticsOptions, compute_statistics
     from ..tensor_files import encode_safetensors
@@ -61,7 +60,7 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
     teacher = context.teacher()
     with context.phase("data"):
         data = open_real_data(config, spec, "train", "statistics", context)
-        images = fit_images(data.images, teacher.input_shape)
+        images = fitted(data.images, teacher.input_shape)
     _check_counts(data.labels, teacher.spec.class_names, config.min_count, spec)
     options = StatisticsOptions(
         max_units=config.max_units,

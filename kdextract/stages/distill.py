@@ -107,13 +107,13 @@ class DistillConfig(MethodStageConfig, DataAccess):
     shift: int | None = option(
         None,
         f"Shift images at random by up to so many pixels; the default is {USUAL_SETTINGS['shift']}, or 0 where every "
-        "image is new.",
+        "image is new, and for tables.",
         minimum=0,
     )
     warp: float | None = option(
         None,
         "Turn, scale and shear images at random, 0.1 turns by about 6 degrees; the default is "
-        f"{USUAL_SETTINGS['warp']:g}, or 0 where every image is new.",
+        f"{USUAL_SETTINGS['warp']:g}, or 0 where every image is new, and for tables.",
         minimum=0,
     )
     flip: bool = option(False, "Mirror half of the images.")
@@ -254,10 +254,12 @@ def _estimate(
 ) -> dict[str, float]:
     """Return what the student's agreement and accuracy on real images should be, as far as that can be said.
 
-    The teacher's accuracy has to be known, and the student must be like it on structured noise.
+    The teacher's accuracy has to be known, and the student must be like it on structured noise, which tables lack.
     """
     from ..estimate import TeacherAccuracy, estimate, structured_agreement
 
+    if teacher.is_table:
+        return {}
     measured = read_manifest(context.run.existing("teacher", "kdx train").directory).metrics
     if config.teacher_accuracy is not None:
         accuracy = TeacherAccuracy(config.teacher_accuracy, 0.0)
@@ -302,6 +304,8 @@ def fill_in(config: DistillConfig, choice: Choice, student: Classifier) -> Setti
 
     convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
     usual = {**choice.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
+    if student.is_table:
+        usual |= {"shift": 0, "warp": 0.0}
     given = {name: getattr(config, name) for name in Settings.__dataclass_fields__}
     return Settings(**{name: usual[name] if value is None else value for name, value in given.items()})
 
@@ -328,7 +332,7 @@ class Loop:
         steps: int,
         checkpoints: CheckpointSaver,
         reporter: Reporter,
-        monitor: Monitor | None = None,
+        monitor: Monitor[Classifier] | None = None,
     ) -> DistillationResult:
         """Train the student, in place."""
         from ..distillation import DistillationLossOptions, distill

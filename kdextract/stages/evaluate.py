@@ -13,7 +13,7 @@ from ..config import DataAccess, NamedStageConfig, option
 from ..errors import ConfigError, GateError
 from ..run_dir import ArtifactRef, RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input, file_input
-from .inputs import open_real_data, real_data_input, teacher_data
+from .inputs import fitted, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,6 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
 
     from ..classifier import load_classifier
     from ..hooks import count_multiply_adds
-    from ..images import fit_images
     from ..report.pictures import confusion_picture
     from ..training import predict
 
@@ -82,9 +81,9 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     if int(data.labels.max()) >= len(names):
         raise ConfigError(f"{spec} has {int(data.labels.max()) + 1} classes, the classifier {len(names)}")
     with context.phase("evaluation"):
-        images = fit_images(data.images, classifier.input_shape)
+        images = fitted(data.images, classifier.input_shape)
         answers = predict(classifier, images).argmax(1)
-        teacher_answers = predict(teacher, fit_images(data.images, teacher.input_shape)).argmax(1)
+        teacher_answers = predict(teacher, fitted(data.images, teacher.input_shape)).argmax(1)
     with context.phase("snapshots"):
         curve = _curve(source, images, data.labels, teacher_answers, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)

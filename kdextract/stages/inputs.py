@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Protocol
 from ..artifacts import Input, read_manifest
 from ..errors import ConfigError
 from ..run_dir import RunDir
+from ..tables import is_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from ..data import RealData, Split
+    from ..models import InputShape
     from ..stage_runner import StageContext
 
 
@@ -58,3 +62,45 @@ def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str,
 
     context.real_data.append({"spec": spec, "split": split, "purpose": purpose})
     return load_data(spec, split, config.data_dir)
+
+
+def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:
+    """Return the indices of `count` images, in ascending order, as evenly over the classes as can be.
+
+    Where classes cannot have equally many, those that get one more are drawn by the seed, as the images are.
+
+    Raises:
+        ConfigError: a class has too few.
+    """
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(data.labels), generator=random)
+    each, over = divmod(count, len(data.class_names))
+    favoured = set(torch.randperm(len(data.class_names), generator=random)[:over].tolist())
+    kept = []
+    for label, name in enumerate(data.class_names):
+        wanted = each + (label in favoured)
+        own = shuffled[data.labels[shuffled] == label]
+        if len(own) < wanted:
+            raise ConfigError(f"class {name!r} has {len(own)} images, fewer than the {wanted} that are asked for")
+        kept.append(own[:wanted])
+    return torch.cat(kept).sort().values
+
+
+def fitted(images: torch.Tensor, shape: InputShape) -> torch.Tensor:
+    """Return uint8 images [N, c, h, w] as a classifier of this shape takes them, resized if need be.
+
+    Raises:
+        ConfigError: they are rows of a table, or the classifier takes such rows, and the columns are not as many.
+    """
+    from ..images import fit_images
+
+    stored = tuple(images.shape[1:])
+    if stored != shape and (is_table(stored) or is_table(shape)):
+        raise ConfigError(f"{_spoken(stored)} cannot be given to a classifier of {_spoken(shape)}")
+    return fit_images(images, shape)
+
+
+def _spoken(shape: tuple[int, ...]) -> str:
+    return f"rows of {shape[2]} features" if is_table(shape) else f"images of {'x'.join(map(str, shape))}"

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .transfer_sets import write_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +71,8 @@ def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, A
     """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
     import torch
 
-    from ..report.pictures import class_grid
     from ..statistics import Statistics
-    from ..tensor_files import encode_npy, read_safetensors
-    from ..training import predict
+    from ..tensor_files import read_safetensors
 
     teacher = context.teacher()
     chosen = objective(config.objective)
@@ -84,23 +83,7 @@ def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, A
     labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
     with context.phase("synthesis"), context.checkpoints.loop():
         images, rows = _make_images(config, chosen, teacher, statistics, labels, context)
-    with context.phase("targets"):
-        targets = predict(teacher, images)
-    queries = sum(int(row["teacher_queries"]) for row in rows)
-    context.count(images=len(images), teacher_queries=len(images) + queries)
-    context.write("images.npy", encode_npy(images.numpy()))
-    context.write("labels.npy", encode_npy(labels.numpy()))
-    context.write("targets.npy", encode_npy(targets.numpy()))
-    probabilities = targets.softmax(dim=1)
-    context.write("grid.png", class_grid(images, labels, probabilities, teacher.spec.class_names))
-    context.write_metrics(rows)
-    return {
-        "num_images": len(images),
-        "image_bytes": images.numel(),
-        "teacher_agrees_with_label": round(float((targets.argmax(1) == labels).float().mean()), 4),
-        "mean_confidence": round(float(probabilities.amax(1).mean()), 4),
-        "loss": rows[-1]["loss"],
-    }
+    return {**write_transfer_set(context, teacher, images, labels, rows), "loss": rows[-1]["loss"]}
 
 
 def _make_images(

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts import Input
 from ..config import DataAccess, StageConfig, option, spelling
 from ..errors import ConfigError, UsageError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
-from .inputs import open_real_data, real_data_input
-from .student_source import read_transfer_set, transfer_set, transfer_set_input
+from ..tables import is_table
+from .inputs import few_images, fitted, open_real_data, real_data_input
+from .stored import read_transfer_set, stored
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ..data import RealData
     from ..models import InputShape
     from ..sources import ImagePool, Mixture
+    from ..training import Augmenter
 
 MIN_EPOCHS = 12
 MIN_STEPS = 1500
@@ -45,7 +48,7 @@ class TrainConfig(StageConfig, DataAccess):
     """
 
     model: str = option("lenet", "Architecture of the teacher; `kdx models` lists them.")
-    data: str = option("digits", "Real data: digits, mnist, cifar10 ..., folder:DIR, npz:FILE.", metavar="SPEC")
+    data: str = option("digits", "Real data: digits, mnist, iris, 2d:moons ..., folder:DIR, npz:FILE.", metavar="SPEC")
     input_size: str | None = option(
         None, "Images as the model takes them; the default is the model's own size.", metavar="CxHxW"
     )
@@ -54,8 +57,10 @@ class TrainConfig(StageConfig, DataAccess):
     )
     batch_size: int = option(128, "Images per step.", minimum=2)
     lr: float = option(3e-3, "Highest learning rate of Adam.", above=0)
-    shift: int = option(2, "Shift images at random by up to so many pixels.", minimum=0)
-    warp: float = option(0.1, "Turn, scale and shear images at random; 0.1 turns by about 6 degrees.", minimum=0)
+    shift: int = option(2, "Shift images at random by up to so many pixels; images only, not tables.", minimum=0)
+    warp: float = option(
+        0.1, "Turn, scale and shear images at random, not tables; 0.1 turns by about 6 degrees.", minimum=0
+    )
     flip: bool | None = option(None, "Mirror half of the images; by default where it keeps the class.")
     validation: float = option(
         0.05,
@@ -98,7 +103,8 @@ def plan(config: TrainConfig, run: RunDir) -> Plan:
         parse_input_size(config.input_size)
     inputs = [real_data_input(config, config.data, "train")]
     if config.augment is not None:
-        inputs += transfer_set_input(transfer_set(config.augment, run, "--augment"), run)[0]
+        kept = stored(config.augment, run, "--augment", ["transfer-set"])
+        inputs.append(Input("transfer-set", kept.label, kept.identity))
     return Plan(run.place("teacher"), tuple(inputs))
 
 
@@ -107,8 +113,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     import torch
 
     from ..classifier import Classifier, ClassifierSpec, encode_classifier
-    from ..data import mirrors_make_sense
-    from ..training import Augmenter, Schedule, fit, predict
+    from ..training import Schedule, fit, predict
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
@@ -123,7 +128,6 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     steps_per_epoch = max(1, len(images) // config.batch_size)
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
     steps = epochs * steps_per_epoch
-    flip = mirrors_make_sense(config.data) if config.flip is None else config.flip
     pool = _pool(config, images, labels, teacher, context)
     with context.phase("train"), context.checkpoints.loop():
         rows = fit(
@@ -131,7 +135,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
             pool,
             config.batch_size,
             Schedule(steps, config.lr, "cosine", int(steps * WARMUP_SHARE)),
-            Augmenter(config.shift, flip, config.warp, config.seed + 1),
+            _augmenter(config, teacher),
             context.checkpoints,
             context.reporter,
         )
@@ -166,38 +170,36 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
 
     if config.input_size is not None:
         return parse_input_size(config.input_size)
-    _, height, width = architecture(config.model).input_shape
-    return data.images.shape[1], height, width
+    channels, height, width = data.images.shape[1:]
+    own = architecture(config.model).input_shape
+    if is_table((channels, height, width)):
+        return 1, 1, width
+    if is_table(own):
+        raise ConfigError(
+            f"{config.model} is for tables; for images say their size, such as --input-size {channels}x{height}x{width}"
+        )
+    return channels, *own[1:]
+
+
+def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
+    """Return what changes images at random. Rows of a table stay as they are."""
+    from ..data import mirrors_make_sense
+    from ..training import Augmenter
+
+    if teacher.is_table:
+        return Augmenter(0, False, 0.0, config.seed + 1)
+    flip = mirrors_make_sense(config.data) if config.flip is None else config.flip
+    return Augmenter(config.shift, flip, config.warp, config.seed + 1)
 
 
 def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """Return the real images as the model takes them, uint8 [N, channels, height, width], labels [N], class names."""
-    from ..images import fit_images
-
     data = open_real_data(config, config.data, "train", "training", context)
     shape = _input_shape(config, data)
     if config.shots is None:
-        return fit_images(data.images, shape), data.labels, data.class_names
-    chosen = _shots(data, config.shots, config.seed)
-    return fit_images(data.images[chosen], shape), data.labels[chosen], data.class_names
-
-
-def _shots(data: RealData, shots: int, seed: int) -> torch.Tensor:
-    """Return the indices of `shots` images of each class, in ascending order.
-
-    Raises:
-        ConfigError: a class has fewer.
-    """
-    import torch
-
-    shuffled = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
-    kept = []
-    for label, name in enumerate(data.class_names):
-        own = shuffled[data.labels[shuffled] == label]
-        if len(own) < shots:
-            raise ConfigError(f"class {name!r} has {len(own)} images, fewer than --shots {shots}")
-        kept.append(own[:shots])
-    return torch.cat(kept).sort().values
+        return fitted(data.images, shape), data.labels, data.class_names
+    chosen = few_images(data, config.shots * len(data.class_names), config.seed)
+    return fitted(data.images[chosen], shape), data.labels[chosen], data.class_names
 
 
 def _pool(
@@ -212,7 +214,7 @@ def _pool(
 
     if config.augment is None:
         return ImagePool(images, labels, config.seed, context.device)
-    directory = transfer_set(config.augment, context.run, "--augment")
+    directory = stored(config.augment, context.run, "--augment", ["transfer-set"]).directory
     made, logits = read_transfer_set(directory, teacher.input_shape, teacher.num_classes)
     soft = F.one_hot(torch.from_numpy(read_npy(directory / "labels.npy")), teacher.num_classes).float()
     if config.augment_labels != "hard":

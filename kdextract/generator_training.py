@@ -1,0 +1,118 @@
+"""What it takes to train a generator: the network, what learns beside it, and the loss of the next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .classifier import Classifier
+from .generators.generator import Generator, GeneratorSpec, new_generator
+from .generators.sizes import largest_width
+from .hooks import count_multiply_adds
+from .methods.options import GeneratorConfig
+from .sources import State
+from .training import Schedule
+
+NARROWEST, WIDEST = 4, 256
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few real images: pixels [N, channels, height, width] in [0, 1] on 256 levels, labels int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Draws:
+    """Noise and labels of the batches that a generator is trained on, from a random state of their own."""
+
+    def __init__(self, generator: Generator, batch_size: int, seed: int) -> None:
+        self._generator, self._batch_size = generator, batch_size
+        self.random = torch.Generator().manual_seed(seed)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return noise [batch, *noise_shape] and labels [batch], each class equally likely, on the device."""
+        labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.random)
+        return self._generator.draw(self._batch_size, self.random), labels.to(self._generator.device)
+
+    def state(self) -> State:
+        """The random state."""
+        return {"random": self.random.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        self.random.set_state(state["random"])
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """A generator in training; `training.take_steps` moves its weights and those of its `helpers`.
+
+    Attributes:
+        loss: draws the next batch from `draws` and returns its scalar loss.
+        lr: first learning rate.
+        clip: largest norm of the gradient, None for any.
+        helpers: what learns beside the generator and is thrown away afterwards.
+    """
+
+    generator: Generator
+    draws: Draws
+    loss: Callable[[], torch.Tensor]
+    lr: float
+    clip: float | None = None
+    helpers: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        """All that learns."""
+        return nn.ModuleDict({"generator": self.generator.network, **self.helpers})
+
+    @property
+    def device(self) -> torch.device:
+        """Where it learns."""
+        return self.generator.device
+
+    def schedule(self, steps: int) -> Schedule:
+        """Adam, its rate falling to zero along a cosine."""
+        return Schedule(steps, self.lr, clip=self.clip)
+
+
+def multiply_adds(spec: GeneratorSpec) -> int:
+    """Return the multiply-adds per image of a generator; nothing is computed for it."""
+    with torch.device("meta"):
+        generator = Generator(spec).eval()
+        noise, labels = torch.empty((2, *generator.noise_shape)), torch.zeros(2, dtype=torch.int64)
+        return count_multiply_adds(generator.network, noise, labels)
+
+
+def sized_generator(
+    teacher: Classifier, network: str, options: dict[str, int], width: int | None, seed: int, noise_scale: float = 1.0
+) -> Generator:
+    """Return a fresh generator for a teacher's images and classes, on its device.
+
+    Args:
+        network: one of `generators.networks.NETWORKS`.
+        options: of the network, without its width.
+        width: None for the largest one that costs no more multiply-adds than the teacher.
+    """
+
+    def spec(width: int) -> GeneratorSpec:
+        shape, classes = teacher.input_shape, teacher.num_classes
+        pixels = teacher.spec.mean, teacher.spec.std
+        return GeneratorSpec(network, shape, classes, {**options, "width": width}, *pixels, noise_scale)
+
+    if width is None:
+        affordable = count_multiply_adds(teacher.network, torch.zeros((1, *teacher.input_shape), device=teacher.device))
+        width = largest_width(lambda width: multiply_adds(spec(width)), affordable, NARROWEST, WIDEST)
+    generator = new_generator(spec(width), seed)
+    generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return generator
+
+
+def draws_for(generator: Generator, config: GeneratorConfig, seed: int) -> Draws:
+    """Return the batches that the options ask for."""
+    return Draws(generator, config.batch_size, seed)

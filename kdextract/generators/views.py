@@ -1,0 +1,49 @@
+"""Images that show what a generator has learned, for pictures."""
+
+from __future__ import annotations
+
+import torch
+
+from .generator import Generator
+
+
+def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images of every class from the same noise, column by column; generators take turns.
+
+    Returns:
+        Pixels [columns * K, channels, height, width] and labels [columns * K].
+    """
+    random = torch.Generator().manual_seed(seed)
+    num_classes = generators[0].spec.num_classes
+    labels = torch.arange(num_classes)
+    strips = []
+    with torch.no_grad():
+        for column in range(columns):
+            generator = generators[column % len(generators)]
+            noise = generator.draw(1, random).expand(num_classes, *generator.noise_shape)
+            strips.append(generator(noise, labels))
+    return torch.cat(strips), labels.repeat(columns)
+
+
+def latent_walk(generator: Generator, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images on the way from one noise to another, `columns` for each class.
+
+    The way is an arc, `cos(t) a + sin(t) b`, all of whose points are as likely as its ends. A generator with labels
+    walks the same way for every class, one without them walks another one in each row.
+
+    Returns:
+        Pixels [K * columns, channels, height, width] and row numbers [K * columns].
+    """
+    random = torch.Generator().manual_seed(seed)
+    num_rows = generator.spec.num_classes
+    angles = torch.linspace(0, torch.pi / 2, columns, device=generator.device)
+    angles = angles.view(-1, *[1] * len(generator.noise_shape))
+    images = []
+    start, end = generator.draw(2, random)
+    with torch.no_grad():
+        for row in range(num_rows):
+            if not generator.conditional:
+                start, end = generator.draw(2, random)
+            noise = torch.cos(angles) * start + torch.sin(angles) * end
+            images.append(generator(noise, torch.full((columns,), row)))
+    return torch.cat(images), torch.arange(num_rows).repeat_interleave(columns)

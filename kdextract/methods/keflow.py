@@ -1,0 +1,81 @@
+"""KeFlow: conditional normalizing flows trained through the teacher (bi-directional normalizing flow, BDNF, 2020).
+
+A flow makes images of given classes and knows, for each, how much it spreads the noise (its log-determinant). It is
+trained without data by the likelihood of the noise: the teacher's probability of the label, the spread, and, where the
+teacher has batch normalization, how well its statistics are met. A few real images can be learned as well, in the other
+direction, by their likelihood under the flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import option
+from .options import GeneratorConfig
+from .registry import register_generator
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..generator_training import GeneratorTraining, Samples
+
+FLOWS: dict[str, dict[str, int]] = {
+    "nice": {"couplings": 8},
+    "nice_affine": {"couplings": 8},
+    "realnvp": {"blocks": 2},
+    "glow": {"levels": 2, "steps": 4},
+}
+"""Each flow with its options but the width."""
+FIRST_LAYER = 2.0
+"""Weight of the first batch normalization layer, as published; the others have 1."""
+MAX_GRADIENT = 1.0
+"""As published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeflowConfig(GeneratorConfig):
+    """The flow, and what each term weighs."""
+
+    flow: str = option("nice_affine", "Couplings of pixels (nice, nice_affine) or of channels.", choices=list(FLOWS))
+    width: int | None = option(
+        None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
+    )
+    noise_scale: float = option(0.5, "Standard deviation of the noise.", above=0)
+    spread: float = option(5e-3, "Weight of the log-determinant, which spreads images.", minimum=0)
+    bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
+    aided: float = option(1e-3, "Weight of the likelihood of --samples.", minimum=0)
+
+
+@register_generator("keflow", config=KeflowConfig, source="BDNF (KeFlow 2020), equations 1 to 9", takes_samples=True)
+def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Samples | None) -> GeneratorTraining:
+    """Normalizing flows whose images the teacher gives to the class asked for, spread as widely as it lets them."""
+    import torch.nn.functional as F
+
+    from ..generator_training import GeneratorTraining, draws_for, sized_generator
+    from ..generators.flows import Flow, dequantized
+    from ..hooks import record_batch_statistics
+    from ..losses import statistics_distance
+
+    generator = sized_generator(teacher, config.flow, FLOWS[config.flow], config.width, seed, config.noise_scale)
+    draws = draws_for(generator, config, seed)
+    flow = generator.network
+    assert isinstance(flow, Flow)
+
+    def loss() -> torch.Tensor:
+        noise, labels = draws.next()
+        images, spread = flow.transform(noise, labels)
+        with record_batch_statistics(teacher) as layers:
+            total = F.cross_entropy(teacher(images), labels) - config.spread * spread.mean()
+        if config.bn:
+            for index, layer in enumerate(layers.values()):
+                distance = statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
+                total = total + config.bn * (FIRST_LAYER if index == 0 else 1.0) * distance
+        if samples is not None:
+            images = dequantized(samples.images, draws.random)
+            total = total - config.aided * flow.log_prob(images, samples.labels).mean()
+        return total
+
+    lr = 1e-3 if config.lr is None else config.lr
+    return GeneratorTraining(generator, draws, loss, lr, clip=MAX_GRADIENT)

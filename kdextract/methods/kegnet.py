@@ -1,0 +1,92 @@
+"""KegNet: knowledge extraction with no observable data (Yoo et al. 2019).
+
+A generator makes images of given classes; a decoder finds the noise again that they were made from, so that the noise
+cannot be ignored; a diversity term keeps images of different noise apart. The published code leaves the teacher in
+training mode, which lets its batch normalization drift to the generator's images; here teachers are frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import option
+from .options import GeneratorConfig
+from .registry import register_generator
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..generator_training import GeneratorTraining, Samples
+
+PRESETS: dict[str, dict[str, float]] = {
+    "mnist": {"decoder_layers": 1, "lr": 1e-3, "alpha": 1, "beta": 0},
+    "fashion": {"decoder_layers": 3, "lr": 1e-2, "alpha": 1, "beta": 10},
+    "svhn": {"decoder_layers": 3, "lr": 1e-2, "alpha": 1, "beta": 1},
+    "tabular": {"decoder_layers": 2, "lr": 1e-4, "alpha": 1, "beta": 0},
+}
+"""What the published code uses for each data set."""
+DECODER_WIDTH = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class KegnetConfig(GeneratorConfig):
+    """What each term weighs, as published for a data set or as given."""
+
+    generators: int = option(5, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
+    preset: str | None = option(
+        None,
+        "Published settings of --lr, --alpha, --beta and --decoder-layers; the default is tabular for a table, "
+        "otherwise mnist.",
+        choices=sorted(PRESETS),
+    )
+    network: str | None = option(
+        None,
+        "Generator: strided, transposed convolutions; dense, linear layers, the default for a table.",
+        choices=["strided", "dense"],
+    )
+    width: int | None = option(
+        None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
+    )
+    alpha: float | None = option(None, "Weight of the decoder's squared error.", minimum=0)
+    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0)
+    decoder_layers: int | None = option(None, "Hidden layers of the decoder after the first.", minimum=0)
+
+    def setting(self, name: str, is_table: bool) -> float:
+        """Return an option as given, or as the preset says."""
+        given: float | None = getattr(self, name)
+        return PRESETS[self.preset or ("tabular" if is_table else "mnist")][name] if given is None else given
+
+
+@register_generator("kegnet", config=KegnetConfig, source="Yoo et al. 2019, section 3")
+def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Samples | None) -> GeneratorTraining:
+    """Generators whose images the teacher gives to the class asked for, and from which the noise can be read again."""
+    import torch
+    import torch.nn.functional as F
+
+    from ..generator_training import GeneratorTraining, draws_for, sized_generator
+    from ..generators.kegnet import NoiseDecoder
+    from ..losses import sameness
+
+    is_table = teacher.spec.is_table
+    network = config.network or ("dense" if is_table else "strided")
+    options = {"layers": 2} if network == "dense" else {}
+    generator = sized_generator(teacher, network, options, config.width, seed)
+    alpha, beta = config.setting("alpha", is_table), config.setting("beta", is_table)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        layers = int(config.setting("decoder_layers", is_table))
+        decoder = NoiseDecoder(teacher.input_shape, layers, DECODER_WIDTH).to(teacher.device)
+    draws = draws_for(generator, config, seed)
+
+    def loss() -> torch.Tensor:
+        noise, labels = draws.next()
+        images = generator(noise, labels)
+        total = F.cross_entropy(teacher(images), labels)
+        if alpha:
+            total = total + alpha * F.mse_loss(decoder(images), noise)
+        return total + beta * sameness(images / teacher.std, noise) if beta else total
+
+    lr = config.setting("lr", is_table)
+    return GeneratorTraining(generator, draws, loss, lr, helpers={"decoder": decoder})

@@ -1,0 +1,92 @@
+"""`kdx generate`: make a transfer set with trained generators. Opens no real data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import Input
+from ..config import NamedStageConfig, option
+from ..run_dir import RunDir
+from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .stored import open_generators, stored_generators
+from .transfer_sets import write_transfer_set
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..generators.mix import GeneratorMix
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(NamedStageConfig):
+    """Make a transfer set with generators that `kdx train-generator` has trained.
+
+    Several artifacts, with commas between, are mixed, each of their generators giving as many images. Writes
+    images.npy, labels.npy (the class asked for; without labels, the teacher's answer), targets.npy (the teacher's
+    logits) and grid.png, as `kdx optimize-dataset` does. It is named after the first artifact.
+
+    Examples:
+
+      kdx generate
+
+      kdx generate kegnet,dafl --images-per-class 500 --name both
+    """
+
+    generator: str | None = option(
+        None, "Generators of the run, or paths to some; without any, the run's only ones.", positional=True
+    )
+    images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
+    batch_size: int = option(500, "Images made at a time.", minimum=1)
+    noise_scale: float | None = option(
+        None, "Standard deviation of the noise; the default is what each generator was trained with.", above=0
+    )
+
+
+def plan(config: GenerateConfig, run: RunDir) -> Plan:
+    """Reads the teacher and the generators."""
+    stored = stored_generators(config.generator, run)
+    inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
+    inputs += [Input("generator", one.label, one.identity) for one in stored]
+    needs = max((one.needs for one in stored), key=len)
+    return Plan(run.place("transfer-set", config.name or stored[0].name), tuple(inputs), needs)
+
+
+def execute(config: GenerateConfig, context: StageContext) -> dict[str, Any]:
+    """Make the images, ask the teacher about them, write arrays and picture."""
+    import torch
+
+    teacher = context.teacher()
+    mix = open_generators(stored_generators(config.generator, context.run), teacher)
+    with context.phase("synthesis"):
+        images, labels = _make_images(config, mix, teacher, context)
+    row: dict[str, float] = {"images": len(images), "teacher_queries": 0 if mix.conditional else len(images)}
+    metrics = write_transfer_set(context, teacher, images, labels, [row])
+    if not mix.conditional:
+        shares = torch.bincount(labels, minlength=teacher.num_classes) / len(labels)
+        metrics["rarest_class_share"] = round(float(shares.min()), 4)
+    return metrics
+
+
+def _make_images(
+    config: GenerateConfig, mix: GeneratorMix, teacher: Classifier, context: StageContext
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return uint8 images [N, channels, height, width] and labels [N]; every batch has a random state of its own."""
+    import torch
+
+    from ..images import to_uint8
+    from ..training import predict
+
+    labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
+    made = []
+    with context.reporter.task("generate", len(labels)) as task:
+        for index, batch in enumerate(labels.split(config.batch_size)):
+            random = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+            made.append(to_uint8(mix.sample(batch, random, config.noise_scale)).cpu().contiguous())
+            task.advance(len(batch))
+    images = torch.cat(made)
+    return images, labels if mix.conditional else predict(teacher, images).argmax(1)
+
+
+STAGE = Stage("generate", GenerateConfig, plan, execute)

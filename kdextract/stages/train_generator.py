@@ -1,0 +1,197 @@
+"""`kdx train-generator`: fit generators to the teacher. Opens no real data unless `--samples` asks for some."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import Chapters
+from ..config import DataAccess, MethodStageConfig, OptionSet, option
+from ..errors import UsageError
+from ..methods import generator_method, generator_names
+from ..run_dir import RunDir
+from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .inputs import few_images, open_real_data, real_data_input, teacher_data
+
+if TYPE_CHECKING:
+    from ..classifier import Classifier
+    from ..generator_training import Samples
+    from ..generators.generator import Generator
+
+SEED_STRIDE = 1009
+"""Between the seeds of a run's generators; a prime, so that runs of neighbouring seeds share none."""
+CHECKED_PER_CLASS = 100
+
+Rows = list[dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGeneratorConfig(MethodStageConfig, DataAccess):
+    """Train generators of images against the teacher, without data.
+
+    They are small networks from noise (and a class) to images, fitted through the frozen teacher. `kdx distill --data
+    NAME` then draws new images from them at every step; `kdx generate` makes a transfer set of them. Writes
+    generator-0.safetensors and so on, grid.png (one class per row, one noise per column) and walk.png (from one noise
+    to another).
+
+    Examples:
+
+      kdx train-generator kegnet && kdx distill --student lenet_half
+
+      kdx train-generator kegnet --generators 2 --steps 500 --name quick
+
+      kdx train-generator keflow --flow nice_affine --samples 10
+    """
+
+    method: str = option(MISSING, "How: `kdx methods` explains.", choices=generator_names, positional=True)
+    samples: int | None = option(
+        None,
+        "Also learn from so many real images, evenly over the classes, drawn by the seed; the manifest says so.",
+        minimum=1,
+    )
+    data: str | None = option(
+        None, "Where --samples come from; the default is the data of the teacher.", metavar="SPEC"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is not None and not generator_method(self.method).takes_samples:
+            able = ", ".join(name for name in generator_names() if generator_method(name).takes_samples)
+            raise UsageError(f"--samples has no effect on {self.method}; it is for {able}")
+        if self.data is not None and self.samples is None:
+            raise UsageError("--data has no effect without --samples")
+
+    def chosen_method(self) -> tuple[str, type[OptionSet]]:
+        """The way to train."""
+        return self.method, generator_method(self.method).config
+
+    @classmethod
+    def methods(cls) -> dict[str, type[OptionSet]]:
+        """Every way to train generators."""
+        return {name: generator_method(name).config for name in generator_names()}
+
+
+def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan:
+    """Reads the teacher, and real data where samples are asked for."""
+    config.method_config()
+    inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
+    if config.samples is not None:
+        inputs.append(real_data_input(config, teacher_data(config.data, run), "train"))
+    needs = "teacher" if config.samples is None else "teacher+samples"
+    return Plan(run.place("generator", config.name or config.method), tuple(inputs), needs)
+
+
+def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, Any]:
+    """Train one generator after the other; write them, their pictures and losses."""
+    from ..generator_training import multiply_adds
+    from ..generators.generator import encode_generator
+    from ..hooks import count_multiply_adds
+
+    teacher = context.teacher()
+    options = config.method_config()
+    samples = _samples(config, teacher, context)
+    trained: list[Generator] = []
+    rows: Rows = []
+    chapters = Chapters(context.checkpoints)
+    with context.phase("training"), context.checkpoints.loop():
+        for index in range(options.generators):
+            generator, losses = _train(config, index, teacher, samples, chapters, context)
+            trained.append(generator)
+            rows += [{"generator": index, **row} for row in losses]
+    for index, generator in enumerate(trained):
+        context.write(f"generator-{index}.safetensors", encode_generator(generator))
+    context.write_metrics(rows)
+    asked = options.generators * options.steps * options.batch_size
+    context.count(images=asked, teacher_queries=asked)
+    blank = teacher.mean.new_zeros((1, *teacher.input_shape))
+    return {
+        "method": config.method,
+        "generators": options.generators,
+        "num_parameters": trained[0].num_parameters,
+        "generator_multiply_adds": multiply_adds(trained[0].spec),
+        "teacher_multiply_adds": count_multiply_adds(teacher.network, blank),
+        "network": trained[0].spec.network,
+        "network_options": trained[0].spec.options,
+        "steps": options.steps,
+        "loss": rows[-1]["loss"],
+        **_draw_pictures(trained, teacher, config.seed, context),
+    }
+
+
+def _samples(config: TrainGeneratorConfig, teacher: Classifier, context: StageContext) -> Samples | None:
+    """Return the real images that were asked for, if any."""
+    from ..generator_training import Samples
+    from ..images import fit_images, to_pixels
+
+    if config.samples is None:
+        return None
+    spec = teacher_data(config.data, context.run)
+    data = open_real_data(config, spec, "train", f"{config.samples} samples", context)
+    chosen = few_images(data, config.samples, config.seed)
+    images = to_pixels(fit_images(data.images[chosen], teacher.input_shape)).to(teacher.device)
+    return Samples(images, data.labels[chosen].to(teacher.device))
+
+
+def _train(
+    config: TrainGeneratorConfig,
+    index: int,
+    teacher: Classifier,
+    samples: Samples | None,
+    chapters: Chapters,
+    context: StageContext,
+) -> tuple[Generator, Rows]:
+    """Return generator number `index`, trained, and its metric rows."""
+    from ..training import Stateful, take_steps
+
+    options = config.method_config()
+    training = generator_method(config.method).set_up(teacher, options, config.seed * SEED_STRIDE + index, samples)
+    if index < len(chapters.finished):
+        weights, rows = chapters.finished[index]
+        training.generator.network.load_state_dict(weights)
+        return training.generator.frozen(), rows
+    training.network.train()
+    title = f"train-generator ({config.method})"
+    if options.generators > 1:
+        title = f"{title} {index + 1}/{options.generators}"
+    schedule, members = training.schedule(options.steps), dict[str, Stateful](draws=training.draws)
+    rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title)
+    chapters.close(training.generator.network.state_dict(), rows)
+    return training.generator.frozen(), rows
+
+
+def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, context: StageContext) -> dict[str, float]:
+    """Write grid.png and walk.png; return what the teacher says about images of all generators."""
+    import torch
+
+    from ..generators.mix import GeneratorMix
+    from ..generators.views import class_by_noise, latent_walk
+    from ..images import to_uint8
+    from ..report.pictures import IMAGES_PER_CLASS, class_grid, image_rows
+    from ..training import predict
+
+    names = teacher.spec.class_names
+    mix, random = GeneratorMix(trained), torch.Generator().manual_seed(seed)
+    labels = torch.arange(teacher.num_classes).repeat(CHECKED_PER_CLASS)
+    images = torch.cat([to_uint8(mix.sample(chunk, random)).cpu() for chunk in labels.split(500)])
+    probabilities = predict(teacher, images).softmax(1)
+    answers = probabilities.argmax(1)
+    shares = torch.bincount(answers, minlength=teacher.num_classes) / len(answers)
+    if mix.conditional:
+        shown, rows = class_by_noise(trained, IMAGES_PER_CLASS, seed)
+        shown = to_uint8(shown).cpu()
+        context.write("grid.png", class_grid(shown, rows, predict(teacher, shown).softmax(1), names))
+        captions = dict(enumerate(names))
+    else:
+        context.write("grid.png", class_grid(images, answers, probabilities, names))
+        captions = {row: f"walk {row + 1}" for row in range(teacher.num_classes)}
+    walked, rows = latent_walk(trained[0], IMAGES_PER_CLASS, seed)
+    context.write("walk.png", image_rows(to_uint8(walked).cpu(), rows, captions))
+    agreement = round(float((answers == labels).float().mean()), 4)
+    return {
+        **({"teacher_agrees_with_label": agreement} if mix.conditional else {}),
+        "mean_confidence": round(float(probabilities.amax(1).mean()), 4),
+        "rarest_class_share": round(float(shares.min()), 4),
+    }
+
+
+STAGE = Stage("train-generator", TrainGeneratorConfig, plan, execute)

@@ -1,0 +1,301 @@
+"""Contract of every way to train generators: `kdx train-generator`, `kdx generate`, students that learn from them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import sha256s
+from PIL import Image
+
+import kdextract
+from kdextract import checkpoints
+from kdextract.artifacts import read_manifest
+from kdextract.checkpoints import Checkpoints
+from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.errors import ConfigError, UsageError
+from kdextract.generator_training import Samples, multiply_adds
+from kdextract.generators.generator import load_generator
+from kdextract.generators.mix import GeneratorMix
+from kdextract.hooks import count_multiply_adds
+from kdextract.methods import generator_method, generator_names
+from kdextract.methods.keflow import FLOWS
+from kdextract.methods.kegnet import PRESETS
+from kdextract.tensor_files import read_npy
+
+WAYS: dict[str, dict[str, Any]] = {
+    "kegnet": {"method": "kegnet"},
+    "kegnet-fashion": {"method": "kegnet", "preset": "fashion"},
+    "kegnet-dense": {"method": "kegnet", "network": "dense"},
+    "dafl": {"method": "dafl"},
+    **{f"keflow-{flow}": {"method": "keflow", "flow": flow} for flow in FLOWS},
+    "keflow-samples": {"method": "keflow", "samples": 10},
+}
+"""Every method at least once, each kind of network that it may train."""
+QUICK: dict[str, Any] = {"steps": 3, "batch_size": 6, "width": 4, "threads": 1}
+
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A run with a teacher and nothing else."""
+    run = tmp_path / "alone"
+    run.mkdir()
+    shutil.copytree(finished_run / "teacher", run / "teacher")
+    shutil.copy(finished_run / "run.json", run)
+    return run
+
+
+def train(run: Path, way: str, **options: Any) -> Any:
+    """Train generators quickly, and return the outcome."""
+    return kdextract.train_generator(run=run, **{**QUICK, "name": way, **WAYS[way], **options})
+
+
+def test_every_method_is_tried() -> None:
+    assert {options["method"] for options in WAYS.values()} == set(generator_names())
+
+
+@every_way
+def test_it_makes_generators_from_the_teacher_alone(way: str, teacher_run: Path) -> None:
+    before = sha256s(teacher_run / "teacher")
+    outcome = train(teacher_run, way, generators=2)
+    manifest = read_manifest(outcome.directory)
+    assert manifest.needs == ("teacher+samples" if "samples" in WAYS[way] else "teacher")
+    assert len(manifest.real_data) == ("samples" in WAYS[way])
+    assert manifest.budget["teacher_queries"] == 2 * 3 * 6
+    assert 0 <= manifest.metrics["mean_confidence"] <= 1
+    assert 0 <= manifest.metrics["rarest_class_share"] <= 0.1
+    assert sha256s(teacher_run / "teacher") == before
+    teacher = load_classifier(teacher_run / "teacher" / "model.safetensors")
+    files = [load_generator(outcome.directory / f"generator-{index}.safetensors") for index in range(2)]
+    noise, labels = files[0].draw(5, torch.Generator().manual_seed(0)), torch.arange(5)
+    images = [generator(noise, labels) for generator in files]
+    for made in images:
+        assert made.shape == (5, *teacher.input_shape)
+        assert made.isfinite().all()
+        assert 0 <= made.min() <= made.max() <= 1
+    assert not torch.equal(*images)
+    assert torch.equal(images[0][:2], files[0](noise[:2], labels[:2]).contiguous()) or torch.allclose(
+        images[0][:2], files[0](noise[:2], labels[:2]), atol=1e-6
+    )
+    for picture in ("grid.png", "walk.png"):
+        assert Image.open(outcome.directory / picture).size[1] > 100
+
+
+@every_way
+def test_interrupted_it_ends_with_the_same_bytes(
+    way: str, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = shutil.copytree(teacher_run, tmp_path / "straight")
+    train(straight, way, generators=2)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+    real, left = Checkpoints.offer, [0]
+
+    class Crash(Exception):
+        pass
+
+    def offer(self: Checkpoints, state: Any) -> None:
+        real(self, state)
+        left[0] -= 1
+        if not left[0]:
+            raise Crash
+
+    monkeypatch.setattr(Checkpoints, "offer", offer)
+    for stop in (2, 2):  # in the first generator, and, three steps being left there and here, in the second
+        left[0] = stop
+        with pytest.raises(Crash):
+            train(teacher_run, way, generators=2)
+    left[0] = 1000
+    train(teacher_run, way, generators=2)
+    assert left[0] == 1000 - 2
+    assert sha256s(teacher_run / "generators" / way) == sha256s(straight / "generators" / way)
+
+
+@pytest.mark.parametrize("way", ["kegnet", "dafl", "keflow-nice_affine"])
+def test_training_lowers_the_loss(way: str, teacher_run: Path) -> None:
+    first = train(teacher_run, way, steps=2, name="first", batch_size=32).manifest.metrics
+    later = train(teacher_run, way, steps=40, name="later", batch_size=32).manifest.metrics
+    assert later["loss"] < first["loss"]
+    assert later["mean_confidence"] > first["mean_confidence"]
+
+
+@every_way
+def test_a_generator_costs_no_more_than_the_teacher_unless_told(way: str, teacher_run: Path) -> None:
+    metrics = train(teacher_run, way, width=None, steps=1, generators=1).manifest.metrics
+    assert metrics["teacher_multiply_adds"] == 416_520
+    narrowest = train(teacher_run, way, width=4, steps=1, generators=1, name="narrow").manifest.metrics
+    limit = max(metrics["teacher_multiply_adds"], narrowest["generator_multiply_adds"])
+    assert metrics["generator_multiply_adds"] <= limit
+
+
+def test_multiply_adds_of_a_strided_generator_are_those_of_its_layers(teacher_run: Path) -> None:
+    directory = train(teacher_run, "kegnet", generators=1, width=8).directory
+    generator = load_generator(directory / "generator-0.safetensors")
+    linear = 20 * 256 + 256 * 128 + 128 * 32 * 16
+    by_hand = linear + 8 * 8 * 8 * 32 * 4 + 16 * 16 * 2 * 8 * 4 + 32 * 32 * 1 * 2 * 4
+    assert multiply_adds(generator.spec) == by_hand
+    noise = generator.draw(3, torch.Generator())
+    assert count_multiply_adds(generator.network, noise, torch.zeros(3, dtype=torch.int64)) == by_hand
+
+
+# ---- a transfer set of them ----------------------------------------------------------------------------------------
+
+
+def test_generate_writes_a_transfer_set_that_a_student_learns_from(teacher_run: Path) -> None:
+    train(teacher_run, "kegnet", generators=2)
+    made = kdextract.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1)
+    assert made.manifest.metrics["num_images"] == 70
+    assert made.manifest.needs == "teacher"
+    images, labels = (read_npy(made.directory / name) for name in ("images.npy", "labels.npy"))
+    assert images.shape == (70, 1, 32, 32)
+    assert np.bincount(labels).tolist() == [7] * 10
+    again = kdextract.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1, name="again")
+    assert sha256s(again.directory) == sha256s(made.directory)
+    wider = kdextract.generate(run=teacher_run, images_per_class=7, noise_scale=3.0, threads=1, name="wider")
+    assert sha256s(wider.directory)["images.npy"] != sha256s(made.directory)["images.npy"]
+    student = kdextract.distill(run=teacher_run, data="transfer-sets/kegnet", steps=2, threads=1)
+    assert student.manifest.metrics["num_images"] == 70
+
+
+def test_several_artifacts_are_mixed_and_without_labels_the_teacher_says_which(teacher_run: Path) -> None:
+    for way in ("kegnet", "dafl"):
+        train(teacher_run, way, generators=1)
+    made = kdextract.generate(run=teacher_run, generator="kegnet,dafl", images_per_class=4, threads=1)
+    assert made.manifest.label == "transfer-sets/kegnet"
+    assert {entry.role: entry.path for entry in made.manifest.inputs if entry.role == "generator"}
+    assert made.manifest.metrics["teacher_agrees_with_label"] == 1.0
+    alone = kdextract.generate(run=teacher_run, generator="kegnet", images_per_class=4, threads=1, name="alone")
+    ours, theirs = (read_npy(d / "images.npy") for d in (made.directory, alone.directory))
+    assert not np.array_equal(ours[1::2], theirs[1::2])
+
+
+def test_a_mix_takes_its_generators_in_turn(teacher_run: Path) -> None:
+    directories = [train(teacher_run, way, generators=1).directory for way in ("kegnet", "keflow-nice")]
+    generators = [load_generator(directory / "generator-0.safetensors") for directory in directories]
+    labels = torch.arange(7)
+    mixed = GeneratorMix(generators).sample(labels, torch.Generator().manual_seed(5))
+    random = torch.Generator().manual_seed(5)
+    for index, generator in enumerate(generators):
+        own = torch.arange(index, 7, 2)
+        assert torch.equal(mixed[own], generator(generator.draw(len(own), random), labels[own]))
+
+
+# ---- as a source of distillation -----------------------------------------------------------------------------------
+
+
+def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: Path) -> None:
+    train(teacher_run, "kegnet", generators=2)
+    outcome = kdextract.distill(run=teacher_run, steps=3, batch_size=16, threads=1)
+    assert outcome.manifest.metrics["source"] == "kegnet"
+    assert outcome.manifest.budget["images"] == 3 * 16
+    assert outcome.manifest.budget["teacher_queries"] == 3 * 16
+    assert outcome.manifest.needs == "teacher"
+
+
+def test_needs_are_handed_down(teacher_run: Path) -> None:
+    train(teacher_run, "keflow-samples")
+    made = kdextract.generate(run=teacher_run, images_per_class=2, threads=1)
+    assert made.manifest.needs == "teacher+samples"
+    student = kdextract.distill(run=teacher_run, data="generators/keflow-samples", steps=1, threads=1)
+    assert student.manifest.needs == "teacher+samples"
+
+
+# ---- what does not fit ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_fits_both_kinds_is_asked_about(teacher_run: Path) -> None:
+    train(teacher_run, "kegnet", generators=1)
+    kdextract.generate(run=teacher_run, images_per_class=1, threads=1)
+    with pytest.raises(ConfigError, match=r"transfer-sets/kegnet.*generators/kegnet|generators/kegnet.*transfer-sets"):
+        kdextract.distill(run=teacher_run, steps=1, threads=1)
+    with pytest.raises(ConfigError, match="say which"):
+        kdextract.distill(run=teacher_run, data="kegnet", steps=1, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "kegnett"}, "Did you mean 'kegnet'"),
+        ({"method": "kegnet", "samples": 10}, "--samples has no effect on kegnet; it is for keflow"),
+        ({"method": "keflow", "data": "digits"}, "--data has no effect without --samples"),
+        ({"method": "kegnet", "flow": "nice"}, "--flow has no effect on kegnet"),
+        ({}, "--method is missing"),
+    ],
+)
+def test_usage(teacher_run: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        kdextract.train_generator(run=teacher_run, threads=1, **options)
+
+
+def test_generate_says_what_is_missing(teacher_run: Path) -> None:
+    with pytest.raises(ConfigError, match="no generator; make one with: kdx train-generator"):
+        kdextract.generate(run=teacher_run, threads=1)
+    train(teacher_run, "dafl")
+    with pytest.raises(UsageError, match="Did you mean 'dafl'"):
+        kdextract.generate(run=teacher_run, generator="dalf", threads=1)
+
+
+def test_generators_of_another_teacher_do_not_fit(teacher_run: Path, tmp_path: Path) -> None:
+    train(teacher_run, "kegnet", generators=1)
+    other = tmp_path / "other"
+    kdextract.train(run=other, model="hinton800", input_size="1x8x8", epochs=1, threads=1)
+    with pytest.raises(ConfigError, match="makes images of shape"):
+        kdextract.generate(run=other, generator=str(teacher_run / "generators" / "kegnet"), threads=1)
+
+
+# ---- what the losses are about -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def normalized_teacher() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(ClassifierSpec("lenet5_bn", (1, 32, 32), tuple("abc"), (0.5,), (0.3,))).frozen()
+
+
+def loss_of(teacher: Classifier, method: str, samples: Samples | None = None, **options: Any) -> float:
+    """Return the first loss of a method."""
+    chosen = generator_method(method)
+    training = chosen.set_up(teacher, chosen.config(batch_size=8, **options), 0, samples)
+    training.network.train()
+    return float(training.loss().detach())
+
+
+@pytest.mark.parametrize(
+    ("method", "weight"),
+    [
+        ("kegnet", "alpha"), ("kegnet", "beta"), ("dafl", "oh"), ("dafl", "act"), ("dafl", "ie"), ("keflow", "spread"),
+        ("keflow", "bn"),
+    ],
+)  # fmt: skip
+def test_every_term_enters_with_its_weight(normalized_teacher: Classifier, method: str, weight: str) -> None:
+    without, once, twice = (loss_of(normalized_teacher, method, **{weight: value}) for value in (0.0, 1.0, 2.0))
+    assert once != pytest.approx(without, abs=1e-4)
+    assert twice - once == pytest.approx(once - without, rel=1e-3, abs=1e-4)
+
+
+def test_samples_enter_with_their_weight(normalized_teacher: Classifier) -> None:
+    samples = Samples(torch.rand(3, 1, 32, 32), torch.arange(3))
+    plain = loss_of(normalized_teacher, "keflow")
+    once, twice = (loss_of(normalized_teacher, "keflow", samples, aided=value) for value in (1.0, 2.0))
+    assert twice - once == pytest.approx(once - plain, rel=1e-3)
+
+
+def test_presets_set_what_is_not_given(normalized_teacher: Classifier) -> None:
+    for preset, settings in PRESETS.items():
+        config = generator_method("kegnet").config(preset=preset)
+        training = generator_method("kegnet").set_up(normalized_teacher, config, 0, None)
+        assert training.lr == settings["lr"]
+    assert loss_of(normalized_teacher, "kegnet", preset="fashion", beta=0.0, decoder_layers=1) == pytest.approx(
+        loss_of(normalized_teacher, "kegnet", preset="mnist")
+    )
+
+
+def test_few_images_are_evenly_spread(tmp_path: Path, teacher_run: Path) -> None:
+    first = train(teacher_run, "keflow-samples", samples=13, name="a").manifest
+    assert first.real_data[0]["purpose"] == "13 samples"
+    assert first.real_data[0]["spec"] == "digits"
