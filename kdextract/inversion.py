@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .classifier import Classifier
-from .errors import DivergedError
+from .errors import ConfigError, DivergedError
 from .hooks import record_activations
 from .images import binomial_blur
 from .losses import standardized_error, total_variation
@@ -51,6 +51,9 @@ def structured_noise(shape: tuple[int, ...], brightness: float, generator: torch
     return structured_images(batch, (channels, height, width), brightness, generator)
 
 
+OF_IMAGES = ("smooth", "strokes", "structured")
+"""Those that need more than one row of pixels."""
+
 # Each returns pixels in [0, 1] of the given shape; `brightness` is the mean pixel that the teacher expects.
 INITIALIZERS: dict[str, Initializer] = {
     "normal": normal_noise,
@@ -91,7 +94,12 @@ def match_record(
         record_name: the record of `statistics` that targets are drawn from.
         values: activations of one forward pass, by layer name -> what to compare, by block name of the record.
         labels: class of each image, int64 [batch].
+
+    Raises:
+        ConfigError: the options are for images, and the teacher takes rows of a table.
     """
+    if teacher.is_table and (config.init in OF_IMAGES or config.blur_every):
+        raise ConfigError("rows of a table cannot be blurred, nor start from lines; use --init normal or uniform")
     record = statistics.record(record_name)
     targets, variance = record.sample(labels, generator), record.variance()
     layers = [layer.name for layer in statistics.layers]

@@ -109,6 +109,8 @@ def standardized_error(values: torch.Tensor, targets: torch.Tensor, variance: to
 
 def total_variation(images: torch.Tensor) -> torch.Tensor:
     """Sum over the batch of the mean absolute difference of neighbouring pixels, [batch, channels, height, width]."""
-    across = (images[..., :, 1:] - images[..., :, :-1]).abs().flatten(1).mean(dim=1)
-    down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).mean(dim=1)
-    return (across + down).sum()
+    total = images.new_zeros(())
+    for differences in (images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]):
+        if differences.numel():  # one row or one column has no neighbours that way
+            total = total + differences.abs().flatten(1).mean(dim=1).sum()
+    return total

@@ -27,18 +27,21 @@ class Probe:
     """Images that no student learns from, and the teacher's answers to them.
 
     `images` are uint8 [N, channels, height, width], in random order; `answers` are the teacher's classes, int64 [N];
-    `stability` is the share of images whose answer stays the same when they are distorted a little: how easy they are.
+    `stability` is the share of images whose answer stays the same when they are distorted a little, how easy they are;
+    None for rows of a table, which have no neighbours to be moved to.
     """
 
     images: torch.Tensor
     answers: torch.Tensor
-    stability: float
+    stability: float | None
 
     @classmethod
     def of(cls, teacher: Classifier, images: torch.Tensor) -> Probe:
         """Ask the teacher about images, uint8 [N, channels, height, width], as they are and slightly distorted."""
         generator = torch.Generator().manual_seed(0)
         answers = predict(teacher, images).argmax(1)
+        if teacher.is_table:
+            return cls(images, answers, None)
         distorted = torch.cat([to_uint8(warp(to_pixels(part), DISTORTION, generator)) for part in images.split(500)])
         stable = predict(teacher, distorted).argmax(1) == answers
         return cls(images, answers, float(stable.float().mean()))

@@ -19,9 +19,11 @@ from .soap import Soap
 from .sources import Batch, ImagePool, Mixture, State
 
 SCHEDULES = ["cosine", "constant"]
-OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], float], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
-    "soap": Soap,
+OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.Optimizer]] = {
+    "adam": lambda parameters, schedule: torch.optim.AdamW(
+        parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
+    ),
+    "soap": lambda parameters, schedule: Soap(parameters, schedule.lr),
 }
 METRIC_ROWS = 200
 LANDING_SHARE = 0.2
@@ -88,7 +90,8 @@ class Monitor(Stateful, Protocol[TraineeT_contra]):
 class Schedule:
     """`steps` steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
 
-    `optimizer` is one of `OPTIMIZERS`. `clip` is the largest norm of the gradient; longer ones are shortened.
+    `optimizer` is one of `OPTIMIZERS`. `weight_decay` is decoupled from the gradient (Loshchilov and Hutter 2019), and
+    for adam alone. `clip` is the largest norm of the gradient; longer ones are shortened.
     `landing` is the step from which on a schedule that ends early falls to zero instead.
     """
 
@@ -99,6 +102,7 @@ class Schedule:
     landing: int | None = None
     optimizer: str = "adam"
     clip: float | None = None
+    weight_decay: float = 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
@@ -148,7 +152,7 @@ def take_steps(
         DivergedError: the loss stopped being finite.
     """
     weights = list(trainee.network.parameters())
-    optimizer = OPTIMIZERS[schedule.optimizer](weights, schedule.lr)
+    optimizer = OPTIMIZERS[schedule.optimizer](weights, schedule)
     rows: list[Row] = []
     if monitor is not None:
         stateful = {**stateful, "monitor": monitor}

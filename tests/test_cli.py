@@ -766,14 +766,19 @@ def test_looking_does_not_wait_for_torch(finished_run: Path, tmp_path: Path, arg
 
 COMMANDS = {
     "train": "--data-dir --download --run --seed --device --threads --force --dry-run --model --data --input-size "
-    "--epochs --batch-size --lr --shift --warp --flip/--no-flip --validation --shots --augment --augment-share "
-    "--augment-labels --json --quiet/-q --verbose/-v",
+    "--epochs --batch-size --lr --weight-decay --shift --warp --flip/--no-flip --validation --shots --augment "
+    "--augment-share --augment-labels --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
     "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
     "--json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--json --quiet/-q --verbose/-v",
+    "train-generator": "METHOD --data-dir --download --run --seed --device --threads --force --dry-run --name "
+    "--samples --data --generators --steps --batch-size --lr --preset --network --width --alpha --beta "
+    "--decoder-layers --oh --act --ie --flow --noise-scale --spread --bn --aided --json --quiet/-q --verbose/-v",
+    "generate": "GENERATOR --run --seed --device --threads --force --dry-run --name --images-per-class --batch-size "
+    "--noise-scale --json --quiet/-q --verbose/-v",
     "compress": "--run --seed --device --threads --force --dry-run --name --tucker --tucker-ratio --tucker-ranks "
     "--layers --preset --json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -20,5 +25,21 @@ def test_a_student_is_used_from_python(finished_run: Path, tmp_path: Path) -> No
         assert 0.1 <= float(probability) <= 1
 
 
-def test_the_pipeline_script_is_sound_shell() -> None:
-    assert subprocess.run(["sh", "-n", str(EXAMPLES / "digits.sh")], check=False).returncode == 0
+@pytest.mark.parametrize("name", ["digits.sh", "two_dimensions.sh"])
+def test_the_pipeline_scripts_are_sound_shell(name: str) -> None:
+    assert subprocess.run(["sh", "-n", str(EXAMPLES / name)], check=False).returncode == 0
+
+
+def test_a_flow_recovers_points_of_the_plane_and_the_script_says_how_well(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "STEPS": "300", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PATH": path}
+    script = ["sh", str(EXAMPLES / "two_dimensions.sh"), "pizza"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout[done.stdout.index("{") :])
+    assert document["data"] == "2d:pizza"
+    best, worst = (document[name] for name in ("other real points", "alone"))
+    for label in ("0", "1"):
+        assert 0 < best["sliced_wasserstein"][label] < 0.02 < worst["sliced_wasserstein"][label] < 0.4
+    assert document["aided"]["agreement"] > 0.8
+    assert document["alone"]["agreement"] > 0.8
+    assert Image.open(tmp_path / "runs" / "2d-pizza" / "points.png").size == (1200, 420)

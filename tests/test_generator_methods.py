@@ -30,6 +30,7 @@ from kdextract.tensor_files import read_npy
 WAYS: dict[str, dict[str, Any]] = {
     "kegnet": {"method": "kegnet"},
     "kegnet-fashion": {"method": "kegnet", "preset": "fashion"},
+    "kegnet-strided": {"method": "kegnet", "network": "strided"},
     "kegnet-dense": {"method": "kegnet", "network": "dense"},
     "dafl": {"method": "dafl"},
     **{f"keflow-{flow}": {"method": "keflow", "flow": flow} for flow in FLOWS},
@@ -134,7 +135,7 @@ def test_a_generator_costs_no_more_than_the_teacher_unless_told(way: str, teache
 
 
 def test_multiply_adds_of_a_strided_generator_are_those_of_its_layers(teacher_run: Path) -> None:
-    directory = train(teacher_run, "kegnet", generators=1, width=8).directory
+    directory = train(teacher_run, "kegnet-strided", generators=1, width=8).directory
     generator = load_generator(directory / "generator-0.safetensors")
     linear = 20 * 256 + 256 * 128 + 128 * 32 * 16
     by_hand = linear + 8 * 8 * 8 * 32 * 4 + 16 * 16 * 2 * 8 * 4 + 32 * 32 * 1 * 2 * 4

@@ -382,6 +382,29 @@ def test_structured_noise_is_refused_for_tables(method: str | None, run: Path) -
     assert not (run / "students" / "refused").exists()
 
 
+def test_objectives_from_statistics_make_rows(run: Path) -> None:
+    options = {"run": run, "objective": "all_layers", "images_per_class": 4, "steps": 5, "threads": 1}
+    made = kdextract.optimize_dataset(**options)
+    assert made.manifest.metrics["num_images"] == 8
+    assert made.manifest.metrics["loss"] == pytest.approx(made.manifest.metrics["loss"])
+    for options_of_images in ({"init": "strokes"}, {"blur_every": 1}):
+        with pytest.raises(ConfigError, match="rows of a table cannot be blurred"):
+            kdextract.optimize_dataset(**options, **options_of_images, name="refused")
+
+
+def test_kegnet_makes_generators_of_rows(run: Path) -> None:
+    made = kdextract.train_generator(run=run, method="kegnet", generators=2, steps=200, lr=1e-3, threads=1)
+    assert made.manifest.metrics["network"] == "dense"
+    assert made.manifest.metrics["teacher_agrees_with_label"] > 0.9
+    kdextract.compress(run=run, preset="kegnet-2", threads=1)
+    student = kdextract.distill(
+        run=run, data="generators/kegnet", student="compressed/kegnet-2", steps=150, name="from_rows", threads=1
+    )
+    assert "held_out_stability" not in student.manifest.metrics
+    scores = kdextract.evaluate(run=run, artifact="students/from_rows", threads=1).manifest.metrics
+    assert scores["accuracy"] > 0.8
+
+
 def test_the_objective_of_structured_noise_is_refused_for_tables(run: Path) -> None:
     with pytest.raises(ConfigError, match="no structured noise"):
         kdextract.optimize_dataset(run=run, objective="structured_noise", images_per_class=2, threads=1)

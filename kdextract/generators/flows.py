@@ -7,8 +7,6 @@ Four of them: NICE with additive couplings (Dinh et al. 2014) and with affine on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +22,7 @@ from .couplings import (
     ResidualNetwork,
     Step,
 )
+from .flow_steps import Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves
 
 EDGE = 1e-6
 """How near to 0 and 1 pixels may be; those nearer are taken for this near when they are turned into noise."""
@@ -35,9 +34,8 @@ class Flow(nn.Module):
     """Noise [batch, size] <-> pixels [batch, channels, height, width] in (0, 1), for labels int64 [batch].
 
     Generation takes noise through the steps to values v of any sign, and pixels = sigmoid(v + `centre`), which is one
-    number per channel, 0 unless it is set. In float32, noise is
-    found again within 1e-4 where |v| < 6; pixels of larger v are so near to 1 that rounding loses digits, and from v =
-    17 on they are 1.
+    number per channel, 0 unless it is set. In float32, pixels turned into noise and back are the same within 1e-4; the
+    noise itself loses digits where |v| > 6, for pixels are then close to 0 or 1, and from v = 17 on they are 1.
 
     Args:
         shape: of one image.
@@ -99,127 +97,10 @@ class Flow(nn.Module):
         return F.one_hot(labels.to(like.device), self._num_classes).to(like)
 
 
-class Chain(Step):
-    """Steps one after the other, in the order of generation."""
-
-    def __init__(self, steps: Iterable[Step]) -> None:
-        super().__init__()
-        self.steps = nn.ModuleList(steps)
-
-    def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the steps from first to last."""
-        total = values.new_zeros(len(values))
-        for step in self.steps:
-            values, logdet = step(values, condition)
-            total = total + logdet
-        return values, total
-
-    def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Undo the steps from last to first."""
-        total = values.new_zeros(len(values))
-        for step in reversed(cast(list[Step], self.steps)):
-            values, logdet = step.inverse(values, condition)
-            total = total + logdet
-        return values, total
-
-
-class Squeezed(Step):
-    """Steps on images of half the sides and four times the channels, which are made of blocks of 2x2 pixels.
-
-    The first half of those channels is the upper row of each block, in all colours (Dinh et al. 2017, section 3.6).
-    """
-
-    def __init__(self, inner: Step) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squeeze, take the inner step, and undo the squeezing."""
-        values, logdet = self.inner(_squeeze(values), condition)
-        return _unsqueeze(values), logdet
-
-    def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squeeze, undo the inner step, and undo the squeezing."""
-        values, logdet = self.inner.inverse(_squeeze(values), condition)
-        return _unsqueeze(values), logdet
-
-
-class HalfOf(Step):
-    """Steps on the first half of the channels; the other half is factored out, that is, it joins as pure noise."""
-
-    def __init__(self, inner: Step) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the inner step on one half."""
-        going_on, joining = values.chunk(2, dim=1)
-        going_on, logdet = self.inner(going_on, condition)
-        return torch.cat([going_on, joining], dim=1), logdet
-
-    def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Undo the inner step on one half."""
-        going_on, leaving = values.chunk(2, dim=1)
-        going_on, logdet = self.inner.inverse(going_on, condition)
-        return torch.cat([going_on, leaving], dim=1), logdet
-
-
-class Scaling(Step):
-    """A learned scale and shift, the same for all images, that start as the identity.
-
-    With shape [size], and no shift, it is the diagonal scale of NICE (section 3.3); with shape [channels, 1, 1], and a
-    shift, the ActNorm of Glow (section 3.1), which starts without data here.
-    """
-
-    def __init__(self, shape: tuple[int, ...], shifts: bool) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(shape))
-        self.shift = nn.Parameter(torch.zeros(shape)) if shifts else None
-
-    def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return values * exp(log-scale) + shift."""
-        scaled = values * self.log_scale.exp()
-        return scaled if self.shift is None else scaled + self.shift, self._logdet(values)
-
-    def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (values - shift) * exp(-log-scale)."""
-        centred = values if self.shift is None else values - self.shift
-        return centred * (-self.log_scale).exp(), -self._logdet(values)
-
-    def _logdet(self, values: torch.Tensor) -> torch.Tensor:
-        return self.log_scale.expand_as(values).flatten(1).sum(dim=1)
-
-
-class ChannelRotation(Step):
-    """Glow's invertible 1x1 convolution (section 3.2): one matrix mixes the channels, at first a random rotation.
-
-    It multiplies where images are generated, which is where most time goes, and inverts for densities.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.matrix = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels)).Q.contiguous())
-
-    def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mixed channels."""
-        return self._mixed(values, self.matrix), self._logdet(values)
-
-    def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the channels before they were mixed."""
-        return self._mixed(values, torch.linalg.inv(self.matrix)), -self._logdet(values)
-
-    def _mixed(self, values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        return (matrix @ values.flatten(2)).reshape(
-            values.shape
-        )  # no conv2d: on a GPU that rounds to 10 bits by default
-
-    def _logdet(self, values: torch.Tensor) -> torch.Tensor:
-        per_pixel = torch.linalg.slogdet(self.matrix).logabsdet
-        return (per_pixel * math.prod(values.shape[2:])).expand(len(values))
-
-
 def nice(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flow:
-    """Return NICE (Dinh et al. 2014): additive couplings of all pixels in a row, with a diagonal scale at the noise.
+    """Return NICE (Dinh et al. 2014): additive couplings of all values in a row, with a diagonal scale at the noise.
+
+    The values are amplitudes of `Waves`, which come last; for tables, they are the features themselves.
 
     Args:
         shape: any of at least 2 values.
@@ -231,17 +112,17 @@ def nice(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flo
     """
     size = _size_to_halve("nice", shape)
     moves = [InterleavedCoupling(size, num_classes, width, turn=i % 2, affine=False) for i in range(couplings)]
-    return Flow(shape, num_classes, Chain([Scaling((size,), shifts=False), *moves]), flat=True)
+    return Flow(shape, num_classes, Chain([Scaling((size,), shifts=False), *moves, *_waves(shape)]), flat=True)
 
 
 def nice_affine(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flow:
-    """Return affine couplings of all pixels in a row, the flow that KeFlow's published numbers come from.
+    """Return affine couplings of all values in a row, the flow that KeFlow's published numbers come from.
 
     Arguments and errors are those of `nice`; KeFlow has 8 couplings of width 1500.
     """
     size = _size_to_halve("nice_affine", shape)
     moves = [InterleavedCoupling(size, num_classes, width, turn=i % 2, affine=True) for i in range(couplings)]
-    return Flow(shape, num_classes, Chain(moves), flat=True)
+    return Flow(shape, num_classes, Chain([*moves, *_waves(shape)]), flat=True)
 
 
 def realnvp(shape: InputShape, num_classes: int, width: int, blocks: int) -> Flow:
@@ -274,7 +155,8 @@ def realnvp(shape: InputShape, num_classes: int, width: int, blocks: int) -> Flo
 
     last = (2 * channels, height // 2, columns // 2)
     coarse = Chain([HalfOf(Chain(board(last, turn) for turn in range(4))), *(halves(turn) for turn in range(3))])
-    return Flow(shape, num_classes, Chain([Squeezed(coarse), *(board(shape, turn) for turn in range(3))]), flat=False)
+    boards = (board(shape, turn) for turn in range(3))
+    return Flow(shape, num_classes, Chain([*_waves(shape), Squeezed(coarse), *boards]), flat=False)
 
 
 def glow(shape: InputShape, num_classes: int, width: int, levels: int, steps: int) -> Flow:
@@ -309,7 +191,7 @@ def glow(shape: InputShape, num_classes: int, width: int, levels: int, steps: in
         coarser: list[Step] = [HalfOf(level(squeezed // 2, left - 1))] if left > 1 else []
         return Squeezed(Chain(coarser + [part for _ in range(steps) for part in one_step(squeezed)]))
 
-    return Flow(shape, num_classes, level(channels, levels), flat=False)
+    return Flow(shape, num_classes, Chain([*_waves(shape), level(channels, levels)]), flat=False)
 
 
 def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
@@ -324,6 +206,11 @@ def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """
     noise = torch.rand(images.shape, generator=random, dtype=images.dtype).to(images.device)
     return MARGIN + (1 - 2 * MARGIN) * (255 * images + noise) / 256
+
+
+def _waves(shape: InputShape) -> list[Step]:
+    """Return the step that makes fields smooth, for shapes that have neighbours in both directions."""
+    return [Waves(shape)] if min(shape[1:]) > 1 else []
 
 
 def _size_to_halve(name: str, shape: InputShape) -> int:
@@ -341,17 +228,3 @@ def _require_shape(what: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> N
 def _sigmoid_logdet(values: torch.Tensor) -> torch.Tensor:
     """Return log |det| of the sigmoid at these values, [batch]."""
     return (F.logsigmoid(values) + F.logsigmoid(-values)).flatten(1).sum(dim=1)
-
-
-def _squeeze(values: torch.Tensor) -> torch.Tensor:
-    """Return [batch, channels, height, width] as [batch, 4 channels, height / 2, width / 2]."""
-    _, channels, height, width = values.shape
-    blocks = values.reshape(-1, channels, height // 2, 2, width // 2, 2).permute(0, 3, 5, 1, 2, 4)
-    return blocks.reshape(-1, 4 * channels, height // 2, width // 2)
-
-
-def _unsqueeze(values: torch.Tensor) -> torch.Tensor:
-    """Undo `_squeeze`."""
-    _, channels, height, width = values.shape
-    blocks = values.reshape(-1, 2, 2, channels // 4, height, width).permute(0, 3, 4, 1, 5, 2)
-    return blocks.reshape(-1, channels // 4, 2 * height, 2 * width)

@@ -53,10 +53,45 @@ class StridedImages(nn.Module):
         grid = self.deconv2(torch.relu(self.bn1(grid)))
         grid = self.deconv3(torch.relu(self.bn2(grid)))
         grid = self.deconv4(torch.relu(self.bn3(grid)))
-        top, left = (grid.shape[2] - self._height) // 2, (grid.shape[3] - self._rows) // 2
-        image = torch.tanh(grid[:, :, top : top + self._height, left : left + self._rows])
-        variance, mean = torch.var_mean(image, (2, 3), keepdim=True)
-        return (image - mean) / (variance + VARIANCE_FLOOR).sqrt()
+        return _standardized(_centre_of(grid, self._height, self._rows))
+
+
+class ResizedImages(nn.Module):
+    """Images as smooth as photographs of things are: every enlargement is bilinear, and convolutions come after it.
+
+    Noise and one-hot label - 256 - 128 - 4 `width` x coarse - 2 `width` x 2 coarse - `width` x 4 coarse - channels x 4
+    coarse - enlarged to the image, with batch normalization and ReLU between; then tanh and a standardization of each
+    channel of each image, as in `StridedImages`. Transposed convolutions leave a checkerboard in which a teacher sees
+    any class (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts").
+    """
+
+    conditional = True
+    standardized = True
+    noise_shape = (NOISE,)
+
+    def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
+        super().__init__()
+        channels, self._height, self._rows = shape
+        self._num_classes = num_classes
+        self._coarse = (4 * width, -(-self._height // STRIDE), -(-self._rows // STRIDE))
+        self.fc1 = nn.Sequential(nn.Linear(NOISE + num_classes, 256), nn.BatchNorm1d(256), nn.ReLU())
+        self.fc2 = nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU())
+        self.start = nn.Linear(128, self._coarse[0] * self._coarse[1] * self._coarse[2], bias=False)
+        self.bn1 = nn.BatchNorm2d(4 * width)
+        self.conv2 = nn.Conv2d(4 * width, 2 * width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.conv3 = nn.Conv2d(2 * width, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv4 = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+
+    def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
+        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
+        grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
+        grid = self.conv2(_enlarged(torch.relu(self.bn1(grid)), 2))
+        grid = self.conv3(_enlarged(torch.relu(self.bn2(grid)), 2))
+        grid = _enlarged(self.conv4(torch.relu(self.bn3(grid))), 2)
+        return _standardized(_centre_of(grid, self._height, self._rows))
 
 
 class DenseImages(nn.Module):
@@ -100,6 +135,23 @@ class NoiseDecoder(nn.Module):
 def _joined(noise: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return noise and one-hot labels side by side."""
     return torch.cat([noise, F.one_hot(labels, num_classes).to(noise)], dim=1)
+
+
+def _enlarged(grid: torch.Tensor, factor: int) -> torch.Tensor:
+    return F.interpolate(grid, scale_factor=factor, mode="bilinear")
+
+
+def _centre_of(grid: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return the `height` x `width` pixels in the middle."""
+    top, left = (grid.shape[2] - height) // 2, (grid.shape[3] - width) // 2
+    return grid[:, :, top : top + height, left : left + width]
+
+
+def _standardized(values: torch.Tensor) -> torch.Tensor:
+    """Return tanh(values), each channel of each image with mean 0 and variance 1."""
+    image = torch.tanh(values)
+    variance, mean = torch.var_mean(image, (2, 3), keepdim=True)
+    return (image - mean) / (variance + VARIANCE_FLOOR).sqrt()
 
 
 def _elu_layers(inputs: int, width: int, count: int) -> nn.Sequential:

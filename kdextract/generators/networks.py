@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models import InputShape
 from .flows import glow, nice, nice_affine, realnvp
-from .kegnet import DenseImages, StridedImages
+from .kegnet import DenseImages, ResizedImages, StridedImages
 from .makers import LATENT, Decoder
 
 
@@ -35,6 +35,7 @@ class LatentImages(nn.Module):
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "strided": StridedImages,
+    "resized": ResizedImages,
     "dense": DenseImages,
     "latent": LatentImages,
     "nice": nice,

@@ -43,8 +43,9 @@ class KegnetConfig(GeneratorConfig):
     )
     network: str | None = option(
         None,
-        "Generator: strided, transposed convolutions; dense, linear layers, the default for a table.",
-        choices=["strided", "dense"],
+        "Generator: resized, bilinear enlargements, the default for images; strided, transposed convolutions, as "
+        "published; dense, linear layers, the default for a table.",
+        choices=["resized", "strided", "dense"],
     )
     width: int | None = option(
         None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
@@ -70,7 +71,7 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
     from ..losses import sameness
 
     is_table = teacher.spec.is_table
-    network = config.network or ("dense" if is_table else "strided")
+    network = config.network or ("dense" if is_table else "resized")
     options = {"layers": 2} if network == "dense" else {}
     generator = sized_generator(teacher, network, options, config.width, seed)
     alpha, beta = config.setting("alpha", is_table), config.setting("beta", is_table)

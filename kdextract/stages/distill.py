@@ -237,7 +237,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "stopped_early": taken < steps,
         "loss": result.rows[-1]["loss"],
         "held_out_agreement": round(probe.agreement(student), 6),
-        "held_out_stability": round(probe.stability, 6),
+        **({} if probe.stability is None else {"held_out_stability": round(probe.stability, 6)}),
         **_estimate(config, choice, teacher, student, taken * settings.batch_size, context),
         "settings": vars(settings),
         **({"source_facts": facts} if facts else {}),

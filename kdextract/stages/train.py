@@ -57,6 +57,11 @@ class TrainConfig(StageConfig, DataAccess):
     )
     batch_size: int = option(128, "Images per step.", minimum=2)
     lr: float = option(3e-3, "Highest learning rate of Adam.", above=0)
+    weight_decay: float | None = option(
+        None,
+        "Decoupled weight decay (AdamW), such as 0.1; it leaves weights that a low rank describes better.",
+        minimum=0,
+    )
     shift: int = option(2, "Shift images at random by up to so many pixels; images only, not tables.", minimum=0)
     warp: float = option(
         0.1, "Turn, scale and shear images at random, not tables; 0.1 turns by about 6 degrees.", minimum=0
@@ -134,7 +139,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
             teacher,
             pool,
             config.batch_size,
-            Schedule(steps, config.lr, "cosine", int(steps * WARMUP_SHARE)),
+            Schedule(steps, config.lr, "cosine", int(steps * WARMUP_SHARE), weight_decay=config.weight_decay or 0.0),
             _augmenter(config, teacher),
             context.checkpoints,
             context.reporter,

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..methods import generator_method, generator_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .inputs import few_images, open_real_data, real_data_input, teacher_data
+from .inputs import few_images, fitted, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -121,14 +121,14 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
 def _samples(config: TrainGeneratorConfig, teacher: Classifier, context: StageContext) -> Samples | None:
     """Return the real images that were asked for, if any."""
     from ..generator_training import Samples
-    from ..images import fit_images, to_pixels
+    from ..images import to_pixels
 
     if config.samples is None:
         return None
     spec = teacher_data(config.data, context.run)
     data = open_real_data(config, spec, "train", f"{config.samples} samples", context)
     chosen = few_images(data, config.samples, config.seed)
-    images = to_pixels(fit_images(data.images[chosen], teacher.input_shape)).to(teacher.device)
+    images = to_pixels(fitted(data.images[chosen], teacher.input_shape)).to(teacher.device)
     return Samples(images, data.labels[chosen].to(teacher.device))
 
 
