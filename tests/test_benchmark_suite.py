@@ -205,3 +205,46 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not valid TOML"):
         read_suite(tmp_path / "binary.toml")
+
+
+def test_generators_and_compressed_students(tmp_path: Path) -> None:
+    text = """
+name = "made"
+seeds = [1]
+[teachers.lenet5]
+model = "lenet5"
+[students.small]
+teacher = "lenet5"
+compress = { preset = "kegnet-1" }
+[students.half]
+teacher = "lenet5"
+student = "lenet5_half"
+[budgets.short]
+steps = 10
+[methods.fresh]
+train_generator = { method = "kegnet", generators = 2 }
+[methods.stored]
+train_generator = { method = "keflow", samples = 10 }
+generate = { images-per-class = 5 }
+"""
+    (run,) = plan_runs(read_suite(written(tmp_path, text)))
+    lines = {cell.title: [" ".join(c.line(None, None)) for c in cell.commands] for cell in run.cells}
+    small, half = (lines[f"lenet5 seed 1: {student} fresh short"] for student in ("small", "half"))
+    assert small[:3] == [
+        "train-generator kegnet --generators 2 --name fresh --seed 1 --run RUN --data-dir DIR",
+        "compress --preset kegnet-1 --name small --seed 1 --run RUN",
+        "distill --data fresh --snapshots 10 --student compressed/small --steps 10 --name small.fresh.short --seed 1 "
+        "--run RUN --data-dir DIR",
+    ]
+    assert half[0] == small[0]
+    assert "--student lenet5_half" in half[1]
+    stored = lines["lenet5 seed 1: half stored short"]
+    assert stored[0].startswith("train-generator keflow --samples 10 --name stored")
+    assert stored[1] == "generate stored --images-per-class 5 --name stored --seed 1 --run RUN"
+    assert "--data transfer-sets/stored" in stored[2]
+
+
+def test_a_generator_without_its_method_is_refused(tmp_path: Path) -> None:
+    text = SUITE.replace("compute_stats = { spectral = false }", "train_generator = { steps = 3 }")
+    with pytest.raises(UsageError, match=r"train_generator.*--method is missing"):
+        read_suite(written(tmp_path, text))

@@ -156,11 +156,23 @@ def test_a_fresh_flow_is_a_sigmoid_of_waves(name: str, shape: Shape) -> None:
     flow = BUILDERS[name](shape).double().requires_grad_(False)
     noise, labels = some_input(flow, 4, torch.float64)
     pixels, logdet = flow.transform(noise, labels)
-    waves = [step for step in flow.modules() if isinstance(step, Waves)]
+    waves = [step for step in flow.steps.modules() if isinstance(step, Waves)]
     assert len(waves) == (min(shape[1:]) > 1)
     field, of_waves = waves[0](noise, labels) if waves else (noise, torch.zeros(1))
     torch.testing.assert_close(pixels.flatten(1), field.sigmoid())
     torch.testing.assert_close(logdet, of_waves + (pixels * (1 - pixels)).log().flatten(1).sum(dim=1))
+
+
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+def test_divergence_is_that_of_densities_and_zero_for_a_fresh_flow_of_images(name: str, shape: Shape) -> None:
+    fresh, moved = BUILDERS[name](shape).double(), built(name, shape).double()
+    noise, labels = some_input(moved, 6, torch.float64)
+    pixels, divergence = moved.transform_with_divergence(noise, labels)
+    torch.testing.assert_close(pixels, moved(noise, labels))
+    prior = fresh.log_prob(pixels, labels) if min(shape[1:]) > 1 else torch.zeros(6, dtype=torch.float64)
+    torch.testing.assert_close(divergence, moved.log_prob(pixels, labels) - prior, rtol=1e-6, atol=1e-6)
+    if min(shape[1:]) > 1:
+        assert float(fresh.transform_with_divergence(noise, labels)[1].abs().max()) < 1e-9
 
 
 def test_waves_make_smooth_fields_of_the_same_contrast_at_any_size() -> None:

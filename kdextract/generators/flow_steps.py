@@ -58,6 +58,11 @@ class Waves(Step):
         return (self._shape[0] * self.scale.log().sum()).to(like).expand(len(like))
 
 
+def has_neighbours(shape: InputShape) -> bool:
+    """Say whether images of a shape have neighbours in both directions: whether smoothness means anything."""
+    return min(shape[1:]) > 1
+
+
 def _cosines(size: int) -> torch.Tensor:
     """Return the orthonormal discrete cosine transform (type 2), [frequency, place], in float64."""
     places = (torch.arange(size, dtype=torch.float64) + 0.5) * torch.pi / size

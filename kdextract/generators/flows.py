@@ -22,7 +22,7 @@ from .couplings import (
     ResidualNetwork,
     Step,
 )
-from .flow_steps import Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves
+from .flow_steps import Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves, has_neighbours
 
 EDGE = 1e-6
 """How near to 0 and 1 pixels may be; those nearer are taken for this near when they are turned into noise."""
@@ -52,6 +52,7 @@ class Flow(nn.Module):
         super().__init__()
         self.noise_shape = (math.prod(shape),)
         self.steps = steps
+        self.prior = Waves(shape) if has_neighbours(shape) else None
         self.register_buffer("centre", torch.zeros(shape[0], 1, 1), persistent=False)
         self._shape, self._num_classes = shape, num_classes
         self._inner_shape = self.noise_shape if flat else shape
@@ -62,10 +63,29 @@ class Flow(nn.Module):
         Raises:
             ConfigError: the noise is not [batch, size].
         """
+        values, logdet = self._values(noise, labels)
+        return torch.sigmoid(values), logdet + _sigmoid_logdet(values)
+
+    def transform_with_divergence(self, noise: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return pixels in (0, 1), and log q - log p of each image, [batch], whose mean is KL(q || p).
+
+        q is the density of the flow's images given the label; p is that of a fresh flow, which makes smooth fields of
+        the usual brightness, or uniform in (0, 1) where there are no neighbours to be like. Errors as of `transform`.
+        """
+        values, logdet = self._values(noise, labels)
+        log_noise = -0.5 * (noise.square().sum(dim=1) + noise.shape[1] * math.log(2 * math.pi))
+        if self.prior is None:
+            return torch.sigmoid(values), log_noise - logdet - _sigmoid_logdet(values)
+        amplitudes, back = self.prior.inverse(values - self.centre, values)
+        squares = amplitudes.square().flatten(1).sum(dim=1)
+        log_prior = back - 0.5 * (squares + noise.shape[1] * math.log(2 * math.pi))
+        return torch.sigmoid(values), log_noise - logdet - log_prior
+
+    def _values(self, noise: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return v, before the sigmoid, [batch, channels, height, width], and log |det d v / d noise|, [batch]."""
         _require_shape("noise", noise, self.noise_shape)
         values, logdet = self.steps(noise.reshape(-1, *self._inner_shape), self._condition(labels, noise))
-        values = values.reshape(-1, *self._shape) + self.centre
-        return torch.sigmoid(values), logdet + _sigmoid_logdet(values)
+        return values.reshape(-1, *self._shape) + self.centre, logdet
 
     def inverse(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the noise that gives these pixels, and log |det d noise / d pixels| of each image, [batch].
@@ -210,7 +230,7 @@ def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 
 def _waves(shape: InputShape) -> list[Step]:
     """Return the step that makes fields smooth, for shapes that have neighbours in both directions."""
-    return [Waves(shape)] if min(shape[1:]) > 1 else []
+    return [Waves(shape)] if has_neighbours(shape) else []
 
 
 def _size_to_halve(name: str, shape: InputShape) -> int:

@@ -1,8 +1,10 @@
 """KeFlow: conditional normalizing flows trained through the teacher (bi-directional normalizing flow, BDNF, 2020).
 
 A flow makes images of given classes and knows, for each, how much it spreads the noise (its log-determinant). It is
-trained without data by the likelihood of the noise: the teacher's probability of the label, the spread, and, where the
-teacher has batch normalization, how well its statistics are met. A few real images can be learned as well, in the other
+trained without data by the likelihood of the noise given the label (equations 1 to 9): the log-determinant, the
+teacher's log-probability of the label, and the log-probability of the image before anything is known of the label. For the last,
+the published method puts the teacher's batch normalization statistics, and nothing for a teacher that has none; ours is
+that of smooth random fields, which is exact for a fresh flow. A few real images can be learned as well, in the other
 direction, by their likelihood under the flow.
 """
 
@@ -43,7 +45,7 @@ class KeflowConfig(GeneratorConfig):
         None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
     )
     noise_scale: float = option(1.0, "Standard deviation of the noise.", above=0)
-    spread: float = option(5e-4, "Weight of the log-determinant, which spreads images.", minimum=0)
+    spread: float = option(5e-3, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
     bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
     aided: float = option(1e-3, "Weight of the likelihood of --samples.", minimum=0)
 
@@ -65,9 +67,9 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
 
     def loss() -> torch.Tensor:
         noise, labels = draws.next()
-        images, spread = flow.transform(noise, labels)
+        images, divergence = flow.transform_with_divergence(noise, labels)
         with record_batch_statistics(teacher) as layers:
-            total = F.cross_entropy(teacher(images), labels) - config.spread * spread.mean()
+            total = F.cross_entropy(teacher(images), labels) + config.spread * divergence.mean()
         if config.bn:
             for index, layer in enumerate(layers.values()):
                 distance = statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
