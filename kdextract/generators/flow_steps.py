@@ -12,10 +12,10 @@ from torch import nn
 from ..models import InputShape
 from .couplings import Step
 
-CONTRAST = 2.0
+CONTRAST = 4.0
 """Standard deviation of v in a fresh flow of images, for noise of deviation 1."""
-WIDE = 0.15
-"""Waves of fewer half cycles per pixel than this have nearly full amplitude."""
+WIDE = 0.5
+"""Half cycles per pixel at which waves have a sixteenth of the full amplitude; half of it is left at 0.44 of that."""
 ROUGHEST = 0.02
 """Amplitude of the finest waves of a fresh flow, as a share of the widest."""
 
@@ -23,7 +23,7 @@ ROUGHEST = 0.02
 class Waves(Step):
     """Values are the amplitudes of cosines, wide ones strong and fine ones weak: white noise becomes a smooth field.
 
-    A fixed map: a diagonal scale, (1 + (f / `WIDE`)^2)^-1.5 for f half cycles per pixel but at least `ROUGHEST`, then
+    A fixed map: a diagonal scale, (1 + (f / `WIDE`)^2)^-4 for f half cycles per pixel but at least `ROUGHEST`, then
     the inverse of the orthonormal discrete cosine transform. White noise of deviation 1 becomes a field of deviation
     `CONTRAST`. A flow that begins with white noise keeps it, for the log-determinant rewards that, and its images look
     like nothing.
@@ -39,7 +39,7 @@ class Waves(Step):
         _, height, width = shape
         fall = torch.arange(height, dtype=torch.float64).view(-1, 1) / height
         run = torch.arange(width, dtype=torch.float64).view(1, -1) / width
-        scale = (1 + (fall.square() + run.square()) / WIDE**2).pow(-1.5).clamp_min(ROUGHEST)
+        scale = (1 + (fall.square() + run.square()) / WIDE**2).pow(-4).clamp_min(ROUGHEST)
         scale = scale * CONTRAST / scale.square().mean().sqrt()
         for name, matrix in (("scale", scale), ("down", _cosines(height)), ("across", _cosines(width))):
             self.register_buffer(name, matrix, persistent=False)

@@ -22,10 +22,12 @@ from .couplings import (
     ResidualNetwork,
     Step,
 )
-from .flow_steps import Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves, has_neighbours
+from .flow_steps import CONTRAST, Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves, has_neighbours
 
-EDGE = 1e-6
-"""How near to 0 and 1 pixels may be; those nearer are taken for this near when they are turned into noise."""
+DARKEST = 0.02
+"""A fresh flow is no darker than this on average, and no brighter than 1 minus this."""
+PROBIT = 1.702
+"""The logistic function is nearly that of a normal distribution of this deviation."""
 MARGIN = 0.01
 """How near to 0 and 1 pixels of real images come, once dequantized."""
 
@@ -56,6 +58,14 @@ class Flow(nn.Module):
         self.register_buffer("centre", torch.zeros(shape[0], 1, 1), persistent=False)
         self._shape, self._num_classes = shape, num_classes
         self._inner_shape = self.noise_shape if flat else shape
+
+    def set_brightness(self, mean: torch.Tensor) -> None:
+        """Let images of a fresh flow have these mean pixels, [channels, 1, 1] in (0, 1).
+
+        The mean of sigmoid(v) for normal v of mean c and deviation s is about Phi(c / sqrt(s^2 + 1.7^2)) (MacKay 1992).
+        """
+        spread = CONTRAST if self.prior is not None else 1.0
+        self.centre.copy_(torch.special.ndtri(mean.clamp(DARKEST, 1 - DARKEST)) * math.hypot(spread, PROBIT))
 
     def transform(self, noise: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return pixels in (0, 1), and log |det d pixels / d noise| of each image, [batch].
@@ -90,13 +100,13 @@ class Flow(nn.Module):
     def inverse(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the noise that gives these pixels, and log |det d noise / d pixels| of each image, [batch].
 
-        Pixels outside [EDGE, 1 - EDGE] are moved to its ends first.
+        Pixels nearer to 0 or 1 than `edge` are moved away to it first.
 
         Raises:
             ConfigError: the pixels are not [batch, channels, height, width] of the flow's shape.
         """
         _require_shape("pixels", pixels, self._shape)
-        values = torch.logit(pixels, eps=EDGE)
+        values = torch.logit(pixels, eps=edge(pixels.dtype))
         inner = (values - self.centre).reshape(-1, *self._inner_shape)
         noise, logdet = self.steps.inverse(inner, self._condition(labels, pixels))
         return noise.flatten(1), logdet - _sigmoid_logdet(values)
@@ -226,6 +236,11 @@ def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """
     noise = torch.rand(images.shape, generator=random, dtype=images.dtype).to(images.device)
     return MARGIN + (1 - 2 * MARGIN) * (255 * images + noise) / 256
+
+
+def edge(dtype: torch.dtype) -> float:
+    """Return how near to 0 and 1 pixels may be that are turned into noise: 1e-6 in single precision."""
+    return 8 * torch.finfo(dtype).eps
 
 
 def _waves(shape: InputShape) -> list[Step]:

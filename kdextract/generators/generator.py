@@ -15,9 +15,6 @@ from ..tensor_files import encode_safetensors, read_safetensors
 from .flows import Flow
 from .networks import NETWORKS
 
-DARKEST = 0.02
-"""A flow starts no darker than this, and no brighter than 1 minus this, where a sigmoid has little slope left."""
-
 
 @dataclass(frozen=True)
 class GeneratorSpec:
@@ -58,7 +55,7 @@ class Generator(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
         if isinstance(self.network, Flow):
-            self.network.centre.copy_(torch.logit(self.mean[0], eps=DARKEST))
+            self.network.set_brightness(self.mean[0])
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

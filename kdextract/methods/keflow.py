@@ -2,10 +2,10 @@
 
 A flow makes images of given classes and knows, for each, how much it spreads the noise (its log-determinant). It is
 trained without data by the likelihood of the noise given the label (equations 1 to 9): the log-determinant, the
-teacher's log-probability of the label, and the log-probability of the image before anything is known of the label. For the last,
-the published method puts the teacher's batch normalization statistics, and nothing for a teacher that has none; ours is
-that of smooth random fields, which is exact for a fresh flow. A few real images can be learned as well, in the other
-direction, by their likelihood under the flow.
+teacher's log-probability of the label, and the log-probability of the image before anything is known of the label. For
+the last, the published method puts the teacher's batch normalization statistics, and nothing for a teacher that has
+none; ours is that of smooth random fields, which is exact for a fresh flow. A few real images can be learned as well,
+in the other direction, by their likelihood under the flow.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ MAX_GRADIENT = 1.0
 class KeflowConfig(GeneratorConfig):
     """The flow, and what each term weighs."""
 
+    generators: int = option(2, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
+    steps: int = option(300, "Optimizer steps of each generator.", minimum=1)
     flow: str = option("nice_affine", "Couplings of pixels (nice, nice_affine) or of channels.", choices=list(FLOWS))
     width: int | None = option(
         None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
     )
     noise_scale: float = option(1.0, "Standard deviation of the noise.", above=0)
-    spread: float = option(5e-3, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
+    spread: float = option(0.1, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
     bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
     aided: float = option(1e-3, "Weight of the likelihood of --samples.", minimum=0)
 

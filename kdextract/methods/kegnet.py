@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from ..generator_training import GeneratorTraining, Samples
 
 PRESETS: dict[str, dict[str, float]] = {
+    "diverse": {"decoder_layers": 1, "lr": 2e-3, "alpha": 5, "beta": 10},
     "mnist": {"decoder_layers": 1, "lr": 1e-3, "alpha": 1, "beta": 0},
     "fashion": {"decoder_layers": 3, "lr": 1e-2, "alpha": 1, "beta": 10},
     "svhn": {"decoder_layers": 3, "lr": 1e-2, "alpha": 1, "beta": 1},
     "tabular": {"decoder_layers": 2, "lr": 1e-4, "alpha": 1, "beta": 0},
 }
-"""What the published code uses for each data set."""
+"""What the published code uses for each data set; `diverse` is ours."""
 DECODER_WIDTH = 120
 
 
@@ -35,10 +36,11 @@ class KegnetConfig(GeneratorConfig):
     """What each term weighs, as published for a data set or as given."""
 
     generators: int = option(5, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
+    steps: int = option(300, "Optimizer steps of each generator.", minimum=1)
     preset: str | None = option(
         None,
-        "Published settings of --lr, --alpha, --beta and --decoder-layers; the default is tabular for a table, "
-        "otherwise mnist.",
+        "Settings of --lr, --alpha, --beta and --decoder-layers: those that were published for a data set, or diverse, "
+        "ours. The default is tabular for a table, otherwise diverse.",
         choices=sorted(PRESETS),
     )
     network: str | None = option(
@@ -57,7 +59,7 @@ class KegnetConfig(GeneratorConfig):
     def setting(self, name: str, is_table: bool) -> float:
         """Return an option as given, or as the preset says."""
         given: float | None = getattr(self, name)
-        return PRESETS[self.preset or ("tabular" if is_table else "mnist")][name] if given is None else given
+        return PRESETS[self.preset or ("tabular" if is_table else "diverse")][name] if given is None else given
 
 
 @register_generator("kegnet", config=KegnetConfig, source="Yoo et al. 2019, section 3")

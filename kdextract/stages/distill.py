@@ -17,7 +17,7 @@ from ..methods import live_method, live_names
 from ..progress import Reporter
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .student_source import AUTO, USUAL_SETTINGS, Choice, choose, inputs_of, open_source
+from .student_source import AUTO, STORED, USUAL_SETTINGS, Choice, choose, inputs_of, open_source
 from .student_start import build_student, given_student
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "num_parameters": student.num_parameters,
         "teacher_parameters": teacher.num_parameters,
         "inherited": inherited,
-        "source": choice.name if choice.kind != "transfer-set" else Path(choice.name).name,
+        "source": Path(choice.name).name if choice.kind in STORED else choice.name,
         "num_images": source.num_images,
         "steps": taken,
         "stopped_early": taken < steps,
