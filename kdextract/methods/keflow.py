@@ -47,7 +47,7 @@ class KeflowConfig(GeneratorConfig):
         None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
     )
     noise_scale: float = option(1.0, "Standard deviation of the noise.", above=0)
-    spread: float = option(0.1, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
+    spread: float = option(0.3, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
     bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
     aided: float = option(1e-3, "Weight of the likelihood of --samples.", minimum=0)
 
