@@ -73,12 +73,13 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 
 def is_structured(source: str, run: RunDir) -> bool:
     """Whether a student's images were structured noise, or began as such."""
-    from kdextract.methods import live_method, live_names
+    from kdextract.methods import live_names
+    from kdextract.stages.student_source import Choice
 
     if source in live_names():
-        return live_method(source).structured
+        return Choice("live", source).structured
     refs = [ref for ref in run.artifacts("transfer-set") if ref.name == source]
-    return bool(refs) and read_manifest(refs[0].directory).config.get("objective") == "structured_noise"
+    return bool(refs) and Choice("transfer-set", str(refs[0].directory)).structured
 
 
 def share(equal: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typer.main import get_command
 
 from kdextract.cli import app
-from kdextract.methods import objective_names
+from kdextract.methods import generator_names, live_names, objective_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
 
 def test_every_method_is_described() -> None:
     methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    for name in objective_names():
+    for name in [*objective_names(), *generator_names(), *live_names()]:
         assert f"| `{name}` |" in README
         assert f"`{name}`" in methods
 
