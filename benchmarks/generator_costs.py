@@ -1,7 +1,7 @@
 """What a step of training a generator costs, generator and teacher apart: `python benchmarks/generator_costs.py`.
 
 A fresh `lenet5` as teacher, batches of 128 images of 32x32 pixels, each way to train generators with its own defaults,
-and the published networks beside them. Milliseconds, the best of several repetitions; nothing else should run meanwhile.
+and the published networks beside them. Milliseconds, the best of several repetitions; nothing else should run.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -
             own[name] = Path(value)
     for name, field in declared.items():
         if field.default is dataclasses.MISSING and name not in own:
-            raise UsageError(f"{spelling(name)} is missing")
+            raise UsageError(f"{name} is missing")
     if issubclass(config_type, MethodStageConfig):
         own["method_options"] = rest
     elif rest:

@@ -246,5 +246,5 @@ generate = { images-per-class = 5 }
 
 def test_a_generator_without_its_method_is_refused(tmp_path: Path) -> None:
     text = SUITE.replace("compute_stats = { spectral = false }", "train_generator = { steps = 3 }")
-    with pytest.raises(UsageError, match=r"train_generator.*--method is missing"):
+    with pytest.raises(UsageError, match=r"train_generator.*method is missing"):
         read_suite(written(tmp_path, text))

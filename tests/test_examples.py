@@ -32,7 +32,7 @@ def test_the_pipeline_scripts_are_sound_shell(name: str) -> None:
 
 def test_a_flow_recovers_points_of_the_plane_and_the_script_says_how_well(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "STEPS": "300", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PATH": path}
+    environment = {**os.environ, "STEPS": "150", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PATH": path}
     script = ["sh", str(EXAMPLES / "two_dimensions.sh"), "pizza"]
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout[done.stdout.index("{") :])

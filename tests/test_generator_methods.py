@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import sha256s
 from PIL import Image
+from scipy.io import savemat
+from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
 import kdextract
 from kdextract import checkpoints
@@ -226,7 +228,7 @@ def test_a_name_that_fits_both_kinds_is_asked_about(teacher_run: Path) -> None:
         ({"method": "kegnet", "samples": 10}, "--samples has no effect on kegnet; it is for keflow"),
         ({"method": "keflow", "data": "digits"}, "--data has no effect without --samples"),
         ({"method": "kegnet", "flow": "nice"}, "--flow has no effect on kegnet"),
-        ({}, "--method is missing"),
+        ({}, "method is missing"),
     ],
 )
 def test_usage(teacher_run: Path, options: dict[str, Any], says: str) -> None:
@@ -305,3 +307,45 @@ def test_few_images_are_evenly_spread(tmp_path: Path, teacher_run: Path) -> None
     first = train(teacher_run, "keflow-samples", samples=13, name="a").manifest
     assert first.real_data[0]["purpose"] == "13 samples"
     assert first.real_data[0]["spec"] == "digits"
+
+
+# ---- the published data sets that have presets, on small files of their formats --------------------------------------
+
+
+@pytest.mark.usefixtures("known_checksums")
+@pytest.mark.parametrize(
+    ("preset", "spec", "shape"), [("fashion", "fashion_mnist", (1, 32, 32)), ("svhn", "svhn", (3, 32, 32))]
+)
+def test_presets_run_on_small_files_of_their_data(
+    preset: str, spec: str, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40, dtype=np.uint8) % 10
+    for part in ("train", "test"):
+        if spec == "svhn":
+            pixels = rng.integers(0, 256, (32, 32, 3, 40), dtype=np.uint8)
+            savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels, "y": labels[:, None]})
+    if spec == "fashion_mnist":
+        arrays = {part: rng.integers(0, 256, (40, 28, 28), dtype=np.uint8) for part in ("train", "test")}
+        write_idx(tmp_path / "FashionMNIST" / "raw", arrays, dict.fromkeys(arrays, labels))
+    run = tmp_path / "run"
+    size = "x".join(map(str, shape))
+    kdextract.train(run=run, data=spec, data_dir=tmp_path, model="resnet14", input_size=size, epochs=1, threads=1)
+    quick = {**QUICK, "generators": 1}
+    made = kdextract.train_generator(run=run, method="kegnet", preset=preset, **quick).manifest
+    assert made.config["preset"] == preset
+    flow = {"flow": "realnvp", "samples": 10, "data_dir": tmp_path}
+    flows = kdextract.train_generator(run=run, method="keflow", **flow, **quick).manifest
+    assert flows.real_data[0]["spec"] == spec
+    kdextract.compress(run=run, preset="bdnf-3", threads=1)
+    student = kdextract.distill(
+        run=run,
+        data="kegnet",
+        student="compressed/bdnf-3",
+        batch_norm="frozen-affine",
+        steps=2,
+        batch_size=8,
+        threads=1,
+    )
+    scores = kdextract.evaluate(run=run, artifact=student.manifest.label, data_dir=tmp_path, threads=1).manifest.metrics
+    assert scores["num_images"] == 40

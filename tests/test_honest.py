@@ -19,7 +19,7 @@ from conftest import sha256s
 import kdextract
 from kdextract.artifacts import read_manifest
 from kdextract.errors import ConfigError, DataError
-from kdextract.methods import live_names
+from kdextract.methods import generator_names, live_names
 
 PACKAGE = Path(kdextract.__file__).parent
 
@@ -67,13 +67,18 @@ def data_free_stages(run: Path) -> None:
         kdextract.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
     kdextract.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
     for name in live_names():
-        kdextract.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1)
+        small = {"pool": 400, "fresh": 4}
+        kdextract.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1, **small)
+    for name in generator_names():
+        kdextract.train_generator(run=run, method=name, generators=1, steps=2, batch_size=8, width=4, threads=1)
+        kdextract.distill(run=run, data=f"generators/{name}", name=f"made_{name}", steps=5, batch_size=8, threads=1)
+    kdextract.generate(run=run, generator="kegnet,dafl", images_per_class=2, threads=1)
 
 
 def results(run: Path) -> dict[str, dict[str, str]]:
     return {
         f"{kind}/{place.name}": sha256s(place)
-        for kind in ("transfer-sets", "students")
+        for kind in ("transfer-sets", "generators", "students")
         for place in sorted((run / kind).iterdir())
     }
 
@@ -101,10 +106,10 @@ def test_students_are_the_same_without_the_data(real_and_replaced: tuple[Path, P
         data_free_stages(second)
     assert seen == []
     made = results(first)
-    assert len(made) == 7 + len(live_names())
+    assert len(made) == 8 + len(live_names()) + 2 * len(generator_names())
     assert results(second) == made
     assert len({files["model.safetensors"] for place, files in made.items() if "students" in place}) == 4 + len(
-        live_names()
+        [*live_names(), *generator_names()]
     )
     with openings_of(file) as seen, pytest.raises(DataError):
         kdextract.evaluate(run=second, artifact="floor", threads=1)
@@ -286,4 +291,5 @@ def test_only_the_stages_that_may_reach_that_module() -> None:
         "stages/evaluate.py",
         "stages/student_source.py",
         "stages/train.py",
+        "stages/train_generator.py",
     ]

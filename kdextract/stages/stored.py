@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..models import InputShape
 
 NOUNS = {"transfer-set": "transfer set", "generator": "generator"}
+"""What a user calls an artifact of each kind."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def stored(spec: str | None, run: RunDir, option: str, kinds: Sequence[str], kno
     nouns = " or ".join(NOUNS[kind] for kind in kinds)
     matches = [ref for ref in present if spec in (None, ref.label)] or [ref for ref in present if spec == ref.name]
     if len(matches) > 1:
-        labels = ", ".join(ref.label if len(kinds) > 1 else ref.name for ref in matches)
-        raise ConfigError(f"{run.root} has several of the kind {nouns}, say which with {option}: {labels}")
+        several = " and ".join(dict.fromkeys(f"{NOUNS[ref.kind]}s" for ref in matches))
+        labels = ", ".join(ref.label for ref in matches)
+        raise ConfigError(f"{run.root} has several {several}, say which with {option}: {labels}")
     if matches:
         return _checked(matches[0].kind, matches[0].directory, run)
     if spec is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SEED_STRIDE = 1009
 """Between the seeds of a run's generators; a prime, so that runs of neighbouring seeds share none."""
-CHECKED_PER_CLASS = 100
+CHECKED_PER_CLASS = 25
 
 Rows = list[dict[str, float]]
 
