@@ -15,6 +15,7 @@ import pytest
 
 import kdextract
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
 SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR")
 
 

@@ -20,15 +20,17 @@ from kdextract import checkpoints
 from kdextract.artifacts import read_manifest
 from kdextract.checkpoints import Checkpoints
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.errors import ConfigError, UsageError
+from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.generator_source import GeneratorSource
 from kdextract.generator_training import Samples, multiply_adds
 from kdextract.generators.generator import load_generator
 from kdextract.generators.mix import GeneratorMix
 from kdextract.hooks import count_multiply_adds
+from kdextract.images import to_uint8
 from kdextract.methods import generator_method, generator_names
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
-from kdextract.tensor_files import read_npy
+from kdextract.tensor_files import encode_safetensors, read_npy, read_safetensors
 
 WAYS: dict[str, dict[str, Any]] = {
     "kegnet": {"method": "kegnet"},
@@ -199,6 +201,47 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     assert outcome.manifest.budget["images"] == 3 * 16
     assert outcome.manifest.budget["teacher_queries"] == 3 * 16
     assert outcome.manifest.needs == "teacher"
+
+
+def test_a_source_goes_on_where_it_was_and_holds_out_other_images(teacher_run: Path) -> None:
+    directory = train(teacher_run, "kegnet", generators=2).directory
+    teacher = load_classifier(teacher_run / "teacher" / "model.safetensors")
+
+    def source() -> GeneratorSource:
+        generators = [load_generator(directory / f"generator-{index}.safetensors") for index in range(2)]
+        return GeneratorSource(GeneratorMix(generators), teacher, seed=3)
+
+    first, second = source(), source()
+    first.sample(5)
+    state = {name: value.clone() for name, value in first.state().items()}
+    following = first.sample(6).images
+    second.restore(state)
+    assert torch.equal(second.sample(6).images, following)
+    assert first.num_images == second.num_images == 11
+    assert first.update(teacher) == {}
+    held_out = first.held_out(7)
+    assert held_out.dtype == torch.uint8
+    assert torch.equal(held_out, source().held_out(7))
+    assert not torch.equal(held_out[:6], to_uint8(source().sample(6).images))
+
+
+@pytest.mark.parametrize("change", ["network", "options", "mean", "weights"])
+def test_a_file_that_is_no_generator_is_refused(teacher_run: Path, tmp_path: Path, change: str) -> None:
+    directory = train(teacher_run, "kegnet", generators=1).directory
+    tensors, metadata = read_safetensors(directory / "generator-0.safetensors")
+    record = metadata["generator"]
+    if change == "network":
+        record["network"] = "nothing"
+    elif change == "options":
+        record["options"] = {"width": 10**9}
+    elif change == "mean":
+        del record["mean"]
+    else:
+        tensors.popitem()
+    path = tmp_path / "generator-0.safetensors"
+    path.write_bytes(encode_safetensors(tensors, metadata))
+    with pytest.raises(ArtifactError, match="generator"):
+        load_generator(path)
 
 
 def test_needs_are_handed_down(teacher_run: Path) -> None:

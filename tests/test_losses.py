@@ -15,6 +15,7 @@ from kdextract.losses import (
     agreed_kl,
     class_imbalance,
     one_hot_error,
+    sameness,
     standardized_error,
     statistics_distance,
     total_variation,
@@ -229,6 +230,25 @@ def test_losses_of_logits_equal_numpy(batch: int, classes: int, seed: int) -> No
     assert float(one_hot_error(teacher)) == pytest.approx(sure, rel=1e-9)
     assert float(class_imbalance(teacher)) == pytest.approx(class_imbalance_of_numpy(t), rel=1e-9)
     assert -np.log(classes) - 1e-9 <= float(class_imbalance(teacher)) <= 1e-9
+
+
+@given(batch=st.integers(1, 6), seed=st.integers(0, 2**16))
+@repeatable
+def test_sameness_equals_numpy_over_all_pairs(batch: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand((batch, 2, 3, 4), generator=generator, dtype=torch.float64)
+    noise = torch.randn((batch, 5), generator=generator, dtype=torch.float64)
+    x, z = images.numpy().reshape(batch, -1), noise.numpy()
+    products = [((z[i] - z[j]) ** 2).mean() * np.abs(x[i] - x[j]).mean() for i in range(batch) for j in range(batch)]
+    assert float(sameness(images, noise)) == pytest.approx(np.exp(-np.mean(products)), rel=1e-9)
+    assert float(sameness(images[:1].expand_as(images), noise)) == 1.0
+
+
+def test_one_row_has_no_variation_downwards() -> None:
+    row = torch.tensor([[[[0.0, 1.0, 0.5]]]])
+    assert float(total_variation(row)) == pytest.approx(0.75)
+    assert float(total_variation(row.mT)) == pytest.approx(0.75)
+    assert float(total_variation(row[..., :1])) == 0.0
 
 
 def test_only_samples_of_one_opinion_count() -> None:

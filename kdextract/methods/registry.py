@@ -101,6 +101,11 @@ class GeneratorMethod(Method):
     takes_samples: bool
 
     @property
+    def needs(self) -> str:
+        """`teacher`, with `samples` in brackets where it can use some."""
+        return "teacher (+samples)" if self.takes_samples else "teacher"
+
+    @property
     def set_up(self) -> SetUp:
         """The function."""
         return self.function
