@@ -63,3 +63,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that the test may change."""
     return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture
+def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A run with a teacher and nothing else."""
+    run = tmp_path / "alone"
+    run.mkdir()
+    shutil.copytree(finished_run / "teacher", run / "teacher")
+    shutil.copy(finished_run / "run.json", run)
+    return run

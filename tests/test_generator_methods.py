@@ -47,16 +47,6 @@ QUICK: dict[str, Any] = {"steps": 3, "batch_size": 6, "width": 4, "threads": 1}
 every_way = pytest.mark.parametrize("way", WAYS)
 
 
-@pytest.fixture
-def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A run with a teacher and nothing else."""
-    run = tmp_path / "alone"
-    run.mkdir()
-    shutil.copytree(finished_run / "teacher", run / "teacher")
-    shutil.copy(finished_run / "run.json", run)
-    return run
-
-
 def train(run: Path, way: str, **options: Any) -> Any:
     """Train generators quickly, and return the outcome."""
     return kdextract.train_generator(run=run, **{**QUICK, "name": way, **WAYS[way], **options})

@@ -27,16 +27,6 @@ SMALL: dict[str, dict[str, Any]] = {
 every_live_method = pytest.mark.parametrize("name", live_names())
 
 
-@pytest.fixture
-def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A run with a teacher and nothing else."""
-    run = tmp_path / "alone"
-    run.mkdir()
-    shutil.copytree(finished_run / "teacher", run / "teacher")
-    shutil.copy(finished_run / "run.json", run)
-    return run
-
-
 def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
     """Distil with a live method, and return the student's metrics."""
     given = {"steps": 45, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(method, {}), **options}

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-class Step(nn.Module):
+class Step(nn.Module, ABC):
     """One invertible map between tensors of equal shape; `forward` is the direction that generates.
 
     Both directions take values [batch, ...] and a condition [batch, classes], the one-hot labels. They return the new
     values, and log |det| of the Jacobian of the direction taken, [batch].
     """
 
+    @abstractmethod
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the values one step nearer to pixels, and the log-determinant."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the values one step nearer to noise, and the log-determinant."""
-        raise NotImplementedError
 
 
 class DenseNetwork(nn.Module):
@@ -129,13 +131,13 @@ class Coupling(Step):
         raw, shift = answer.chunk(2, dim=1)
         return self._placed(self.factor * raw.tanh(), values), self._placed(shift, values)
 
+    @abstractmethod
     def _seen(self, values: torch.Tensor) -> torch.Tensor:
         """Return what the network sees."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _placed(self, part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Return one number per moved value in the shape of `values`, zero at the kept ones."""
-        raise NotImplementedError
 
 
 class InterleavedCoupling(Coupling):

@@ -18,13 +18,8 @@ STRIDE = 8
 """How much larger an image is than the grid that it starts as."""
 
 
-class StridedImages(nn.Module):
-    """KegNet's generator of images: two linear layers, a coarse grid, and transposed convolutions that enlarge it.
-
-    Noise and one-hot label - 256 - 128 - 4 `width` x coarse - `width` x 2 coarse - `width` / 4 x 4 coarse - channels x
-    8 coarse, with batch normalization and ReLU between, tanh, and a standardization of each channel of each image. With
-    width 16 and images of 32x32 pixels it has the published layers.
-    """
+class _CoarseToFine(nn.Module):
+    """What both generators of images begin and end with: linear layers and a coarse grid; tanh and standardization."""
 
     conditional = True
     standardized = True
@@ -32,14 +27,37 @@ class StridedImages(nn.Module):
 
     def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
         super().__init__()
-        channels, self._height, self._rows = shape
+        _, self._height, self._rows = shape
         self._num_classes = num_classes
         self._coarse = (4 * width, -(-self._height // STRIDE), -(-self._rows // STRIDE))
-        last = max(2, width // 4)
         self.fc1 = nn.Sequential(nn.Linear(NOISE + num_classes, 256), nn.BatchNorm1d(256), nn.ReLU())
         self.fc2 = nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU())
         self.start = nn.Linear(128, self._coarse[0] * self._coarse[1] * self._coarse[2], bias=False)
         self.bn1 = nn.BatchNorm2d(4 * width)
+
+    def _grid(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the coarse grid, [batch, 4 width, height / STRIDE, width / STRIDE]."""
+        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
+        grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
+        return torch.relu(self.bn1(grid))
+
+    def _finished(self, grid: torch.Tensor) -> torch.Tensor:
+        """Return the middle of a grid that is large enough, as standardized images."""
+        return _standardized(_centre_of(grid, self._height, self._rows))
+
+
+class StridedImages(_CoarseToFine):
+    """KegNet's generator of images: two linear layers, a coarse grid, and transposed convolutions that enlarge it.
+
+    Noise and one-hot label - 256 - 128 - 4 `width` x coarse - `width` x 2 coarse - `width` / 4 x 4 coarse - channels x
+    8 coarse, with batch normalization and ReLU between, tanh, and a standardization of each channel of each image. With
+    width 16 and images of 32x32 pixels it has the published layers.
+    """
+
+    def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
+        super().__init__(shape, num_classes, width)
+        channels = shape[0]
+        last = max(2, width // 4)
         self.deconv2 = nn.ConvTranspose2d(4 * width, width, 4, 2, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.deconv3 = nn.ConvTranspose2d(width, last, 4, 2, 1, bias=False)
@@ -48,15 +66,14 @@ class StridedImages(nn.Module):
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
-        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
-        grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
-        grid = self.deconv2(torch.relu(self.bn1(grid)))
+        grid = self._grid(noise, labels)
+        grid = self.deconv2(grid)
         grid = self.deconv3(torch.relu(self.bn2(grid)))
         grid = self.deconv4(torch.relu(self.bn3(grid)))
-        return _standardized(_centre_of(grid, self._height, self._rows))
+        return self._finished(grid)
 
 
-class ResizedImages(nn.Module):
+class ResizedImages(_CoarseToFine):
     """Images as smooth as photographs of things are: every enlargement is bilinear, and convolutions come after it.
 
     Noise and one-hot label - 256 - 128 - 4 `width` x coarse - 2 `width` x 2 coarse - `width` x 4 coarse - channels x 4
@@ -65,19 +82,9 @@ class ResizedImages(nn.Module):
     any class (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts").
     """
 
-    conditional = True
-    standardized = True
-    noise_shape = (NOISE,)
-
     def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
-        super().__init__()
-        channels, self._height, self._rows = shape
-        self._num_classes = num_classes
-        self._coarse = (4 * width, -(-self._height // STRIDE), -(-self._rows // STRIDE))
-        self.fc1 = nn.Sequential(nn.Linear(NOISE + num_classes, 256), nn.BatchNorm1d(256), nn.ReLU())
-        self.fc2 = nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU())
-        self.start = nn.Linear(128, self._coarse[0] * self._coarse[1] * self._coarse[2], bias=False)
-        self.bn1 = nn.BatchNorm2d(4 * width)
+        super().__init__(shape, num_classes, width)
+        channels = shape[0]
         self.conv2 = nn.Conv2d(4 * width, 2 * width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(2 * width)
         self.conv3 = nn.Conv2d(2 * width, width, 3, padding=1, bias=False)
@@ -86,12 +93,11 @@ class ResizedImages(nn.Module):
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
-        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
-        grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
-        grid = self.conv2(_enlarged(torch.relu(self.bn1(grid)), 2))
+        grid = self._grid(noise, labels)
+        grid = self.conv2(_enlarged(grid, 2))
         grid = self.conv3(_enlarged(torch.relu(self.bn2(grid)), 2))
         grid = _enlarged(self.conv4(torch.relu(self.bn3(grid))), 2)
-        return _standardized(_centre_of(grid, self._height, self._rows))
+        return self._finished(grid)
 
 
 class DenseImages(nn.Module):
