@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ArtifactError, KdxError
 from .models import InputShape, architecture
 from .models.factorized import LayerRanks, factorize
-from .tensor_files import encode_safetensors, read_safetensors
+from .tensor_files import encode_safetensors, read_safetensors, rebuilding
 
 
 @dataclass(frozen=True)
@@ -115,18 +114,11 @@ def load_classifier(path: str | Path) -> Classifier:
         ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
     """
     tensors, metadata = read_safetensors(Path(path))
-    try:
+    with rebuilding(path, "classifier"):
         spec = _spec_from_record(metadata["classifier"])
         _check_shapes(spec, tensors)
         classifier = Classifier(spec)
         classifier.network.load_state_dict(tensors)
-    except KdxError as error:
-        raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
-    except KeyError as error:
-        raise ArtifactError(f"{path} is a safetensors file, but not a classifier of kdx") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path} does not fit the classifier that it describes: {reason}") from error
     return classifier.eval()
 
 

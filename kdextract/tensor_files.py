@@ -12,6 +12,8 @@ import json
 import math
 import os
 import tokenize
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 
-from .errors import ArtifactError
+from .errors import ArtifactError, KdxError
 
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_TENSORS = 20_000
@@ -183,3 +185,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
             raise ValueError(f"key {key!r} appears twice")
         result[key] = value
     return result
+
+
+@contextmanager
+def rebuilding(path: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a network is rebuilt from a file's tensors and metadata into `ArtifactError`.
+
+    Args:
+        what: `classifier` or `generator`, for the sentence.
+    """
+    try:
+        yield
+    except KdxError as error:
+        raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
+    except KeyError as error:
+        raise ArtifactError(f"{path} is a safetensors file, but not a {what} of kdx") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path} does not fit the {what} that it describes: {reason}") from error

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArtifactError, KdxError
 from ..models import InputShape
-from ..tensor_files import encode_safetensors, read_safetensors
+from ..tensor_files import encode_safetensors, read_safetensors, rebuilding
 from .flows import Flow
 from .networks import NETWORKS
 
@@ -115,7 +114,7 @@ def load_generator(path: Path) -> Generator:
         ArtifactError: the file is missing or malformed, or its weights do not fit the network that it names.
     """
     tensors, metadata = read_safetensors(path)
-    try:
+    with rebuilding(path, "generator"):
         spec = _spec_from_record(metadata["generator"])
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in spec.build().state_dict().items()}
@@ -123,13 +122,6 @@ def load_generator(path: Path) -> Generator:
             raise ValueError(f"its tensors are not those of {spec.network}")
         generator = Generator(spec)
         generator.network.load_state_dict(tensors)
-    except KdxError as error:
-        raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
-    except KeyError as error:
-        raise ArtifactError(f"{path} is a safetensors file, but not a generator of this kdx") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path} does not fit the generator that it describes: {reason}") from error
     return generator.frozen()
 
 
