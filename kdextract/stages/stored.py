@@ -76,7 +76,7 @@ def stored_generators(specs: str | None, run: RunDir) -> list[Stored]:
         raise UsageError(f"{specs!r} names generators twice")
     if specs is None and not run.artifacts("generator"):
         raise ConfigError(f"{run.root} has no generator; make one with: kdx train-generator kegnet")
-    return [stored(name, run, "an argument", ["generator"]) for name in names]
+    return [stored(name, run, "GENERATOR", ["generator"]) for name in names]
 
 
 def _checked(kind: str, directory: Path, run: RunDir) -> Stored:
