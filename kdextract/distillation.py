@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from .augmentation import Augmenter
 from .classifier import Classifier
 from .hooks import batch_norm_layers
 from .losses import DISTILLATION_LOSSES
 from .progress import Reporter
 from .sources import Source
-from .training import Augmenter, CheckpointSaver, Monitor, Row, Schedule, Stateful, take_steps
+from .training import CheckpointSaver, Monitor, Row, Schedule, Stateful, take_steps
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ from .classifier import Classifier
 from .generators.generator import Generator, GeneratorSpec, new_generator
 from .generators.sizes import largest_width
 from .hooks import count_multiply_adds
+from .images import augment, warp
 from .methods.options import GeneratorConfig
 from .sources import State
 from .training import Schedule
 
 NARROWEST, WIDEST = 4, 256
+COPY_SHIFT, COPY_WARP = 2, 0.3
+"""How copies of samples differ: by pixels in each direction, and as in `images.warp`."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,19 @@ class Samples:
 
 
 class Draws:
-    """Noise and labels of the batches that a generator is trained on, from a random state of their own."""
+    """Noise and labels of the batches that a generator is trained on, from a random state of their own.
 
-    def __init__(self, generator: Generator, batch_size: int, seed: int) -> None:
-        self._generator, self._batch_size = generator, batch_size
+    `scale` is the standard deviation of the noise.
+    """
+
+    def __init__(self, generator: Generator, batch_size: int, seed: int, scale: float) -> None:
+        self._generator, self._batch_size, self._scale = generator, batch_size, scale
         self.random = torch.Generator().manual_seed(seed)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noise [batch, *noise_shape] and labels [batch], each class equally likely, on the device."""
         labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.random)
-        return self._generator.draw(self._batch_size, self.random), labels.to(self._generator.device)
+        return self._generator.draw(self._batch_size, self.random, self._scale), labels.to(self._generator.device)
 
     def state(self) -> State:
         """The random state."""
@@ -57,6 +63,7 @@ class GeneratorTraining:
         lr: first learning rate.
         clip: largest norm of the gradient, None for any.
         helpers: what learns beside the generator and is thrown away afterwards.
+        finish: what is to be done once the generator has its last weights.
     """
 
     generator: Generator
@@ -65,6 +72,7 @@ class GeneratorTraining:
     lr: float
     clip: float | None = None
     helpers: dict[str, nn.Module] = field(default_factory=dict)
+    finish: Callable[[], None] = lambda: None
 
     @property
     def network(self) -> nn.Module:
@@ -79,6 +87,21 @@ class GeneratorTraining:
     def schedule(self, steps: int) -> Schedule:
         """Adam, its rate falling to zero along a cosine."""
         return Schedule(steps, self.lr, clip=self.clip)
+
+
+def copies_of(samples: Samples, total: int, random: torch.Generator, flat: bool) -> Samples:
+    """Return copies of the samples, shifted and warped, `total` or a little less, but each at least once.
+
+    Args:
+        random: on the CPU.
+        flat: rows of a table, which stay as they are.
+    """
+    times = max(1, total // len(samples.images))
+    labels = samples.labels.repeat(times)
+    images = samples.images.repeat(times, 1, 1, 1)
+    if not flat:
+        images = warp(augment(images, COPY_SHIFT, False, random), COPY_WARP, random)
+    return Samples(images, labels)
 
 
 def multiply_adds(spec: GeneratorSpec) -> int:
@@ -97,6 +120,7 @@ def sized_generator(
     Args:
         network: one of `generators.networks.NETWORKS`.
         options: of the network, without its width.
+        noise_scale: standard deviation of the noise that images are drawn from afterwards.
         width: None for the largest one that costs no more multiply-adds than the teacher.
     """
 
@@ -113,6 +137,6 @@ def sized_generator(
     return generator
 
 
-def draws_for(generator: Generator, config: GeneratorConfig, seed: int) -> Draws:
-    """Return the batches that the options ask for."""
-    return Draws(generator, config.batch_size, seed)
+def draws_for(generator: Generator, config: GeneratorConfig, seed: int, scale: float = 1.0) -> Draws:
+    """Return the batches that the options ask for, with noise of this standard deviation."""
+    return Draws(generator, config.batch_size, seed, scale)

@@ -267,6 +267,11 @@ def structured_images(
     return torch.cat(made).contiguous(memory_format=torch.channels_last)
 
 
+def drawings_alone(brightness: float) -> bool:
+    """Say whether `structured_images` of this brightness, in [0, 1], are all drawings: ink on black or on white."""
+    return abs(brightness - 0.5) >= SCENES_END
+
+
 def _some_images(
     count: int, shape: tuple[int, int, int], brightness: float, generator: torch.Generator
 ) -> torch.Tensor:

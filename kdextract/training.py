@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .augmentation import Augmenter
 from .classifier import Classifier
 from .errors import DivergedError
-from .images import augment, to_pixels, warp
+from .images import to_pixels
 from .progress import Reporter
 from .soap import Soap
 from .sources import Batch, ImagePool, Mixture, State
@@ -251,39 +252,6 @@ def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter).copy_(value)
-
-
-class Augmenter:
-    """Random shifts, mirrorings and linear distortions, with a generator of their own.
-
-    Args:
-        shift: at most so many pixels in each direction.
-        flip: whether to mirror half of the images.
-        warp: strength of the distortion; see `images.warp`.
-    """
-
-    def __init__(self, shift: int, flip: bool, warp: float, seed: int) -> None:
-        self.shift, self.flip, self.warp = shift, flip, warp
-        self._generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def active(self) -> bool:
-        """Whether images are changed at all."""
-        return self.shift > 0 or self.flip or self.warp > 0
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the batch [batch, channels, height, width], augmented."""
-        if self.shift or self.flip:
-            images = augment(images, self.shift, self.flip, self._generator)
-        return warp(images, self.warp, self._generator) if self.warp else images
-
-    def state(self) -> State:
-        """The generator."""
-        return {"generator": self._generator.get_state()}
-
-    def restore(self, state: State) -> None:
-        """Continue from `state`."""
-        self._generator.set_state(state["generator"])
 
 
 def fit(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdextract import training
+from kdextract.augmentation import Augmenter
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
 from kdextract.data import load_data
 from kdextract.distillation import DistillationLossOptions, DistillationResult, distill
@@ -24,7 +25,7 @@ from kdextract.progress import Reporter
 from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
 from kdextract.stages.student_start import build_student
 from kdextract.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training import OPTIMIZERS, Augmenter, Schedule, fit, predict, take_steps
+from kdextract.training import OPTIMIZERS, Schedule, fit, predict, take_steps
 
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)

@@ -13,6 +13,7 @@ import torch
 from conftest import sha256s
 from PIL import Image
 from scipy.io import savemat
+from test_augmentation import drawings
 from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
 import kdextract
@@ -23,13 +24,17 @@ from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.generator_source import GeneratorSource
 from kdextract.generator_training import Samples, multiply_adds
-from kdextract.generators.generator import load_generator
+from kdextract.generators.encodings import Encodings
+from kdextract.generators.generator import encode_generator, load_generator
 from kdextract.generators.mix import GeneratorMix
 from kdextract.hooks import count_multiply_adds
 from kdextract.images import to_uint8
 from kdextract.methods import generator_method, generator_names
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
+from kdextract.stages.distill import DistillConfig
+from kdextract.stages.distill_settings import fill_in
+from kdextract.stages.student_source import Choice
 from kdextract.tensor_files import encode_safetensors, read_npy, read_safetensors
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -323,6 +328,96 @@ def test_samples_enter_with_their_weight(normalized_teacher: Classifier) -> None
     plain = loss_of(normalized_teacher, "keflow")
     once, twice = (loss_of(normalized_teacher, "keflow", samples, aided=value) for value in (1.0, 2.0))
     assert twice - once == pytest.approx(once - plain, rel=1e-3)
+
+
+def test_a_flow_remembers_samples_and_makes_others_like_them(normalized_teacher: Classifier) -> None:
+    samples = Samples(drawings(2, (1, 32, 32)), torch.tensor([2, 1]))
+    method = generator_method("keflow")
+    training = method.set_up(normalized_teacher, method.config(noise_scale=0.8, widen=2.0), 0, samples)
+    training.finish()
+    generator = training.generator
+    assert generator.spec.noise_scale == pytest.approx(1.6)
+    encodings = generator.encodings
+    assert encodings is not None
+    assert encodings.labels.tolist() == [1] * 320 + [2] * 320
+    copies = generator(encodings.noise, encodings.labels)
+    assert copies.amin() >= 0.009  # dequantized: the flow gives back what it was shown, to the last digits
+    first = copies.view(2, 320, 1, 32, 32)[0]
+    far = (first[:, None] - first[None, :20]).abs().mean((2, 3, 4))
+    assert (far[far > 0] > 1e-3).all(), "copies of one sample differ"
+    means = [images.mean(0) for images in copies.view(2, 320, 1, 32, 32)]
+    labels = torch.tensor([1, 2] * 100)
+    noise = generator.draw(200, torch.Generator().manual_seed(0), 0.01, labels)
+    near = noise.norm(dim=1) > 2 * noise.norm(dim=1).median().clamp_max(1.0)
+    assert 60 < int(near.sum()) < 140
+    for label, mean in zip((1, 2), means, strict=True):
+        made = generator(noise, labels)[near & (labels == label)].mean(0)
+        other = means[0] if label == 2 else means[1]
+        assert (made - mean).abs().mean() < 0.5 * (made - other).abs().mean()
+
+
+def test_noise_near_encodings_is_for_their_class_alone() -> None:
+    encodings = Encodings.of(torch.tensor([[50.0], [-50.0], [60.0]]), torch.tensor([3, 0, 3]))
+    wanted = torch.tensor([0, 1, 2, 3, 5]).repeat(200)
+    fresh = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1))
+    drawn = encodings.mixed_in(fresh, wanted, torch.Generator().manual_seed(2))
+    for label, low, high in ((0, -51, -44), (3, 44, 61)):
+        own = drawn[wanted == label]
+        near = own.abs() > 20
+        assert 0.4 < near.float().mean() < 0.6
+        assert low < own[near].min() < own[near].max() < high
+        assert torch.equal(own[~near], fresh[wanted == label][~near])
+    for label in (1, 2, 5):
+        assert torch.equal(drawn[wanted == label], fresh[wanted == label])
+
+
+def test_encodings_are_kept_in_the_file(teacher_run: Path, tmp_path: Path) -> None:
+    path = train(teacher_run, "keflow-samples", generators=1).directory / "generator-0.safetensors"
+    generator, labels = load_generator(path), torch.arange(10)
+    assert generator.spec.encoded == 640
+    assert encode_generator(generator) == path.read_bytes()
+    plain, near = (generator.draw(10, torch.Generator().manual_seed(0), labels=given) for given in (None, labels))
+    changed = (plain != near).any(dim=1)
+    assert 0 < int(changed.sum()) < 10
+    tensors, metadata = read_safetensors(path)
+    tensors["encodings.labels"] += 1
+    (tmp_path / "wrong.safetensors").write_bytes(encode_safetensors(tensors, metadata))
+    with pytest.raises(ArtifactError, match="labels of encodings"):
+        load_generator(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize(("way", "widen"), [("kegnet", 1.5), ("keflow-nice_affine", 2.0), ("dafl", 1.0)])
+def test_students_learn_from_wider_noise_than_generators(way: str, widen: float, teacher_run: Path) -> None:
+    directory = train(teacher_run, way, generators=1).directory
+    assert load_generator(directory / "generator-0.safetensors").spec.noise_scale == widen
+    if way != "dafl":
+        directory = train(teacher_run, way, generators=1, widen=3.0, name="wide").directory
+        assert load_generator(directory / "generator-0.safetensors").spec.noise_scale == 3.0
+
+
+def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: Path) -> None:
+    train(teacher_run, "kegnet", generators=1)
+
+    def learned(name: str, **options: Any) -> dict[str, Any]:
+        options = {"data": "generators/kegnet", "steps": 2, "threads": 1, "name": name, **options}
+        outcome = kdextract.distill(run=teacher_run, **options)
+        settings: dict[str, Any] = outcome.manifest.metrics["settings"]
+        return settings
+
+    assert not learned("plain")["remix"], "digits are neither drawings on black nor on white"
+    assert learned("remixed", remix=True)["remix"]
+    students = teacher_run / "students"
+    assert sha256s(students / "plain")["model.safetensors"] != sha256s(students / "remixed")["model.safetensors"]
+
+
+@pytest.mark.parametrize(("brightness", "remix"), [(0.13, True), (0.87, True), (0.3, False), (0.5, False)])
+def test_drawings_are_remixed_by_default(brightness: float, remix: bool) -> None:
+    teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
+    given = DistillConfig()
+    assert fill_in(given, Choice("generator", "kegnet"), teacher, teacher).remix == remix
+    assert not fill_in(given, Choice("transfer-set", "kegnet"), teacher, teacher).remix
+    settings = fill_in(DistillConfig(remix=True), Choice("data", "mnist"), teacher, teacher)
+    assert settings.augmenter(False, teacher, 0).paper == float(brightness >= 0.5)
 
 
 def test_presets_set_what_is_not_given(normalized_teacher: Classifier) -> None:

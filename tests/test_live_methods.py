@@ -11,6 +11,7 @@ import torch
 from test_distillation import NoCheckpoints, StopAt, equal, weights
 from torch import nn
 
+from kdextract.augmentation import Augmenter
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.config import OptionSet, option_fields, option_info
 from kdextract.distillation import DistillationLossOptions, distill
@@ -18,9 +19,9 @@ from kdextract.errors import UsageError
 from kdextract.methods import live_method, live_names, register_live
 from kdextract.progress import Reporter
 from kdextract.sources import Batch, Described, Source
-from kdextract.stages.student_source import USUAL_SETTINGS
+from kdextract.stages.distill_settings import USUAL_SETTINGS
 from kdextract.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training import Augmenter, Schedule
+from kdextract.training import Schedule
 
 SMALL = {"pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2}
 """Values of options, for those methods that have them, with which a test need not wait."""

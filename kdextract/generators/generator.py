@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,12 @@ from torch import nn
 
 from ..models import InputShape
 from ..tensor_files import encode_safetensors, read_safetensors, rebuilding
+from .encodings import Encodings
 from .flows import Flow
 from .networks import NETWORKS
+
+ENCODINGS = "encodings."
+"""What names of tensors begin with that are no weights."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class GeneratorSpec:
     """What a generator's file says about it, besides the weights.
 
     `network` is one of `networks.NETWORKS`, built with `options`. `mean` and `std` hold one value per channel, those of
-    the teacher's training data in pixel units of [0, 1]. `noise_scale` is the standard deviation of the noise that it
-    was trained with.
+    the teacher's training data in pixel units of [0, 1]. `noise_scale` is the standard deviation of the noise that
+    its images are drawn from. `encoded` is the number of encodings that it keeps (`encodings.Encodings`).
     """
 
     network: str
@@ -31,6 +35,7 @@ class GeneratorSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     noise_scale: float = 1.0
+    encoded: int = 0
 
     def build(self) -> nn.Module:
         """Return the network, freshly initialized."""
@@ -51,6 +56,7 @@ class Generator(nn.Module):
         super().__init__()
         self.spec = spec
         self.network = spec.build()
+        self.encodings = Encodings(spec.encoded, self.noise_shape) if spec.encoded else None
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
         if isinstance(self.network, Flow):
@@ -76,14 +82,41 @@ class Generator(nn.Module):
         """Where the weights are."""
         return next(self.network.parameters()).device
 
-    def draw(self, count: int, random: torch.Generator, scale: float | None = None) -> torch.Tensor:
+    def draw(
+        self, count: int, random: torch.Generator, scale: float | None = None, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return normal noise [count, *noise_shape] on the generator's device; `random` is on the CPU.
 
         Args:
-            scale: its standard deviation; the default is the one of training.
+            scale: its standard deviation; the default is that of the spec.
+            labels: the classes that it is for, int64 [count]; some of it then lies near encodings, if there are any.
         """
         noise = torch.randn((count, *self.noise_shape), generator=random)
-        return noise.mul_(self.spec.noise_scale if scale is None else scale).to(self.device)
+        noise = noise.mul_(self.spec.noise_scale if scale is None else scale).to(self.device)
+        if labels is None or self.encodings is None:
+            return noise
+        return self.encodings.mixed_in(noise, labels, random)
+
+    def remember(self, noise: torch.Tensor, labels: torch.Tensor) -> None:
+        """Keep encodings of images: noise [N, *noise_shape] and labels [N]; `draw` makes others like them."""
+        self.encodings = Encodings.of(noise, labels)
+        self.spec = replace(self.spec, encoded=len(noise))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what is kept of it in a file, by name."""
+        own = self.network.state_dict()
+        if self.encodings is not None:
+            own |= {f"{ENCODINGS}{name}": value for name, value in self.encodings.state_dict().items()}
+        return own
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `tensors` returned. Raises `ValueError` for labels of encodings that are none."""
+        if self.encodings is not None:
+            kept = {name: value for name, value in tensors.items() if name.startswith(ENCODINGS)}
+            self.encodings.load_state_dict({name.removeprefix(ENCODINGS): value for name, value in kept.items()})
+            self.encodings.check(self.spec.num_classes)
+            tensors = {name: value for name, value in tensors.items() if name not in kept}
+        self.network.load_state_dict(tensors)
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return pixels in [0, 1]."""
@@ -104,7 +137,7 @@ def new_generator(spec: GeneratorSpec, seed: int) -> Generator:
 
 def encode_generator(generator: Generator) -> bytes:
     """Return the bytes of the file that rebuilds this generator."""
-    return encode_safetensors(generator.network.state_dict(), {"generator": asdict(generator.spec)})
+    return encode_safetensors(generator.tensors(), {"generator": asdict(generator.spec)})
 
 
 def load_generator(path: Path) -> Generator:
@@ -117,11 +150,11 @@ def load_generator(path: Path) -> Generator:
     with rebuilding(path, "generator"):
         spec = _spec_from_record(metadata["generator"])
         with torch.device("meta"):
-            expected = {name: tensor.shape for name, tensor in spec.build().state_dict().items()}
+            expected = {name: tensor.shape for name, tensor in Generator(spec).tensors().items()}
         if {name: tensor.shape for name, tensor in tensors.items()} != expected:
             raise ValueError(f"its tensors are not those of {spec.network}")
         generator = Generator(spec)
-        generator.network.load_state_dict(tensors)
+        generator.load(tensors)
     return generator.frozen()
 
 
@@ -135,4 +168,5 @@ def _spec_from_record(record: dict[str, Any]) -> GeneratorSpec:
         mean=tuple(float(value) for value in record["mean"]),
         std=tuple(float(value) for value in record["std"]),
         noise_scale=float(record["noise_scale"]),
+        encoded=int(record.get("encoded", 0)),
     )

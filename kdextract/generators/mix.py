@@ -36,7 +36,7 @@ class GeneratorMix:
 
         Args:
             random: draws the noise, on the CPU.
-            scale: standard deviation of the noise; the default is the one of each generator's training.
+            scale: standard deviation of the noise; the default is each generator's own.
         """
         count = len(self._generators)
         parts: list[torch.Tensor] = []
@@ -45,7 +45,7 @@ class GeneratorMix:
             for index, generator in enumerate(self._generators):
                 own = torch.arange(index, len(labels), count)
                 if len(own):
-                    parts.append(generator(generator.draw(len(own), random, scale), labels[own]))
+                    parts.append(generator(generator.draw(len(own), random, scale, labels[own]), labels[own]))
                     rows.append(own)
         images = torch.empty((len(labels), *parts[0].shape[1:]), device=parts[0].device)
         images[torch.cat(rows).to(images.device)] = torch.cat(parts)

@@ -5,7 +5,8 @@ trained without data by the likelihood of the noise given the label (equations 1
 teacher's log-probability of the label, and the log-probability of the image before anything is known of the label. For
 the last, the published method puts the teacher's batch normalization statistics, and nothing for a teacher that has
 none; ours is that of smooth random fields, which is exact for a fresh flow. A few real images can be learned as well,
-in the other direction, by their likelihood under the flow.
+in the other direction, by their likelihood under the flow. That alone teaches a small flow little; ours also keeps the
+noise that shifted and warped copies of them are made from, and draws half of its noise near it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import option
-from .options import GeneratorConfig
+from .options import GeneratorConfig, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ FIRST_LAYER = 2.0
 """Weight of the first batch normalization layer, as published; the others have 1."""
 MAX_GRADIENT = 1.0
 """As published."""
+ENCODINGS = 640
+"""Copies of the samples whose noise a flow keeps, or the samples themselves if they are more."""
+
+WIDEN = 2.0
+"""How much wider than in training the noise of images is that students learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,8 @@ class KeflowConfig(GeneratorConfig):
     width: int | None = option(
         None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
     )
-    noise_scale: float = option(1.0, "Standard deviation of the noise.", above=0)
+    noise_scale: float = option(1.0, "Standard deviation of the noise in training.", above=0)
+    widen: float | None = option(None, widening(WIDEN), above=0)
     spread: float = option(0.3, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
     bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
     aided: float = option(1e-3, "Weight of the likelihood of --samples.", minimum=0)
@@ -55,15 +62,18 @@ class KeflowConfig(GeneratorConfig):
 @register_generator("keflow", config=KeflowConfig, source="BDNF (KeFlow 2020), equations 1 to 9", takes_samples=True)
 def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Samples | None) -> GeneratorTraining:
     """Normalizing flows whose images the teacher gives to the class asked for, spread as widely as it lets them."""
+    import torch
     import torch.nn.functional as F
 
-    from ..generator_training import GeneratorTraining, draws_for, sized_generator
+    from ..generator_training import GeneratorTraining, copies_of, draws_for, sized_generator
     from ..generators.flows import Flow, dequantized
     from ..hooks import record_batch_statistics
     from ..losses import statistics_distance
 
-    generator = sized_generator(teacher, config.flow, FLOWS[config.flow], config.width, seed, config.noise_scale)
-    draws = draws_for(generator, config, seed)
+    widen = (1.0 if teacher.spec.is_table else WIDEN) if config.widen is None else config.widen
+    drawn = config.noise_scale * widen
+    generator = sized_generator(teacher, config.flow, FLOWS[config.flow], config.width, seed, drawn)
+    draws = draws_for(generator, config, seed, config.noise_scale)
     flow = generator.network
     assert isinstance(flow, Flow)
 
@@ -81,5 +91,14 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
             total = total - config.aided * flow.log_prob(images, samples.labels).mean()
         return total
 
+    def finish() -> None:
+        if samples is None:
+            return
+        random = torch.Generator().manual_seed(seed + 2)
+        copies = copies_of(samples, ENCODINGS, random, flat=teacher.spec.is_table)
+        with torch.no_grad():
+            noise, _ = flow.inverse(dequantized(copies.images, random), copies.labels)
+        generator.remember(noise, copies.labels)
+
     lr = 1e-3 if config.lr is None else config.lr
-    return GeneratorTraining(generator, draws, loss, lr, clip=MAX_GRADIENT)
+    return GeneratorTraining(generator, draws, loss, lr, clip=MAX_GRADIENT, finish=finish)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import option
-from .options import GeneratorConfig
+from .options import GeneratorConfig, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 """What the published code uses for each data set; `diverse` is ours."""
 DECODER_WIDTH = 120
+WIDEN = 1.5
+"""How much wider than in training the noise of images is that students learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class KegnetConfig(GeneratorConfig):
     width: int | None = option(
         None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
     )
+    widen: float | None = option(None, widening(WIDEN), above=0)
     alpha: float | None = option(None, "Weight of the decoder's squared error.", minimum=0)
     beta: float | None = option(None, "Weight of the diversity loss.", minimum=0)
     decoder_layers: int | None = option(None, "Hidden layers of the decoder after the first.", minimum=0)
@@ -75,7 +78,8 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
     is_table = teacher.spec.is_table
     network = config.network or ("dense" if is_table else "resized")
     options = {"layers": 2} if network == "dense" else {}
-    generator = sized_generator(teacher, network, options, config.width, seed)
+    widen = (1.0 if is_table else WIDEN) if config.widen is None else config.widen
+    generator = sized_generator(teacher, network, options, config.width, seed, widen)
     alpha, beta = config.setting("alpha", is_table), config.setting("beta", is_table)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

@@ -22,6 +22,14 @@ class PixelConfig(OptionSet):
     tv: float = option(1.0, "Weight of the total variation, per image.", minimum=0)
 
 
+def widening(usual: float) -> str:
+    """Return the help of `--widen` where images have this default."""
+    return (
+        "Draw images afterwards from noise so many times as wide as in training: the teacher is less sure of them, and "
+        f"they vary more; the default is {usual:g}, or 1 for tables."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(OptionSet):
     """How many generators are trained, and how: Adam, its rate falling to zero along a cosine."""

@@ -17,7 +17,8 @@ from ..methods import live_method, live_names
 from ..progress import Reporter
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .student_source import AUTO, STORED, USUAL_SETTINGS, Choice, choose, inputs_of, open_source
+from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, Settings, fill_in
+from .student_source import AUTO, STORED, Choice, choose, inputs_of, open_source
 from .student_start import build_student, given_student
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..sources import Source
     from ..training import CheckpointSaver, Monitor
 
-CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
 WARMUP_SHARE = 0.05
 TRIAL_BLOCK = 20
 
@@ -117,6 +117,11 @@ class DistillConfig(MethodStageConfig, DataAccess):
         minimum=0,
     )
     flip: bool = option(False, "Mirror half of the images.")
+    remix: bool | None = option(
+        None,
+        "Make other drawings of the images: join two, change strokes and greys, fade out at a frame; the "
+        "default for trained generators where the teacher's data are bright on black or dark on white.",
+    )
     inherit: bool = option(
         True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
     )
@@ -155,18 +160,6 @@ class DistillConfig(MethodStageConfig, DataAccess):
         return {name: live_method(name).config for name in live_names()}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options of `distill` after defaults, which depend on where images come from, were filled in."""
-
-    batch_size: int
-    lr: float
-    loss: str
-    temperature: float
-    shift: int
-    warp: float
-
-
 def plan(config: DistillConfig, run: RunDir) -> Plan:
     """Reads the teacher and one source of images."""
     config.method_config()
@@ -202,7 +195,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     given = given_student(config.student, context.run)
     student = build_student(config.student if given is None else given.path, teacher).placed(context.device)
     inherited = config.inherit and given is None and inherit(teacher, student)
-    settings = fill_in(config, choice, student)
+    settings = fill_in(config, choice, teacher, student)
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
         probe = Probe.of(teacher, source.held_out(HELD_OUT_IMAGES))
@@ -290,24 +283,12 @@ def _planned_steps(loop: Loop, choice: Choice, student: Classifier, context: Sta
     """Return the number of steps that was asked for, or that the budget allows."""
     config = loop.config
     if config.budget is None:
-        return config.steps or int(choice.settings["steps"])
+        return config.steps or int((USUAL_SETTINGS | choice.settings)["steps"])
     left = parse_duration(config.budget) - (time.monotonic() - context.started)
     with context.phase("trial"):
         steps = context.checkpoints.once("steps", lambda: loop.steps_within(left, student))
     context.reporter.line(f"--budget {config.budget}: {steps} steps")
     return steps
-
-
-def fill_in(config: DistillConfig, choice: Choice, student: Classifier) -> Settings:
-    """Return the options with the defaults of the chosen source and the student where nothing was given."""
-    from torch import nn
-
-    convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
-    usual = {**choice.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
-    if student.is_table:
-        usual |= {"shift": 0, "warp": 0.0}
-    given = {name: getattr(config, name) for name in Settings.__dataclass_fields__}
-    return Settings(**{name: usual[name] if value is None else value for name, value in given.items()})
 
 
 def _method_config(config: DistillConfig, choice: Choice) -> Any:
@@ -336,7 +317,7 @@ class Loop:
     ) -> DistillationResult:
         """Train the student, in place."""
         from ..distillation import DistillationLossOptions, distill
-        from ..training import Augmenter, Schedule
+        from ..training import Schedule
 
         config, settings = self.config, self.settings
         return distill(
@@ -346,7 +327,7 @@ class Loop:
             settings.batch_size,
             Schedule(steps, settings.lr, config.schedule, round(WARMUP_SHARE * steps), optimizer=config.optimizer),
             DistillationLossOptions(settings.loss, settings.temperature, config.temperature_scaling),
-            Augmenter(settings.shift, config.flip, settings.warp, config.seed + 1),
+            settings.augmenter(config.flip, self.teacher, config.seed + 1),
             checkpoints,
             reporter,
             monitor,

@@ -23,16 +23,6 @@ AUTO = "auto"
 STORED = ["transfer-set", "generator"]
 NOISE = ["noise:normal", "noise:uniform"]
 
-USUAL_SETTINGS: dict[str, Any] = {
-    "steps": 4000,
-    "batch_size": 128,
-    "loss": "kl",
-    "temperature": 4.0,
-    "shift": 2,
-    "warp": 0.2,
-}
-"""Defaults of `distill` where neither the user nor a live method says otherwise."""
-
 
 class NamesSource(OpensRealData, Protocol):
     """The options of `distill` that this module reads."""
@@ -66,8 +56,8 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Defaults of `distill` for images from here."""
-        return USUAL_SETTINGS | (live_method(self.name).settings if self.kind == "live" else {})
+        """What a live method asks `distill` for, unless the user says otherwise."""
+        return live_method(self.name).settings if self.kind == "live" else {}
 
     @property
     def structured(self) -> bool:

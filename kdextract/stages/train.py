@@ -18,11 +18,11 @@ from .stored import read_transfer_set, stored
 if TYPE_CHECKING:
     import torch
 
+    from ..augmentation import Augmenter
     from ..classifier import Classifier
     from ..data import RealData
     from ..models import InputShape
     from ..sources import ImagePool, Mixture
-    from ..training import Augmenter
 
 MIN_EPOCHS = 12
 MIN_STEPS = 1500
@@ -188,8 +188,8 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
 
 def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
     """Return what changes images at random. Rows of a table stay as they are."""
+    from ..augmentation import Augmenter
     from ..data import mirrors_make_sense
-    from ..training import Augmenter
 
     if teacher.is_table:
         return Augmenter(0, False, 0.0, config.seed + 1)

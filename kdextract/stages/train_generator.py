@@ -148,6 +148,7 @@ def _train(
     if index < len(chapters.finished):
         weights, rows = chapters.finished[index]
         training.generator.network.load_state_dict(weights)
+        training.finish()
         return training.generator.frozen(), rows
     training.network.train()
     title = f"train-generator ({config.method})"
@@ -156,6 +157,7 @@ def _train(
     schedule, members = training.schedule(options.steps), dict[str, Stateful](draws=training.draws)
     rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title)
     chapters.close(training.generator.network.state_dict(), rows)
+    training.finish()
     return training.generator.frozen(), rows
 
 

@@ -1,0 +1,76 @@
+"""Options of `kdx distill` whose defaults depend on where images come from, and on teacher and student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..augmentation import Augmenter
+    from ..classifier import Classifier
+    from .student_source import Choice
+
+CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
+USUAL_SETTINGS: dict[str, Any] = {
+    "steps": 4000,
+    "batch_size": 128,
+    "loss": "kl",
+    "temperature": 4.0,
+    "shift": 2,
+    "warp": 0.2,
+    "remix": False,
+}
+"""Defaults where neither the user nor what images come from says otherwise."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `distill` after defaults were filled in."""
+
+    batch_size: int
+    lr: float
+    loss: str
+    temperature: float
+    shift: int
+    warp: float
+    remix: bool
+
+    def augmenter(self, flip: bool, teacher: Classifier, seed: int) -> Augmenter:
+        """Return what is done to images before both networks see them."""
+        from ..augmentation import Augmenter
+
+        paper = _paper(teacher) if self.remix else None
+        return Augmenter(self.shift, flip, self.warp, seed, paper)
+
+
+def fill_in(given: Any, choice: Choice, teacher: Classifier, student: Classifier) -> Settings:
+    """Return the options of `distill` that are `given`, with defaults where they are None.
+
+    Raises:
+        ConfigError: what is for images alone is asked for rows of a table.
+    """
+    from torch import nn
+
+    from ..patterns import drawings_alone
+
+    if student.is_table and given.remix:
+        raise ConfigError("--remix makes drawings of images; the teacher takes rows of a table")
+    convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
+    usual = {**USUAL_SETTINGS, **choice.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
+    if student.is_table:
+        usual |= {"shift": 0, "warp": 0.0}
+    elif choice.kind == "generator":
+        usual["remix"] = drawings_alone(_brightness(teacher))
+    chosen = {name: getattr(given, name) for name in Settings.__dataclass_fields__}
+    return Settings(**{name: usual[name] if value is None else value for name, value in chosen.items()})
+
+
+def _brightness(teacher: Classifier) -> float:
+    return float(teacher.mean.mean())
+
+
+def _paper(teacher: Classifier) -> float:
+    """Return the brightness of paper, 0 or 1, whichever is nearer to what the teacher's data have."""
+    return float(_brightness(teacher) >= 0.5)
