@@ -406,6 +406,9 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
 
     assert not learned("plain")["remix"], "digits are neither drawings on black nor on white"
     assert learned("remixed", remix=True)["remix"]
+    made = kdextract.generate(run=teacher_run, images_per_class=2, threads=1)
+    assert Choice("transfer-set", str(made.directory)).generated
+    assert not Choice("live", "dafl").generated
     students = teacher_run / "students"
     assert sha256s(students / "plain")["model.safetensors"] != sha256s(students / "remixed")["model.safetensors"]
 
@@ -415,7 +418,7 @@ def test_drawings_are_remixed_by_default(brightness: float, remix: bool) -> None
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
     assert fill_in(given, Choice("generator", "kegnet"), teacher, teacher).remix == remix
-    assert not fill_in(given, Choice("transfer-set", "kegnet"), teacher, teacher).remix
+    assert not fill_in(given, Choice("noise", "noise:normal"), teacher, teacher).remix
     settings = fill_in(DistillConfig(remix=True), Choice("data", "mnist"), teacher, teacher)
     assert settings.augmenter(False, teacher, 0).paper == float(brightness >= 0.5)
 

@@ -120,7 +120,7 @@ class DistillConfig(MethodStageConfig, DataAccess):
     remix: bool | None = option(
         None,
         "Make other drawings of the images: join two, change strokes and greys, fade out at a frame; the "
-        "default for trained generators where the teacher's data are bright on black or dark on white.",
+        "default for images of trained generators where the teacher's data are bright on black or dark on white.",
     )
     inherit: bool = option(
         True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."

@@ -60,6 +60,13 @@ class Choice:
         return live_method(self.name).settings if self.kind == "live" else {}
 
     @property
+    def generated(self) -> bool:
+        """Whether trained generators make its images, or made them."""
+        if self.kind == "transfer-set":
+            return read_manifest(Path(self.name)).stage == "generate"
+        return self.kind == "generator"
+
+    @property
     def structured(self) -> bool:
         """Whether its images are structured noise, or begin as such."""
         if self.kind == "transfer-set":
