@@ -19,7 +19,14 @@ from kdextract.tensor_files import encode_safetensors
 # biases per layer: lenet 156 + 2416 + 48120 + 10164 + 850; alex 64 (3 * 121 + 1) + 192 (64 * 25 + 1)
 # + 384 (192 * 9 + 1) + 384 (384 * 9 + 1) + 256 (384 * 9 + 1) + 4096 (256 * 7 * 7 + 1) + 4096 * 4097 + 1000 * 4097;
 # resnet14 480 + 4 * 2352 + 4704 + 3 * 9312 + 18624 + 3 * 37056 + 650, normalization in each; lenet5_bn 162 + 2432
-# + 48120 + 10164 + 850; kegnet_mlp (UCI's Letter) 1700 + 9 * 10100 + 2626; bdnf_mlp 96 + 2 * 1056 + 66.
+# + 48120 + 10164 + 850; kegnet_mlp (UCI's Letter) 1700 + 9 * 10100 + 2626; bdnf_mlp 96 + 2 * 1056 + 66;
+# vgg11_bn 1920 + 74112 + 295680 + 590592 + 1181184 + 3 * 2360832 + 5130. A wide block from a channels to b has
+# 2a + 9ab + 2b + 9bb + (ab if a != b): wrn16_1 432 + 2 * 4672 + 14432 + 18560 + 57536 + 73984 + 778, wrn40_1 432
+# + 6 * 4672 + 14432 + 5 * 18560 + 57536 + 5 * 73984 + 778, wrn16_2 432 + 14432 + 18560 + 57536 + 73984 + 229760
+# + 295424 + 1546, wrn40_2 432 + 14432 + 5 * 18560 + 57536 + 5 * 73984 + 229760 + 5 * 295424 + 1546. An inverted
+# residual from a to b with h = ta has ah + 2h + 9h + 2h + hb + 2b (the first two only where t > 1): mobilenet_v2 928
+# + 896 + 5136 + 8832 + 10000 + 2 * 14848 + 21056 + 3 * 54272 + 66624 + 2 * 118272 + 155264 + 2 * 320000 + 473920
+# + 412160 + 12810.
 PARAMETERS = {
     "lenet": (10, 61_706),
     "lenet_half": (10, 35_820),
@@ -37,6 +44,12 @@ PARAMETERS = {
     "lenet5_bn": (10, 61_728),
     "kegnet_mlp": (26, 95_226),
     "bdnf_mlp": (2, 2_274),
+    "vgg11_bn": (10, 9_231_114),
+    "wrn40_2": (10, 2_243_546),
+    "wrn40_1": (10, 563_930),
+    "wrn16_2": (10, 691_674),
+    "wrn16_1": (10, 175_066),
+    "mobilenet_v2": (10, 2_236_682),
 }
 # Input shapes that the smaller copies of large networks are built for; 32 pixels are the least that both families take.
 SMALL_INPUT: dict[str, InputShape] = {name: (3, 32, 32) for name in ("alex", "alex_half", "vgg16", "vgg19")}
@@ -46,8 +59,12 @@ REFUSED: list[tuple[str, InputShape]] = [
     *[(name, (3, 31, 32)) for name in ("alex", "alex_half")],
     *[(name, (3, 32, 48)) for name in ("vgg16", "vgg19")],
     *[(name, (3, 33, 32)) for name in ("vgg16", "vgg19")],
-    *[(name, (3, 15, 32)) for name in ("resnet14", "resnet18", "resnet34")],
+    *[(name, (3, 15, 32)) for name in ("resnet14", "resnet18", "resnet34", "mobilenet_v2")],
+    *[(name, (3, 32, 7)) for name in ("wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1")],
+    ("vgg11_bn", (3, 64, 31)),
 ]
+# Networks that end with the mean over the pixels, and the least side that they take.
+LEAST_SIDES = {"vgg11_bn": 32, "wrn40_2": 8, "wrn40_1": 8, "wrn16_2": 8, "wrn16_1": 8, "mobilenet_v2": 16}
 
 every_model = pytest.mark.parametrize("name", model_names())
 
@@ -138,9 +155,10 @@ def test_hidden_activations_keep_their_scale(name: str) -> None:
     """By He et al. 2015 pre-activations keep a mean square of about 2, whatever the depth.
 
     Maximum pooling raises it and zero padding lowers it, hence the wide bounds. PyTorch's own initialization loses a
-    factor of 2.4 per layer, which leaves 0.23 in the second layer and 0.01 in the depth of vgg16.
+    factor of 2.4 per layer, which leaves 0.23 in the second layer and 0.01 in the depth of vgg16. A block of a wide
+    residual network doubles it until its normalization has statistics, so these are measured with those of the batch.
     """
-    classifier = small_classifier(name).eval()
+    classifier = small_classifier(name).train(name.startswith("wrn"))
     hidden = [n for n, m in classifier.network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
     inputs = torch.randn((4, *classifier.input_shape), generator=torch.Generator().manual_seed(5))
     with torch.no_grad(), record_activations(classifier.network, hidden) as activations:
@@ -164,10 +182,92 @@ def test_residual_networks_halve_the_image_three_times(name: str, blocks: int) -
     assert tuple(other_size.shape) == (2, 10)
 
 
-def test_a_fresh_residual_block_passes_its_input_on() -> None:
-    block = small_classifier("resnet18").network.get_submodule("block1_1")
-    inputs = torch.rand((2, 64, 4, 4), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(
+    ("name", "layer", "channels"), [("resnet18", "block1_1", 64), ("mobilenet_v2", "block4_2", 64)]
+)
+def test_a_fresh_residual_block_passes_its_input_on(name: str, layer: str, channels: int) -> None:
+    block = small_classifier(name).network.get_submodule(layer)
+    inputs = torch.rand((2, channels, 4, 4), generator=torch.Generator().manual_seed(1))
     assert torch.equal(block(inputs), inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "width"), [("wrn40_2", 6, 2), ("wrn40_1", 6, 1), ("wrn16_2", 2, 2), ("wrn16_1", 2, 1)]
+)
+def test_wide_residual_networks_have_three_stages(name: str, blocks: int, width: int) -> None:
+    with torch.device("meta"):
+        network = architecture(name).build((3, 32, 32), 10)
+        shapes = weighted_layers(network, torch.empty(1, 3, 32, 32))
+    stages = [(16 * width, 32, 32), (32 * width, 16, 16), (64 * width, 8, 8)]
+    assert [shapes[layer] for layer in shapes if layer.endswith("conv2")] == [s for s in stages for _ in range(blocks)]
+    around = ["block1_1.shortcut"] * (width > 1) + ["block2_1.shortcut", "block3_1.shortcut"]
+    assert [layer for layer in shapes if "shortcut" in layer] == around, "only where the shape changes"
+
+
+@pytest.mark.parametrize("layer", ["block1_2", "block2_1"])
+def test_a_wide_block_is_the_published_formula(layer: str) -> None:
+    """Before any training x + W2 relu(W1 relu(x)), and with W relu(x) instead of x where the shape changes."""
+    block = small_classifier("wrn16_1").network.get_submodule(layer).eval()
+    weights = {name: value.double() for name, value in block.named_parameters()}
+    inputs = torch.randn((2, 16, 6, 6), generator=torch.Generator().manual_seed(1)).double()
+    active, stride = inputs.relu(), 1 if layer == "block1_2" else 2
+    hidden = nn.functional.conv2d(active, weights["conv1.weight"], stride=stride, padding=1).relu()
+    around = nn.functional.conv2d(active, weights["shortcut.weight"], stride=2) if stride == 2 else inputs
+    expected = around + nn.functional.conv2d(hidden, weights["conv2.weight"], padding=1)
+    assert torch.allclose(block.double()(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mobilenet_is_the_published_table_with_two_strides_less() -> None:
+    with torch.device("meta"):
+        network = architecture("mobilenet_v2").build((3, 32, 32), 10)
+        shapes = weighted_layers(network, torch.empty(1, 3, 32, 32))
+    ends = [shapes[layer][:2] for layer in shapes if layer.endswith("project")]
+    runs = [(16, 32, 1), (24, 32, 2), (32, 16, 3), (64, 8, 4), (96, 8, 3), (160, 4, 3), (320, 4, 1)]
+    assert ends == [(channels, side) for channels, side, count in runs for _ in range(count)]
+    assert "block1_1.expand" not in shapes
+    assert shapes["block2_1.expand"] == (96, 32, 32)
+    assert shapes["block3_1.depthwise"] == (144, 16, 16)
+    assert (shapes["conv1"], shapes["conv2"]) == ((32, 32, 32), (1280, 4, 4))
+
+
+def test_vgg_for_small_images_ends_with_one_linear_layer() -> None:
+    with torch.device("meta"):
+        network = architecture("vgg11_bn").build((3, 32, 32), 10)
+        shapes = weighted_layers(network, torch.empty(1, 3, 32, 32))
+    convolutions = [(64, 32), (128, 16), (256, 8), (256, 8), (512, 4), (512, 4), (512, 2), (512, 2)]
+    assert list(shapes.values()) == [*[(width, side, side) for width, side in convolutions], (10,)]
+    assert tuple(dict(network.named_modules())["logits"].weight.shape) == (10, 512)
+
+
+@pytest.mark.parametrize("name", LEAST_SIDES)
+@pytest.mark.parametrize(("channels", "more"), [(1, (0, 0)), (4, (5, 12))])
+def test_takes_any_channels_and_sides_in_either_memory_layout(name: str, channels: int, more: tuple[int, int]) -> None:
+    shape = (channels, LEAST_SIDES[name] + more[0], LEAST_SIDES[name] + more[1])
+    torch.manual_seed(7)
+    network = architecture(name).build(shape, 3)
+    pixels = random_pixels(shape, 3)
+    with torch.no_grad():
+        network(pixels)  # once in training mode, for statistics to normalize with
+        logits = network.eval()(pixels)
+        placed = network.to(memory_format=torch.channels_last)(pixels.to(memory_format=torch.channels_last))
+    assert tuple(logits.shape) == (3, 3)
+    assert torch.allclose(placed, logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", LEAST_SIDES)
+def test_the_mean_over_the_pixels_has_the_gradient_of_a_mean(name: str) -> None:
+    """Not that of adaptive pooling, which on a GPU is another one in every run."""
+    with torch.device("meta"):
+        logits = architecture(name).build((3, 32, 32), 3)(torch.empty(2, 3, 32, 32))
+    waiting, seen = [logits.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert any(name.startswith("MeanBackward") for name in names)
+    assert not any("Adaptive" in name for name in names)
 
 
 @pytest.mark.parametrize(("name", "shape"), REFUSED)

@@ -1,4 +1,7 @@
-"""VGG-16 and VGG-19 without batch normalization (Simonyan and Zisserman 2015, table 1, columns D and E)."""
+"""The networks of Simonyan and Zisserman 2015, table 1: VGG-16 and VGG-19 (columns D and E), and VGG-11 for CIFAR (A).
+
+The two large ones are as published: no batch normalization, and three linear layers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from .registry import InputShape, register_model
 
 _SOURCE = "Simonyan and Zisserman 2015, table 1"
 _WIDTHS = (64, 128, 256, 512, 512)
+_LEAST_SIDE = 32
 
 
 def _vgg(name: str, input_shape: InputShape, num_classes: int, depths: tuple[int, ...]) -> nn.Module:
@@ -46,3 +50,29 @@ def vgg16(input_shape: InputShape, num_classes: int) -> nn.Module:
 def vgg19(input_shape: InputShape, num_classes: int) -> nn.Module:
     """Sixteen 3x3 convolutions (2-2-4-4-4 per block) and three linear layers."""
     return _vgg("vgg19", input_shape, num_classes, (2, 2, 4, 4, 4))
+
+
+@register_model("vgg11_bn", input_shape=(3, 32, 32), source=f"{_SOURCE}, column A, in the form for CIFAR")
+def vgg11_bn(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Eight 3x3 convolutions (1-1-2-2-2 per block), each with batch normalization, and one linear layer.
+
+    This is the usual form for CIFAR: five poolings leave one of 32x32 pixels, and its 512 channels are the features; of
+    larger images the mean over the pixels is taken. It has no `fc6`, no `fc7` and no dropout. Convolutions keep the
+    biases of the paper. CMI's code (Fang et al. 2021) pools 32x32 pixels three times only and takes the mean of 4x4;
+    its weights have the same shapes.
+    """
+    channels, height, width = input_shape
+    if min(height, width) < _LEAST_SIDE:
+        raise ConfigError(f"vgg11_bn takes images of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels, got {height}x{width}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for block, (depth, filters) in enumerate(zip((1, 1, 2, 2, 2), _WIDTHS, strict=True), start=1):
+        for index in range(1, depth + 1):
+            layers[f"conv{block}_{index}"] = nn.Conv2d(channels, filters, 3, padding=1)
+            layers[f"bn{block}_{index}"] = nn.BatchNorm2d(filters)
+            layers[f"relu{block}_{index}"] = nn.ReLU()
+            channels = filters
+        layers[f"pool{block}"] = HalvingMaxPool2d()
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)  # torch takes the mean for one pixel: same gradient in every run on a GPU
+    layers["flatten"] = nn.Flatten()
+    layers["logits"] = nn.Linear(channels, num_classes)
+    return he_initialize(nn.Sequential(layers))
