@@ -23,6 +23,15 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+NEEDS = ("", "teacher", "teacher+statistics", "teacher+samples", "teacher+data")
+"""What a result can have taken, from the least access to the most."""
+
+
+def strongest(*needs: str) -> str:
+    """Return the one that takes the most, of values of `NEEDS`."""
+    return max(needs, key=NEEDS.index)
+
+
 @dataclass(frozen=True)
 class Input:
     """Something a stage read: `role` in the stage, where it was, and its sha256."""
@@ -47,7 +56,7 @@ class Manifest:
 
     `kind` is teacher, statistics, transfer-set, student or evaluation; `label` its place in the run; `stage` the
     command that made it; `config` its
-    recorded options; `needs` is `teacher` or `teacher+statistics`, '' for what is made from real data; `real_data`
+    recorded options; `needs` is one of `NEEDS`, '' for what is made from real data; `real_data`
     lists every opening of real data ({spec, split, purpose}); `budget` counts images, teacher queries and student
     steps, with seconds per phase; `metrics` is the stage's summary.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -68,12 +68,38 @@ INITIALIZERS: dict[str, Initializer] = {
 class Inverted:
     """Images [batch, channels, height, width] with pixels in [0, 1], the last loss per image, and what they cost.
 
-    `teacher_queries` is how many images the teacher was shown on the way.
+    `teacher_queries` is how many images the teacher was shown on the way. `curve` has rows {step, loss, term ...}, of
+    about `CURVE_POINTS` moments, where pixels were optimized.
     """
 
     images: torch.Tensor
     loss: float
     teacher_queries: int
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+CURVE_POINTS = 40
+
+
+class Curve:
+    """Keeps the terms of a loss at some of its steps, on their device."""
+
+    def __init__(self, steps: int) -> None:
+        self._every, self._steps = max(1, steps // CURVE_POINTS), steps
+        self._points: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def offer(self, step: int, terms: dict[str, torch.Tensor]) -> None:
+        """Keep the terms of step number `step`, counted from 1, if it is one to keep."""
+        if step % self._every == 0 or step in (1, self._steps):
+            self._points.append((step, {name: term.detach() for name, term in terms.items()}))
+
+    def rows(self, share: float = 1.0) -> list[dict[str, float]]:
+        """Return rows {step, loss, term ...}, all terms times `share`."""
+        rows = []
+        for step, terms in self._points:
+            floats = {name: share * float(term) for name, term in terms.items()}
+            rows.append({"step": step, "loss": sum(floats.values()), **floats})
+        return rows
 
 
 def match_record(
@@ -191,11 +217,14 @@ def optimize_pixels(
     images = start.contiguous(memory_format=torch.channels_last).requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=config.lr, fused=True)
     last = torch.zeros(())
+    curve = Curve(config.steps)
     for step in range(1, config.steps + 1):
         optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
-        last = loss(images)
+        terms = {"match": loss(images)}
         if config.tv:
-            last = last + config.tv * total_variation(images)
+            terms["tv"] = config.tv * total_variation(images)
+        curve.offer(step, terms)
+        last = torch.stack(list(terms.values())).sum()
         (images.grad,) = torch.autograd.grad(last, images)
         optimizer.step()
         with torch.no_grad():
@@ -206,4 +235,6 @@ def optimize_pixels(
     value = float(last.detach())
     if not torch.isfinite(images).all() or value != value:
         raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
-    return Inverted(images.detach().clamp_(0, 1), value / len(images), len(images) * config.steps)
+    return Inverted(
+        images.detach().clamp_(0, 1), value / len(images), len(images) * config.steps, curve.rows(1 / len(images))
+    )

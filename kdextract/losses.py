@@ -114,3 +114,39 @@ def total_variation(images: torch.Tensor) -> torch.Tensor:
         if differences.numel():  # one row or one column has no neighbours that way
             total = total + differences.abs().flatten(1).mean(dim=1).sum()
     return total
+
+
+def pixel_variation(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the total variation of DeepInversion, as norms and as means (Yin et al. 2020, R_TV, and their code).
+
+    Differences of neighbours are taken across, down and along both diagonals. The first result adds the four
+    Euclidean norms over the whole batch, the second the four mean absolute differences.
+
+    Args:
+        images: [batch, channels, height, width], at least 2 x 2.
+    """
+    differences = (
+        images[..., :, :-1] - images[..., :, 1:],
+        images[..., :-1, :] - images[..., 1:, :],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+        images[..., :-1, :-1] - images[..., 1:, 1:],
+    )
+    norms = torch.stack([torch.linalg.vector_norm(difference) for difference in differences])
+    means = torch.stack([difference.abs().mean() for difference in differences])
+    return norms.sum(), means.sum()
+
+
+def likeness(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """1 - JS(softmax(teacher / T), softmax(student / T)), mean over the batch, in [1 - log 2, 1].
+
+    The competition term of Adaptive DeepInversion (Yin et al. 2020, eq. 8): small where the two disagree. As in the
+    paper, JS = (KL(P || M) + KL(Q || M)) / 2 with M = (P + Q) / 2; the published code takes KL(M || P), of clamped
+    probabilities.
+
+    Args:
+        student, teacher: logits [batch, K].
+    """
+    log_p, log_q = (F.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    halves = [F.kl_div(log_m, log_own, reduction="batchmean", log_target=True) for log_own in (log_p, log_q)]
+    return 1 - (halves[0] + halves[1]) / 2

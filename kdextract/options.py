@@ -99,7 +99,7 @@ def _parameter(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Para
     info = option_info(declared)
     kind: Any = _type(declared, owner)
     default = ... if declared.default is dataclasses.MISSING else declared.default  # typer's word for required
-    annotation = Annotated[kind, _typer_option(declared.name, info, default, info.help)]
+    annotation = Annotated[kind, _typer_option(declared.name, info, kind, default, info.help)]
     return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -107,13 +107,13 @@ def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
     return typing.get_type_hints(owner)[declared.name]
 
 
-def _typer_option(name: str, info: OptionInfo, default: Any, help_text: str) -> Any:
+def _typer_option(name: str, info: OptionInfo, kind: Any, default: Any, help_text: str) -> Any:
     if info.positional:
         return typer.Argument(help=help_text, metavar=name.upper(), show_default=False)
     names = [spelling(name)]
     if name in ("quiet", "verbose"):
         names.append(f"-{name[0]}")
-    if default is True or (default is None and name == "flip"):
+    if default is True or (default is None and bool in typing.get_args(kind)):
         names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
     if info.choices is not None:
         help_text = f"{help_text} One of: {', '.join(info.choices())}."
@@ -129,7 +129,8 @@ def _typer_option(name: str, info: OptionInfo, default: Any, help_text: str) -> 
 
 
 def _method_parameters(methods: dict[str, type[OptionSet]]) -> list[Parameter]:
-    """Return one optional parameter per option of any method; two methods' options of one name must agree in type."""
+    """Return one optional parameter per option of any method; two methods' options of one name must agree in type, but
+    for None, where one of them has no default of its own."""
     takers: dict[str, list[str]] = {}
     declared_as: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
     defaults: dict[str, dict[str, Any]] = {}
@@ -137,7 +138,7 @@ def _method_parameters(methods: dict[str, type[OptionSet]]) -> list[Parameter]:
         for declared in option_fields(options):
             kind = _type(declared, options)
             known = declared_as.setdefault(declared.name, (declared, kind))
-            assert known[1] == kind, f"{declared.name} has two types"
+            assert _required(known[1]) == _required(kind), f"{declared.name} has two types"
             takers.setdefault(declared.name, []).append(method_name)
             defaults.setdefault(declared.name, {})[method_name] = declared.default
     return [
@@ -155,7 +156,7 @@ def _method_parameter(
         help_text += f" Only for {', '.join(takers)}."
     if any(value is not None for value in defaults.values()):
         help_text += f" Default: {_describe(defaults)}."
-    option = _typer_option(declared.name, info, declared.default, help_text)
+    option = _typer_option(declared.name, info, kind, declared.default, help_text)
     option.show_default = False
     optional: Any = kind if _is_optional(kind) else kind | None
     return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[optional, option])
@@ -171,6 +172,11 @@ def _describe(defaults: dict[str, Any]) -> str:
 
 def _spell(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _required(kind: Any) -> Any:
+    """Return a type without its None."""
+    return next(part for part in typing.get_args(kind) if part is not type(None)) if _is_optional(kind) else kind
 
 
 def _is_optional(kind: Any) -> bool:

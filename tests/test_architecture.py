@@ -38,8 +38,8 @@ LEVELS = [
     ["auto", "data", "inheritance", "sources", "stage_runner", "statistics"],
     ["augmentation", "generator_source", "inversion", "options", "report."],
     ["training"],
-    ["distillation", "fresh_pool", "generator_training", "observer"],
-    ["structured_noise"],
+    ["distillation", "fresh_pool", "generator_training", "inversion_pool", "observer"],
+    ["deep_inversion", "structured_noise"],
     ["estimate", "game"],
     ["methods."],
     ["inspection", "stages."],
@@ -180,6 +180,7 @@ def test_stages_meet_only_through_artifacts(module: str) -> None:
     others = {name for name in IMPORTS[module] if name.startswith("stages.")} - {
         "stages.distill_settings",
         "stages.inputs",
+        "stages.materials",
         "stages.stored",
         "stages.student_source",
         "stages.student_start",

@@ -773,10 +773,12 @@ COMMANDS = {
     "--json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
-    "--json --quiet/-q --verbose/-v",
+    "--student --course --coarse-steps --beta1 --beta2 --warmup --jitter --flip/--no-flip --ce --tv-l1 --l2 --bn "
+    "--first-bn --compete --json --quiet/-q --verbose/-v",
     "train-generator": "METHOD --data-dir --download --run --seed --device --threads --force --dry-run --name "
     "--samples --data --generators --steps --batch-size --lr --preset --network --width --alpha --beta "
-    "--decoder-layers --oh --act --ie --flow --noise-scale --spread --bn --aided --json --quiet/-q --verbose/-v",
+    "--decoder-layers --oh --act --ie --flow --noise-scale --widen --spread --bn --aided --json "
+    "--quiet/-q --verbose/-v",
     "generate": "GENERATOR --run --seed --device --threads --force --dry-run --name --images-per-class --batch-size "
     "--noise-scale --json --quiet/-q --verbose/-v",
     "compress": "--run --seed --device --threads --force --dry-run --name --tucker --tucker-ratio --tucker-ranks "
@@ -784,8 +786,11 @@ COMMANDS = {
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
+    "--course --coarse-steps --beta1 --beta2 --warmup --jitter --clip/--no-clip --ce --tv --tv-l1 --l2 --first-bn "
+    "--compete --pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
-    "--shift --warp --flip --inherit/--no-inherit --batch-norm --teacher-accuracy --json --quiet/-q --verbose/-v",
+    "--shift --warp --flip --remix/--no-remix --inherit/--no-inherit --batch-norm --teacher-accuracy "
+    "--json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--min-accuracy --min-agreement --json --quiet/-q --verbose/-v",
     "demo": "--run --seed --device --threads --force --json --quiet/-q --verbose/-v",

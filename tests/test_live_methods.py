@@ -16,14 +16,18 @@ from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.config import OptionSet, option_fields, option_info
 from kdextract.distillation import DistillationLossOptions, distill
 from kdextract.errors import UsageError
-from kdextract.methods import live_method, live_names, register_live
+from kdextract.methods import Given, live_method, live_names, register_live
 from kdextract.progress import Reporter
 from kdextract.sources import Batch, Described, Source
 from kdextract.stages.distill_settings import USUAL_SETTINGS
+from kdextract.statistics import Statistics, StatisticsOptions, compute_statistics
 from kdextract.tensor_files import encode_safetensors, read_safetensors
 from kdextract.training import Schedule
 
-SMALL = {"pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2}
+SMALL = {
+    "pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2,
+    "pool_batch": 12, "period": 2, "pixel_steps": 10,
+}  # fmt: skip
 """Values of options, for those methods that have them, with which a test need not wait."""
 
 every_method = pytest.mark.parametrize("name", live_names())
@@ -78,11 +82,20 @@ def student() -> Classifier:
     return classifier(seed=1, dropout=0.3).train()
 
 
+def statistics_of(teacher: Classifier) -> Statistics:
+    """Statistics of random images."""
+    random = torch.Generator().manual_seed(3)
+    labels = torch.arange(4 * teacher.num_classes) % teacher.num_classes
+    images = torch.randint(0, 256, (len(labels), *teacher.input_shape), generator=random, dtype=torch.uint8)
+    return compute_statistics(teacher, images, labels, StatisticsOptions(4096, 4, None), lambda amount: None)
+
+
 def opened(name: str, teacher: Classifier, seed: int = 0, **options: Any) -> Source:
     method = live_method(name)
     known = {declared.name for declared in option_fields(method.config)}
     small = {option: value for option, value in SMALL.items() if option in known}
-    return method.open_source(teacher, method.config(**(small | options)), seed)
+    given = Given(teacher, statistics_of(teacher) if method.inverts else None)
+    return method.open_source(given, method.config(**(small | options)), seed)
 
 
 def drawn(source: Source, student: Classifier, steps: int = 7, num_images: int = 10) -> list[Batch]:
@@ -238,6 +251,12 @@ def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
     info = option_info(declared)
     if info.choices is not None:
         return next(choice for choice in info.choices() if choice != value)
+    if value is None and "bool" in str(declared.type):
+        return True
+    if value is None:
+        return 7 if "int" in str(declared.type) or info.maximum is None else info.maximum / 2
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, int):
         return value + (info.minimum or 1)
     return value / 2 if value else 5
@@ -263,7 +282,7 @@ def test_declares_where_it_comes_from(name: str) -> None:
     assert method.name == name
     assert len(method.source) > 10
     assert method.summary.endswith(".")
-    assert method.needs == "teacher"
+    assert method.needs == ("teacher with batch norm, or statistics" if method.inverts else "teacher")
     assert issubclass(method.config, OptionSet)
     assert all(option_info(field).help for field in option_fields(method.config))
     assert method.settings.keys() <= USUAL_SETTINGS.keys()

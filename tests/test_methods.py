@@ -20,8 +20,8 @@ from kdextract.errors import ConfigError, DivergedError, UsageError
 from kdextract.hooks import record_activations
 from kdextract.images import fit_images, to_pixels
 from kdextract.inversion import INITIALIZERS, DropoutMasks, Inverted
-from kdextract.methods import objective, objective_names, register_objective
-from kdextract.methods.options import INITS, PixelConfig
+from kdextract.methods import Given, objective, objective_names, register_objective
+from kdextract.methods.options import INITS, DreamTerms, PixelConfig
 from kdextract.spectra import SpectralOptions
 from kdextract.statistics import Record, Statistics, StatisticsOptions, compute_statistics
 
@@ -75,13 +75,17 @@ def untrained(num_classes: int, channels: int) -> tuple[Classifier, Statistics]:
 def make(
     name: str, teacher: Classifier, statistics: Statistics, labels: torch.Tensor, seed: int = 0, **options: Any
 ) -> Inverted:
-    """Make images; options that are the pixel methods' alone are left out for others."""
+    """Make images; options that a method does not have are left out."""
     chosen = objective(name)
-    if name not in PIXEL_METHODS:
-        shared = {field.name for field in option_fields(PixelConfig)}
-        options = {option: value for option, value in options.items() if option not in shared}
-    generator = torch.Generator().manual_seed(seed)
-    return chosen.synthesize(teacher, statistics, labels, chosen.config(**options), generator)
+    known = {field.name for field in option_fields(chosen.config)}
+    options = {option: value for option, value in options.items() if option in known}
+    student = None
+    if chosen.competes:
+        with torch.random.fork_rng():
+            torch.manual_seed(99)
+            student = Classifier(teacher.spec).frozen()
+    given = Given(teacher, statistics if chosen.record or chosen.inverts else None, student)
+    return chosen.synthesize(given, labels, chosen.config(**options), torch.Generator().manual_seed(seed))
 
 
 def contents(classifier: Classifier) -> dict[str, torch.Tensor]:
@@ -175,7 +179,7 @@ def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> N
 @every_method
 def test_teacher_comes_to_see_the_class(name: str, teacher: Classifier, statistics: Statistics) -> None:
     labels = torch.arange(100) % 10
-    made = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0)
+    made = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0, ce=30.0)
     with torch.no_grad():
         agreement = float((teacher(made.images).argmax(1) == labels).float().mean())
     assert agreement > 0.2, "chance is 0.1, and dropout leaves 0.3"
@@ -190,6 +194,10 @@ def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
         return not value
     if isinstance(value, int):
         return value + 2
+    if value is None and "bool" in str(declared.type):
+        return True
+    if value is None and "int" in str(declared.type):
+        return 7
     return value / 2 if value else 0.5
 
 
@@ -201,9 +209,15 @@ OPTIONS_OF_METHODS = [
 @pytest.mark.parametrize(("name", "option"), OPTIONS_OF_METHODS)
 def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, statistics: Statistics) -> None:
     base: dict[str, Any] = {"steps": 6, "lr": 0.1, "clip": True} if name in PIXEL_METHODS else {}
+    if issubclass(objective(name).config, DreamTerms):
+        base = {"steps": 12}
     config = objective(name).config(**base)
     (declared,) = [field for field in option_fields(config) if field.name == option]
     changed = base | {option: other_value(declared, getattr(config, option))}
+    if option == "coarse_steps":  # tests/test_deep_inversion.py has a teacher that can
+        with pytest.raises(ConfigError, match="one size alone; leave out --coarse-steps"):
+            make(name, teacher, statistics, torch.arange(8), **changed)
+        return
     labels = torch.arange(8)
     one, other = (make(name, teacher, statistics, labels, **options).images for options in (base, changed))
     assert float((one - other).abs().max()) > 1e-3

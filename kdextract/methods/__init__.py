@@ -7,6 +7,7 @@ import pkgutil
 
 from .registry import (
     GeneratorMethod,
+    Given,
     LiveMethod,
     Method,
     Objective,
@@ -26,6 +27,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "GeneratorMethod",
+    "Given",
     "LiveMethod",
     "Method",
     "Objective",

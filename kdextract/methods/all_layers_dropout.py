@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import PixelConfig
-from .registry import register_objective
+from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..inversion import Inverted
-    from ..statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +43,7 @@ class AllLayersDropoutConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.2",
 )
 def all_layers_dropout(
-    teacher: Classifier,
-    statistics: Statistics,
-    labels: torch.Tensor,
-    config: AllLayersDropoutConfig,
-    generator: torch.Generator,
+    given: Given, labels: torch.Tensor, config: AllLayersDropoutConfig, generator: torch.Generator
 ) -> Inverted:
     """Match all layers under a dropout mask per image, fixed while its pixels are optimized."""
     from torch import nn
@@ -57,11 +51,11 @@ def all_layers_dropout(
     from ..hooks import transform_inputs
     from ..inversion import DropoutMasks, match_layers
 
-    thinned = any(isinstance(module, nn.Dropout) for module in teacher.modules())
+    thinned = any(isinstance(module, nn.Dropout) for module in given.teacher.modules())
     usual_input, usual_hidden = (0.8, 0.5) if thinned else (0.95, 0.9)
     keep_input = usual_input if config.keep_input is None else config.keep_input
     keep_hidden = usual_hidden if config.keep_hidden is None else config.keep_hidden
-    names = [layer.name for layer in statistics.layers]
+    names = [layer.name for layer in given.recorded.layers]
     keep = {name: keep_hidden for name in names} | {names[0]: keep_input}
-    with transform_inputs(teacher.network, names, DropoutMasks(keep, generator)):
-        return match_layers(teacher, statistics, labels, config, generator)
+    with transform_inputs(given.teacher.network, names, DropoutMasks(keep, generator)):
+        return match_layers(given.teacher, given.recorded, labels, config, generator)

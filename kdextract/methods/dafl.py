@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config import OptionSet, option
 from .options import GameConfig, GeneratorConfig
-from .registry import register_generator, register_live
+from .registry import Given, register_generator, register_live
 
 if TYPE_CHECKING:
     import torch
@@ -68,14 +68,14 @@ class DaflGeneratorConfig(DaflWeights, GeneratorConfig):
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dafl(teacher: Classifier, config: DaflConfig, seed: int) -> Game:
+def dafl(given: Given, config: DaflConfig, seed: int) -> Game:
     """A generator seeks images that the teacher is sure of, with strong features and all classes alike."""
     from ..game import Rules, open_game
 
     def loss(answers: Answers) -> torch.Tensor:
         return config.loss(answers.teacher, answers.features)
 
-    return open_game(teacher, Rules(loss, config.student_steps, watches_features=config.act > 0), config, seed)
+    return open_game(given.teacher, Rules(loss, config.student_steps, watches_features=config.act > 0), config, seed)
 
 
 @register_generator("dafl", config=DaflGeneratorConfig, source=SOURCE)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import GameConfig
-from .registry import register_live
+from .registry import Given, register_live
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..game import Answers, Game
 
 
@@ -33,7 +32,7 @@ class DfadConfig(GameConfig):
     settings={"loss": "l1", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dfad(teacher: Classifier, config: DfadConfig, seed: int) -> Game:
+def dfad(given: Given, config: DfadConfig, seed: int) -> Game:
     """A generator seeks images on which the student's logits differ most, by mean absolute difference."""
     from ..game import Rules, open_game
     from ..losses import logit_l1
@@ -41,4 +40,4 @@ def dfad(teacher: Classifier, config: DfadConfig, seed: int) -> Game:
     def loss(answers: Answers) -> torch.Tensor:
         return -logit_l1(answers.student, answers.teacher, 1.0, False)
 
-    return open_game(teacher, Rules(loss, config.student_steps), config, seed)
+    return open_game(given.teacher, Rules(loss, config.student_steps), config, seed)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import GameConfig
-from .registry import register_live
+from .registry import Given, register_live
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..game import Answers, Game
 
 
@@ -40,7 +39,7 @@ class DfqConfig(GameConfig):
     settings={"loss": "kl", "temperature": 20.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dfq(teacher: Classifier, config: DfqConfig, seed: int) -> Game:
+def dfq(given: Given, config: DfqConfig, seed: int) -> Game:
     """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""
     import torch
 
@@ -62,4 +61,4 @@ def dfq(teacher: Classifier, config: DfqConfig, seed: int) -> Game:
         return total + config.bn * torch.stack(distances).sum()
 
     rules = Rules(loss, config.student_steps, watches_batch_norm=config.bn > 0)
-    return open_game(teacher, rules, config, seed)
+    return open_game(given.teacher, rules, config, seed)

@@ -59,3 +59,94 @@ class GameConfig(OptionSet):
     )
     pool: int = option(20_000, "Images in the pool.", minimum=100)
     fresh: int = option(64, "New images per step; the oldest leave.", minimum=0)
+
+
+COURSES: dict[str, dict[str, float]] = {
+    "small": {
+        "steps": 200, "coarse_steps": 0, "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
+        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10,
+    },
+    "cifar": {
+        "steps": 2000, "coarse_steps": 0, "lr": 0.05, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
+        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10,
+    },
+    "imagenet": {
+        "steps": 1000, "coarse_steps": 2000, "lr": 0.25, "beta1": 0.5, "beta2": 0.9, "warmup": 100, "jitter": 30,
+        "flip": 1, "tv": 1e-4, "tv_l1": 0, "l2": 1e-5, "bn": 0.01, "first_bn": 10, "compete": 0.2,
+    },
+}  # fmt: skip
+"""Settings of inversion: as published for two data sets, and ours for small grey images on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamTerms(OptionSet):
+    """Class and smoothness; how a batch is optimized. Where nothing is said, `--course` says it."""
+
+    course: str | None = option(
+        None,
+        "Where the settings that are not given come from: cifar or imagenet, as published, or small, ours; the default "
+        "is imagenet from 96 pixels a side on, cifar for other images in colour, and small for grey ones.",
+        choices=sorted(COURSES),
+    )
+    coarse_steps: int | None = option(None, "Adam steps before these, at half the size.", minimum=0)
+    beta1: float | None = option(None, "Adam's decay of the mean gradient.", minimum=0, maximum=0.9999)
+    beta2: float | None = option(None, "Adam's decay of the mean square.", minimum=0, maximum=0.99999)
+    warmup: int | None = option(
+        None, "Steps in which the rate rises; it then falls along a cosine. 0: it is constant.", minimum=0
+    )
+    jitter: int | None = option(None, "Shift the batch at random by up to so many pixels, round the edges.", minimum=0)
+    clip: bool = option(True, "Keep pixels in [0, 1] after every step, not just at the end.")
+    ce: float = option(1.0, "Weight of the teacher's cross-entropy to the class.", minimum=0)
+    tv: float | None = option(None, "Weight of the total variation, four norms over the batch.", minimum=0)
+    tv_l1: float | None = option(None, "Weight of the total variation as mean absolute differences.", minimum=0)
+    l2: float | None = option(None, "Weight of the norm of the batch.", minimum=0)
+
+    def setting(self, name: str, shape: tuple[int, int, int]) -> float:
+        """Return an option as given, or as the course for images of this shape says."""
+        given: float | None = getattr(self, name, None)
+        if name in IN_DISTILL and not hasattr(self, name):
+            given = getattr(self, IN_DISTILL[name])
+        if given is not None:
+            return given
+        channels, height, width = shape
+        usual = "imagenet" if max(height, width) >= 96 else "cifar" if channels > 1 else "small"
+        return COURSES[self.course or usual][name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepInversionTerms(DreamTerms):
+    """With the statistics of the teacher's layers."""
+
+    bn: float | None = option(None, "Weight of the distance to the statistics of the teacher's layers.", minimum=0)
+    first_bn: float | None = option(None, "How much more the first of these layers counts.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveTerms(DeepInversionTerms):
+    """With a student's disagreement."""
+
+    compete: float | None = option(None, "Weight of the likeness of the student's answers.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCourse(OptionSet):
+    """What an objective calls its steps."""
+
+    steps: int | None = option(None, "Adam steps per batch, at full size.", minimum=1)
+    lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0)
+    flip: bool | None = option(None, "Show the batch mirrored at every other step, at random.")
+
+
+IN_DISTILL = {"steps": "pixel_steps", "lr": "pixel_lr", "flip": "pixel_flip"}
+"""What they are called in `distill`, where the student has steps, a rate and mirrorings of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingPool(OptionSet):
+    """How the pool grows while the student learns."""
+
+    pixel_steps: int | None = option(None, "Adam steps per batch of images, at full size.", minimum=1)
+    pixel_lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0)
+    pixel_flip: bool | None = option(None, "Show the batch mirrored at every other such step, at random.")
+    pool_batch: int = option(256, "Images made at a time.", minimum=2)
+    period: int = option(50, "Student steps from one batch to the next.", minimum=1)

@@ -24,11 +24,32 @@ if TYPE_CHECKING:
     from ..statistics import Statistics
     from .options import GeneratorConfig
 
-    Synthesize = Callable[[Classifier, Statistics | None, torch.Tensor, Any, torch.Generator], Inverted]
-    OpenSource = Callable[[Classifier, Any, int], Source]
+    Synthesize = Callable[["Given", torch.Tensor, Any, torch.Generator], Inverted]
+    OpenSource = Callable[["Given", Any, int], Source]
     SetUp = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
 else:
     Synthesize = OpenSource = SetUp = Callable
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method may look at.
+
+    Attributes:
+        teacher: frozen, in evaluation mode.
+        statistics: those of the run, where the method needs them, or can do with them.
+        student: whom images compete with, where the method's images compete.
+    """
+
+    teacher: Classifier
+    statistics: Statistics | None = None
+    student: Classifier | None = None
+
+    @property
+    def recorded(self) -> Statistics:
+        """The statistics, for a method that needs them."""
+        assert self.statistics is not None
+        return self.statistics
 
 
 @dataclass(frozen=True)
@@ -55,11 +76,14 @@ class Method:
 class Objective(Method):
     """A way to make images for classes.
 
-    `synthesize(teacher, statistics, labels, config, generator)` returns one image per label, and depends on nothing
-    else. `record` is the record of the statistics that it draws from; without one, `statistics` is None.
+    `synthesize(given, labels, config, generator)` returns one image per label, and depends on nothing else. `record` is
+    the record of the statistics that it draws from. `inverts` says whether it matches what the teacher's batch
+    normalization keeps, or else statistics. `competes` says whether it needs a student.
     """
 
     record: str | None
+    inverts: bool
+    competes: bool
 
     @property
     def synthesize(self) -> Synthesize:
@@ -69,20 +93,26 @@ class Objective(Method):
     @property
     def needs(self) -> str:
         """`teacher`, or `teacher+statistics`."""
-        return "teacher+statistics" if self.record else "teacher"
+        return needed("teacher+statistics" if self.record else "teacher", self.inverts)
 
 
 @dataclass(frozen=True)
 class LiveMethod(Method):
     """A source that keeps making images while the student learns.
 
-    `open_source(teacher, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
+    `open_source(given, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
     `distill` that the method wants otherwise than usual, where the user says nothing. `structured` says whether its
-    images are structured noise, or begin as such.
+    images are structured noise, or begin as such. `inverts` is as in `Objective`.
     """
 
     settings: dict[str, Any]
     structured: bool
+    inverts: bool
+
+    @property
+    def needs(self) -> str:
+        """`teacher`, and what else would do where it lacks something."""
+        return needed("teacher", self.inverts)
 
     @property
     def open_source(self) -> OpenSource:
@@ -111,6 +141,11 @@ class GeneratorMethod(Method):
         return self.function
 
 
+def needed(always: str, inverts: bool) -> str:
+    """Return what a method needs, in words; one that `inverts` does with statistics for batch normalization."""
+    return f"{always} with batch norm, or statistics" if inverts else always
+
+
 _OBJECTIVES: dict[str, Objective] = {}
 _LIVE: dict[str, LiveMethod] = {}
 _GENERATORS: dict[str, GeneratorMethod] = {}
@@ -119,7 +154,13 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def register_objective(
-    name: str, *, config: type[OptionSet], record: str | None, source: str
+    name: str,
+    *,
+    config: type[OptionSet],
+    record: str | None,
+    source: str,
+    inverts: bool = False,
+    competes: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `synthesize` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -127,17 +168,25 @@ def register_objective(
         config: its options; the command line grows them by itself.
         record: name of the record in `Statistics.records` that it draws targets from, None if it needs none.
         source: paper, with section or equation.
+        inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
+        competes: whether it needs a student, with which images compete.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_OBJECTIVES, Objective(name, function, config, source, record))
+        _add(_OBJECTIVES, Objective(name, function, config, source, record, inverts, competes))
         return function
 
     return decorate
 
 
 def register_live(
-    name: str, *, config: type[OptionSet], source: str, settings: dict[str, Any], structured: bool
+    name: str,
+    *,
+    config: type[OptionSet],
+    source: str,
+    settings: dict[str, Any],
+    structured: bool,
+    inverts: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -146,10 +195,11 @@ def register_live(
         source: paper, with section or equation.
         settings: options of `distill` and the defaults that they have with this method.
         structured: whether its images are structured noise, or begin as such.
+        inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_LIVE, LiveMethod(name, function, config, source, settings, structured))
+        _add(_LIVE, LiveMethod(name, function, config, source, settings, structured, inverts))
         return function
 
     return decorate

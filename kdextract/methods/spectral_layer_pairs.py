@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import PixelConfig
-from .registry import register_objective
+from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..inversion import Inverted
-    from ..statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +32,9 @@ class SpectralLayerPairsConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.3",
 )
 def spectral_layer_pairs(
-    teacher: Classifier,
-    statistics: Statistics,
-    labels: torch.Tensor,
-    config: SpectralLayerPairsConfig,
-    generator: torch.Generator,
+    given: Given, labels: torch.Tensor, config: SpectralLayerPairsConfig, generator: torch.Generator
 ) -> Inverted:
     """Match the activation graph's leading coefficients, one spectrum per pair of adjacent layers, and the logits."""
     from ..inversion import match_spectra
 
-    return match_spectra(teacher, statistics, "spectral_layer_pairs", labels, config, generator)
+    return match_spectra(given.teacher, given.recorded, "spectral_layer_pairs", labels, config, generator)

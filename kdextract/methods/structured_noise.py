@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import OptionSet, option
-from .registry import register_live, register_objective
+from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..fresh_pool import FreshPool
     from ..inversion import Inverted
-    from ..statistics import Statistics
 
 SOURCE = "kdx; after Baradad et al. 2021"
 
@@ -32,16 +30,12 @@ class StructuredNoiseConfig(OptionSet):
 
 @register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE)
 def structured_noise(
-    teacher: Classifier,
-    statistics: Statistics | None,
-    labels: torch.Tensor,
-    config: StructuredNoiseConfig,
-    generator: torch.Generator,
+    given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, generator: torch.Generator
 ) -> Inverted:
     """Random lines, shapes and textures, for each class those that the teacher gives to it."""
     from ..structured_noise import images_of_classes
 
-    return images_of_classes(teacher, labels, config.candidates, generator)
+    return images_of_classes(given.teacher, labels, config.candidates, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +53,8 @@ class LiveStructuredNoiseConfig(OptionSet):
     settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def structured_noise_pool(teacher: Classifier, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
+def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
     """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""
     from ..structured_noise import structured_pool
 
-    return structured_pool(teacher, config.pool, config.fresh, seed)
+    return structured_pool(given.teacher, config.pool, config.fresh, seed)

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import INITS, PixelConfig
-from .registry import register_objective
+from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..inversion import Inverted
-    from ..statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +26,11 @@ class TopLayerConfig(PixelConfig):
 
 
 @register_objective("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
-def top_layer(
-    teacher: Classifier,
-    statistics: Statistics,
-    labels: torch.Tensor,
-    config: TopLayerConfig,
-    generator: torch.Generator,
-) -> Inverted:
+def top_layer(given: Given, labels: torch.Tensor, config: TopLayerConfig, generator: torch.Generator) -> Inverted:
     """Match the logits alone, drawn from each class's mean and covariance."""
     from ..inversion import match_record
 
     def values(activations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {statistics.logits: activations[statistics.logits]}
+        return {given.recorded.logits: activations[given.recorded.logits]}
 
-    return match_record(teacher, statistics, "layers", values, labels, config, generator)
+    return match_record(given.teacher, given.recorded, "layers", values, labels, config, generator)

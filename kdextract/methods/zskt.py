@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from ..config import option
 from .options import GameConfig
-from .registry import register_live
+from .registry import Given, register_live
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
     from ..game import Answers, Game
 
 
@@ -35,7 +34,7 @@ class ZsktConfig(GameConfig):
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def zskt(teacher: Classifier, config: ZsktConfig, seed: int) -> Game:
+def zskt(given: Given, config: ZsktConfig, seed: int) -> Game:
     """A generator seeks images on which the student's probabilities differ most, by KL divergence."""
     from ..game import Rules, open_game
     from ..losses import kl_divergence
@@ -43,4 +42,4 @@ def zskt(teacher: Classifier, config: ZsktConfig, seed: int) -> Game:
     def loss(answers: Answers) -> torch.Tensor:
         return -kl_divergence(answers.student, answers.teacher, 1.0, False)
 
-    return open_game(teacher, Rules(loss, config.student_steps, config.repeat), config, seed)
+    return open_game(given.teacher, Rules(loss, config.student_steps, config.repeat), config, seed)

@@ -111,3 +111,33 @@ def _element(document: str, title: str) -> str:
     element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def term_curves(rows: list[dict[str, float]]) -> bytes:
+    """Return a PNG picture of the terms of a loss over its steps, mean over batches; equal rows give equal bytes.
+
+    Args:
+        rows: {batch, step, loss, term ...}, each batch with the same steps.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = [name for name in rows[0] if name not in ("batch", "step")]
+    by_step: dict[float, list[dict[str, float]]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], []).append(row)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=100)
+        axes = figure.add_subplot()
+        for index, name in enumerate(names):
+            means = [sum(row[name] for row in same) / len(same) for same in by_step.values()]
+            style = {"color": INK, "linewidth": 2} if name == "loss" else {"color": COLOURS[index % len(COLOURS)]}
+            axes.plot(list(by_step), means, label=name, **style)
+        axes.set_xlabel("step")
+        axes.set_ylabel("weighted term")
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.grid(color=FAINT, linewidth=0.5)
+        axes.legend(frameon=False, fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
+from ..artifacts import Input, strongest
 from ..config import NamedStageConfig, option
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
@@ -49,7 +49,7 @@ def plan(config: GenerateConfig, run: RunDir) -> Plan:
     stored = stored_generators(config.generator, run)
     inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
     inputs += [Input("generator", one.label, one.identity) for one in stored]
-    needs = max((one.needs for one in stored), key=len)
+    needs = strongest(*(one.needs for one in stored))
     return Plan(run.place("transfer-set", config.name or stored[0].name), tuple(inputs), needs)
 
 

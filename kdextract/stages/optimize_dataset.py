@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import read_manifest
 from ..config import MethodStageConfig, OptionSet, option
-from ..errors import ConfigError
+from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .materials import materials
 from .transfer_sets import write_transfer_set
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
-    from ..statistics import Statistics
+    from ..methods import Given
+
+Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,17 @@ class OptimizeDatasetConfig(MethodStageConfig):
     objective: str = option("spectral_all_layers", "What to match; `kdx methods` explains.", choices=objective_names)
     images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
     batch_size: int = option(500, "Images optimized at a time.", minimum=1)
+    student: str | None = option(
+        None, "Student of the run that images compete with, for adaptive_deep_inversion.", metavar="NAME"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        competes = objective(self.objective).competes
+        if self.student is not None and not competes:
+            raise UsageError(f"--student has no effect on {self.objective}")
+        if self.student is None and competes:
+            raise UsageError(f"{self.objective} needs the --student that its images compete with")
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
         """The objective."""
@@ -55,46 +67,36 @@ def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan:
     chosen = objective(config.objective)
     config.method_config()
     inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
-    if chosen.record is not None:
-        statistics = run.existing("statistics", "kdx compute-stats")
-        recorded = read_manifest(statistics.directory).metrics.get("records", [])
-        if chosen.record not in recorded:
-            raise ConfigError(
-                f"{chosen.name} needs the {chosen.record} record, and the statistics hold only {', '.join(recorded)}; "
-                "make them again with: kdx compute-stats --spectral --force"
-            )
-        inputs.append(artifact_input("statistics", statistics))
-    return Plan(run.place("transfer-set", config.name or config.objective), tuple(inputs), chosen.needs)
+    taken = materials(chosen, run, config.student)
+    place = run.place("transfer-set", config.name or config.objective)
+    return Plan(place, (*inputs, *taken.inputs), taken.needs)
 
 
 def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, Any]:
     """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
     import torch
 
-    from ..statistics import Statistics
-    from ..tensor_files import read_safetensors
+    from ..report.curves import term_curves
 
     teacher = context.teacher()
     chosen = objective(config.objective)
-    statistics = None
-    if chosen.record is not None:
-        contents = read_safetensors(context.run.place("statistics").directory / "statistics.safetensors")
-        statistics = Statistics.from_tensors(*contents).to(context.device)
+    given = materials(chosen, context.run, config.student).given(teacher, context)
     labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
     with context.phase("synthesis"), context.checkpoints.loop():
-        images, rows = _make_images(config, chosen, teacher, statistics, labels, context)
+        images, rows, curve = _make_images(config, chosen, given, labels, context)
+    if curve:
+        context.write("terms.png", term_curves(curve))
     return {**write_transfer_set(context, teacher, images, labels, rows), "loss": rows[-1]["loss"]}
 
 
 def _make_images(
     config: OptimizeDatasetConfig,
     chosen: Objective,
-    teacher: Classifier,
-    statistics: Statistics | None,
+    given: Given,
     labels: torch.Tensor,
     context: StageContext,
-) -> tuple[torch.Tensor, list[dict[str, float]]]:
-    """Return uint8 images [N, channels, height, width], and one metric row per batch.
+) -> tuple[torch.Tensor, Rows, Rows]:
+    """Return uint8 images [N, channels, height, width], one metric row per batch, and the curves of its loss.
 
     Each batch draws from a generator of its own, so a batch made after a resume equals the one made without.
     """
@@ -104,23 +106,25 @@ def _make_images(
 
     options = config.method_config()
     done: list[torch.Tensor] = []
-    rows: list[dict[str, float]] = []
+    rows: Rows = []
+    curve: Rows = []
     saved = context.checkpoints.load()
     if saved is not None:
         tensors, values = saved
-        done, rows = [tensors["images"]], values["rows"]
+        done, rows, curve = [tensors["images"]], values["rows"], values["curve"]
     batches = labels.split(config.batch_size)
     with context.reporter.task(f"optimize-dataset ({chosen.name})", len(labels)) as task:
         task.advance(sum(map(len, done)))
         for index in range(len(rows), len(batches)):
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-            made = chosen.synthesize(teacher, statistics, batches[index], options, generator)
+            made = chosen.synthesize(given, batches[index], options, generator)
             done.append(to_uint8(made.images).cpu().contiguous())
             row = {"batch": index + 1, "images": len(made.images), "teacher_queries": made.teacher_queries}
             rows.append({**row, "loss": round(made.loss, 6)})
+            curve.extend({"batch": index + 1, **point} for point in made.curve)
             task.advance(len(made.images), f"loss {made.loss:.3f}")
-            context.checkpoints.offer(lambda: ({"images": torch.cat(done)}, {"rows": rows}))
-    return torch.cat(done), rows
+            context.checkpoints.offer(lambda: ({"images": torch.cat(done)}, {"rows": rows, "curve": curve}))
+    return torch.cat(done), rows, curve
 
 
 STAGE = Stage("optimize-dataset", OptimizeDatasetConfig, plan, execute)

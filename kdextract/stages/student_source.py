@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..methods import live_method
 from ..run_dir import RunDir
 from .inputs import OpensRealData, fitted, open_real_data, real_data_input
+from .materials import materials
 from .stored import open_generators, read_transfer_set, stored
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def inputs_of(choice: Choice, config: NamesSource, run: RunDir) -> tuple[Sequenc
     """Return the inputs besides the teacher, and what the student then needs."""
     if choice.kind == "data":
         return [real_data_input(config, choice.name, "train")], "teacher+data"
+    if choice.kind == "live":
+        taken = materials(live_method(choice.name), run)
+        return taken.inputs, taken.needs
     if choice.kind not in STORED:
         return [], "teacher"
     kept = stored(choice.name, run, "--data", STORED)
@@ -128,7 +132,8 @@ def open_source(
     if choice.kind == "live":
         if choice.structured:
             require_images(teacher)
-        return live_method(choice.name).open_source(teacher, method_config, config.seed)
+        method = live_method(choice.name)
+        return method.open_source(materials(method, context.run).given(teacher, context), method_config, config.seed)
     if choice.kind == "noise":
         return NoiseSource(choice.name.removeprefix("noise:"), teacher, config.seed)
     if choice.kind == "data":

@@ -1,0 +1,303 @@
+"""DeepDream, DeepInversion and Adaptive DeepInversion (Yin et al. 2020): images from a teacher's own statistics.
+
+Pixels are optimized in the teacher's normalized coordinates, where a step is as long in every channel, for a sum of
+terms: the class, smoothness, the means and variances of the teacher's layers, and a student's disagreement. Both
+networks are frozen and in evaluation mode; hooks are gone when a batch is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from .classifier import Classifier
+from .errors import ConfigError, DivergedError
+from .hooks import BatchStatistics, batch_norm_layers, record_activations, record_batch_statistics
+from .inversion import Curve, Inverted
+from .inversion_pool import InversionPool
+from .losses import likeness, pixel_variation, statistics_distance
+from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
+from .methods.registry import Given
+from .statistics import Statistics
+
+COMPETITION_TEMPERATURE = 3.0
+"""As published."""
+TWO_WAYS = (
+    "the teacher has no batch normalization, whose statistics images could match; record the statistics of its layers "
+    "with: kdx compute-stats, or take a method that needs the teacher alone (kdx methods), such as deep_dream"
+)
+
+Watch = Callable[[], list[BatchStatistics]]
+Terms = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each term weighs; see `terms_of`. `first_bn` multiplies the first layer's part of `bn`."""
+
+    ce: float
+    tv: float
+    tv_l1: float
+    l2: float
+    bn: float = 0.0
+    first_bn: float = 1.0
+    compete: float = 0.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a batch is optimized.
+
+    Attributes:
+        steps: at full size.
+        coarse_steps: before these, at half the size.
+        lr: of Adam; `betas` are its decays.
+        warmup: steps in which the rate rises; after them it falls along a cosine. 0 for a constant rate.
+        jitter: largest shift in pixels each way, round the edges, half as much at half the size.
+        flip: whether every other batch, at random, is shown mirrored.
+        clip: whether pixels stay in [0, 1] after every step; they always do at the end.
+    """
+
+    steps: int
+    lr: float
+    betas: tuple[float, float]
+    coarse_steps: int = 0
+    warmup: int = 0
+    jitter: int = 0
+    flip: bool = False
+    clip: bool = True
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step number `step` of `steps`, counted from 0."""
+        if not self.warmup:
+            return self.lr
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, steps - self.warmup)))
+
+
+@contextmanager
+def watch_statistics(teacher: Classifier, statistics: Statistics | None) -> Iterator[Watch]:
+    """Yield a function that says, after a forward pass, which statistics each layer had and which it should have.
+
+    These are those of what enters the teacher's batch normalization layers or, in a teacher without any, those of what
+    `statistics` recorded, per channel over all classes; layers are in the order in which they run.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if batch_norm_layers(teacher.network):
+        with record_batch_statistics(teacher.network) as recorded:
+            yield lambda: list(recorded.values())
+    elif statistics is not None:
+        kept = channel_statistics(statistics)
+        with record_activations(teacher.network, list(kept)) as activations:
+
+            def watch() -> list[BatchStatistics]:
+                found = []
+                for name, (mean, variance) in kept.items():
+                    values = activations[name].flatten(2) if activations[name].dim() > 2 else activations[name]
+                    own = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
+                    found.append(BatchStatistics(own[1], own[0], mean, variance))
+                return found
+
+            yield watch
+    else:
+        raise ConfigError(TWO_WAYS)
+
+
+def channel_statistics(statistics: Statistics) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return mean and variance, [channels] each, of every recorded layer but the logits, over all classes.
+
+    It is what batch normalization in place of the layer's nonlinearity would keep of the same images.
+    """
+    shares = (statistics.counts / statistics.counts.sum()).unsqueeze(1)
+    pooled = {}
+    for layer in statistics.layers[:-1]:
+        means, deviations = statistics.means[layer.name], statistics.deviations[layer.name]
+        first = (shares * means).sum(0).view(layer.shape[0], -1).mean(1)
+        second = (shares * (deviations.square() + means.square())).sum(0).view(layer.shape[0], -1).mean(1)
+        pooled[layer.name] = first, (second - first.square()).clamp_min(0)
+    return pooled
+
+
+def terms_of(
+    teacher: Classifier,
+    student: Classifier | None,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    weights: Weights,
+    watch: Watch | None,
+) -> Terms:
+    """Return the weighted terms of the loss of a batch, by name (Yin et al. 2020, equations 1 to 9).
+
+    Args:
+        values: normalized pixels [batch, channels, height, width].
+        labels: int64 [batch].
+        watch: what `watch_statistics` yields; None where `bn` weighs nothing.
+    """
+    pixels = teacher.mean + teacher.std * values
+    logits = teacher(pixels)
+    terms = {"ce": weights.ce * F.cross_entropy(logits, labels)}
+    if weights.tv or weights.tv_l1:
+        norms, means = pixel_variation(values)
+        terms["tv"] = weights.tv * norms + weights.tv_l1 * means
+    if weights.l2:
+        terms["l2"] = weights.l2 * torch.linalg.vector_norm(values)
+    if watch is not None:
+        distances = [statistics_distance(s.mean, s.variance, s.kept_mean, s.kept_variance) for s in watch()]
+        distances[0] = distances[0] * weights.first_bn
+        terms["bn"] = weights.bn * torch.stack(distances).sum()
+    if student is not None and weights.compete:
+        terms["compete"] = weights.compete * likeness(student(pixels), logits, COMPETITION_TEMPERATURE)
+    return terms
+
+
+def invert(
+    teacher: Classifier,
+    student: Classifier | None,
+    statistics: Statistics | None,
+    labels: torch.Tensor,
+    weights: Weights,
+    course: Course,
+    random: torch.Generator,
+) -> Inverted:
+    """Make one image per label from normal noise, and keep the batch of the lowest loss.
+
+    Args:
+        student: whom images compete with, where `compete` weighs anything; in evaluation mode, and not changed.
+        statistics: for a teacher without batch normalization.
+        labels: int64 [batch].
+        random: on the CPU.
+
+    Raises:
+        ConfigError: there are no statistics to match; the images are smaller than 2 x 2; or coarse steps are asked for
+            and the teacher takes one size alone.
+        DivergedError: the loss stopped being finite.
+    """
+    _, height, width = teacher.input_shape
+    if min(height, width) < 2:
+        raise ConfigError("these objectives are for images of at least 2 x 2 pixels, not for rows of a table")
+    labels = labels.to(teacher.device)
+    batch = _PixelBatch(teacher, len(labels), course, random)
+    with torch.enable_grad(), _watching(teacher, statistics, weights) as watch:
+
+        def terms(shown: torch.Tensor) -> Terms:
+            return terms_of(teacher, student, shown, labels, weights, watch)
+
+        if course.coarse_steps:
+            _require_half_size(teacher)
+            batch.take_steps(course.coarse_steps, 2, terms)
+        batch.take_steps(course.steps, 1, terms)
+    loss = float(batch.least)
+    if not math.isfinite(loss) or not bool(torch.isfinite(batch.values).all()):
+        raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
+    images = (teacher.mean + teacher.std * batch.best).clamp_(0, 1)
+    return Inverted(images, loss, len(labels) * batch.taken, batch.curve.rows())
+
+
+class _PixelBatch:
+    """Normalized pixels in optimization: `values`, and `best`, those of the `least` loss at full size so far."""
+
+    def __init__(self, teacher: Classifier, count: int, course: Course, random: torch.Generator) -> None:
+        values = torch.randn((count, *teacher.input_shape), generator=random).to(teacher.device)
+        self.values = values.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+        self.best = self.values.detach().clone()
+        self.least = torch.full((), math.inf, device=teacher.device)
+        self.curve = Curve(course.coarse_steps + course.steps)
+        self.taken = 0
+        self._bounds = -teacher.mean / teacher.std, (1 - teacher.mean) / teacher.std
+        self._course, self._random = course, random
+
+    def take_steps(self, steps: int, shrink: int, terms_of_shown: Callable[[torch.Tensor], Terms]) -> None:
+        """Take Adam steps with images of 1 / `shrink` of the size; nothing waits for the device."""
+        course, values = self._course, self.values
+        optimizer = torch.optim.Adam([values], lr=course.lr, betas=course.betas, fused=True)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = course.rate(step, steps)
+            terms = terms_of_shown(_shown(values, shrink, course, self._random))
+            self.taken += 1
+            self.curve.offer(self.taken, terms)
+            loss = torch.stack(list(terms.values())).sum()
+            (values.grad,) = torch.autograd.grad(loss, values)
+            with torch.no_grad():
+                if shrink == 1:
+                    torch.where(loss < self.least, values, self.best, out=self.best)
+                    torch.minimum(loss, self.least, out=self.least)
+                optimizer.step()
+                if course.clip:
+                    values.clamp_(*self._bounds)
+
+
+@contextmanager
+def _watching(teacher: Classifier, statistics: Statistics | None, weights: Weights) -> Iterator[Watch | None]:
+    if not weights.bn:
+        yield None
+        return
+    with watch_statistics(teacher, statistics) as watch:
+        yield watch
+
+
+def _require_half_size(teacher: Classifier) -> None:
+    """Raise `ConfigError` unless the teacher takes images of half its size, as networks with a global average do."""
+    channels, height, width = teacher.input_shape
+    try:
+        with torch.no_grad():
+            teacher(torch.zeros((2, channels, height // 2, width // 2), device=teacher.device))
+    except RuntimeError as error:
+        raise ConfigError("the teacher takes images of one size alone; leave out --coarse-steps") from error
+
+
+def _shown(values: torch.Tensor, shrink: int, course: Course, random: torch.Generator) -> torch.Tensor:
+    """Return what the networks see of a batch: shrunk, shifted round the edges, perhaps mirrored."""
+    shown = F.avg_pool2d(values, shrink) if shrink > 1 else values
+    limit = course.jitter // shrink
+    if limit:
+        down, right = torch.randint(-limit, limit + 1, (2,), generator=random).tolist()
+        shown = torch.roll(shown, (down, right), dims=(2, 3))
+    if course.flip and float(torch.rand((), generator=random)) < 0.5:
+        shown = shown.flip(3)
+    return shown
+
+
+def invert_as(config: DreamTerms, given: Given, labels: torch.Tensor, random: torch.Generator) -> Inverted:
+    """Make one image per label as the options of an objective say. Raises as `invert` does."""
+    shape = given.teacher.input_shape
+
+    def setting(name: str) -> float:
+        return config.setting(name, shape)
+
+    weights = Weights(
+        ce=config.ce,
+        tv=setting("tv"),
+        tv_l1=setting("tv_l1"),
+        l2=setting("l2"),
+        bn=setting("bn") if isinstance(config, DeepInversionTerms) else 0.0,
+        first_bn=setting("first_bn"),
+        compete=setting("compete") if isinstance(config, AdaptiveTerms) else 0.0,
+    )
+    course = Course(
+        steps=int(setting("steps")),
+        lr=setting("lr"),
+        betas=(setting("beta1"), setting("beta2")),
+        coarse_steps=int(setting("coarse_steps")),
+        warmup=int(setting("warmup")),
+        jitter=int(setting("jitter")),
+        flip=bool(setting("flip")),
+        clip=config.clip,
+    )
+    return invert(given.teacher, given.student, given.statistics, labels, weights, course, random)
+
+
+def growing_pool(config: DreamTerms, pool: GrowingPool, given: Given, seed: int) -> InversionPool:
+    """Return a pool of images that are made as the options of a live method say. Raises as `invert` does."""
+
+    def make(labels: torch.Tensor, student: Classifier | None, random: torch.Generator) -> Inverted:
+        return invert_as(config, replace(given, student=student), labels, random)
+
+    return InversionPool(make, given.teacher, pool.pool_batch, pool.period, seed)

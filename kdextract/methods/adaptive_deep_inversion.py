@@ -1,0 +1,49 @@
+"""Adaptive DeepInversion (Yin et al. 2020, section 3.3): the same, on which a student differs from its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .options import AdaptiveTerms, BatchCourse, GrowingPool
+from .registry import Given, register_live, register_objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..inversion import Inverted
+    from ..inversion_pool import InversionPool
+
+SOURCE = "Yin et al. 2020, eq. 2 to 9"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig(AdaptiveTerms, BatchCourse):
+    """The terms, and the course of a batch."""
+
+
+@register_objective(
+    "adaptive_deep_inversion", config=AdaptiveConfig, record=None, source=SOURCE, inverts=True, competes=True
+)
+def adaptive_deep_inversion(
+    given: Given, labels: torch.Tensor, config: AdaptiveConfig, generator: torch.Generator
+) -> Inverted:
+    """Images with the statistics of the teacher's layers, on which the student of --student differs."""
+    from ..deep_inversion import invert_as
+
+    return invert_as(config, given, labels, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveAdaptiveConfig(AdaptiveTerms, GrowingPool):
+    """The terms, and the pool."""
+
+
+@register_live(
+    "adaptive_deep_inversion", config=LiveAdaptiveConfig, source=SOURCE, settings={}, structured=False, inverts=True
+)
+def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed: int) -> InversionPool:
+    """A growing pool of images with the statistics of the teacher's layers, on which the student still differs."""
+    from ..deep_inversion import growing_pool
+
+    return growing_pool(config, config, given, seed)

@@ -1,0 +1,43 @@
+"""DeepDream as a baseline of DeepInversion (Yin et al. 2020, section 3.2): the class, and smooth images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .options import BatchCourse, DreamTerms, GrowingPool
+from .registry import Given, register_live, register_objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..inversion import Inverted
+    from ..inversion_pool import InversionPool
+
+SOURCE = "Mordvintsev et al. 2015; Yin et al. 2020, eq. 2 and 3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamConfig(DreamTerms, BatchCourse):
+    """The terms, and the course of a batch."""
+
+
+@register_objective("deep_dream", config=DreamConfig, record=None, source=SOURCE)
+def deep_dream(given: Given, labels: torch.Tensor, config: DreamConfig, generator: torch.Generator) -> Inverted:
+    """Images that the teacher gives to the class, smooth and of small norm."""
+    from ..deep_inversion import invert_as
+
+    return invert_as(config, given, labels, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveDreamConfig(DreamTerms, GrowingPool):
+    """The terms, and the pool."""
+
+
+@register_live("deep_dream", config=LiveDreamConfig, source=SOURCE, settings={}, structured=False)
+def deep_dream_pool(given: Given, config: LiveDreamConfig, seed: int) -> InversionPool:
+    """A growing pool of images that the teacher gives to a class, smooth and of small norm."""
+    from ..deep_inversion import growing_pool
+
+    return growing_pool(config, config, given, seed)

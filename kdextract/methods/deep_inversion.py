@@ -1,0 +1,47 @@
+"""DeepInversion (Yin et al. 2020, section 3.2): images that have the statistics which the teacher's layers keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .options import BatchCourse, DeepInversionTerms, GrowingPool
+from .registry import Given, register_live, register_objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..inversion import Inverted
+    from ..inversion_pool import InversionPool
+
+SOURCE = "Yin et al. 2020, eq. 2 to 5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepInversionConfig(DeepInversionTerms, BatchCourse):
+    """The terms, and the course of a batch."""
+
+
+@register_objective("deep_inversion", config=DeepInversionConfig, record=None, source=SOURCE, inverts=True)
+def deep_inversion(
+    given: Given, labels: torch.Tensor, config: DeepInversionConfig, generator: torch.Generator
+) -> Inverted:
+    """Images of the class with the means and variances that the teacher's layers keep of its data."""
+    from ..deep_inversion import invert_as
+
+    return invert_as(config, given, labels, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveDeepInversionConfig(DeepInversionTerms, GrowingPool):
+    """The terms, and the pool."""
+
+
+@register_live(
+    "deep_inversion", config=LiveDeepInversionConfig, source=SOURCE, settings={}, structured=False, inverts=True
+)
+def deep_inversion_pool(given: Given, config: LiveDeepInversionConfig, seed: int) -> InversionPool:
+    """A growing pool of images with the means and variances that the teacher's layers keep."""
+    from ..deep_inversion import growing_pool
+
+    return growing_pool(config, config, given, seed)

@@ -1,0 +1,311 @@
+"""DeepDream, DeepInversion and its adaptive form: terms against NumPy, the course of a batch, the growing pool."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.spatial.distance import jensenshannon
+from test_live_methods import classifier, num_hooks, statistics_of
+
+import kdextract
+from kdextract.artifacts import read_manifest
+from kdextract.classifier import Classifier
+from kdextract.deep_inversion import Course, Weights, _shown, channel_statistics, invert, terms_of, watch_statistics
+from kdextract.errors import ConfigError, UsageError
+from kdextract.hooks import record_activations
+from kdextract.images import to_pixels, to_uint8
+from kdextract.inversion import Inverted
+from kdextract.inversion_pool import InversionPool
+from kdextract.losses import likeness, pixel_variation
+from kdextract.methods.options import COURSES, DreamTerms
+from kdextract.statistics import StatisticsOptions, compute_statistics
+
+repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=25)
+PLAIN = Course(steps=5, lr=0.1, betas=(0.9, 0.999))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- terms, against NumPy ---------------------------------------------------------------------------------------
+
+
+@repeatable
+@given(batch=st.integers(1, 3), channels=st.integers(1, 4), height=st.integers(2, 6), width=st.integers(2, 6))
+def test_variation_is_that_of_numpy(batch: int, channels: int, height: int, width: int) -> None:
+    images = torch.randn((batch, channels, height, width), generator=seeded(height * width), dtype=torch.float64)
+    x = images.numpy()
+    shifted = [
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    ]
+    norms, means = pixel_variation(images)
+    assert float(norms) == pytest.approx(sum(np.sqrt((part**2).sum()) for part in shifted))
+    assert float(means) == pytest.approx(sum(np.abs(part).mean() for part in shifted))
+
+
+@repeatable
+@given(batch=st.integers(1, 4), classes=st.integers(2, 6), temperature=st.floats(0.5, 20))
+def test_likeness_is_one_minus_the_divergence_of_scipy(batch: int, classes: int, temperature: float) -> None:
+    one, other = (3 * torch.randn((batch, classes), generator=seeded(k), dtype=torch.float64) for k in (classes, 99))
+    p, q = ((logits / temperature).softmax(1).numpy() for logits in (one, other))
+    expected = 1 - np.mean([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
+    assert float(likeness(one, other, temperature)) == pytest.approx(expected, abs=1e-9)
+    assert float(likeness(one, one, temperature)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_terms_are_those_of_a_forward_pass_by_hand(batch_norm: bool) -> None:
+    teacher, student = classifier(batch_norm=batch_norm).frozen(), classifier(seed=1).frozen()
+    statistics = None if batch_norm else statistics_of(teacher)
+    values = torch.randn((6, *teacher.input_shape), generator=seeded(1))
+    labels = torch.arange(6) % teacher.num_classes
+    weights = Weights(ce=2.0, tv=0.3, tv_l1=0.7, l2=0.1, bn=5.0, first_bn=3.0, compete=4.0)
+    with torch.no_grad(), watch_statistics(teacher, statistics) as watch:
+        terms = terms_of(teacher, student, values, labels, weights, watch)
+    pixels = values * teacher.std + teacher.mean
+    with torch.no_grad():
+        logits = teacher(pixels).numpy().astype(np.float64)
+        answers = student(pixels)
+    shifted = logits - logits.max(1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    norms, means = pixel_variation(values)
+    expected = {
+        "ce": -2 * log_p[np.arange(6), labels.numpy()].mean(),
+        "tv": 0.3 * float(norms) + 0.7 * float(means),
+        "l2": 0.1 * np.sqrt((values.numpy() ** 2).sum()),
+        "bn": 5 * by_hand(teacher, pixels, 3.0, None if statistics is None else channel_statistics(statistics)),
+        "compete": 4 * float(likeness(answers, torch.from_numpy(logits).float(), 3.0)),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(terms[name]) == pytest.approx(value, rel=1e-4), name
+    assert num_hooks(teacher) == 0
+
+
+def by_hand(teacher: Classifier, pixels: torch.Tensor, first: float, kept: Any) -> float:
+    """Return the distance to the statistics of the layers, from what enters or leaves each of them."""
+    norms = [name for name, m in teacher.network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    names = norms if kept is None else list(kept)
+    total = 0.0
+    for index, name in enumerate(names):
+        seen: list[np.ndarray] = []
+        module = teacher.network.get_submodule(name)
+        handle = module.register_forward_hook(
+            lambda m, inputs, output, seen=seen: seen.append((inputs[0] if kept is None else output).numpy())
+        )
+        with torch.no_grad():
+            teacher(pixels)
+        handle.remove()
+        x = np.moveaxis(seen[0].astype(np.float64), 1, 0).reshape(seen[0].shape[1], -1)
+        if kept is None:
+            mean, variance = module.running_mean.numpy(), module.running_var.numpy()  # type: ignore[union-attr,operator]
+        else:
+            mean, variance = (tensor.numpy() for tensor in kept[name])
+        distance = np.linalg.norm(x.mean(1) - mean) + np.linalg.norm(x.var(1) - variance)
+        total += distance * (first if index == 0 else 1)
+    return total
+
+
+def test_pooled_statistics_are_those_of_all_images_and_places() -> None:
+    teacher = classifier(batch_norm=False).frozen()
+    images = torch.randint(0, 256, (40, *teacher.input_shape), generator=seeded(3), dtype=torch.uint8)
+    labels = torch.cat([torch.zeros(25), torch.ones(5), torch.full((5,), 2), torch.full((5,), 3)]).long()
+    statistics = compute_statistics(teacher, images, labels, StatisticsOptions(4096, 4, None), lambda amount: None)
+    pooled = channel_statistics(statistics)
+    assert list(pooled) == [layer.name for layer in statistics.layers[:-1]]
+    with torch.no_grad(), record_activations(teacher.network, list(pooled)) as activations:
+        teacher(to_pixels(images))
+    for name, (mean, variance) in pooled.items():
+        values = activations[name].transpose(0, 1).flatten(1).double()
+        assert torch.allclose(mean.double(), values.mean(1), rtol=1e-3, atol=1e-4)
+        assert torch.allclose(variance.double(), values.var(1, correction=0), rtol=1e-3, atol=1e-4)
+
+
+# ---- the course of a batch --------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_and_falls() -> None:
+    course = Course(steps=100, lr=0.2, betas=(0.5, 0.9), warmup=10)
+    rates = [course.rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[9] == rates[10] == pytest.approx(0.2)
+    assert rates[55] == pytest.approx(0.1)
+    assert 0 < rates[99] < 1e-3
+    assert {PLAIN.rate(step, 5) for step in range(5)} == {0.1}
+
+
+def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
+    values = torch.randn((3, 2, 8, 9), generator=seeded())
+    course = Course(steps=1, lr=0.1, betas=(0.9, 0.999), jitter=2, flip=True)
+    seen = set()
+    for seed in range(60):
+        shown = _shown(values, 1, course, seeded(seed))
+        found = [
+            (down, right, mirrored)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            for mirrored in (False, True)
+            if torch.equal(shown, torch.roll(values, (down, right), (2, 3)).flip(3) if mirrored else
+                           torch.roll(values, (down, right), (2, 3)))
+        ]  # fmt: skip
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len({down for down, _, _ in seen}) == len({right for _, right, _ in seen}) == 5
+    assert {mirrored for _, _, mirrored in seen} == {False, True}
+    still = Course(steps=1, lr=0.1, betas=(0.9, 0.999))
+    halved = _shown(values, 2, still, seeded())
+    assert torch.allclose(halved[:, :, 0, 0], values[:, :, :2, :2].mean((2, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("num_classes", [2, 11])
+def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: int) -> None:
+    teacher = classifier((channels, 16, 16), num_classes).frozen()
+    weights = Weights(ce=1.0, tv=1e-3, tv_l1=0.0, l2=1e-3, bn=1.0)
+    labels = torch.arange(9) % num_classes
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    made = invert(teacher, None, None, labels, weights, Course(steps=30, lr=0.5, betas=(0.9, 0.999)), seeded(2))
+    values = (made.images - teacher.mean) / teacher.std
+    with torch.no_grad(), watch_statistics(teacher, None) as watch:
+        terms = terms_of(teacher, None, values, labels, weights, watch)
+    assert sum(map(float, terms.values())) == pytest.approx(made.loss, rel=1e-3)
+    assert made.loss <= min(row["loss"] for row in made.curve) + 1e-4
+    assert made.loss < made.curve[0]["loss"]
+    assert [row["step"] for row in made.curve] == list(range(1, 31))
+    assert made.curve[0].keys() == {"step", "loss", "ce", "tv", "l2", "bn"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert made.teacher_queries == 9 * 30
+    assert num_hooks(teacher) == 0
+
+
+def test_hooks_are_gone_after_an_error() -> None:
+    teacher = classifier().frozen()
+    with pytest.raises(IndexError):
+        invert(teacher, None, None, torch.full((3,), 999), Weights(1, 0, 0, 0, bn=1.0), PLAIN, seeded())
+    assert num_hooks(teacher) == 0
+
+
+def test_half_size_comes_first_and_other_images_of_it() -> None:
+    teacher = classifier((1, 16, 16)).frozen()
+    weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=1.0)
+    labels = torch.arange(8) % teacher.num_classes
+    plain = invert(teacher, None, None, labels, weights, PLAIN, seeded())
+    coarse = Course(steps=5, lr=0.1, betas=(0.9, 0.999), coarse_steps=7)
+    both = invert(teacher, None, None, labels, weights, coarse, seeded())
+    assert both.teacher_queries == 8 * 12
+    assert [row["step"] for row in both.curve] == list(range(1, 13))
+    assert not torch.equal(plain.images, both.images)
+
+
+def test_competition_finds_images_on_which_the_student_differs() -> None:
+    teacher, student = classifier().frozen(), classifier(seed=5).frozen()
+    labels = torch.arange(20) % teacher.num_classes
+    course = Course(steps=60, lr=0.1, betas=(0.9, 0.999))
+    alike = []
+    for compete in (0.0, 10.0):
+        weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=0.1, compete=compete)
+        images = invert(teacher, student, None, labels, weights, course, seeded()).images
+        with torch.no_grad():
+            alike.append(float(likeness(student(images), teacher(images), 3.0)))
+    assert alike[1] < alike[0] - 0.05
+
+
+def test_settings_are_those_of_the_course() -> None:
+    assert DreamTerms().setting("tv", (3, 32, 32)) == COURSES["cifar"]["tv"]
+    assert DreamTerms().setting("jitter", (1, 28, 28)) == COURSES["small"]["jitter"]
+    assert DreamTerms().setting("jitter", (3, 224, 224)) == COURSES["imagenet"]["jitter"]
+    assert DreamTerms(course="cifar").setting("beta1", (3, 224, 224)) == 0.9
+    assert DreamTerms(jitter=0).setting("jitter", (3, 224, 224)) == 0
+    names = {frozenset(course) for course in COURSES.values()}
+    assert len(names) == 1
+
+
+# ---- the growing pool -------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Makes batches that say which one they are: all pixels of the n-th batch are n / 255."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape, self.students, self.made = shape, [], 0  # type: ignore[var-annotated]
+
+    def __call__(self, labels: torch.Tensor, student: Classifier | None, random: torch.Generator) -> Inverted:
+        self.students.append(student if student is None else student.network.training)
+        self.made += 1
+        return Inverted(torch.full((len(labels), *self.shape), self.made / 255), 1.0, 0)
+
+
+def test_a_new_batch_is_seen_first_and_then_all() -> None:
+    teacher, student = classifier().frozen(), classifier(seed=1).train()
+    make = Counting(teacher.input_shape)
+    pool = InversionPool(make, teacher, batch=12, period=5, seed=0)
+    seen = []
+    for _ in range(24):
+        pool.update(student)
+        images = to_uint8(pool.sample(6).images)[:, 0, 0, 0]
+        seen.append(set(images.tolist()))
+    assert seen[:4] == [{1}] * 4
+    assert seen[4:6] == [{2}, {2}]
+    assert seen[9:11] == [{3}, {3}]
+    assert set().union(*seen[21:]) > {1, 2}
+    assert make.students == [None, False, False, False, False]
+    assert student.network.training
+    assert pool.num_images == 60
+    assert len(pool.held_out(5)) == 5
+
+
+# ---- as stages --------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_without_batch_normalization_needs_statistics(teacher_run: Path) -> None:
+    options: dict[str, Any] = {"run": teacher_run, "threads": 1}
+    few = {"images_per_class": 2, "steps": 3}
+    with pytest.raises(ConfigError, match=r"no batch normalization.*kdx compute-stats, or take a method"):
+        kdextract.optimize_dataset(objective="deep_inversion", **few, **options)
+    with pytest.raises(ConfigError, match="no batch normalization"):
+        kdextract.distill(method="adaptive_deep_inversion", steps=2, **options)
+    assert kdextract.optimize_dataset(objective="deep_dream", **few, **options).manifest.needs == "teacher"
+    kdextract.compute_stats(**options)
+    made = kdextract.optimize_dataset(objective="deep_inversion", **few, **options)
+    assert made.manifest.needs == "teacher+statistics"
+    assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics"}
+    student = kdextract.distill(method="adaptive_deep_inversion", steps=2, pool_batch=8, pixel_steps=2, **options)
+    assert student.manifest.needs == "teacher+statistics"
+    assert Image.open(made.directory / "terms.png").size == (640, 360)
+
+
+def test_batch_normalization_goes_before_statistics(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"run": tmp_path / "run", "threads": 1}
+    kdextract.train(model="lenet5_bn", epochs=1, **options)
+    kdextract.compute_stats(**options)
+    made = kdextract.optimize_dataset(objective="deep_inversion", images_per_class=2, steps=3, **options)
+    assert made.manifest.needs == "teacher"
+    assert [entry.role for entry in made.manifest.inputs] == ["teacher"]
+
+
+def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    options: dict[str, Any] = {"run": run, "images_per_class": 2, "steps": 3, "threads": 1}
+    with pytest.raises(UsageError, match="--student has no effect on deep_inversion"):
+        kdextract.optimize_dataset(objective="deep_inversion", student="x", **options)
+    with pytest.raises(UsageError, match="needs the --student that its images compete with"):
+        kdextract.optimize_dataset(objective="adaptive_deep_inversion", **options)
+    with pytest.raises(UsageError, match="no artifact 'nobody'"):
+        kdextract.optimize_dataset(objective="adaptive_deep_inversion", student="nobody", **options)
+    name = next((run / "students").iterdir()).name
+    made = kdextract.optimize_dataset(objective="adaptive_deep_inversion", student=name, **options)
+    needs = read_manifest(run / "students" / name).needs
+    assert made.manifest.needs == max(needs, "teacher+statistics", key=len)
+    assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics", "student"}
