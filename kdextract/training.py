@@ -24,6 +24,9 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.O
     "adam": lambda parameters, schedule: torch.optim.AdamW(
         parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
     ),
+    "sgd": lambda parameters, schedule: torch.optim.SGD(
+        parameters, lr=schedule.lr, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay
+    ),
     "soap": lambda parameters, schedule: Soap(parameters, schedule.lr),
 }
 METRIC_ROWS = 200
@@ -91,8 +94,8 @@ class Monitor(Stateful, Protocol[TraineeT_contra]):
 class Schedule:
     """`steps` steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
 
-    `optimizer` is one of `OPTIMIZERS`. `weight_decay` is decoupled from the gradient (Loshchilov and Hutter 2019), and
-    for adam alone. `clip` is the largest norm of the gradient; longer ones are shortened.
+    `optimizer` is one of `OPTIMIZERS`. `weight_decay` is for adam, decoupled from the gradient (Loshchilov and Hutter
+    2019), and for sgd. `clip` is the largest norm of the gradient; longer ones are shortened.
     `landing` is the step from which on a schedule that ends early falls to zero instead.
     """
 

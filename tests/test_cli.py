@@ -766,7 +766,7 @@ def test_looking_does_not_wait_for_torch(finished_run: Path, tmp_path: Path, arg
 
 COMMANDS = {
     "train": "--data-dir --download --run --seed --device --threads --force --dry-run --model --data --input-size "
-    "--epochs --batch-size --lr --weight-decay --shift --warp --flip/--no-flip --validation --shots --augment "
+    "--recipe --epochs --batch-size --lr --weight-decay --shift --warp --flip/--no-flip --validation --shots --augment "
     "--augment-share --augment-labels --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
     "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "

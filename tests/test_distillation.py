@@ -513,7 +513,7 @@ def test_predict_does_not_depend_on_the_batch(teacher: Classifier, images: torch
     ("mode", "statistics_move", "scales_move"),
     [("train", True, True), ("frozen", False, True), ("frozen-affine", False, False)],
 )
-@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_batch_normalization_learns_what_it_may(
     teacher: Classifier,
     images: torch.Tensor,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import sha256s
 
 import kdextract
+from kdextract import checkpoints
+from kdextract.checkpoints import Checkpoints
 from kdextract.classifier import load_classifier
 from kdextract.data import RealData
 from kdextract.errors import ConfigError, UsageError
@@ -17,7 +21,7 @@ from kdextract.images import fit_images
 from kdextract.sources import ImagePool, Mixture
 from kdextract.stage_runner import Outcome
 from kdextract.stages.inputs import few_images
-from kdextract.stages.train import _split
+from kdextract.stages.train import RECIPES, TrainConfig, _split, chosen_recipe
 from kdextract.training import predict
 
 COUNT = 200
@@ -73,6 +77,49 @@ def test_nothing_set_aside_means_no_validation_accuracy(tmp_path: Path, images: 
     metrics = train(tmp_path / "a", images, validation=0.0).manifest.metrics
     assert metrics["num_images"] == COUNT
     assert not [name for name in metrics if name.startswith("validation")]
+
+
+# ---- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_sets_what_is_not_given() -> None:
+    assert chosen_recipe(TrainConfig()) == RECIPES["adam"]
+    assert chosen_recipe(TrainConfig(recipe="sgd")) == RECIPES["sgd"]
+    given: dict[str, Any] = {"lr": 0.5, "weight_decay": 0.25, "shift": 0, "warp": 0.75}
+    for name, recipe in RECIPES.items():
+        assert chosen_recipe(TrainConfig(recipe=name, **given)) == replace(recipe, **given)
+
+
+def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) -> None:
+    made = {}
+    for recipe in RECIPES:
+        options: dict[str, Any] = {"model": "lenet5_bn", "recipe": recipe, "epochs": 15, "threads": 1}
+        made[recipe] = kdextract.train(run=tmp_path / recipe, **options)
+        assert made[recipe].manifest.metrics["validation_accuracy"] > 0.9
+    one, other = (sha256s(outcome.directory)["model.safetensors"] for outcome in made.values())
+    assert one != other
+
+
+def test_momentum_survives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"model": "lenet_half", "recipe": "sgd", "epochs": 2, "threads": 1}
+    straight = kdextract.train(run=tmp_path / "straight", **options)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+    real, left = Checkpoints.offer, [3]
+
+    class Crash(Exception):
+        pass
+
+    def offer(self: Checkpoints, state: Any) -> None:
+        real(self, state)
+        left[0] -= 1
+        if not left[0]:
+            raise Crash
+
+    monkeypatch.setattr(Checkpoints, "offer", offer)
+    with pytest.raises(Crash):
+        kdextract.train(run=tmp_path / "stopped", **options)
+    again = kdextract.train(run=tmp_path / "stopped", **options)
+    assert sha256s(again.directory) == sha256s(straight.directory)
 
 
 # ---- few images, and synthetic ones beside them --------------------------------------------------------------------

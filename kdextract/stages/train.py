@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input
@@ -24,17 +24,34 @@ if TYPE_CHECKING:
     from ..models import InputShape
     from ..sources import ImagePool, Mixture
 
-MIN_EPOCHS = 12
 MIN_STEPS = 1500
-WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of the options that say how to learn; `warmup` is the share of steps in which the rate rises."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    shift: int
+    warp: float
+    epochs: int
+    warmup: float
+
+
+RECIPES = {
+    "adam": Recipe("adam", 3e-3, 0.0, shift=2, warp=0.1, epochs=12, warmup=0.1),
+    "sgd": Recipe("sgd", 0.1, 5e-4, shift=4, warp=0.0, epochs=200, warmup=0.02),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(StageConfig, DataAccess):
     """Train a teacher on real data.
 
-    Adam with a warm-up and a cosine to zero; images are shifted at random. The last weights are kept. Some of the
-    training images are set aside to measure accuracy on when training is over; the test images are not opened.
+    A warm-up and a cosine to zero; images are shifted at random. The last weights are kept. Some of the training images
+    are set aside to measure accuracy on when training is over; the test images are not opened.
 
     Examples:
 
@@ -44,6 +61,8 @@ class TrainConfig(StageConfig, DataAccess):
 
       kdx train --data folder:photos --epochs 30 --run runs/photos
 
+      kdx train --model resnet18 --data cifar10 --recipe sgd --data-dir ~/data
+
       kdx train --data mnist --shots 10 --augment runs/default/transfer-sets/all_layers --run runs/few
     """
 
@@ -52,19 +71,31 @@ class TrainConfig(StageConfig, DataAccess):
     input_size: str | None = option(
         None, "Images as the model takes them; the default is the model's own size.", metavar="CxHxW"
     )
+    recipe: str = option(
+        "adam",
+        "How to learn: adam, for small networks; sgd, with momentum, decay and crops, as CIFAR's networks are trained.",
+        choices=list(RECIPES),
+    )
     epochs: int | None = option(
-        None, "Passes over the data; the default is 12, more if the data set is small.", minimum=1
+        None, "Passes over the data; the default is 12, with sgd 200, and more if the data set is small.", minimum=1
     )
     batch_size: int = option(128, "Images per step.", minimum=2)
-    lr: float = option(3e-3, "Highest learning rate of Adam.", above=0)
+    lr: float | None = option(None, "Highest learning rate; the default is 0.003, with sgd 0.1.", above=0)
     weight_decay: float | None = option(
         None,
-        "Decoupled weight decay (AdamW), such as 0.1; it leaves weights that a low rank describes better.",
+        "Weight decay, with adam decoupled from the gradient (AdamW): 0.1 leaves weights that a low rank describes "
+        "better. The default is 0, with sgd 0.0005.",
         minimum=0,
     )
-    shift: int = option(2, "Shift images at random by up to so many pixels; images only, not tables.", minimum=0)
-    warp: float = option(
-        0.1, "Turn, scale and shear images at random, not tables; 0.1 turns by about 6 degrees.", minimum=0
+    shift: int | None = option(
+        None,
+        "Shift images at random by up to so many pixels; the default is 2, with sgd 4; images only, not tables.",
+        minimum=0,
+    )
+    warp: float | None = option(
+        None,
+        "Turn, scale and shear images at random, not tables; 0.1, the default, turns by about 6 degrees; with sgd 0.",
+        minimum=0,
     )
     flip: bool | None = option(None, "Mirror half of the images; by default where it keeps the class.")
     validation: float = option(
@@ -131,7 +162,8 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     teacher = Classifier(ClassifierSpec(config.model, (channels, height, width), class_names, mean, std))
     teacher = teacher.placed(context.device)
     steps_per_epoch = max(1, len(images) // config.batch_size)
-    epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
+    recipe = chosen_recipe(config)
+    epochs = config.epochs or max(recipe.epochs, math.ceil(MIN_STEPS / steps_per_epoch))
     steps = epochs * steps_per_epoch
     pool = _pool(config, images, labels, teacher, context)
     with context.phase("train"), context.checkpoints.loop():
@@ -139,7 +171,14 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
             teacher,
             pool,
             config.batch_size,
-            Schedule(steps, config.lr, "cosine", int(steps * WARMUP_SHARE), weight_decay=config.weight_decay or 0.0),
+            Schedule(
+                steps,
+                recipe.lr,
+                "cosine",
+                int(steps * recipe.warmup),
+                optimizer=recipe.optimizer,
+                weight_decay=recipe.weight_decay,
+            ),
             _augmenter(config, teacher),
             context.checkpoints,
             context.reporter,
@@ -159,6 +198,13 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
         "train_accuracy": accuracy(images[:10_000], labels[:10_000]),
         **({"validation_accuracy": accuracy(*aside), "validation_images": len(set_aside)} if len(set_aside) else {}),
     }
+
+
+def chosen_recipe(config: TrainConfig) -> Recipe:
+    """Return the recipe, with the options that are given in its place."""
+    names = [field.name for field in fields(Recipe) if hasattr(config, field.name) and field.name != "epochs"]
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return replace(RECIPES[config.recipe], **given)
 
 
 def parse_input_size(text: str) -> InputShape:
@@ -194,7 +240,8 @@ def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
     if teacher.is_table:
         return Augmenter(0, False, 0.0, config.seed + 1)
     flip = mirrors_make_sense(config.data) if config.flip is None else config.flip
-    return Augmenter(config.shift, flip, config.warp, config.seed + 1)
+    recipe = chosen_recipe(config)
+    return Augmenter(recipe.shift, flip, recipe.warp, config.seed + 1)
 
 
 def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
