@@ -11,7 +11,7 @@ from .sources import HELD_OUT_SEED, Batch, State
 
 
 class GeneratorSource:
-    """Draws labels evenly and noise afresh for each batch; the generators do not change.
+    """Draws labels evenly and noise afresh for each batch, as wide as is good for students; generators do not change.
 
     Args:
         mix: the generators, on the teacher's device.
@@ -49,7 +49,7 @@ class GeneratorSource:
 
     def _make(self, count: int, random: torch.Generator) -> torch.Tensor:
         labels = torch.randint(self._num_classes, (count,), generator=random)
-        return self._mix.sample(labels, random)
+        return self._mix.sample(labels, random, widened=True)
 
     def state(self) -> State:
         """The random state, and how much was drawn from it."""

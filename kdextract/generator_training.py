@@ -31,19 +31,16 @@ class Samples:
 
 
 class Draws:
-    """Noise and labels of the batches that a generator is trained on, from a random state of their own.
+    """Noise and labels of the batches that a generator is trained on, from a random state of their own."""
 
-    `scale` is the standard deviation of the noise.
-    """
-
-    def __init__(self, generator: Generator, batch_size: int, seed: int, scale: float) -> None:
-        self._generator, self._batch_size, self._scale = generator, batch_size, scale
+    def __init__(self, generator: Generator, batch_size: int, seed: int) -> None:
+        self._generator, self._batch_size = generator, batch_size
         self.random = torch.Generator().manual_seed(seed)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noise [batch, *noise_shape] and labels [batch], each class equally likely, on the device."""
         labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.random)
-        return self._generator.draw(self._batch_size, self.random, self._scale), labels.to(self._generator.device)
+        return self._generator.draw(self._batch_size, self.random), labels.to(self._generator.device)
 
     def state(self) -> State:
         """The random state."""
@@ -113,21 +110,28 @@ def multiply_adds(spec: GeneratorSpec) -> int:
 
 
 def sized_generator(
-    teacher: Classifier, network: str, options: dict[str, int], width: int | None, seed: int, noise_scale: float = 1.0
+    teacher: Classifier,
+    network: str,
+    options: dict[str, int],
+    width: int | None,
+    seed: int,
+    noise_scale: float = 1.0,
+    widen: float = 1.0,
 ) -> Generator:
     """Return a fresh generator for a teacher's images and classes, on its device.
 
     Args:
         network: one of `generators.networks.NETWORKS`.
         options: of the network, without its width.
-        noise_scale: standard deviation of the noise that images are drawn from afterwards.
+        noise_scale: standard deviation of the noise in training.
+        widen: see `GeneratorSpec`.
         width: None for the largest one that costs no more multiply-adds than the teacher.
     """
 
     def spec(width: int) -> GeneratorSpec:
         shape, classes = teacher.input_shape, teacher.num_classes
         pixels = teacher.spec.mean, teacher.spec.std
-        return GeneratorSpec(network, shape, classes, {**options, "width": width}, *pixels, noise_scale)
+        return GeneratorSpec(network, shape, classes, {**options, "width": width}, *pixels, noise_scale, widen)
 
     if width is None:
         affordable = count_multiply_adds(teacher.network, torch.zeros((1, *teacher.input_shape), device=teacher.device))
@@ -137,6 +141,6 @@ def sized_generator(
     return generator
 
 
-def draws_for(generator: Generator, config: GeneratorConfig, seed: int, scale: float = 1.0) -> Draws:
-    """Return the batches that the options ask for, with noise of this standard deviation."""
-    return Draws(generator, config.batch_size, seed, scale)
+def draws_for(generator: Generator, config: GeneratorConfig, seed: int) -> Draws:
+    """Return the batches that the options ask for."""
+    return Draws(generator, config.batch_size, seed)

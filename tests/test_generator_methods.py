@@ -336,7 +336,7 @@ def test_a_flow_remembers_samples_and_makes_others_like_them(normalized_teacher:
     training = method.set_up(normalized_teacher, method.config(noise_scale=0.8, widen=2.0), 0, samples)
     training.finish()
     generator = training.generator
-    assert generator.spec.noise_scale == pytest.approx(1.6)
+    assert (generator.spec.noise_scale, generator.spec.widen) == (0.8, 2.0)
     encodings = generator.encodings
     assert encodings is not None
     assert encodings.labels.tolist() == [1] * 320 + [2] * 320
@@ -389,10 +389,15 @@ def test_encodings_are_kept_in_the_file(teacher_run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(("way", "widen"), [("kegnet", 1.5), ("keflow-nice_affine", 2.0), ("dafl", 1.0)])
 def test_students_learn_from_wider_noise_than_generators(way: str, widen: float, teacher_run: Path) -> None:
     directory = train(teacher_run, way, generators=1).directory
-    assert load_generator(directory / "generator-0.safetensors").spec.noise_scale == widen
+    generator = load_generator(directory / "generator-0.safetensors")
+    assert generator.spec.widen == widen
+    labels, random = torch.arange(10).repeat(2), torch.Generator().manual_seed(4)
+    wide = GeneratorMix([generator]).sample(labels, random, widened=True)
+    same = generator(generator.draw(20, random.manual_seed(4), widen), labels)
+    assert torch.equal(wide, same)
     if way != "dafl":
         directory = train(teacher_run, way, generators=1, widen=3.0, name="wide").directory
-        assert load_generator(directory / "generator-0.safetensors").spec.noise_scale == 3.0
+        assert load_generator(directory / "generator-0.safetensors").spec.widen == 3.0
 
 
 def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: Path) -> None:

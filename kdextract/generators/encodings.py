@@ -39,8 +39,10 @@ class Encodings(nn.Module):
         if bool((self.labels.diff() < 0).any()) or self.labels.min() < 0 or self.labels.max() >= num_classes:
             raise ValueError("labels of encodings are not those of classes, in ascending order")
 
-    def mixed_in(self, fresh: torch.Tensor, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Replace `SHARE` of the fresh noise by noise near encodings of the class wanted, where there are any.
+    def mixed_in(
+        self, fresh: torch.Tensor, labels: torch.Tensor, random: torch.Generator, share: float = SHARE
+    ) -> torch.Tensor:
+        """Replace a share of the fresh noise by noise near encodings of the class wanted, where there are any.
 
         Such noise is a point between two encodings of the class and, as much as keeps the variance, the fresh noise.
 
@@ -48,6 +50,7 @@ class Encodings(nn.Module):
             fresh: [batch, *noise_shape].
             labels: classes wanted, int64 [batch].
             random: on the CPU.
+            share: in [0, 1].
         """
         own, wanted = self.labels.cpu(), labels.cpu()
         counts = torch.bincount(own, minlength=int(wanted.max()) + 1)
@@ -62,5 +65,5 @@ class Encodings(nn.Module):
 
         between, part = per_image().to(fresh.device), (FARTHEST * per_image()).to(fresh.device)
         near = torch.lerp(some(), some(), between) * (1 - part.square()).sqrt() + part * fresh
-        replaced = (per_image() < SHARE) & (counts[wanted] > 0).view(-1, *[1] * (fresh.dim() - 1))
+        replaced = (per_image() < share) & (counts[wanted] > 0).view(-1, *[1] * (fresh.dim() - 1))
         return torch.where(replaced.to(fresh.device), near, fresh)

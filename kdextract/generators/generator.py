@@ -11,7 +11,7 @@ from torch import nn
 
 from ..models import InputShape
 from ..tensor_files import encode_safetensors, read_safetensors, rebuilding
-from .encodings import Encodings
+from .encodings import SHARE, Encodings
 from .flows import Flow
 from .networks import NETWORKS
 
@@ -24,8 +24,9 @@ class GeneratorSpec:
     """What a generator's file says about it, besides the weights.
 
     `network` is one of `networks.NETWORKS`, built with `options`. `mean` and `std` hold one value per channel, those of
-    the teacher's training data in pixel units of [0, 1]. `noise_scale` is the standard deviation of the noise that
-    its images are drawn from. `encoded` is the number of encodings that it keeps (`encodings.Encodings`).
+    the teacher's training data in pixel units of [0, 1]. `noise_scale` is the standard deviation of the noise that it
+    was trained with; students learn from noise `widen` times as wide. `encoded` is the number of encodings that it
+    keeps (`encodings.Encodings`).
     """
 
     network: str
@@ -35,6 +36,7 @@ class GeneratorSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     noise_scale: float = 1.0
+    widen: float = 1.0
     encoded: int = 0
 
     def build(self) -> nn.Module:
@@ -83,19 +85,25 @@ class Generator(nn.Module):
         return next(self.network.parameters()).device
 
     def draw(
-        self, count: int, random: torch.Generator, scale: float | None = None, labels: torch.Tensor | None = None
+        self,
+        count: int,
+        random: torch.Generator,
+        scale: float | None = None,
+        labels: torch.Tensor | None = None,
+        near: float = SHARE,
     ) -> torch.Tensor:
         """Return normal noise [count, *noise_shape] on the generator's device; `random` is on the CPU.
 
         Args:
-            scale: its standard deviation; the default is that of the spec.
-            labels: the classes that it is for, int64 [count]; some of it then lies near encodings, if there are any.
+            scale: its standard deviation; the default is that of training.
+            labels: the classes that it is for, int64 [count]; a share of it then lies near encodings, if there are any.
+            near: this share; the default is `encodings.SHARE`.
         """
         noise = torch.randn((count, *self.noise_shape), generator=random)
         noise = noise.mul_(self.spec.noise_scale if scale is None else scale).to(self.device)
         if labels is None or self.encodings is None:
             return noise
-        return self.encodings.mixed_in(noise, labels, random)
+        return self.encodings.mixed_in(noise, labels, random, near)
 
     def remember(self, noise: torch.Tensor, labels: torch.Tensor) -> None:
         """Keep encodings of images: noise [N, *noise_shape] and labels [N]; `draw` makes others like them."""
@@ -168,5 +176,6 @@ def _spec_from_record(record: dict[str, Any]) -> GeneratorSpec:
         mean=tuple(float(value) for value in record["mean"]),
         std=tuple(float(value) for value in record["std"]),
         noise_scale=float(record["noise_scale"]),
+        widen=float(record.get("widen", 1.0)),
         encoded=int(record.get("encoded", 0)),
     )

@@ -10,6 +10,8 @@ from .generator import Generator
 def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images of every class from the same noise, column by column; generators take turns.
 
+    Of generators with encodings, the second half of the columns shows noise near these instead.
+
     Returns:
         Pixels [columns * K, channels, height, width] and labels [columns * K].
     """
@@ -20,7 +22,10 @@ def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tupl
     with torch.no_grad():
         for column in range(columns):
             generator = generators[column % len(generators)]
-            noise = generator.draw(1, random).expand(num_classes, *generator.noise_shape)
+            if generator.encodings is not None and column >= columns // 2:
+                noise = generator.draw(num_classes, random, labels=labels, near=1.0)
+            else:
+                noise = generator.draw(1, random).expand(num_classes, *generator.noise_shape)
             strips.append(generator(noise, labels))
     return torch.cat(strips), labels.repeat(columns)
 

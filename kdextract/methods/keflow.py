@@ -71,9 +71,9 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
     from ..losses import statistics_distance
 
     widen = (1.0 if teacher.spec.is_table else WIDEN) if config.widen is None else config.widen
-    drawn = config.noise_scale * widen
-    generator = sized_generator(teacher, config.flow, FLOWS[config.flow], config.width, seed, drawn)
-    draws = draws_for(generator, config, seed, config.noise_scale)
+    options = FLOWS[config.flow]
+    generator = sized_generator(teacher, config.flow, options, config.width, seed, config.noise_scale, widen)
+    draws = draws_for(generator, config, seed)
     flow = generator.network
     assert isinstance(flow, Flow)
 

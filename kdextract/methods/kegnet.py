@@ -79,7 +79,7 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
     network = config.network or ("dense" if is_table else "resized")
     options = {"layers": 2} if network == "dense" else {}
     widen = (1.0 if is_table else WIDEN) if config.widen is None else config.widen
-    generator = sized_generator(teacher, network, options, config.width, seed, widen)
+    generator = sized_generator(teacher, network, options, config.width, seed, widen=widen)
     alpha, beta = config.setting("alpha", is_table), config.setting("beta", is_table)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

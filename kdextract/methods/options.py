@@ -25,8 +25,8 @@ class PixelConfig(OptionSet):
 def widening(usual: float) -> str:
     """Return the help of `--widen` where images have this default."""
     return (
-        "Draw images afterwards from noise so many times as wide as in training: the teacher is less sure of them, and "
-        f"they vary more; the default is {usual:g}, or 1 for tables."
+        "Let students learn from noise so many times as wide as in training: the teacher is less sure of such images, "
+        f"and they vary more; the default is {usual:g}, or 1 for tables."
     )
 
 

@@ -40,7 +40,7 @@ class GenerateConfig(NamedStageConfig):
     images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
     batch_size: int = option(500, "Images made at a time.", minimum=1)
     noise_scale: float | None = option(
-        None, "Standard deviation of the noise; the default is each generator's own.", above=0
+        None, "Standard deviation of the noise; the default is what each generator was trained with.", above=0
     )
 
 
