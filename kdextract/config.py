@@ -166,6 +166,18 @@ class DataAccess(OptionSet):
     download: bool = option(False, "Let torchvision fetch what is missing.", recorded=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransferSetConfig(NamedStageConfig):
+    """Options of every stage that writes a transfer set."""
+
+    verifier: str | None = option(
+        None,
+        "The model.safetensors of another classifier, trained apart from the teacher: say which share of the images it "
+        "gives to their class.",
+        metavar="FILE",
+    )
+
+
 def to_record(config: OptionSet) -> dict[str, Any]:
     """Return the recorded options as JSON values, in the order in which they are declared."""
     record = {

@@ -774,13 +774,13 @@ COMMANDS = {
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--student --course --coarse-steps --beta1 --beta2 --warmup --jitter --flip/--no-flip --ce --tv-l1 --l2 --bn "
-    "--first-bn --compete --json --quiet/-q --verbose/-v",
+    "--first-bn --compete --verifier --json --quiet/-q --verbose/-v",
     "train-generator": "METHOD --data-dir --download --run --seed --device --threads --force --dry-run --name "
     "--samples --data --generators --steps --batch-size --lr --preset --network --width --alpha --beta "
     "--decoder-layers --oh --act --ie --flow --noise-scale --widen --spread --bn --aided --json "
     "--quiet/-q --verbose/-v",
     "generate": "GENERATOR --run --seed --device --threads --force --dry-run --name --images-per-class --batch-size "
-    "--noise-scale --json --quiet/-q --verbose/-v",
+    "--noise-scale --verifier --json --quiet/-q --verbose/-v",
     "compress": "--run --seed --device --threads --force --dry-run --name --tucker --tucker-ratio --tucker-ranks "
     "--layers --preset --json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "

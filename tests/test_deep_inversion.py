@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import sha256s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,11 +18,11 @@ from test_live_methods import classifier, num_hooks, statistics_of
 
 import kdextract
 from kdextract.artifacts import read_manifest
-from kdextract.classifier import Classifier
+from kdextract.classifier import Classifier, load_classifier
 from kdextract.deep_inversion import Course, Weights, _shown, channel_statistics, invert, terms_of, watch_statistics
-from kdextract.errors import ConfigError, UsageError
+from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.hooks import record_activations
-from kdextract.images import to_pixels, to_uint8
+from kdextract.images import fit_images, to_pixels, to_uint8
 from kdextract.inversion import Inverted
 from kdextract.inversion_pool import InversionPool
 from kdextract.losses import likeness, pixel_variation
@@ -284,6 +285,33 @@ def test_a_teacher_without_batch_normalization_needs_statistics(teacher_run: Pat
     student = kdextract.distill(method="adaptive_deep_inversion", steps=2, pool_batch=8, pixel_steps=2, **options)
     assert student.manifest.needs == "teacher+statistics"
     assert Image.open(made.directory / "terms.png").size == (640, 360)
+
+
+@pytest.mark.parametrize("stage", ["optimize_dataset", "generate"])
+def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, tmp_path: Path) -> None:
+    other = kdextract.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
+    verifier = other.directory / "model.safetensors"
+    options: dict[str, Any] = {"run": teacher_run, "images_per_class": 4, "threads": 1}
+    if stage == "generate":
+        kdextract.train_generator(method="kegnet", run=teacher_run, generators=1, steps=3, width=4, threads=1)
+    else:
+        options |= {"objective": "deep_dream", "steps": 5}
+    make = getattr(kdextract, stage)
+    plain = make(**options, name="plain")
+    made = make(**options, name="verified", verifier=str(verifier))
+    images, labels = (np.load(made.directory / name) for name in ("images.npy", "labels.npy"))
+    classifier = load_classifier(verifier).frozen()
+    with torch.no_grad():
+        answers = classifier(to_pixels(fit_images(torch.from_numpy(images), classifier.input_shape))).argmax(1)
+    share = float((answers.numpy() == labels).mean())
+    assert made.manifest.metrics["verifier_agrees_with_label"] == pytest.approx(share, abs=1e-4)
+    assert made.manifest.needs == plain.manifest.needs == "teacher"
+    assert sha256s(made.directory)["images.npy"] == sha256s(plain.directory)["images.npy"]
+    assert [entry.role for entry in made.manifest.inputs][-1] == "verifier"
+    with pytest.raises(ConfigError, match="the teacher itself"):
+        make(**options, name="own", verifier=str(teacher_run / "teacher" / "model.safetensors"))
+    with pytest.raises(ArtifactError, match="does not exist"):
+        make(**options, name="none", verifier="nowhere.safetensors")
 
 
 def test_batch_normalization_goes_before_statistics(tmp_path: Path) -> None:

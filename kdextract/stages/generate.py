@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, strongest
-from ..config import NamedStageConfig, option
+from ..config import TransferSetConfig, option
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .stored import open_generators, stored_generators
-from .transfer_sets import write_transfer_set
+from .transfer_sets import verifier_input, write_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(NamedStageConfig):
+class GenerateConfig(TransferSetConfig):
     """Make a transfer set with generators that `kdx train-generator` has trained.
 
     Several artifacts, with commas between, are mixed, each of their generators giving as many images. Writes
@@ -49,6 +49,7 @@ def plan(config: GenerateConfig, run: RunDir) -> Plan:
     stored = stored_generators(config.generator, run)
     inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
     inputs += [Input("generator", one.label, one.identity) for one in stored]
+    inputs += verifier_input(config, run)
     needs = strongest(*(one.needs for one in stored))
     return Plan(run.place("transfer-set", config.name or stored[0].name), tuple(inputs), needs)
 
@@ -62,7 +63,7 @@ def execute(config: GenerateConfig, context: StageContext) -> dict[str, Any]:
     with context.phase("synthesis"):
         images, labels = _make_images(config, mix, teacher, context)
     row: dict[str, float] = {"images": len(images), "teacher_queries": 0 if mix.conditional else len(images)}
-    metrics = write_transfer_set(context, teacher, images, labels, [row])
+    metrics = write_transfer_set(config, context, teacher, images, labels, [row])
     if not mix.conditional:
         shares = torch.bincount(labels, minlength=teacher.num_classes) / len(labels)
         metrics["rarest_class_share"] = round(float(shares.min()), 4)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import MethodStageConfig, OptionSet, option
+from ..config import MethodStageConfig, OptionSet, TransferSetConfig, option
 from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .materials import materials
-from .transfer_sets import write_transfer_set
+from .transfer_sets import verifier_input, write_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizeDatasetConfig(MethodStageConfig):
+class OptimizeDatasetConfig(MethodStageConfig, TransferSetConfig):
     """Make a transfer set from the teacher, for most objectives with its statistics, without data.
 
     Targets for the teacher's activations are drawn from the recorded statistics, and the pixels of noise images are
@@ -69,7 +69,7 @@ def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan:
     inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
     taken = materials(chosen, run, config.student)
     place = run.place("transfer-set", config.name or config.objective)
-    return Plan(place, (*inputs, *taken.inputs), taken.needs)
+    return Plan(place, (*inputs, *taken.inputs, *verifier_input(config, run)), taken.needs)
 
 
 def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, A
         images, rows, curve = _make_images(config, chosen, given, labels, context)
     if curve:
         context.write("terms.png", term_curves(curve))
-    return {**write_transfer_set(context, teacher, images, labels, rows), "loss": rows[-1]["loss"]}
+    return {**write_transfer_set(config, context, teacher, images, labels, rows), "loss": rows[-1]["loss"]}
 
 
 def _make_images(
