@@ -406,6 +406,7 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
     def learned(name: str, **options: Any) -> dict[str, Any]:
         options = {"data": "generators/kegnet", "steps": 2, "threads": 1, "name": name, **options}
         outcome = kdextract.distill(run=teacher_run, **options)
+        assert not [name for name in outcome.manifest.metrics if name.startswith("estimated")]
         settings: dict[str, Any] = outcome.manifest.metrics["settings"]
         return settings
 
