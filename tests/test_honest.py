@@ -18,8 +18,9 @@ from conftest import sha256s
 
 import kdextract
 from kdextract.artifacts import read_manifest
+from kdextract.config import option_fields
 from kdextract.errors import ConfigError, DataError
-from kdextract.methods import generator_names, live_names
+from kdextract.methods import generator_names, live_method, live_names
 
 PACKAGE = Path(kdextract.__file__).parent
 
@@ -67,7 +68,9 @@ def data_free_stages(run: Path) -> None:
         kdextract.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
     kdextract.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
     for name in live_names():
-        small = {"pool": 400, "fresh": 4}
+        small = {"pool": 400, "fresh": 4} | {"pool_batch": 16, "period": 2, "pixel_steps": 3}
+        known = [declared.name for declared in option_fields(live_method(name).config)]
+        small = {option: value for option, value in small.items() if option in known}
         kdextract.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1, **small)
     for name in generator_names():
         kdextract.train_generator(run=run, method=name, generators=1, steps=2, batch_size=8, width=4, threads=1)

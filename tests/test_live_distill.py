@@ -21,6 +21,9 @@ from kdextract.observer import Observer
 
 SMALL: dict[str, dict[str, Any]] = {
     name: {"pool": 200, "fresh": 4} for name in ("structured_noise", "zskt", "dfad", "dfq", "dafl")
+} | {
+    name: {"pool_batch": 20, "period": 15, "pixel_steps": 4}
+    for name in ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
 }
 """Options that make a method quick."""
 
@@ -35,13 +38,22 @@ def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
     return outcome.manifest.metrics
 
 
+def with_statistics(run: Path, method: str) -> str:
+    """Record statistics if the method matches them, the teacher having no batch normalization; return what it needs."""
+    if not live_method(method).inverts:
+        return "teacher"
+    kdextract.compute_stats(run=run, spectral=False, covariance_rank=4, threads=1)
+    return "teacher+statistics"
+
+
 @every_live_method
 def test_every_method_makes_a_student_from_the_teacher_alone(name: str, teacher_run: Path) -> None:
     before = sha256s(teacher_run / "teacher")
+    needs = with_statistics(teacher_run, name)
     metrics = distill(teacher_run, name)
     manifest = read_manifest(teacher_run / "students" / "made")
     assert metrics["source"] == name
-    assert manifest.needs == "teacher"
+    assert manifest.needs == needs
     assert not manifest.real_data
     assert manifest.budget["images"] > 0
     assert manifest.budget["teacher_queries"] > 0
@@ -58,6 +70,7 @@ class Crash(Exception):
 def test_interrupted_it_ends_with_the_same_bytes(
     name: str, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with_statistics(teacher_run, name)
     straight = shutil.copytree(teacher_run, tmp_path / "straight")
     distill(straight, name, snapshots=2)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)

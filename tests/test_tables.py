@@ -303,8 +303,8 @@ def test_rows_are_not_changed_at_random(tmp_path: Path, monkeypatch: pytest.Monk
     def never(*arguments: Any) -> torch.Tensor:
         raise AssertionError("a row was moved")
 
-    monkeypatch.setattr("kdextract.training.augment", never)
-    monkeypatch.setattr("kdextract.training.warp", never)
+    monkeypatch.setattr("kdextract.augmentation.augment", never)
+    monkeypatch.setattr("kdextract.augmentation.warp", never)
     options = {"run": tmp_path / "run", "threads": 1}
     kdextract.train(data="iris", model="kegnet_mlp", epochs=2, batch_size=32, shift=2, warp=0.2, flip=True, **options)
     kdextract.distill(data="noise:uniform", student="kegnet_mlp", steps=2, **options)
