@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kdextract
+from kdextract import checkpoints
+from kdextract.checkpoints import Checkpoints
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
 SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR")
@@ -73,3 +75,27 @@ def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished_run / "teacher", run / "teacher")
     shutil.copy(finished_run / "run.json", run)
     return run
+
+
+class Crash(Exception):
+    """What stops a stage right after a checkpoint was written."""
+
+
+@pytest.fixture
+def saves_until_crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Return a function that has every checkpoint saved; the one that takes its count to 0 ends in `Crash`."""
+
+    def arm() -> list[int]:
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+        real, left = Checkpoints.offer, [0]
+
+        def offer(self: Checkpoints, state: Any) -> None:
+            real(self, state)
+            left[0] -= 1
+            if not left[0]:
+                raise Crash
+
+        monkeypatch.setattr(Checkpoints, "offer", offer)
+        return left
+
+    return arm

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import sha256s
+from conftest import Crash, sha256s
 from PIL import Image
 from scipy.io import savemat
 from test_augmentation import drawings
 from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
 import kdextract
-from kdextract import checkpoints
 from kdextract.artifacts import read_manifest
-from kdextract.checkpoints import Checkpoints
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.generator_source import GeneratorSource
@@ -90,23 +89,11 @@ def test_it_makes_generators_from_the_teacher_alone(way: str, teacher_run: Path)
 
 @every_way
 def test_interrupted_it_ends_with_the_same_bytes(
-    way: str, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, teacher_run: Path, tmp_path: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:
     straight = shutil.copytree(teacher_run, tmp_path / "straight")
     train(straight, way, generators=2)
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
-    real, left = Checkpoints.offer, [0]
-
-    class Crash(Exception):
-        pass
-
-    def offer(self: Checkpoints, state: Any) -> None:
-        real(self, state)
-        left[0] -= 1
-        if not left[0]:
-            raise Crash
-
-    monkeypatch.setattr(Checkpoints, "offer", offer)
+    left = saves_until_crash()
     for stop in (2, 2):  # in the first generator, and, three steps being left there and here, in the second
         left[0] = stop
         with pytest.raises(Crash):

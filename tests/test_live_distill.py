@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import kdx, sha256s
+from conftest import Crash, kdx, sha256s
 
 import kdextract
 from kdextract import checkpoints
@@ -62,27 +63,14 @@ def test_every_method_makes_a_student_from_the_teacher_alone(name: str, teacher_
     assert sha256s(teacher_run / "teacher") == before
 
 
-class Crash(Exception):
-    """What stops a stage right after a checkpoint was written."""
-
-
 @every_live_method
 def test_interrupted_it_ends_with_the_same_bytes(
-    name: str, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, teacher_run: Path, tmp_path: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:
     with_statistics(teacher_run, name)
     straight = shutil.copytree(teacher_run, tmp_path / "straight")
     distill(straight, name, snapshots=2)
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
-    real, left = Checkpoints.offer, [0]
-
-    def offer(self: Checkpoints, state: Any) -> None:
-        real(self, state)
-        left[0] -= 1
-        if not left[0]:
-            raise Crash
-
-    monkeypatch.setattr(Checkpoints, "offer", offer)
+    left = saves_until_crash()
     for stop in (7, 20):
         left[0] = stop
         with pytest.raises(Crash):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sha256s
+from conftest import Crash, sha256s
 
 import kdextract
-from kdextract import checkpoints
-from kdextract.checkpoints import Checkpoints
 from kdextract.classifier import load_classifier
 from kdextract.data import RealData
 from kdextract.errors import ConfigError, UsageError
@@ -100,22 +99,11 @@ def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) ->
     assert one != other
 
 
-def test_momentum_survives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_survives_a_stop(tmp_path: Path, saves_until_crash: Callable[[], list[int]]) -> None:
     options: dict[str, Any] = {"model": "lenet_half", "recipe": "sgd", "epochs": 2, "threads": 1}
     straight = kdextract.train(run=tmp_path / "straight", **options)
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
-    real, left = Checkpoints.offer, [3]
-
-    class Crash(Exception):
-        pass
-
-    def offer(self: Checkpoints, state: Any) -> None:
-        real(self, state)
-        left[0] -= 1
-        if not left[0]:
-            raise Crash
-
-    monkeypatch.setattr(Checkpoints, "offer", offer)
+    left = saves_until_crash()
+    left[0] = 3
     with pytest.raises(Crash):
         kdextract.train(run=tmp_path / "stopped", **options)
     again = kdextract.train(run=tmp_path / "stopped", **options)
