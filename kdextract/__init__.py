@@ -28,6 +28,7 @@ _STAGE_FUNCTIONS = (
     "compress",
     "distill",
     "evaluate",
+    "neighbours",
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load_classifier",
+    "neighbours",
     "optimize_dataset",
     "train",
     "train_generator",

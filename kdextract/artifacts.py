@@ -54,7 +54,7 @@ class Output:
 class Manifest:
     """What `manifest.json` holds.
 
-    `kind` is teacher, statistics, transfer-set, student or evaluation; `label` its place in the run; `stage` the
+    `kind` is one of the keys of `run_dir.PLACES`; `label` its place in the run; `stage` the
     command that made it; `config` its
     recorded options; `needs` is one of `NEEDS`, '' for what is made from real data; `real_data`
     lists every opening of real data ({spec, split, purpose}); `budget` counts images, teacher queries and student

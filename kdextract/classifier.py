@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Classifier(nn.Module):
     """A classifier of pixels in [0, 1]. Teacher and student are roles of this class, not subclasses.
 
     The input is [batch, channels, height, width] float; the output is logits [batch, K]. Normalization with the
-    training data's mean and standard deviation is the first operation inside.
+    training data's mean and standard deviation is the first operation inside. The network may compute in another
+    `precision` than float32 (autocast), and be compiled; logits are float32, and weights are, all the same.
     """
 
     mean: torch.Tensor
@@ -61,6 +63,8 @@ class Classifier(nn.Module):
         self.network = spec.build()
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        self._precision: torch.dtype | None = None
+        self._compiled = False
 
     @property
     def input_shape(self) -> InputShape:
@@ -89,17 +93,42 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, K] for pixels [batch, channels, height, width] in [0, 1]."""
-        return self.network((pixels - self.mean) / self.std)
+        values = (pixels - self.mean) / self.std
+        if self._precision is None:
+            return self.network(values)
+        with torch.autocast(values.device.type, self._precision):
+            return self.network(values).float()
 
-    def placed(self, device: torch.device) -> Classifier:
-        """Move the classifier to `device`, in the memory layout that convolutions are fastest in, and return it."""
+    def placed(self, device: torch.device, precision: torch.dtype | None = None, compiled: bool = False) -> Classifier:
+        """Move the classifier to `device`, in the memory layout that convolutions are fastest in, and return it.
+
+        Args:
+            precision: what convolutions and linear layers compute in, such as `torch.bfloat16`; None for float32.
+            compiled: whether `torch.compile` makes the network faster from its first batch on.
+        """
         self.to(device)
         self.network.to(memory_format=torch.channels_last)
+        self._precision, self._compiled = precision, compiled
+        if compiled:
+            compile_network(self.network)
         return self
+
+    def copy(self) -> Classifier:
+        """Return a copy that shares nothing with this classifier."""
+        twin = deepcopy(self)
+        if self._compiled:  # which is not copied
+            compile_network(twin.network)
+        return twin
 
     def frozen(self) -> Classifier:
         """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""
         return self.eval().requires_grad_(False)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network in place. It is compiled anew when hooks are added, which are to be called."""
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    network.compile()
 
 
 def encode_classifier(classifier: Classifier) -> bytes:

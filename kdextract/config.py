@@ -157,6 +157,21 @@ class MethodStageConfig(NamedStageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkConfig(OptionSet):
+    """How networks compute, for stages that run them for long."""
+
+    precision: str | None = option(
+        None,
+        "What networks compute in: fp32, the default, or bf16, for devices that are faster at it; weights and losses "
+        "stay in fp32.",
+        choices=["fp32", "bf16"],
+    )
+    compile: bool | None = option(
+        None, "Compile networks with torch.compile, which takes a while at first; for long work on a GPU."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataAccess(OptionSet):
     """Where torchvision's data sets are, for every command that may open real data."""
 
@@ -167,8 +182,8 @@ class DataAccess(OptionSet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferSetConfig(NamedStageConfig):
-    """Options of every stage that writes a transfer set."""
+class VerifierConfig(OptionSet):
+    """Whom else to ask about the images that a stage makes."""
 
     verifier: str | None = option(
         None,

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from .classifier import Classifier
 from .errors import ConfigError, DivergedError
 from .hooks import BatchStatistics, batch_norm_layers, record_activations, record_batch_statistics
-from .inversion import Curve, Inverted
+from .inversion import INITIALIZERS, Curve, Inverted
 from .inversion_pool import InversionPool
 from .losses import likeness, pixel_variation, statistics_distance
 from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
 from .methods.registry import Given
+from .moments import channel_moments
 from .statistics import Statistics
 
 COMPETITION_TEMPERATURE = 3.0
@@ -101,9 +102,7 @@ def watch_statistics(teacher: Classifier, statistics: Statistics | None) -> Iter
             def watch() -> list[BatchStatistics]:
                 found = []
                 for name, (mean, variance) in kept.items():
-                    values = activations[name].flatten(2) if activations[name].dim() > 2 else activations[name]
-                    own = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
-                    found.append(BatchStatistics(own[1], own[0], mean, variance))
+                    found.append(BatchStatistics(*channel_moments(activations[name], mean), mean, variance))
                 return found
 
             yield watch
@@ -166,14 +165,18 @@ def invert(
     weights: Weights,
     course: Course,
     random: torch.Generator,
+    start: torch.Tensor | None = None,
+    init: str = "normal",
 ) -> Inverted:
-    """Make one image per label from normal noise, and keep the batch of the lowest loss.
+    """Make one image per label from noise, or from `start`, and keep the batch of the lowest loss.
 
     Args:
         student: whom images compete with, where `compete` weighs anything; in evaluation mode, and not changed.
         statistics: for a teacher without batch normalization.
         labels: int64 [batch].
         random: on the CPU.
+        start: pixels in [0, 1], [batch, channels, height, width], to begin from instead of noise.
+        init: which noise: `normal` is N(0, 1) in normalized coordinates, others are those of `inversion.INITIALIZERS`.
 
     Raises:
         ConfigError: there are no statistics to match; the images are smaller than 2 x 2; or coarse steps are asked for
@@ -184,7 +187,8 @@ def invert(
     if min(height, width) < 2:
         raise ConfigError("these objectives are for images of at least 2 x 2 pixels, not for rows of a table")
     labels = labels.to(teacher.device)
-    batch = _PixelBatch(teacher, len(labels), course, random)
+    first = _first_values(teacher, len(labels), random, init) if start is None else _normalized(teacher, start)
+    batch = _PixelBatch(teacher, first, course, random)
     with torch.enable_grad(), _watching(teacher, statistics, weights) as watch:
 
         def terms(shown: torch.Tensor) -> Terms:
@@ -204,8 +208,7 @@ def invert(
 class _PixelBatch:
     """Normalized pixels in optimization: `values`, and `best`, those of the `least` loss at full size so far."""
 
-    def __init__(self, teacher: Classifier, count: int, course: Course, random: torch.Generator) -> None:
-        values = torch.randn((count, *teacher.input_shape), generator=random).to(teacher.device)
+    def __init__(self, teacher: Classifier, values: torch.Tensor, course: Course, random: torch.Generator) -> None:
         self.values = values.contiguous(memory_format=torch.channels_last).requires_grad_(True)
         self.best = self.values.detach().clone()
         self.least = torch.full((), math.inf, device=teacher.device)
@@ -232,6 +235,19 @@ class _PixelBatch:
                 optimizer.step()
                 if course.clip:
                     values.clamp_(*self._bounds)
+
+
+def _first_values(teacher: Classifier, count: int, random: torch.Generator, init: str) -> torch.Tensor:
+    """Return the normalized pixels [count, channels, height, width] that optimization begins with."""
+    shape = (count, *teacher.input_shape)
+    if init == "normal":
+        return torch.randn(shape, generator=random).to(teacher.device)
+    pixels = INITIALIZERS[init](shape, float(teacher.mean.mean()), random).to(teacher.device)
+    return _normalized(teacher, pixels)
+
+
+def _normalized(teacher: Classifier, pixels: torch.Tensor) -> torch.Tensor:
+    return (pixels - teacher.mean) / teacher.std
 
 
 @contextmanager
@@ -265,7 +281,9 @@ def _shown(values: torch.Tensor, shrink: int, course: Course, random: torch.Gene
     return shown
 
 
-def invert_as(config: DreamTerms, given: Given, labels: torch.Tensor, random: torch.Generator) -> Inverted:
+def invert_as(
+    config: DreamTerms, given: Given, labels: torch.Tensor, random: torch.Generator, start: torch.Tensor | None = None
+) -> Inverted:
     """Make one image per label as the options of an objective say. Raises as `invert` does."""
     shape = given.teacher.input_shape
 
@@ -282,7 +300,7 @@ def invert_as(config: DreamTerms, given: Given, labels: torch.Tensor, random: to
         compete=setting("compete") if isinstance(config, AdaptiveTerms) else 0.0,
     )
     course = Course(
-        steps=int(setting("steps")),
+        steps=int(setting("steps" if start is None else "adapt_steps")),
         lr=setting("lr"),
         betas=(setting("beta1"), setting("beta2")),
         coarse_steps=int(setting("coarse_steps")),
@@ -291,13 +309,17 @@ def invert_as(config: DreamTerms, given: Given, labels: torch.Tensor, random: to
         flip=bool(setting("flip")),
         clip=config.clip,
     )
-    return invert(given.teacher, given.student, given.statistics, labels, weights, course, random)
+    return invert(given.teacher, given.student, given.statistics, labels, weights, course, random, start, config.init)
 
 
 def growing_pool(config: DreamTerms, pool: GrowingPool, given: Given, seed: int) -> InversionPool:
     """Return a pool of images that are made as the options of a live method say. Raises as `invert` does."""
 
-    def make(labels: torch.Tensor, student: Classifier | None, random: torch.Generator) -> Inverted:
-        return invert_as(config, replace(given, student=student), labels, random)
+    def make(
+        labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+    ) -> Inverted:
+        return invert_as(config, replace(given, student=student), labels, random, start)
 
-    return InversionPool(make, given.teacher, pool.pool_batch, pool.period, seed)
+    shape = given.teacher.input_shape
+    from_noise = int(config.setting("from_noise", shape)) if isinstance(config, AdaptiveTerms) else 0
+    return InversionPool(make, given.teacher, pool.pool_batch, pool.period, seed, from_noise)

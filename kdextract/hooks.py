@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import ConfigError
+from .moments import channel_moments
 
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -27,7 +28,7 @@ def record_activations(network: nn.Module, layers: list[str]) -> Iterator[dict[s
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            activations[name] = output
+            activations[name] = _at_least_float32(output)
 
         return hook
 
@@ -68,11 +69,17 @@ def record_features(network: nn.Module) -> Iterator[list[torch.Tensor]]:
     if not linear:
         raise ConfigError("the teacher has no linear layer at its end, whose inputs would be its features")
     features: list[torch.Tensor] = []
-    handle = linear[-1].register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1)))
+    handle = linear[-1].register_forward_pre_hook(
+        lambda module, inputs: features.append(_at_least_float32(inputs[0]).flatten(1))
+    )
     try:
         yield features
     finally:
         handle.remove()
+
+
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,7 @@ def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStati
         def hook(module: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
             assert module.running_mean is not None
             assert module.running_var is not None
-            others = [dimension for dimension in range(inputs[0].ndim) if dimension != 1]
-            variance, mean = torch.var_mean(inputs[0], others, correction=0)
+            mean, variance = channel_moments(inputs[0], module.running_mean)
             recorded[name] = BatchStatistics(mean, variance, module.running_mean, module.running_var)
 
         return hook

@@ -32,6 +32,7 @@ HEADLINES = {
     "compressed": ["model", "num_parameters", "multiply_adds"],
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
     "evaluation": ["data", "accuracy", "agreement"],
+    "neighbours": ["data", "space", "distance", "distance_among_real"],
 }
 
 
@@ -90,12 +91,16 @@ class ListConfig(OptionSet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodsConfig(OptionSet):
+class MethodsConfig(RunConfig):
     """List the synthesis methods: what each matches, what it needs, where it comes from.
+
+    Where there is a run, it says as well what each method lacks in it.
 
     Examples:
 
       kdx methods
+
+      kdx methods --run runs/photos
 
       kdx methods --json
     """
@@ -253,7 +258,9 @@ def models(config: ListConfig, output: OutputOptions) -> None:
 
 
 def methods(config: MethodsConfig, output: OutputOptions) -> None:
-    """Print every method with the option that chooses it."""
+    """Print every method with the option that chooses it and, where there is a run, what it lacks there."""
+    from .stages.materials import lacking
+
     used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
     used += [("train-generator", generator_method(name)) for name in generator_names()]
     used += [("distill --method", live_method(name)) for name in live_names()]
@@ -261,6 +268,9 @@ def methods(config: MethodsConfig, output: OutputOptions) -> None:
         {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}
         for command, m in used
     ]
+    if (config.run / RUN_FILE).is_file():
+        run = RunDir(config.run)
+        rows = [{**row, "lacks": lacking(m, run)} for row, (_, m) in zip(rows, used, strict=True)]
     if output.json:
         print(json.dumps({"methods": rows}, indent=2))
     elif output.quiet:

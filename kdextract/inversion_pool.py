@@ -15,10 +15,11 @@ from .hooks import evaluation_mode
 from .images import to_pixels, to_uint8
 from .inversion import Inverted
 from .sources import HELD_OUT_SEED, Batch, State
-from .training import predict
 
-MakeBatch = Callable[[torch.Tensor, Classifier | None, torch.Generator], Inverted]
-"""(labels int64 [batch], the student or None, random) -> one image per label."""
+MakeBatch = Callable[[torch.Tensor, Classifier | None, torch.Generator, torch.Tensor | None], Inverted]
+"""(labels int64 [batch], the student or None, random, pixels to begin from or None) -> one image per label."""
+TERMS = ("loss", "ce", "tv", "l2", "bn", "compete")
+"""What is kept of each batch's loss."""
 
 
 class InversionPool:
@@ -32,15 +33,20 @@ class InversionPool:
         batch: images made at a time; classes take turns.
         period: `update` makes a batch at every so many calls.
         seed: fixes noise and draws.
+        from_noise: so many batches begin from noise, and later ones from images of the pool; 0 for all.
     """
 
-    def __init__(self, make: MakeBatch, teacher: Classifier, batch: int, period: int, seed: int) -> None:
+    def __init__(
+        self, make: MakeBatch, teacher: Classifier, batch: int, period: int, seed: int, from_noise: int = 0
+    ) -> None:
         self._make, self._teacher, self._batch, self._period, self._seed = make, teacher, batch, period, seed
+        self._from_noise = from_noise
         self._random = torch.Generator().manual_seed(seed)
         shape = (0, *teacher.input_shape)
         self._images = torch.empty(shape, dtype=torch.uint8, device=teacher.device)
         self._targets = torch.empty((0, teacher.num_classes), device=teacher.device)
         self._size, self._updates, self._asked, self._unseen = 0, 0, 0, 0
+        self._ends: list[list[float]] = []
         self._enter(None)
 
     @property
@@ -52,6 +58,11 @@ class InversionPool:
     def teacher_queries(self) -> int:
         """Once per image and step that made it, and once for its target."""
         return self._asked
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The terms that each batch ended with."""
+        return [{"batch": i, **dict(zip(TERMS, ends, strict=True))} for i, ends in enumerate(self._ends, 1)]
 
     def update(self, student: Classifier) -> dict[str, float]:
         """Make a batch if it is time to, and return its loss, {} otherwise."""
@@ -79,31 +90,40 @@ class InversionPool:
         """The images themselves, for the students that they were made against are gone."""
         counters = torch.tensor([self._updates, self._asked, self._unseen])
         kept = {"images": self._images[: self._size], "targets": self._targets[: self._size]}
-        return {**kept, "counters": counters, "random": self._random.get_state()}
+        ends = torch.tensor(self._ends, dtype=torch.float64)
+        return {**kept, "counters": counters, "ends": ends, "random": self._random.get_state()}
 
     def restore(self, state: State) -> None:
         """Continue with the pool of `state`."""
         self._images, self._targets = (state[name].to(self._images.device) for name in ("images", "targets"))
         self._size = len(self._images)
         self._updates, self._asked, self._unseen = state["counters"].tolist()
+        self._ends = state["ends"].tolist()
         self._random.set_state(state["random"])
 
     def _enter(self, student: Classifier | None) -> float:
         """Let a new batch enter, and return its loss."""
-        made = self._made(self._seed * 1_000_003 + self._size // self._batch + 1, student)
+        batches = self._size // self._batch
+        begun = 0 < self._from_noise <= batches
+        made = self._made(self._seed * 1_000_003 + batches + 1, student, begun)
         images = to_uint8(made.images)
         last = self._size + len(images)
         if last > len(self._images):
             self._images, self._targets = (_roomier(pool, last) for pool in (self._images, self._targets))
         self._images[self._size : last] = images
-        self._targets[self._size : last] = predict(self._teacher, images).to(self._targets.device)
+        with torch.no_grad():
+            self._targets[self._size : last] = self._teacher(to_pixels(images))
         self._size, self._unseen = last, len(images)
         self._asked += made.teacher_queries + len(images)
+        self._ends.append([made.curve[-1].get(term, 0.0) for term in TERMS])
         return made.loss
 
-    def _made(self, seed: int, student: Classifier | None) -> Inverted:
-        labels = torch.arange(self._batch) % self._teacher.num_classes
-        return self._make(labels, student, torch.Generator().manual_seed(seed))
+    def _made(self, seed: int, student: Classifier | None, begun: bool = False) -> Inverted:
+        random = torch.Generator().manual_seed(seed)
+        if begun:
+            rows = torch.randint(self._size, (self._batch,), generator=random).to(self._images.device)
+            return self._make(self._targets[rows].argmax(1), student, random, to_pixels(self._images[rows]))
+        return self._make(torch.arange(self._batch) % self._teacher.num_classes, student, random, None)
 
 
 def _roomier(pool: torch.Tensor, needed: int) -> torch.Tensor:

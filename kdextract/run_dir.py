@@ -36,6 +36,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / holds any number of na
     "compressed": "compressed/",
     "student": "students/",
     "evaluation": "evaluations/",
+    "neighbours": "neighbours/",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -71,6 +71,16 @@ class Described(Protocol):
         ...
 
 
+@runtime_checkable
+class Optimized(Protocol):
+    """A source whose images were optimized."""
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The terms that the loss of each batch ended with: {batch, loss, term ...}."""
+        ...
+
+
 class ImagePool:
     """Images kept in memory as uint8, drawn in epochs: each image once, in a new random order every time.
 

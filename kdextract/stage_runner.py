@@ -27,8 +27,8 @@ from .artifacts import (
     write_file,
 )
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
-from .config import StageConfig, difference, to_record
-from .errors import ArtifactError, OutOfMemoryError, from_os_error
+from .config import NetworkConfig, StageConfig, difference, to_record
+from .errors import ArtifactError, ConfigError, OutOfMemoryError, from_os_error
 from .progress import Reporter
 from .run_dir import ArtifactRef, RunDir, verified
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 KEY_FILE = "key.json"
 METRICS_FILE = "metrics.jsonl"
+COMPILERS = ("g++", "clang++")
 
 Json = dict[str, Any]
 
@@ -117,7 +118,8 @@ def file_input(role: str, path: Path) -> Input:
 class StageContext:
     """What a running stage gets: its run, its place to write, checkpoints, progress, and the books it keeps.
 
-    `started` is the `time.monotonic()` at which the stage was called.
+    `started` is the `time.monotonic()` at which the stage was called. `precision` and `compiled` are what networks run
+    with; see `Classifier.placed`.
     """
 
     run: RunDir
@@ -126,6 +128,8 @@ class StageContext:
     checkpoints: Checkpoints
     device: torch.device
     started: float
+    precision: torch.dtype | None = None
+    compiled: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     budget: Json = field(default_factory=dict)
     real_data: list[Json] = field(default_factory=list)
@@ -134,8 +138,11 @@ class StageContext:
         """Return the run's teacher on the stage's device, frozen and in evaluation mode."""
         from .classifier import load_classifier
 
-        teacher = load_classifier(self.run.place("teacher").directory / "model.safetensors")
-        return teacher.frozen().placed(self.device)
+        return self.placed(load_classifier(self.run.place("teacher").directory / "model.safetensors").frozen())
+
+    def placed(self, classifier: Classifier) -> Classifier:
+        """Move a classifier to the stage's device, to run as the options say, and return it."""
+        return classifier.placed(self.device, self.precision, self.compiled)
 
     def write(self, name: str, content: bytes) -> None:
         """Add a payload file; it is written when the stage is done."""
@@ -213,7 +220,8 @@ def _execute(
     partial = _prepare_partial(stage.name, plan, record, reporter)
     checkpoints = Checkpoints(partial)
     with signals_to(checkpoints.stop):
-        context = StageContext(run, plan, reporter, checkpoints, _set_up_torch(config), started)
+        device = _set_up_torch(config)
+        context = StageContext(run, plan, reporter, checkpoints, device, started, *_how_networks_run(config, device))
         metrics = stage.execute(config, context)
         context.budget.setdefault("seconds", {})["total"] = round(time.monotonic() - started, 2)
         context.budget["peak_memory_mb"] = _peak_memory_mb()
@@ -317,6 +325,23 @@ def _set_up_torch(config: StageConfig) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"there is no device {config.device!r} on this machine; use --device cpu")
     return device
+
+
+def _how_networks_run(config: StageConfig, device: torch.device) -> tuple[torch.dtype | None, bool]:
+    """Return precision and compilation, for a stage with these options.
+
+    Raises:
+        ConfigError: the device cannot compute like that, or there is no compiler.
+    """
+    import torch
+
+    if not isinstance(config, NetworkConfig):
+        return None, False
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bfloat16; leave out --precision")
+    if config.compile and not any(map(shutil.which, COMPILERS)):
+        raise ConfigError(f"--compile needs a C++ compiler ({' or '.join(COMPILERS)}), and there is none")
+    return (torch.bfloat16 if config.precision == "bf16" else None), bool(config.compile)
 
 
 @contextmanager

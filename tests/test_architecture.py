@@ -18,7 +18,7 @@ MAX_FILE_LINES = 400
 # Every module may import from the levels above its own line, and no others. An entry that ends in a dot stands for
 # what is in that package and has no entry of its own; modules of one such package may import each other.
 LEVELS = [
-    ["errors"],
+    ["errors", "moments"],
     [
         "artifacts",
         "budget",
@@ -36,13 +36,14 @@ LEVELS = [
     ],
     ["checkpoints", "classifier", "generators.", "images", "methods.options", "methods.registry", "run_dir"],
     ["auto", "data", "inheritance", "sources", "stage_runner", "statistics"],
-    ["augmentation", "generator_source", "inversion", "options", "report."],
-    ["training"],
-    ["distillation", "fresh_pool", "generator_training", "inversion_pool", "observer"],
+    ["augmentation", "generator_source", "inversion", "neighbours", "options", "report."],
+    ["inversion_pool", "training"],
+    ["distillation", "fresh_pool", "generator_training", "observer"],
     ["deep_inversion", "structured_noise"],
     ["estimate", "game"],
     ["methods."],
-    ["inspection", "stages."],
+    ["stages."],
+    ["inspection"],
     ["benchmark."],
     ["cli"],
 ]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
+from torch.utils._python_dispatch import TorchDispatchMode
 from test_live_methods import classifier, num_hooks, statistics_of
 
 import kdextract
@@ -23,10 +24,10 @@ from kdextract.deep_inversion import Course, Weights, _shown, channel_statistics
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.hooks import record_activations
 from kdextract.images import fit_images, to_pixels, to_uint8
-from kdextract.inversion import Inverted
+from kdextract.inversion import INITIALIZERS, Inverted
 from kdextract.inversion_pool import InversionPool
 from kdextract.losses import likeness, pixel_variation
-from kdextract.methods.options import COURSES, DreamTerms
+from kdextract.methods.options import COURSES, INITS, DreamTerms
 from kdextract.statistics import StatisticsOptions, compute_statistics
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=25)
@@ -240,12 +241,18 @@ class Counting:
     """Makes batches that say which one they are: all pixels of the n-th batch are n / 255."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.shape, self.students, self.made = shape, [], 0  # type: ignore[var-annotated]
+        self.shape, self.made = shape, 0
+        self.students: list[bool | None] = []
+        self.starts: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
-    def __call__(self, labels: torch.Tensor, student: Classifier | None, random: torch.Generator) -> Inverted:
+    def __call__(
+        self, labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+    ) -> Inverted:
         self.students.append(student if student is None else student.network.training)
+        self.starts.append((labels, start))
         self.made += 1
-        return Inverted(torch.full((len(labels), *self.shape), self.made / 255), 1.0, 0)
+        images = torch.full((len(labels), *self.shape), self.made / 255)
+        return Inverted(images, 1.0, 0, [{"step": 1, "loss": float(self.made), "ce": 2.0}])
 
 
 def test_a_new_batch_is_seen_first_and_then_all() -> None:
@@ -265,6 +272,67 @@ def test_a_new_batch_is_seen_first_and_then_all() -> None:
     assert student.network.training
     assert pool.num_images == 60
     assert len(pool.held_out(5)) == 5
+
+
+def test_later_batches_begin_from_images_of_the_pool() -> None:
+    teacher, student = classifier().frozen(), classifier(seed=1)
+    make = Counting(teacher.input_shape)
+    pool = InversionPool(make, teacher, batch=12, period=1, seed=0, from_noise=2)
+    for _ in range(4):
+        pool.update(student)
+    assert [start is None for _, start in make.starts] == [True, True, False, False, False]
+    for count, (labels, start) in list(enumerate(make.starts))[2:]:
+        assert start is not None
+        assert set(to_uint8(start)[:, 0, 0, 0].tolist()) <= set(range(1, count + 1))
+        with torch.no_grad():
+            assert torch.equal(labels, teacher(start).argmax(1))
+    assert pool.curve[-1] == {"batch": 5, "loss": 5.0, "ce": 2.0, "tv": 0.0, "l2": 0.0, "bn": 0.0, "compete": 0.0}
+
+
+def test_a_batch_that_begins_from_images_stays_near_them() -> None:
+    teacher = classifier().frozen()
+    start = torch.rand((6, *teacher.input_shape), generator=seeded())
+    course = Course(steps=2, lr=1e-4, betas=(0.9, 0.999))
+    labels = torch.arange(6) % teacher.num_classes
+    made = invert(teacher, None, None, labels, Weights(1, 0, 0, 0, bn=1.0), course, seeded(), start)
+    assert torch.allclose(made.images, start, atol=1e-3)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_where_images_start(init: str) -> None:
+    teacher = classifier((1, 32, 32)).frozen()
+    labels = torch.arange(64) % teacher.num_classes
+    course = Course(steps=1, lr=1e-6, betas=(0.9, 0.999), clip=False)
+    images = invert(teacher, None, None, labels, Weights(1, 0, 0, 0), course, seeded(), init=init).images
+    if init == "normal":
+        noise = torch.randn((64, 1, 32, 32), generator=seeded())
+    else:
+        noise = INITIALIZERS[init]((64, 1, 32, 32), float(teacher.mean), seeded())
+        noise = (noise - teacher.mean) / teacher.std
+    assert torch.allclose(images, (teacher.mean + teacher.std * noise).clamp(0, 1), atol=1e-4)
+
+
+def test_nothing_is_read_from_the_device_while_pixels_are_optimized() -> None:
+    teacher, student = classifier().frozen(), classifier(seed=1).frozen()
+    weights = Weights(ce=1.0, tv=0.1, tv_l1=0.1, l2=0.1, bn=1.0, compete=1.0)
+
+    def reads(steps: int) -> int:
+        with Reads() as counted:
+            course = Course(steps=steps, lr=0.1, betas=(0.9, 0.999), jitter=1)
+            invert(teacher, student, None, torch.arange(6) % teacher.num_classes, weights, course, seeded())
+        return counted.count
+
+    assert reads(160) == reads(80) > 0, "the curve, of as many points, is read at the end"
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value leaves its device for Python."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 # ---- as stages --------------------------------------------------------------------------------------------------

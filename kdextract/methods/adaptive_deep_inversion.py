@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..config import option
 from .options import AdaptiveTerms, BatchCourse, GrowingPool
 from .registry import Given, register_live, register_objective
 
@@ -37,6 +38,14 @@ def adaptive_deep_inversion(
 @dataclass(frozen=True, kw_only=True)
 class LiveAdaptiveConfig(AdaptiveTerms, GrowingPool):
     """The terms, and the pool."""
+
+    from_noise: int | None = option(
+        None,
+        "Batches that begin from noise; later ones begin from images of the pool, which then come to differ from what "
+        "the student knows. 0: all begin from noise.",
+        minimum=0,
+    )
+    adapt_steps: int | None = option(None, "Adam steps of a batch that begins from images of the pool.", minimum=1)
 
 
 @register_live(

@@ -63,16 +63,18 @@ class GameConfig(OptionSet):
 
 COURSES: dict[str, dict[str, float]] = {
     "small": {
-        "steps": 200, "coarse_steps": 0, "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
-        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10,
+        "steps": 60, "coarse_steps": 0, "lr": 0.3, "beta1": 0.9, "beta2": 0.999, "warmup": 5, "jitter": 2, "flip": 0,
+        "tv": 1e-3, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "from_noise": 6, "adapt_steps": 20,
     },
     "cifar": {
         "steps": 2000, "coarse_steps": 0, "lr": 0.05, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
-        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10,
+        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "from_noise": 0,
+        "adapt_steps": 500,
     },
     "imagenet": {
         "steps": 1000, "coarse_steps": 2000, "lr": 0.25, "beta1": 0.5, "beta2": 0.9, "warmup": 100, "jitter": 30,
         "flip": 1, "tv": 1e-4, "tv_l1": 0, "l2": 1e-5, "bn": 0.01, "first_bn": 10, "compete": 0.2,
+        "from_noise": 0, "adapt_steps": 500,
     },
 }  # fmt: skip
 """Settings of inversion: as published for two data sets, and ours for small grey images on a CPU."""
@@ -87,6 +89,11 @@ class DreamTerms(OptionSet):
         "Where the settings that are not given come from: cifar or imagenet, as published, or small, ours; the default "
         "is imagenet from 96 pixels a side on, cifar for other images in colour, and small for grey ones.",
         choices=sorted(COURSES),
+    )
+    init: str = option(
+        "normal",
+        "What images start from: normal noise in the teacher's coordinates, or what other methods start from.",
+        choices=INITS,
     )
     coarse_steps: int | None = option(None, "Adam steps before these, at half the size.", minimum=0)
     beta1: float | None = option(None, "Adam's decay of the mean gradient.", minimum=0, maximum=0.9999)

@@ -71,6 +71,11 @@ class Method:
         """What the method takes."""
         return "teacher"
 
+    @property
+    def images_only(self) -> bool:
+        """Whether it is for images alone, not for rows of a table."""
+        return False
+
 
 @dataclass(frozen=True)
 class Objective(Method):
@@ -95,6 +100,11 @@ class Objective(Method):
         """`teacher`, or `teacher+statistics`."""
         return needed("teacher+statistics" if self.record else "teacher", self.inverts)
 
+    @property
+    def images_only(self) -> bool:
+        """Those that do not match a record."""
+        return self.record is None
+
 
 @dataclass(frozen=True)
 class LiveMethod(Method):
@@ -113,6 +123,11 @@ class LiveMethod(Method):
     def needs(self) -> str:
         """`teacher`, and what else would do where it lacks something."""
         return needed("teacher", self.inverts)
+
+    @property
+    def images_only(self) -> bool:
+        """All of them."""
+        return True
 
     @property
     def open_source(self) -> OpenSource:

@@ -113,11 +113,12 @@ def _element(document: str, title: str) -> str:
     return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
 
 
-def term_curves(rows: list[dict[str, float]]) -> bytes:
-    """Return a PNG picture of the terms of a loss over its steps, mean over batches; equal rows give equal bytes.
+def term_curves(rows: list[dict[str, float]], along: str = "step") -> bytes:
+    """Return a PNG picture of the terms of a loss, mean over rows of the same step; equal rows give equal bytes.
 
     Args:
-        rows: {batch, step, loss, term ...}, each batch with the same steps.
+        rows: {batch, step, loss, term ...}, each with the same terms.
+        along: `step`, or another column of `rows` to go along.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -125,7 +126,7 @@ def term_curves(rows: list[dict[str, float]]) -> bytes:
     names = [name for name in rows[0] if name not in ("batch", "step")]
     by_step: dict[float, list[dict[str, float]]] = {}
     for row in rows:
-        by_step.setdefault(row["step"], []).append(row)
+        by_step.setdefault(row[along], []).append(row)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=100)
         axes = figure.add_subplot()
@@ -133,7 +134,7 @@ def term_curves(rows: list[dict[str, float]]) -> bytes:
             means = [sum(row[name] for row in same) / len(same) for same in by_step.values()]
             style = {"color": INK, "linewidth": 2} if name == "loss" else {"color": COLOURS[index % len(COLOURS)]}
             axes.plot(list(by_step), means, label=name, **style)
-        axes.set_xlabel("step")
+        axes.set_xlabel(along)
         axes.set_ylabel("weighted term")
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.grid(color=FAINT, linewidth=0.5)

@@ -8,9 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from ..stage_runner import Stage
-from . import compress, compute_stats, distill, evaluate, generate, optimize_dataset, train, train_generator
+from . import compress, compute_stats, distill, evaluate, generate, neighbours, optimize_dataset, train, train_generator
 
 STAGES: dict[str, Stage[Any]] = {
     module.STAGE.name: module.STAGE
-    for module in (train, compute_stats, optimize_dataset, train_generator, generate, compress, distill, evaluate)
+    for module in (
+        train,
+        compute_stats,
+        optimize_dataset,
+        train_generator,
+        generate,
+        compress,
+        distill,
+        evaluate,
+        neighbours,
+    )
 }

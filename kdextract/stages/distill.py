@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, read_manifest
 from ..budget import CLOSING_SECONDS, parse_duration, steps_within
-from ..config import DataAccess, MethodStageConfig, OptionSet, option
+from ..config import DataAccess, MethodStageConfig, NetworkConfig, OptionSet, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import live_method, live_names
 from ..progress import Reporter
@@ -20,6 +19,7 @@ from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, Settings, fill_in
 from .student_source import AUTO, STORED, Choice, choose, inputs_of, open_source
 from .student_start import build_student, given_student
+from .transfer_sets import show_source, verifier_input
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -32,7 +32,7 @@ TRIAL_BLOCK = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(MethodStageConfig, DataAccess):
+class DistillConfig(MethodStageConfig, NetworkConfig, VerifierConfig, DataAccess):
     """Train a student to answer like the teacher: on a transfer set, on images made meanwhile, or on what you name.
 
     Without --data and --method, it takes the run's only transfer set; in a run without one, --method auto picks a
@@ -120,7 +120,8 @@ class DistillConfig(MethodStageConfig, DataAccess):
     remix: bool | None = option(
         None,
         "Make other drawings of the images: join two, change strokes and greys, fade out at a frame; the "
-        "default for images of trained generators where the teacher's data are bright on black or dark on white.",
+        "default for images of trained generators and of inversion where the teacher's data are bright on black or "
+        "dark on white.",
     )
     inherit: bool = option(
         True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
@@ -164,8 +165,11 @@ def plan(config: DistillConfig, run: RunDir) -> Plan:
     """Reads the teacher and one source of images."""
     config.method_config()
     teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
-    more, needs = inputs_of(choose(config, run), config, run)
-    inputs: list[Input] = [teacher, *more]
+    choice = choose(config, run)
+    if config.verifier is not None and not choice.makes_images:
+        raise UsageError("--verifier has no effect here: nothing makes images while the student learns")
+    more, needs = inputs_of(choice, config, run)
+    inputs: list[Input] = [teacher, *more, *verifier_input(config, run)]
     name = config.student
     given = given_student(config.student, run)
     if given is not None:
@@ -193,7 +197,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         context.reporter.line(f"--method auto: {choice.name}, because {choice.reason}")
     teacher = context.teacher()
     given = given_student(config.student, context.run)
-    student = build_student(config.student if given is None else given.path, teacher).placed(context.device)
+    student = context.placed(build_student(config.student if given is None else given.path, teacher))
     inherited = config.inherit and given is None and inherit(teacher, student)
     settings = fill_in(config, choice, teacher, student)
     with context.phase("source"):
@@ -213,6 +217,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     context.budget["seconds"]["synthesis"] = round(result.source_seconds, 2)
     context.write("model.safetensors", encode_classifier(student))
     context.write_metrics(result.rows)
+    verified = show_source(config, context, teacher, source) if choice.makes_images else {}
     for snapshot in observer.snapshots:
         context.write(snapshot.file_name, snapshot.content)
     context.budget["snapshots"] = [
@@ -231,6 +236,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "loss": result.rows[-1]["loss"],
         "held_out_agreement": round(probe.agreement(student), 6),
         **({} if probe.stability is None else {"held_out_stability": round(probe.stability, 6)}),
+        **verified,
         **_estimate(config, choice, teacher, student, taken * settings.batch_size, context),
         "settings": vars(settings),
         **({"source_facts": facts} if facts else {}),
@@ -254,8 +260,8 @@ def _estimate(
 
     if teacher.is_table:
         return {}
-    if choice.generated:  # it came out up to 7 points too high for them
-        context.reporter.line("no estimate of accuracy: it was not calibrated on students of generators")
+    if choice.alike:  # it came out up to 7 points too high for generators, and more for inversion
+        context.reporter.line("no estimate of accuracy: it was not calibrated on students of such images")
         return {}
     measured = read_manifest(context.run.existing("teacher", "kdx train").directory).metrics
     if config.teacher_accuracy is not None:
@@ -342,7 +348,7 @@ class Loop:
         """Return how many steps fit into the seconds; leaves student, source and random state as they are."""
         import torch
 
-        trial, state, random_state = deepcopy(student), self.source.state(), torch.get_rng_state()
+        trial, state, random_state = student.copy(), self.source.state(), torch.get_rng_state()
         silent = Reporter(quiet=True)
 
         def take(count: int) -> None:

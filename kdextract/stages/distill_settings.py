@@ -61,7 +61,7 @@ def fill_in(given: Any, choice: Choice, teacher: Classifier, student: Classifier
     usual = {**USUAL_SETTINGS, **choice.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
     if student.is_table:
         usual |= {"shift": 0, "warp": 0.0}
-    elif choice.generated:
+    elif choice.alike:
         usual["remix"] = drawings_alone(_brightness(teacher))
     chosen = {name: getattr(given, name) for name in Settings.__dataclass_fields__}
     return Settings(**{name: usual[name] if value is None else value for name, value in chosen.items()})

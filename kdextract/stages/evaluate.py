@@ -74,7 +74,7 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
 
     path, source, _ = _classifier(config.artifact, context.run)
     spec = teacher_data(config.data, context.run)
-    classifier = load_classifier(path).frozen().placed(context.device)
+    classifier = context.placed(load_classifier(path).frozen())
     teacher = context.teacher()
     data = open_real_data(config, spec, "test", "evaluation", context)
     names = classifier.spec.class_names
@@ -128,7 +128,7 @@ def _curve(
     curve: list[dict[str, float]] = []
     with context.reporter.task("evaluate snapshots", len(files)) as task:
         for step in sorted(files):
-            snapshot = load_classifier(student.directory / files[step]).frozen().placed(context.device)
+            snapshot = context.placed(load_classifier(student.directory / files[step]).frozen())
             answers = predict(snapshot, images).argmax(1)
             accuracy = float((answers == labels).float().mean())
             agreement = float((answers == teacher_answers).float().mean())

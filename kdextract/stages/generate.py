@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, strongest
-from ..config import TransferSetConfig, option
+from ..config import NamedStageConfig, VerifierConfig, option
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .stored import open_generators, stored_generators
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(TransferSetConfig):
+class GenerateConfig(NamedStageConfig, VerifierConfig):
     """Make a transfer set with generators that `kdx train-generator` has trained.
 
     Several artifacts, with commas between, are mixed, each of their generators giving as many images. Writes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts import Input, read_manifest, strongest
 from ..errors import ConfigError
-from ..methods import Given, LiveMethod, Objective
+from ..methods import Given, LiveMethod, Method, Objective
 from ..run_dir import ArtifactRef, RunDir
 from ..stage_runner import StageContext, artifact_input
 
@@ -44,7 +44,7 @@ class Materials:
 
         student = None
         if self.student is not None:
-            student = load_classifier(self.student.directory / "model.safetensors").frozen().placed(context.device)
+            student = context.placed(load_classifier(self.student.directory / "model.safetensors").frozen())
             if (student.input_shape, student.num_classes) != (teacher.input_shape, teacher.num_classes):
                 raise ConfigError(f"{self.student.label} takes other images than the teacher, or has other classes")
         return Given(teacher, self._statistics(context), student)
@@ -69,12 +69,12 @@ def materials(method: Objective | LiveMethod, run: RunDir, student: str | None =
         ConfigError: the run has no teacher, or lacks the statistics that the method needs.
         UsageError: there is no such student.
     """
-    teacher = run.existing("teacher", "kdx train")
+    run.existing("teacher", "kdx train")
     competitor = None if student is None else run.find(student, "student")
     record = method.record if isinstance(method, Objective) else None
     if record is not None:
         return Materials(_with_record(run, method.name, record), competitor)
-    if method.inverts and not _has_batch_norm(teacher):
+    if method.inverts and not _has_batch_norm(run):
         statistics = run.place("statistics")
         if not statistics.directory.is_dir():
             from ..deep_inversion import TWO_WAYS
@@ -84,11 +84,31 @@ def materials(method: Objective | LiveMethod, run: RunDir, student: str | None =
     return Materials(None, competitor)
 
 
-def _has_batch_norm(teacher: ArtifactRef) -> bool:
+def lacking(method: Method, run: RunDir) -> str:
+    """Return what a method lacks in this run, in words, and '' if it can be used."""
+    try:
+        teacher = _teacher(run)
+        if method.images_only and teacher.is_table:
+            return "images: the teacher takes rows of a table"
+        if isinstance(method, Objective | LiveMethod):
+            materials(method, run)
+        if isinstance(method, Objective) and method.competes and not run.artifacts("student"):
+            return f"{run.root} has no student; make one with: kdx distill"
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _teacher(run: RunDir) -> Classifier:
     from ..classifier import load_classifier
+
+    return load_classifier(run.existing("teacher", "kdx train").directory / "model.safetensors")
+
+
+def _has_batch_norm(run: RunDir) -> bool:
     from ..hooks import batch_norm_layers
 
-    return bool(batch_norm_layers(load_classifier(teacher.directory / "model.safetensors").network))
+    return bool(batch_norm_layers(_teacher(run).network))
 
 
 def _with_record(run: RunDir, name: str, record: str) -> ArtifactRef:

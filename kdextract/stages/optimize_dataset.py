@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import MethodStageConfig, OptionSet, TransferSetConfig, option
+from ..config import MethodStageConfig, NetworkConfig, OptionSet, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
@@ -22,7 +22,7 @@ Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizeDatasetConfig(MethodStageConfig, TransferSetConfig):
+class OptimizeDatasetConfig(MethodStageConfig, NetworkConfig, VerifierConfig):
     """Make a transfer set from the teacher, for most objectives with its statistics, without data.
 
     Targets for the teacher's activations are drawn from the recorded statistics, and the pixels of noise images are

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..artifacts import Input, read_manifest
 from ..errors import UsageError
-from ..methods import live_method
+from ..methods import live_method, objective, objective_names
 from ..run_dir import RunDir
 from .inputs import OpensRealData, fitted, open_real_data, real_data_input
 from .materials import materials
@@ -66,6 +66,20 @@ class Choice:
         if self.kind == "transfer-set":
             return read_manifest(Path(self.name)).stage == "generate"
         return self.kind == "generator"
+
+    @property
+    def alike(self) -> bool:
+        """Whether its images repeat themselves, as those of generators and of inversion without statistics do."""
+        if self.kind == "transfer-set":
+            name = read_manifest(Path(self.name)).config.get("objective")
+            inverted = name in objective_names() and objective(name).images_only and not self.structured
+            return self.generated or inverted
+        return self.kind == "generator" or (self.kind == "live" and not self.structured)
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether images are made while the student learns."""
+        return self.kind in ("live", "generator")
 
     @property
     def structured(self) -> bool:

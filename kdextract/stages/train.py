@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input
-from ..config import DataAccess, StageConfig, option, spelling
+from ..config import DataAccess, NetworkConfig, StageConfig, option, spelling
 from ..errors import ConfigError, UsageError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
@@ -47,7 +47,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(StageConfig, DataAccess):
+class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     """Train a teacher on real data.
 
     A warm-up and a cosine to zero; images are shifted at random. The last weights are kept. Some of the training images
@@ -160,7 +160,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     mean, std = _channel_statistics(images)
     channels, height, width = images.shape[1:]
     teacher = Classifier(ClassifierSpec(config.model, (channels, height, width), class_names, mean, std))
-    teacher = teacher.placed(context.device)
+    teacher = context.placed(teacher)
     steps_per_epoch = max(1, len(images) // config.batch_size)
     recipe = chosen_recipe(config)
     epochs = config.epochs or max(recipe.epochs, math.ceil(MIN_STEPS / steps_per_epoch))

@@ -1,4 +1,4 @@
-"""How a transfer set is written, whichever command made its images."""
+"""What is written of made images, whichever command made them: transfer sets, pictures, a verifier's opinion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input
-from ..config import TransferSetConfig
+from ..config import VerifierConfig
 from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..stage_runner import file_input
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     import torch
 
     from ..classifier import Classifier
+    from ..sources import Source
     from ..stage_runner import StageContext
 
+SHOWN, SHOWN_BATCHES = 400, 4
+"""Images of a source that are looked at when a student is done."""
 
-def verifier_input(config: TransferSetConfig, run: RunDir) -> list[Input]:
+
+def verifier_input(config: VerifierConfig, run: RunDir) -> list[Input]:
     """Return the verifier as an input, if there is one.
 
     Raises:
@@ -36,7 +40,7 @@ def verifier_input(config: TransferSetConfig, run: RunDir) -> list[Input]:
 
 
 def write_transfer_set(
-    config: TransferSetConfig,
+    config: VerifierConfig,
     context: StageContext,
     teacher: Classifier,
     images: torch.Tensor,
@@ -64,18 +68,48 @@ def write_transfer_set(
     probabilities = targets.softmax(dim=1)
     context.write("grid.png", class_grid(images, labels, probabilities, teacher.spec.class_names))
     context.write_metrics(rows)
+    verified = {}
+    if config.verifier is not None:
+        agreement = _agreement(Path(config.verifier), context, images, labels, teacher)
+        verified["verifier_agrees_with_label"] = agreement
     return {
         "num_images": len(images),
         "image_bytes": images.numel(),
         "teacher_agrees_with_label": round(float((targets.argmax(1) == labels).float().mean()), 4),
         "mean_confidence": round(float(probabilities.amax(1).mean()), 4),
-        **({} if config.verifier is None else _verified(Path(config.verifier), context, images, labels, teacher)),
+        **verified,
     }
 
 
-def _verified(
+def show_source(config: VerifierConfig, context: StageContext, teacher: Classifier, source: Source) -> dict[str, float]:
+    """Write a picture of what a source gives by now, by the teacher's answer, and its curve if it has one.
+
+    Returns:
+        What the verifier, if there is one, thinks of these images.
+    """
+    import torch
+
+    from ..images import to_uint8
+    from ..report.curves import term_curves
+    from ..report.pictures import class_grid
+    from ..sources import Optimized
+    from ..training import predict
+
+    images = to_uint8(torch.cat([source.sample(SHOWN // SHOWN_BATCHES).images for _ in range(SHOWN_BATCHES)])).cpu()
+    probabilities = predict(teacher, images).softmax(dim=1)
+    answers = probabilities.argmax(1)
+    context.count(teacher_queries=len(images))
+    context.write("grid.png", class_grid(images, answers, probabilities, teacher.spec.class_names))
+    if isinstance(source, Optimized):
+        context.write("terms.png", term_curves(source.curve, "batch"))
+    if config.verifier is None:
+        return {}
+    return {"verifier_agrees_with_teacher": _agreement(Path(config.verifier), context, images, answers, teacher)}
+
+
+def _agreement(
     path: Path, context: StageContext, images: torch.Tensor, labels: torch.Tensor, teacher: Classifier
-) -> dict[str, float]:
+) -> float:
     """Return which share of the images another classifier gives to their class; images are resized for it if need be.
 
     Raises:
@@ -84,8 +118,8 @@ def _verified(
     from ..classifier import load_classifier
     from ..training import predict
 
-    verifier = load_classifier(path).frozen().placed(context.device)
+    verifier = context.placed(load_classifier(path).frozen())
     if verifier.num_classes != teacher.num_classes:
         raise ConfigError(f"the verifier has {verifier.num_classes} classes, the teacher {teacher.num_classes}")
     answers = predict(verifier, fitted(images, verifier.input_shape)).argmax(1)
-    return {"verifier_agrees_with_label": round(float((answers == labels).float().mean()), 4)}
+    return round(float((answers == labels).float().mean()), 4)

@@ -1,0 +1,137 @@
+"""`kdx neighbours`: the nearest real images of a transfer set's. Opens real data, and its manifest says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import Input
+from ..config import DataAccess, NamedStageConfig, option
+from ..errors import ConfigError
+from ..run_dir import RunDir
+from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .inputs import fitted, open_real_data, real_data_input, teacher_data
+from .stored import read_transfer_set, stored
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+
+SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig(NamedStageConfig, DataAccess):
+    """Show the nearest real training images of a transfer set's images: did the teacher give away its data?
+
+    Writes neighbours.png, each image with its nearest real ones, and neighbours.npy, which those are. It says how far
+    the nearest real image is in the median, next to how far real images are from each other: images that are much
+    nearer than that are copies.
+
+    Examples:
+
+      kdx neighbours deep_inversion
+
+      kdx neighbours deep_inversion --space pixels --data mnist --images 1000
+    """
+
+    artifact: str | None = option(
+        None, "Transfer set of the run, or a path to one; without any, the run's only one.", positional=True
+    )
+    data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
+    space: str = option(
+        "features",
+        "What distances are taken between: features, what enters the teacher's last layer, or pixels.",
+        choices=["features", "pixels"],
+    )
+    images: int = option(500, "Images to look at, the first of the transfer set.", minimum=1)
+
+
+def plan(config: NeighboursConfig, run: RunDir) -> Plan:
+    """Reads the teacher, the transfer set and real training data."""
+    kept = stored(config.artifact, run, "ARTIFACT", ["transfer-set"])
+    spec = teacher_data(config.data, run)
+    inputs = (
+        artifact_input("teacher", run.existing("teacher", "kdx train")),
+        Input("transfer-set", kept.label, kept.identity),
+        real_data_input(config, spec, "train"),
+    )
+    return Plan(run.place("neighbours", config.name or kept.name), inputs)
+
+
+def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
+    """Find the neighbours, write `neighbours.npy` and `neighbours.png`."""
+    import torch
+
+    from ..neighbours import in_features, in_pixels, nearest
+    from ..tensor_files import encode_npy
+
+    teacher = context.teacher()
+    kept = stored(config.artifact, context.run, "ARTIFACT", ["transfer-set"])
+    made = read_transfer_set(kept.directory, teacher.input_shape, teacher.num_classes)[0][: config.images]
+    labels = _labels(kept.directory, len(made))
+    spec = teacher_data(config.data, context.run)
+    data = open_real_data(config, spec, "train", "neighbours", context)
+    real = fitted(data.images, teacher.input_shape)
+    if len(real) <= SHOWN:
+        raise ConfigError(f"{spec} has {len(real)} images, too few to have {SHOWN} neighbours among")
+
+    def points(images: torch.Tensor) -> torch.Tensor:
+        return in_features(teacher, images) if config.space == "features" else in_pixels(images)
+
+    with context.phase("neighbours"):
+        others = points(real)
+        found = nearest(points(made), others, SHOWN)
+        drawn = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed))[: len(made)]
+        among_real = nearest(others[drawn], others, 2).distances[:, 1]  # the nearest is the image itself
+    context.write("neighbours.npy", encode_npy(found.indices.numpy()))
+    context.write("neighbours.png", _picture(made, labels, real, data.labels, found.indices, teacher))
+    return {
+        "data": spec,
+        "space": config.space,
+        "num_images": len(made),
+        "distance": round(float(found.distances[:, 0].median()), 6),
+        "distance_among_real": round(float(among_real.median()), 6),
+        "nearer_than_real_ones": round(float((found.distances[:, 0] < among_real.quantile(0.01)).float().mean()), 4),
+        "neighbour_has_its_class": round(float((data.labels[found.indices[:, 0]] == labels).float().mean()), 4),
+    }
+
+
+def _labels(directory: Any, count: int) -> torch.Tensor:
+    import torch
+
+    from ..tensor_files import read_npy
+
+    return torch.from_numpy(read_npy(directory / "labels.npy"))[:count]
+
+
+def _picture(
+    made: torch.Tensor,
+    labels: torch.Tensor,
+    real: torch.Tensor,
+    real_labels: torch.Tensor,
+    neighbours: torch.Tensor,
+    teacher: Classifier,
+) -> bytes:
+    """Return a picture with a row for the first image of each class: itself, then the nearest real ones.
+
+    A real image of another class has a red frame.
+    """
+    import torch
+
+    from ..report.pictures import image_rows
+
+    firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()]
+    names = teacher.spec.class_names
+    tiles, rows, fits, captions = [], [], [], {}
+    for row, first in enumerate(firsts):
+        near = neighbours[first]
+        tiles += [made[first : first + 1], real[near]]
+        rows += [row] * (1 + len(near))
+        fits += [True, *(real_labels[near] == labels[first]).tolist()]
+        captions[row] = f"{names[int(labels[first])][:12]}\nmade, then\nreal ones"
+    return image_rows(torch.cat(tiles), torch.tensor(rows), captions, torch.tensor(fits))
+
+
+STAGE = Stage("neighbours", NeighboursConfig, plan, execute)
