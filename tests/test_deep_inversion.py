@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
-from torch.utils._python_dispatch import TorchDispatchMode
 from test_live_methods import classifier, num_hooks, statistics_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdextract
 from kdextract.artifacts import read_manifest
