@@ -43,8 +43,7 @@ LEVELS = [
     ["estimate", "game"],
     ["methods."],
     ["stages."],
-    ["inspection"],
-    ["benchmark."],
+    ["benchmark.", "inspection"],
     ["cli"],
 ]
 ENTRY_POINTS = {"", "__main__"}  # the package itself loads what is asked for, when it is asked for
