@@ -35,7 +35,7 @@ LEVELS = [
         "spectra",
     ],
     ["checkpoints", "classifier", "generators.", "images", "methods.options", "methods.registry", "run_dir"],
-    ["auto", "data", "inheritance", "neighbours", "sources", "stage_runner", "statistics"],
+    ["auto", "data", "inheritance", "nearest", "sources", "stage_runner", "statistics"],
     ["augmentation", "generator_source", "inversion", "options", "report."],
     ["inversion_pool", "training"],
     ["deep_inversion", "distillation", "fresh_pool", "generator_training", "observer"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sha256s
+from conftest import kdx, sha256s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -405,3 +406,41 @@ def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None
     needs = read_manifest(run / "students" / name).needs
     assert made.manifest.needs == max(needs, "teacher+statistics", key=len)
     assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics", "student"}
+
+
+def test_what_a_live_method_makes_is_shown(teacher_run: Path, tmp_path: Path) -> None:
+    other = kdextract.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
+    verifier = str(other.directory / "model.safetensors")
+    options: dict[str, Any] = {"run": teacher_run, "steps": 4, "batch_size": 8, "threads": 1, "verifier": verifier}
+    made = kdextract.distill(method="deep_dream", period=2, pool_batch=16, pixel_steps=3, **options)
+    assert 0 <= made.manifest.metrics["verifier_agrees_with_teacher"] <= 1
+    assert {"grid.png", "terms.png"} <= set(sha256s(made.directory))
+    assert Image.open(made.directory / "terms.png").size == (640, 360)
+    made = kdextract.distill(method="structured_noise", pool=400, name="noise", **options)
+    assert "grid.png" in sha256s(made.directory)
+    assert "terms.png" not in sha256s(made.directory)
+    with pytest.raises(UsageError, match="--verifier has no effect here"):
+        kdextract.distill(data="noise:normal", name="floor", **options)
+
+
+def test_methods_say_what_a_run_lacks(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
+    def lacks(run: Path) -> dict[tuple[str, str], str]:
+        done = kdx("methods", "--json", "--run", run, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return {
+            (row["command"].split()[0], row["method"]): row.get("lacks") for row in json.loads(done.stdout)["methods"]
+        }
+
+    alone = lacks(teacher_run)
+    assert "no batch normalization" in alone["distill", "deep_inversion"]
+    assert "kdx compute-stats" in alone["optimize-dataset", "all_layers"]
+    assert "no batch normalization" in alone["optimize-dataset", "adaptive_deep_inversion"]
+    assert alone["distill", "deep_dream"] == alone["train-generator", "kegnet"] == ""
+    finished = lacks(finished_run)
+    assert set(finished.values()) == {""}
+    assert set(lacks(tmp_path / "nowhere").values()) == {None}
+    kdextract.train(run=tmp_path / "table", model="kegnet_mlp", data="iris", epochs=1, threads=1)
+    table = lacks(tmp_path / "table")
+    assert table["distill", "deep_dream"] == "images: the teacher takes rows of a table"
+    assert table["train-generator", "kegnet"] == ""
+    assert "kdx compute-stats" in table["optimize-dataset", "all_layers"]

@@ -18,7 +18,8 @@ from kdextract.tensor_files import encode_safetensors
 # name -> (classes, parameters), at the input shape that the architecture was designed for. By hand, weights and
 # biases per layer: lenet 156 + 2416 + 48120 + 10164 + 850; alex 64 (3 * 121 + 1) + 192 (64 * 25 + 1)
 # + 384 (192 * 9 + 1) + 384 (384 * 9 + 1) + 256 (384 * 9 + 1) + 4096 (256 * 7 * 7 + 1) + 4096 * 4097 + 1000 * 4097;
-# resnet14 480 + 4 * 2352 + 4704 + 3 * 9312 + 18624 + 3 * 37056 + 650, normalization in each; lenet5_bn 162 + 2432
+# resnet14 480 + 4 * 2352 + 4704 + 3 * 9312 + 18624 + 3 * 37056 + 650, normalization in each, its half 240 + 4 * 600
+# + 1200 + 3 * 2352 + 4704 + 3 * 9312 + 330; lenet5_bn 162 + 2432
 # + 48120 + 10164 + 850; kegnet_mlp (UCI's Letter) 1700 + 9 * 10100 + 2626; bdnf_mlp 96 + 2 * 1056 + 66;
 # vgg11_bn 1920 + 74112 + 295680 + 590592 + 1181184 + 3 * 2360832 + 5130. A wide block from a channels to b has
 # 2a + 9ab + 2b + 9bb + (ab if a != b): wrn16_1 432 + 2 * 4672 + 14432 + 18560 + 57536 + 73984 + 778, wrn40_1 432
@@ -41,6 +42,7 @@ PARAMETERS = {
     "resnet18": (10, 11_173_962),
     "resnet34": (10, 21_282_122),
     "resnet14": (10, 172_970),
+    "resnet14_half": (10, 43_866),
     "lenet5_bn": (10, 61_728),
     "kegnet_mlp": (26, 95_226),
     "bdnf_mlp": (2, 2_274),
@@ -59,7 +61,7 @@ REFUSED: list[tuple[str, InputShape]] = [
     *[(name, (3, 31, 32)) for name in ("alex", "alex_half")],
     *[(name, (3, 32, 48)) for name in ("vgg16", "vgg19")],
     *[(name, (3, 33, 32)) for name in ("vgg16", "vgg19")],
-    *[(name, (3, 15, 32)) for name in ("resnet14", "resnet18", "resnet34", "mobilenet_v2")],
+    *[(name, (3, 15, 32)) for name in ("resnet14", "resnet14_half", "resnet18", "resnet34", "mobilenet_v2")],
     *[(name, (3, 32, 7)) for name in ("wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1")],
     ("vgg11_bn", (3, 64, 31)),
 ]

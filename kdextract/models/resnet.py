@@ -114,3 +114,9 @@ def resnet34(input_shape: InputShape, num_classes: int) -> nn.Module:
 def resnet14(input_shape: InputShape, num_classes: int) -> nn.Module:
     """Two plain blocks in each of three stages (16, 32, 64 channels): the teacher of KegNet and BDNF."""
     return _resnet("resnet14", input_shape, num_classes, (2, 2, 2), (16, 32, 64), plain=True)
+
+
+@register_model("resnet14_half", input_shape=(3, 32, 32), source="kdx; half the channels of resnet14")
+def resnet14_half(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Two plain blocks in each of three stages (8, 16, 32 channels): a student of `resnet14`."""
+    return _resnet("resnet14_half", input_shape, num_classes, (2, 2, 2), (8, 16, 32), plain=True)

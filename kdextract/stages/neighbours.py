@@ -64,7 +64,7 @@ def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
     """Find the neighbours, write `neighbours.npy` and `neighbours.png`."""
     import torch
 
-    from ..neighbours import in_features, in_pixels, nearest
+    from ..nearest import in_features, in_pixels, nearest
     from ..tensor_files import encode_npy
 
     teacher = context.teacher()
