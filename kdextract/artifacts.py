@@ -127,6 +127,21 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def read_header(path: Path) -> tuple[list[str], Json]:
+    """Return the names of the tensors of a safetensors file and its metadata; quick, without PyTorch.
+
+    Raises:
+        ArtifactError: the file is missing or malformed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys()), json.loads(file.metadata()["kdx"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is missing, or not a sound safetensors file of kdx: {error}") from error
+
+
 def _check_types(path: Path, manifest: Manifest) -> None:
     texts = [manifest.kind, manifest.label, manifest.stage, manifest.kdx_version, manifest.needs]
     texts += [text for entry in manifest.inputs for text in (entry.role, entry.path, entry.sha256)]

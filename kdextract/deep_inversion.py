@@ -22,16 +22,12 @@ from .inversion import INITIALIZERS, Curve, Inverted
 from .inversion_pool import InversionPool
 from .losses import likeness, pixel_variation, statistics_distance
 from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
-from .methods.registry import Given
+from .methods.registry import TWO_WAYS, Given
 from .moments import channel_moments
 from .statistics import Statistics
 
 COMPETITION_TEMPERATURE = 3.0
 """As published."""
-TWO_WAYS = (
-    "the teacher has no batch normalization, whose statistics images could match; record the statistics of its layers "
-    "with: kdx compute-stats, or take a method that needs the teacher alone (kdx methods), such as deep_dream"
-)
 
 Watch = Callable[[], list[BatchStatistics]]
 Terms = dict[str, torch.Tensor]

@@ -767,14 +767,14 @@ def test_looking_does_not_wait_for_torch(finished_run: Path, tmp_path: Path, arg
 COMMANDS = {
     "train": "--data-dir --download --run --seed --device --threads --force --dry-run --model --data --input-size "
     "--recipe --epochs --batch-size --lr --weight-decay --shift --warp --flip/--no-flip --validation --shots --augment "
-    "--augment-share --augment-labels --json --quiet/-q --verbose/-v",
+    "--augment-share --augment-labels --precision --compile/--no-compile --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
     "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
     "--json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--student --course --coarse-steps --beta1 --beta2 --warmup --jitter --flip/--no-flip --ce --tv-l1 --l2 --bn "
-    "--first-bn --compete --verifier --json --quiet/-q --verbose/-v",
+    "--first-bn --compete --verifier --precision --compile/--no-compile --json --quiet/-q --verbose/-v",
     "train-generator": "METHOD --data-dir --download --run --seed --device --threads --force --dry-run --name "
     "--samples --data --generators --steps --batch-size --lr --preset --network --width --alpha --beta "
     "--decoder-layers --oh --act --ie --flow --noise-scale --widen --spread --bn --aided --json "
@@ -787,12 +787,15 @@ COMMANDS = {
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
     "--course --coarse-steps --beta1 --beta2 --warmup --jitter --clip/--no-clip --ce --tv --tv-l1 --l2 --first-bn "
-    "--compete --pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
+    "--compete --from-noise --adapt-steps --init --verifier --precision --compile/--no-compile "
+    "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
     "--shift --warp --flip --remix/--no-remix --inherit/--no-inherit --batch-norm --teacher-accuracy "
     "--json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--min-accuracy --min-agreement --json --quiet/-q --verbose/-v",
+    "neighbours": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
+    "--space --images --json --quiet/-q --verbose/-v",
     "demo": "--run --seed --device --threads --force --json --quiet/-q --verbose/-v",
     "benchmark": "SUITE --data-dir --download --work --out --only --jobs --force --dry-run --report-only "
     "--json --quiet/-q --verbose/-v",
@@ -800,7 +803,7 @@ COMMANDS = {
     "runs": "FOLDER --json --quiet/-q --verbose/-v",
     "verify": "--run --json --quiet/-q --verbose/-v",
     "models": "--json --quiet/-q --verbose/-v",
-    "methods": "--json --quiet/-q --verbose/-v",
+    "methods": "--run --json --quiet/-q --verbose/-v",
 }
 
 

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 
 from .registry import (
+    TWO_WAYS,
     GeneratorMethod,
     Given,
     LiveMethod,
@@ -26,6 +27,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "TWO_WAYS",
     "GeneratorMethod",
     "Given",
     "LiveMethod",

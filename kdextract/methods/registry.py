@@ -156,6 +156,13 @@ class GeneratorMethod(Method):
         return self.function
 
 
+TWO_WAYS = (
+    "the teacher has no batch normalization, whose statistics images could match; record the statistics of its layers "
+    "with: kdx compute-stats, or take a method that needs the teacher alone (kdx methods), such as deep_dream"
+)
+"""What a method that `inverts` says where it lacks both."""
+
+
 def needed(always: str, inverts: bool) -> str:
     """Return what a method needs, in words; one that `inverts` does with statistics for batch normalization."""
     return f"{always} with batch norm, or statistics" if inverts else always

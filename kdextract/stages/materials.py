@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input, read_manifest, strongest
+from ..artifacts import Input, read_header, read_manifest, strongest
 from ..errors import ConfigError
-from ..methods import Given, LiveMethod, Method, Objective
+from ..methods import TWO_WAYS, Given, LiveMethod, Method, Objective
 from ..run_dir import ArtifactRef, RunDir
 from ..stage_runner import StageContext, artifact_input
+from ..tables import is_table
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -77,8 +78,6 @@ def materials(method: Objective | LiveMethod, run: RunDir, student: str | None =
     if method.inverts and not _has_batch_norm(run):
         statistics = run.place("statistics")
         if not statistics.directory.is_dir():
-            from ..deep_inversion import TWO_WAYS
-
             raise ConfigError(TWO_WAYS)
         return Materials(statistics, competitor)
     return Materials(None, competitor)
@@ -87,8 +86,8 @@ def materials(method: Objective | LiveMethod, run: RunDir, student: str | None =
 def lacking(method: Method, run: RunDir) -> str:
     """Return what a method lacks in this run, in words, and '' if it can be used."""
     try:
-        teacher = _teacher(run)
-        if method.images_only and teacher.is_table:
+        _, spec = _header(run)
+        if method.images_only and is_table(tuple(spec["input_shape"])):
             return "images: the teacher takes rows of a table"
         if isinstance(method, Objective | LiveMethod):
             materials(method, run)
@@ -99,16 +98,14 @@ def lacking(method: Method, run: RunDir) -> str:
     return ""
 
 
-def _teacher(run: RunDir) -> Classifier:
-    from ..classifier import load_classifier
-
-    return load_classifier(run.existing("teacher", "kdx train").directory / "model.safetensors")
+def _header(run: RunDir) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of the teacher's tensors, and what its file says of the classifier."""
+    names, metadata = read_header(run.existing("teacher", "kdx train").directory / "model.safetensors")
+    return names, metadata["classifier"]
 
 
 def _has_batch_norm(run: RunDir) -> bool:
-    from ..hooks import batch_norm_layers
-
-    return bool(batch_norm_layers(_teacher(run).network))
+    return any(name.endswith("running_mean") for name in _header(run)[0])
 
 
 def _with_record(run: RunDir, name: str, record: str) -> ArtifactRef:
