@@ -305,7 +305,8 @@ def invert_as(
         flip=bool(setting("flip")),
         clip=config.clip,
     )
-    return invert(given.teacher, given.student, given.statistics, labels, weights, course, random, start, config.init)
+    init = config.init_for(shape)
+    return invert(given.teacher, given.student, given.statistics, labels, weights, course, random, start, init)
 
 
 def growing_pool(config: DreamTerms, pool: GrowingPool, given: Given, seed: int) -> InversionPool:

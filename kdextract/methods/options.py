@@ -64,7 +64,7 @@ class GameConfig(OptionSet):
 COURSES: dict[str, dict[str, float]] = {
     "small": {
         "steps": 60, "coarse_steps": 0, "lr": 0.3, "beta1": 0.9, "beta2": 0.999, "warmup": 5, "jitter": 2, "flip": 0,
-        "tv": 1e-3, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "from_noise": 6, "adapt_steps": 20,
+        "tv": 1e-3, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 100, "from_noise": 6, "adapt_steps": 10,
     },
     "cifar": {
         "steps": 2000, "coarse_steps": 0, "lr": 0.05, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
@@ -78,6 +78,7 @@ COURSES: dict[str, dict[str, float]] = {
     },
 }  # fmt: skip
 """Settings of inversion: as published for two data sets, and ours for small grey images on a CPU."""
+COURSE_INITS = {"small": "smooth", "cifar": "normal", "imagenet": "normal"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,10 @@ class DreamTerms(OptionSet):
         "is imagenet from 96 pixels a side on, cifar for other images in colour, and small for grey ones.",
         choices=sorted(COURSES),
     )
-    init: str = option(
-        "normal",
-        "What images start from: normal noise in the teacher's coordinates, or what other methods start from.",
+    init: str | None = option(
+        None,
+        "What images start from: normal noise in the teacher's coordinates, or what other methods start from; the "
+        "default is smooth with --course small, else normal.",
         choices=INITS,
     )
     coarse_steps: int | None = option(None, "Adam steps before these, at half the size.", minimum=0)
@@ -115,9 +117,17 @@ class DreamTerms(OptionSet):
             given = getattr(self, IN_DISTILL[name])
         if given is not None:
             return given
+        return COURSES[self.course_for(shape)][name]
+
+    def course_for(self, shape: tuple[int, int, int]) -> str:
+        """Return the course, as given or as images of this shape have it."""
         channels, height, width = shape
         usual = "imagenet" if max(height, width) >= 96 else "cifar" if channels > 1 else "small"
-        return COURSES[self.course or usual][name]
+        return self.course or usual
+
+    def init_for(self, shape: tuple[int, int, int]) -> str:
+        """Return what images of this shape start from."""
+        return self.init or COURSE_INITS[self.course_for(shape)]
 
 
 @dataclass(frozen=True, kw_only=True)
