@@ -20,7 +20,7 @@ from .errors import ConfigError, DivergedError
 from .hooks import BatchStatistics, batch_norm_layers, record_activations, record_batch_statistics
 from .inversion import INITIALIZERS, Curve, Inverted
 from .inversion_pool import InversionPool
-from .losses import likeness, pixel_variation, statistics_distance
+from .losses import Terms, likeness, pixel_variation, statistics_distance, total
 from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
 from .methods.registry import TWO_WAYS, Given
 from .moments import channel_moments
@@ -30,7 +30,6 @@ COMPETITION_TEMPERATURE = 3.0
 """As published."""
 
 Watch = Callable[[], list[BatchStatistics]]
-Terms = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ class _PixelBatch:
             terms = terms_of_shown(_shown(values, shrink, course, self._random))
             self.taken += 1
             self.curve.offer(self.taken, terms)
-            loss = torch.stack(list(terms.values())).sum()
+            loss = total(terms)
             (values.grad,) = torch.autograd.grad(loss, values)
             with torch.no_grad():
                 if shrink == 1:

@@ -22,11 +22,13 @@ from .hooks import (
     record_batch_statistics,
     record_features,
 )
+from .losses import Terms, total
 from .methods.options import GameConfig
 from .sources import Batch, State
 from .structured_noise import maker, structured_pool
 from .training import optimizer_state, restore_optimizer
 
+CURVE_POINTS = 200
 GRADIENT_CLIP = 5.0
 """Largest norm of a generator's gradient (ZSKT, Micaelli and Storkey 2019)."""
 
@@ -51,7 +53,7 @@ class Answers:
         return self.ask_student()
 
 
-GeneratorLoss = Callable[[Answers], torch.Tensor]
+GeneratorTerms = Callable[[Answers], Terms]
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,14 @@ class Rules:
     """How a game goes.
 
     Attributes:
-        loss: what the generator minimizes.
+        terms: of the loss that the generator minimizes.
         student_steps: student steps before each step of the generator.
         repeat: student steps that take the same images; the teacher is asked about them once.
-        watches_batch_norm: whether `loss` looks at the teacher's batch normalization.
-        watches_features: whether it looks at the teacher's features.
+        watches_batch_norm: whether `terms` look at the teacher's batch normalization.
+        watches_features: whether they look at the teacher's features.
     """
 
-    loss: GeneratorLoss
+    terms: GeneratorTerms
     student_steps: int
     repeat: int = 1
     watches_batch_norm: bool = False
@@ -107,6 +109,7 @@ class Game:
         self._updates, self._made, self._asked = 0, 0, 0
         self._kept: Batch | None = None
         self._uses_left = 0
+        self._losses: dict[str, list[float]] = {}
 
     @property
     def num_images(self) -> int:
@@ -117,6 +120,16 @@ class Game:
     def teacher_queries(self) -> int:
         """Images made for either player, and those of the pool."""
         return self._asked + (self._pool.teacher_queries if self._pool else 0)
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The generator's loss and its terms at up to `CURVE_POINTS` of its steps."""
+        steps = len(self._losses.get("loss", []))
+        every = max(1, steps // CURVE_POINTS)
+        return [
+            {"generator step": step, **{name: values[step - 1] for name, values in self._losses.items()}}
+            for step in range(every, steps + 1, every)
+        ]
 
     def update(self, student: Classifier) -> dict[str, float]:
         """Let the generator take its step if it is its turn; return its loss then, {} otherwise.
@@ -133,14 +146,18 @@ class Game:
     def _step(self, student: Classifier) -> float:
         weights = list(self._generator.parameters())
         with evaluation_mode(student), torch.enable_grad():
-            loss = self._rules.loss(self._play(student))
+            terms = self._rules.terms(self._play(student))
+            loss = total(terms)
             self._optimizer.zero_grad()
             loss.backward(inputs=weights)
-        if not math.isfinite(value := float(loss.detach())):
+        names, values = ["loss", *terms], torch.stack([loss, *terms.values()]).tolist()
+        if not math.isfinite(values[0]):
             raise DivergedError("the generator's loss is not finite; try a smaller --generator-lr")
         torch.nn.utils.clip_grad_norm_(weights, GRADIENT_CLIP)
         self._optimizer.step()
-        return value
+        for name, value in zip(names, values, strict=True):
+            self._losses.setdefault(name, []).append(value)
+        return float(values[0])
 
     def _play(self, student: Classifier) -> Answers:
         images = self._generator(self._inputs(self._config.generator_batch))
@@ -201,6 +218,7 @@ class Game:
         state["counters"] = torch.tensor([self._updates, self._made, self._asked, self._uses_left])
         if self._pool is not None:
             state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
+        state |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
         if self._uses_left and self._kept is not None and self._kept.targets is not None:
             state |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
         return state
@@ -217,6 +235,7 @@ class Game:
         self._updates, self._made, self._asked, self._uses_left = state["counters"].tolist()
         if self._pool is not None:
             self._pool.restore(below("pool."))
+        self._losses = {name: values.tolist() for name, values in below("loss.").items()}
         self._kept = None
         if "kept.images" in state:
             images = state["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from .generators.generator import Generator, GeneratorSpec, new_generator
 from .generators.sizes import largest_width
 from .hooks import count_multiply_adds
 from .images import augment, warp
+from .losses import Terms, total
 from .methods.options import GeneratorConfig
 from .sources import State
 from .training import Schedule
@@ -51,25 +52,56 @@ class Draws:
         self.random.set_state(state["random"])
 
 
+class TermLog:
+    """A `training.Monitor` that says what the terms of a loss were in the mean since the last look."""
+
+    landing = None
+
+    def __init__(self) -> None:
+        self._sums: Terms = {}
+        self._count = 0
+
+    def add(self, terms: Terms) -> None:
+        """Remember the terms of a step, on their device."""
+        for name, term in terms.items():
+            self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
+        self._count += 1
+
+    def look(self, training: object, step: int, /) -> dict[str, float]:
+        """Return the means, and forget them."""
+        means = {name: round(float(value) / self._count, 6) for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state(self) -> State:
+        """Nothing: it is saved right after a look."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """There is nothing to restore."""
+
+
 @dataclass(frozen=True)
 class GeneratorTraining:
     """A generator in training; `training.take_steps` moves its weights and those of its `helpers`.
 
     Attributes:
-        loss: draws the next batch from `draws` and returns its scalar loss.
+        terms: draws the next batch from `draws` and returns the terms of its loss.
         lr: first learning rate.
         clip: largest norm of the gradient, None for any.
         helpers: what learns beside the generator and is thrown away afterwards.
         finish: what is to be done once the generator has its last weights.
+        log: what the terms were.
     """
 
     generator: Generator
     draws: Draws
-    loss: Callable[[], torch.Tensor]
+    terms: Callable[[], Terms]
     lr: float
     clip: float | None = None
     helpers: dict[str, nn.Module] = field(default_factory=dict)
     finish: Callable[[], None] = lambda: None
+    log: TermLog = field(default_factory=lambda: TermLog())
 
     @property
     def network(self) -> nn.Module:
@@ -80,6 +112,12 @@ class GeneratorTraining:
     def device(self) -> torch.device:
         """Where it learns."""
         return self.generator.device
+
+    def loss(self) -> torch.Tensor:
+        """Return the loss of the next batch, and log its terms."""
+        terms = self.terms()
+        self.log.add(terms)
+        return total(terms)
 
     def schedule(self, steps: int) -> Schedule:
         """Adam, its rate falling to zero along a cosine."""

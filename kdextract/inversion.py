@@ -12,7 +12,7 @@ from .classifier import Classifier
 from .errors import ConfigError, DivergedError
 from .hooks import record_activations
 from .images import binomial_blur
-from .losses import standardized_error, total_variation
+from .losses import Terms, standardized_error, total, total_variation
 from .methods.options import PixelConfig
 from .patterns import level_lines, smooth_fields, structured_images
 from .statistics import LAYERS, Statistics
@@ -86,9 +86,9 @@ class Curve:
 
     def __init__(self, steps: int) -> None:
         self._every, self._steps = max(1, steps // CURVE_POINTS), steps
-        self._points: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._points: list[tuple[int, Terms]] = []
 
-    def offer(self, step: int, terms: dict[str, torch.Tensor]) -> None:
+    def offer(self, step: int, terms: Terms) -> None:
         """Keep the terms of step number `step`, counted from 1, if it is one to keep."""
         if step % self._every == 0 or step in (1, self._steps):
             self._points.append((step, {name: term.detach() for name, term in terms.items()}))
@@ -224,7 +224,7 @@ def optimize_pixels(
         if config.tv:
             terms["tv"] = config.tv * total_variation(images)
         curve.offer(step, terms)
-        last = torch.stack(list(terms.values())).sum()
+        last = total(terms)
         (images.grad,) = torch.autograd.grad(last, images)
         optimizer.step()
         with torch.no_grad():

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+
+Terms = dict[str, torch.Tensor]
+"""The weighted terms of a loss, by name."""
+
+
+def total(terms: Terms) -> torch.Tensor:
+    """Return the loss whose terms these are: their sum, in their order."""
+    return functools.reduce(operator.add, terms.values())
+
 
 DistillationLoss = Callable[[torch.Tensor, torch.Tensor, float, bool], torch.Tensor]
 

@@ -73,11 +73,11 @@ class Described(Protocol):
 
 @runtime_checkable
 class Optimized(Protocol):
-    """A source whose images were optimized."""
+    """A source whose images are optimized, or whose generator is."""
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The terms that the loss of each batch ended with: {batch, loss, term ...}."""
+        """A loss and its terms over time: {batch or step, loss, term ...}; the first column is the time."""
         ...
 
 

@@ -18,7 +18,7 @@ from kdextract.errors import DivergedError, UsageError
 from kdextract.game import Answers, Game, Rules, open_game
 from kdextract.generators.makers import LATENT, MAKERS, NARROWEST, WIDEST, fitting_width, multiply_adds
 from kdextract.hooks import count_multiply_adds
-from kdextract.losses import class_imbalance, kl_divergence, logit_l1, one_hot_error
+from kdextract.losses import Terms, class_imbalance, kl_divergence, logit_l1, one_hot_error
 from kdextract.methods import live_method
 from kdextract.methods.options import STARTS, GameConfig
 from kdextract.structured_noise import structured_pool
@@ -41,8 +41,8 @@ def student() -> Classifier:
     return classifier(seed=1).train()
 
 
-def difference(answers: Answers) -> torch.Tensor:
-    return -logit_l1(answers.student, answers.teacher, 1.0, False)
+def difference(answers: Answers) -> Terms:
+    return {"l1": -logit_l1(answers.student, answers.teacher, 1.0, False)}
 
 
 # ---- generators ---------------------------------------------------------------------------------------------------
@@ -289,21 +289,21 @@ def test_batch_norm_counts_where_there_is_any() -> None:
 def test_a_game_that_does_not_watch_batch_norm_does_not_see_it(teacher: Classifier, student: Classifier) -> None:
     seen = []
 
-    def loss(answers: Answers) -> torch.Tensor:
+    def terms(answers: Answers) -> Terms:
         seen.append(len(answers.batch_norm))
         assert answers.student.shape == answers.teacher.shape == (6, 4)
         return difference(answers)
 
     config = GameConfig(pool=100, fresh=4, generator_batch=6)
     for watches in (False, True):
-        drawn(open_game(teacher, Rules(loss, 1, watches_batch_norm=watches), config, 0), student, steps=2)
+        drawn(open_game(teacher, Rules(terms, 1, watches_batch_norm=watches), config, 0), student, steps=2)
     assert seen == [0, 2]
 
 
 def test_gradients_are_clipped(teacher: Classifier, student: Classifier) -> None:
     """Adam's first moment is a tenth of the first gradient."""
     config = GameConfig(start="noise", replay=0.0, generator_batch=6)
-    game = open_game(teacher, Rules(lambda answers: 1e4 * difference(answers), 1), config, 0)
+    game = open_game(teacher, Rules(lambda answers: {"l1": 1e4 * difference(answers)["l1"]}, 1), config, 0)
     drawn(game, student, steps=2)
     moments = [tensor.square().sum() for name, tensor in game.state().items() if name.endswith("exp_avg")]
     assert float(torch.stack(moments).sum().sqrt()) == pytest.approx(0.5, rel=1e-3)
@@ -311,7 +311,7 @@ def test_gradients_are_clipped(teacher: Classifier, student: Classifier) -> None
 
 def test_a_loss_that_is_not_finite_is_an_error(teacher: Classifier, student: Classifier) -> None:
     config = GameConfig(start="noise", replay=0.0, generator_batch=6)
-    game = open_game(teacher, Rules(lambda answers: difference(answers) / 0, 1), config, 0)
+    game = open_game(teacher, Rules(lambda answers: {"l1": difference(answers)["l1"] / 0}, 1), config, 0)
     with pytest.raises(DivergedError, match="--generator-lr"):
         drawn(game, student, steps=2)
 
@@ -319,6 +319,23 @@ def test_a_loss_that_is_not_finite_is_an_error(teacher: Classifier, student: Cla
 def test_a_batch_of_another_size_is_not_the_kept_one(teacher: Classifier, student: Classifier) -> None:
     game = opened("zskt", teacher, repeat=5, replay=0.0)
     assert [len(game.sample(count).images) for count in (6, 6, 3)] == [6, 6, 3]
+
+
+def test_the_curve_has_every_step_and_term(teacher: Classifier, student: Classifier) -> None:
+    game = opened("dafl", teacher, student_steps=2)
+    assert isinstance(game, Game)
+    assert game.curve == []
+    told = [game.update(student).get("generator_loss") for _ in range(7)]
+    losses = [loss for loss in told if loss is not None]
+    assert [row["generator step"] for row in game.curve] == [1, 2, 3]
+    assert [row["loss"] for row in game.curve] == losses
+    for row in game.curve:
+        assert row.keys() == {"generator step", "loss", "oh", "ie", "act"}
+        assert row["oh"] + row["ie"] + row["act"] == pytest.approx(row["loss"], rel=1e-5)
+    other = opened("dafl", teacher, student_steps=2)
+    assert isinstance(other, Game)
+    other.restore(game.state())
+    assert other.curve == game.curve
 
 
 def test_rules_are_frozen() -> None:

@@ -83,7 +83,7 @@ def test_it_makes_generators_from_the_teacher_alone(way: str, teacher_run: Path)
     assert torch.equal(images[0][:2], files[0](noise[:2], labels[:2]).contiguous()) or torch.allclose(
         images[0][:2], files[0](noise[:2], labels[:2]), atol=1e-6
     )
-    for picture in ("grid.png", "walk.png"):
+    for picture in ("grid.png", "walk.png", "terms.png"):
         assert Image.open(outcome.directory / picture).size[1] > 100
 
 
@@ -473,3 +473,15 @@ def test_presets_run_on_small_files_of_their_data(
     )
     scores = kdextract.evaluate(run=run, artifact=student.manifest.label, data_dir=tmp_path, threads=1).manifest.metrics
     assert scores["num_images"] == 40
+
+
+@pytest.mark.parametrize("method", generator_names())
+def test_terms_are_logged_between_looks(method: str, normalized_teacher: Classifier) -> None:
+    chosen = generator_method(method)
+    training = chosen.set_up(normalized_teacher, chosen.config(batch_size=8), 0, None)
+    training.network.train()
+    losses = [float(training.loss().detach()) for _ in range(3)]
+    row = training.log.look(training, 3)
+    assert len(row) >= 2
+    assert sum(row.values()) == pytest.approx(sum(losses) / 3, rel=1e-3, abs=1e-4)
+    assert training.log.look(training, 4) == {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..game import Answers, Game
     from ..generator_training import GeneratorTraining, Samples
+    from ..losses import Terms
 
 SOURCE = "Chen et al. 2019, equations 2 to 5"
 
@@ -32,8 +33,8 @@ class DaflWeights(OptionSet):
     act: float = option(0.1, "Weight of the mean size of the teacher's features.", minimum=0)
     ie: float = option(5.0, "Weight of the classes' entropy in a batch, as a share of the largest.", minimum=0)
 
-    def loss(self, logits: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Return the loss of a batch from the teacher's logits [batch, K] and features [batch, units].
+    def terms(self, logits: torch.Tensor, features: torch.Tensor) -> Terms:
+        """Return the terms of the loss of a batch from the teacher's logits [batch, K] and features [batch, units].
 
         The published entropy has a decimal logarithm and grows with the number of classes; here it is a share of the
         largest, so that one weight fits all.
@@ -41,8 +42,8 @@ class DaflWeights(OptionSet):
         from ..losses import class_imbalance, one_hot_error
 
         evenness = class_imbalance(logits) / math.log(logits.shape[1])
-        total = self.oh * one_hot_error(logits) + self.ie * evenness
-        return total - self.act * features.abs().mean() if self.act else total
+        terms = {"oh": self.oh * one_hot_error(logits), "ie": self.ie * evenness}
+        return {**terms, "act": -self.act * features.abs().mean()} if self.act else terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,10 @@ def dafl(given: Given, config: DaflConfig, seed: int) -> Game:
     """A generator seeks images that the teacher is sure of, with strong features and all classes alike."""
     from ..game import Rules, open_game
 
-    def loss(answers: Answers) -> torch.Tensor:
-        return config.loss(answers.teacher, answers.features)
+    def terms(answers: Answers) -> Terms:
+        return config.terms(answers.teacher, answers.features)
 
-    return open_game(given.teacher, Rules(loss, config.student_steps, watches_features=config.act > 0), config, seed)
+    return open_game(given.teacher, Rules(terms, config.student_steps, watches_features=config.act > 0), config, seed)
 
 
 @register_generator("dafl", config=DaflGeneratorConfig, source=SOURCE)
@@ -89,9 +90,9 @@ def dafl_generator(
     generator = sized_generator(teacher, "latent", {}, config.width, seed)
     draws = draws_for(generator, config, seed)
 
-    def loss() -> torch.Tensor:
+    def terms() -> Terms:
         with record_features(teacher) as features:
             logits = teacher(generator(*draws.next()))
-        return config.loss(logits, features[-1])
+        return config.terms(logits, features[-1])
 
-    return GeneratorTraining(generator, draws, loss, 1e-3 if config.lr is None else config.lr)
+    return GeneratorTraining(generator, draws, terms, 1e-3 if config.lr is None else config.lr)

@@ -13,9 +13,8 @@ from .options import GameConfig
 from .registry import Given, register_live
 
 if TYPE_CHECKING:
-    import torch
-
     from ..game import Answers, Game
+    from ..losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ def dfad(given: Given, config: DfadConfig, seed: int) -> Game:
     from ..game import Rules, open_game
     from ..losses import logit_l1
 
-    def loss(answers: Answers) -> torch.Tensor:
-        return -logit_l1(answers.student, answers.teacher, 1.0, False)
+    def terms(answers: Answers) -> Terms:
+        return {"l1": -logit_l1(answers.student, answers.teacher, 1.0, False)}
 
-    return open_game(given.teacher, Rules(loss, config.student_steps), config, seed)
+    return open_game(given.teacher, Rules(terms, config.student_steps), config, seed)

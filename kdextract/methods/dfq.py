@@ -16,9 +16,8 @@ from .options import GameConfig
 from .registry import Given, register_live
 
 if TYPE_CHECKING:
-    import torch
-
     from ..game import Answers, Game
+    from ..losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +45,19 @@ def dfq(given: Given, config: DfqConfig, seed: int) -> Game:
     from ..game import Rules, open_game
     from ..losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
 
-    def loss(answers: Answers) -> torch.Tensor:
-        total = (
-            config.oh * one_hot_error(answers.teacher)
-            - config.adv * agreed_kl(answers.student, answers.teacher)
-            + config.bal * class_imbalance(answers.teacher)
-        )
+    def terms(answers: Answers) -> Terms:
+        terms = {
+            "oh": config.oh * one_hot_error(answers.teacher),
+            "adv": -config.adv * agreed_kl(answers.student, answers.teacher),
+            "bal": config.bal * class_imbalance(answers.teacher),
+        }
         if not answers.batch_norm:
-            return total
+            return terms
         distances = [
             statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
             for layer in answers.batch_norm
         ]
-        return total + config.bn * torch.stack(distances).sum()
+        return {**terms, "bn": config.bn * torch.stack(distances).sum()}
 
-    rules = Rules(loss, config.student_steps, watches_batch_norm=config.bn > 0)
+    rules = Rules(terms, config.student_steps, watches_batch_norm=config.bn > 0)
     return open_game(given.teacher, rules, config, seed)

@@ -19,10 +19,9 @@ from .options import GeneratorConfig, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
-    import torch
-
     from ..classifier import Classifier
     from ..generator_training import GeneratorTraining, Samples
+    from ..losses import Terms
 
 FLOWS: dict[str, dict[str, int]] = {
     "nice": {"couplings": 8},
@@ -77,19 +76,19 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
     flow = generator.network
     assert isinstance(flow, Flow)
 
-    def loss() -> torch.Tensor:
+    def terms() -> Terms:
         noise, labels = draws.next()
         images, divergence = flow.transform_with_divergence(noise, labels)
         with record_batch_statistics(teacher) as layers:
-            total = F.cross_entropy(teacher(images), labels) + config.spread * divergence.mean()
-        if config.bn:
-            for index, layer in enumerate(layers.values()):
-                distance = statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
-                total = total + config.bn * (FIRST_LAYER if index == 0 else 1.0) * distance
+            found = {"ce": F.cross_entropy(teacher(images), labels), "spread": config.spread * divergence.mean()}
+        if config.bn and layers:
+            distances = [statistics_distance(s.mean, s.variance, s.kept_mean, s.kept_variance) for s in layers.values()]
+            distances[0] = FIRST_LAYER * distances[0]
+            found["bn"] = config.bn * torch.stack(distances).sum()
         if samples is not None:
             images = dequantized(samples.images, draws.random)
-            total = total - config.aided * flow.log_prob(images, samples.labels).mean()
-        return total
+            found["aided"] = -config.aided * flow.log_prob(images, samples.labels).mean()
+        return found
 
     def finish() -> None:
         if samples is None:
@@ -101,4 +100,4 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
         generator.remember(noise, copies.labels)
 
     lr = 1e-3 if config.lr is None else config.lr
-    return GeneratorTraining(generator, draws, loss, lr, clip=MAX_GRADIENT, finish=finish)
+    return GeneratorTraining(generator, draws, terms, lr, clip=MAX_GRADIENT, finish=finish)

@@ -15,10 +15,9 @@ from .options import GeneratorConfig, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
-    import torch
-
     from ..classifier import Classifier
     from ..generator_training import GeneratorTraining, Samples
+    from ..losses import Terms
 
 PRESETS: dict[str, dict[str, float]] = {
     "diverse": {"decoder_layers": 1, "lr": 2e-3, "alpha": 5, "beta": 10},
@@ -87,13 +86,13 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
         decoder = NoiseDecoder(teacher.input_shape, layers, DECODER_WIDTH).to(teacher.device)
     draws = draws_for(generator, config, seed)
 
-    def loss() -> torch.Tensor:
+    def terms() -> Terms:
         noise, labels = draws.next()
         images = generator(noise, labels)
-        total = F.cross_entropy(teacher(images), labels)
+        found = {"ce": F.cross_entropy(teacher(images), labels)}
         if alpha:
-            total = total + alpha * F.mse_loss(decoder(images), noise)
-        return total + beta * sameness(images / teacher.std, noise) if beta else total
+            found["noise"] = alpha * F.mse_loss(decoder(images), noise)
+        return {**found, "sameness": beta * sameness(images / teacher.std, noise)} if beta else found
 
     lr = config.setting("lr", is_table)
-    return GeneratorTraining(generator, draws, loss, lr, helpers={"decoder": decoder})
+    return GeneratorTraining(generator, draws, terms, lr, helpers={"decoder": decoder})

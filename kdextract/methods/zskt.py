@@ -14,9 +14,8 @@ from .options import GameConfig
 from .registry import Given, register_live
 
 if TYPE_CHECKING:
-    import torch
-
     from ..game import Answers, Game
+    from ..losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ def zskt(given: Given, config: ZsktConfig, seed: int) -> Game:
     from ..game import Rules, open_game
     from ..losses import kl_divergence
 
-    def loss(answers: Answers) -> torch.Tensor:
-        return -kl_divergence(answers.student, answers.teacher, 1.0, False)
+    def terms(answers: Answers) -> Terms:
+        return {"kl": -kl_divergence(answers.student, answers.teacher, 1.0, False)}
 
-    return open_game(given.teacher, Rules(loss, config.student_steps, config.repeat), config, seed)
+    return open_game(given.teacher, Rules(terms, config.student_steps, config.repeat), config, seed)

@@ -117,13 +117,13 @@ def term_curves(rows: list[dict[str, float]], along: str = "step") -> bytes:
     """Return a PNG picture of the terms of a loss, mean over rows of the same step; equal rows give equal bytes.
 
     Args:
-        rows: {batch, step, loss, term ...}, each with the same terms.
+        rows: {batch or generator, step, loss, term ...}, each with the same terms.
         along: `step`, or another column of `rows` to go along.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = [name for name in rows[0] if name not in ("batch", "step")]
+    names = sorted(name for name in rows[0] if name not in ("batch", "generator", "step", along))
     by_step: dict[float, list[dict[str, float]]] = {}
     for row in rows:
         by_step.setdefault(row[along], []).append(row)

@@ -86,6 +86,7 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
     from ..generator_training import multiply_adds
     from ..generators.generator import encode_generator
     from ..hooks import count_multiply_adds
+    from ..report.curves import term_curves
 
     teacher = context.teacher()
     options = config.method_config()
@@ -101,6 +102,7 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
     for index, generator in enumerate(trained):
         context.write(f"generator-{index}.safetensors", encode_generator(generator))
     context.write_metrics(rows)
+    context.write("terms.png", term_curves([{k: v for k, v in row.items() if k != "lr"} for row in rows]))
     asked = options.generators * options.steps * options.batch_size
     context.count(images=asked, teacher_queries=asked)
     blank = teacher.mean.new_zeros((1, *teacher.input_shape))
@@ -155,7 +157,7 @@ def _train(
     if options.generators > 1:
         title = f"{title} {index + 1}/{options.generators}"
     schedule, members = training.schedule(options.steps), dict[str, Stateful](draws=training.draws)
-    rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title)
+    rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title, training.log)
     chapters.close(training.generator.network.state_dict(), rows)
     training.finish()
     return training.generator.frozen(), rows

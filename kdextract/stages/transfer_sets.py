@@ -100,8 +100,8 @@ def show_source(config: VerifierConfig, context: StageContext, teacher: Classifi
     answers = probabilities.argmax(1)
     context.count(teacher_queries=len(images))
     context.write("grid.png", class_grid(images, answers, probabilities, teacher.spec.class_names))
-    if isinstance(source, Optimized):
-        context.write("terms.png", term_curves(source.curve, "batch"))
+    if isinstance(source, Optimized) and source.curve:
+        context.write("terms.png", term_curves(source.curve, next(iter(source.curve[0]))))
     if config.verifier is None:
         return {}
     return {"verifier_agrees_with_teacher": _agreement(Path(config.verifier), context, images, answers, teacher)}
