@@ -14,8 +14,8 @@ TRIAL_SHARE = 0.03
 """Share of the budget that goes into finding out how long a step takes."""
 MARGIN = 0.1
 """Share that is kept back for looks and snapshots; a student that is late all the same lands early (`observer.py`)."""
-CLOSING_SECONDS = 2.0
-"""For the estimate and the files at the end."""
+CLOSING_SECONDS = 3.0
+"""For the estimate, the pictures and the files at the end."""
 
 
 def parse_duration(text: str) -> float:
