@@ -24,7 +24,7 @@ from kdextract.nearest import in_features, in_pixels, nearest
 
 def test_nearest_is_what_scipy_finds() -> None:
     random = np.random.default_rng(0)
-    points, others = random.normal(size=(7, 5)), random.normal(size=(40, 5))
+    points, others = random.normal(size=(7, 5)), random.normal(size=(40, 11))
     found = nearest(torch.from_numpy(points), torch.from_numpy(others), 3)
     distances = cdist(points, others)
     assert found.indices.tolist() == distances.argsort(1)[:, :3].tolist()
@@ -74,7 +74,7 @@ def test_copies_are_found_out(space: str, finished_run: Path, tmp_path: Path) ->
     assert copies.real_data == ({"spec": "digits", "split": "train", "purpose": "neighbours"},)
     assert [entry.role for entry in copies.inputs] == ["teacher", "transfer-set", "data"]
     folder = run / "neighbours" / "all_layers"
-    assert np.load(folder / "neighbours.npy").shape == (40, 5)
+    assert np.load(folder / "neighbours.npy").shape == (40, 11)
     width, height = Image.open(folder / "neighbours.png").size
     assert width > 600
     assert height > 400

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..classifier import Classifier
 
-SHOWN = 5
+SHOWN = 11
 
 
 @dataclass(frozen=True, kw_only=True)
