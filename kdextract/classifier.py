@@ -93,7 +93,10 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, K] for pixels [batch, channels, height, width] in [0, 1]."""
-        values = (pixels - self.mean) / self.std
+        return self.of_normalized((pixels - self.mean) / self.std)
+
+    def of_normalized(self, values: torch.Tensor) -> torch.Tensor:
+        """Return logits [batch, K] for pixels that are normalized already."""
         if self._precision is None:
             return self.network(values)
         with torch.autocast(values.device.type, self._precision):

@@ -20,7 +20,7 @@ from .errors import ConfigError, DivergedError
 from .hooks import BatchStatistics, batch_norm_layers, record_activations, record_batch_statistics
 from .inversion import INITIALIZERS, Curve, Inverted
 from .inversion_pool import InversionPool
-from .losses import Terms, likeness, pixel_variation, statistics_distance, total
+from .losses import Terms, likeness, mean_variation, pixel_variation, statistics_distance, total
 from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
 from .methods.registry import TWO_WAYS, Given
 from .moments import channel_moments
@@ -135,12 +135,11 @@ def terms_of(
         labels: int64 [batch].
         watch: what `watch_statistics` yields; None where `bn` weighs nothing.
     """
-    pixels = teacher.mean + teacher.std * values
-    logits = teacher(pixels)
+    logits = teacher.of_normalized(values)
     terms = {"ce": weights.ce * F.cross_entropy(logits, labels)}
     if weights.tv or weights.tv_l1:
-        norms, means = pixel_variation(values)
-        terms["tv"] = weights.tv * norms + weights.tv_l1 * means
+        kinds = ((weights.tv, pixel_variation), (weights.tv_l1, mean_variation))
+        terms["tv"] = torch.stack([weight * variation(values) for weight, variation in kinds if weight]).sum()
     if weights.l2:
         terms["l2"] = weights.l2 * torch.linalg.vector_norm(values)
     if watch is not None:
@@ -148,6 +147,7 @@ def terms_of(
         distances[0] = distances[0] * weights.first_bn
         terms["bn"] = weights.bn * torch.stack(distances).sum()
     if student is not None and weights.compete:
+        pixels = teacher.mean + teacher.std * values
         terms["compete"] = weights.compete * likeness(student(pixels), logits, COMPETITION_TEMPERATURE)
     return terms
 

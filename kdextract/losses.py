@@ -6,9 +6,11 @@ import functools
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 Terms = dict[str, torch.Tensor]
 """The weighted terms of a loss, by name."""
@@ -127,24 +129,58 @@ def total_variation(images: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def pixel_variation(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the total variation of DeepInversion, as norms and as means (Yin et al. 2020, R_TV, and their code).
+def pixel_variation(images: torch.Tensor) -> torch.Tensor:
+    """Return the total variation of DeepInversion (Yin et al. 2020, R_TV).
 
-    Differences of neighbours are taken across, down and along both diagonals. The first result adds the four
-    Euclidean norms over the whole batch, the second the four mean absolute differences.
+    Differences of neighbours are taken across, down and along both diagonals; their four Euclidean norms, each over the
+    whole batch, are added.
 
     Args:
         images: [batch, channels, height, width], at least 2 x 2.
     """
-    differences = (
-        images[..., :, :-1] - images[..., :, 1:],
-        images[..., :-1, :] - images[..., 1:, :],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-        images[..., :-1, :-1] - images[..., 1:, 1:],
-    )
-    norms = torch.stack([torch.linalg.vector_norm(difference) for difference in differences])
-    means = torch.stack([difference.abs().mean() for difference in differences])
-    return norms.sum(), means.sum()
+    total: torch.Tensor = _PixelVariation.apply(images)
+    return total
+
+
+def mean_variation(images: torch.Tensor) -> torch.Tensor:
+    """Return the four mean absolute differences of neighbours, added (the authors' code for ImageNet).
+
+    Args:
+        images: as in `pixel_variation`.
+    """
+    return torch.stack([(images[one] - images[other]).abs().mean() for one, other in _NEIGHBOURS]).sum()
+
+
+_BUT_FIRST, _BUT_LAST, _ALL = slice(1, None), slice(None, -1), slice(None)
+_NEIGHBOURS = [
+    ((..., _ALL, _BUT_LAST), (..., _ALL, _BUT_FIRST)),
+    ((..., _BUT_LAST, _ALL), (..., _BUT_FIRST, _ALL)),
+    ((..., _BUT_FIRST, _BUT_LAST), (..., _BUT_LAST, _BUT_FIRST)),
+    ((..., _BUT_LAST, _BUT_LAST), (..., _BUT_FIRST, _BUT_FIRST)),
+]
+"""Pixels and their neighbours, as indices of a batch: right, below, above to the right, below to the right."""
+
+
+class _PixelVariation(torch.autograd.Function):
+    """With the gradient at hand: autograd would pad each of the eight slices to the size of the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+        norms, gradient = [], torch.zeros_like(images)
+        for one, other in _NEIGHBOURS:
+            difference = images[one] - images[other]
+            norms.append(torch.linalg.vector_norm(difference))
+            difference /= norms[-1].clamp_min(torch.finfo(images.dtype).tiny)
+            gradient[one] += difference
+            gradient[other] -= difference
+        ctx.save_for_backward(gradient)
+        return torch.stack(norms).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient
 
 
 def likeness(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

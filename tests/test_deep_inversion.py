@@ -27,7 +27,7 @@ from kdextract.hooks import record_activations
 from kdextract.images import fit_images, to_pixels, to_uint8
 from kdextract.inversion import INITIALIZERS, Inverted
 from kdextract.inversion_pool import InversionPool
-from kdextract.losses import likeness, pixel_variation
+from kdextract.losses import likeness, mean_variation, pixel_variation
 from kdextract.methods.options import COURSES, INITS, DreamTerms
 from kdextract.statistics import StatisticsOptions, compute_statistics
 
@@ -53,9 +53,17 @@ def test_variation_is_that_of_numpy(batch: int, channels: int, height: int, widt
         x[..., 1:, 1:] - x[..., :-1, :-1],
         x[..., 1:, :-1] - x[..., :-1, 1:],
     ]
-    norms, means = pixel_variation(images)
+    norms, means = pixel_variation(images), mean_variation(images)
     assert float(norms) == pytest.approx(sum(np.sqrt((part**2).sum()) for part in shifted))
     assert float(means) == pytest.approx(sum(np.abs(part).mean() for part in shifted))
+
+
+def test_the_gradient_of_variation_is_that_of_finite_differences() -> None:
+    images = torch.randn((2, 2, 4, 5), generator=seeded(), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pixel_variation, (images,))
+    flat = torch.zeros((2, 1, 3, 3), requires_grad=True)
+    (gradient,) = torch.autograd.grad(pixel_variation(flat), flat)
+    assert torch.equal(gradient, torch.zeros_like(flat))
 
 
 @repeatable
@@ -83,7 +91,7 @@ def test_terms_are_those_of_a_forward_pass_by_hand(batch_norm: bool) -> None:
         answers = student(pixels)
     shifted = logits - logits.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    norms, means = pixel_variation(values)
+    norms, means = pixel_variation(values), mean_variation(values)
     expected = {
         "ce": -2 * log_p[np.arange(6), labels.numpy()].mean(),
         "tv": 0.3 * float(norms) + 0.7 * float(means),
