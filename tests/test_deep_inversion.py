@@ -28,6 +28,7 @@ from kdextract.images import fit_images, to_pixels, to_uint8
 from kdextract.inversion import INITIALIZERS, Inverted
 from kdextract.inversion_pool import InversionPool
 from kdextract.losses import likeness, mean_variation, pixel_variation
+from kdextract.methods.adaptive_deep_inversion import AdaptiveConfig, LiveAdaptiveConfig
 from kdextract.methods.options import COURSES, INITS, DreamTerms
 from kdextract.statistics import StatisticsOptions, compute_statistics
 
@@ -239,6 +240,11 @@ def test_settings_are_those_of_the_course() -> None:
     assert DreamTerms().setting("jitter", (3, 224, 224)) == COURSES["imagenet"]["jitter"]
     assert DreamTerms(course="cifar").setting("beta1", (3, 224, 224)) == 0.9
     assert DreamTerms(jitter=0).setting("jitter", (3, 224, 224)) == 0
+    assert AdaptiveConfig().setting("compete", (1, 28, 28)) == 10
+    assert LiveAdaptiveConfig().setting("compete", (1, 28, 28)) == 100
+    assert LiveAdaptiveConfig(compete=3.0).setting("compete", (1, 28, 28)) == 3
+    assert LiveAdaptiveConfig(pixel_steps=7).setting("steps", (1, 28, 28)) == 7
+    assert [DreamTerms().init_for(shape) for shape in ((1, 28, 28), (3, 32, 32))] == ["smooth", "normal"]
     names = {frozenset(course) for course in COURSES.values()}
     assert len(names) == 1
 

@@ -64,20 +64,24 @@ class GameConfig(OptionSet):
 COURSES: dict[str, dict[str, float]] = {
     "small": {
         "steps": 60, "coarse_steps": 0, "lr": 0.3, "beta1": 0.9, "beta2": 0.999, "warmup": 5, "jitter": 2, "flip": 0,
-        "tv": 1e-3, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 100, "from_noise": 6, "adapt_steps": 10,
+        "tv": 1e-3, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "live_compete": 100,
+        "from_noise": 6, "adapt_steps": 10,
     },
     "cifar": {
         "steps": 2000, "coarse_steps": 0, "lr": 0.05, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
-        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "from_noise": 0,
-        "adapt_steps": 500,
+        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "live_compete": 10,
+        "from_noise": 0, "adapt_steps": 500,
     },
     "imagenet": {
         "steps": 1000, "coarse_steps": 2000, "lr": 0.25, "beta1": 0.5, "beta2": 0.9, "warmup": 100, "jitter": 30,
-        "flip": 1, "tv": 1e-4, "tv_l1": 0, "l2": 1e-5, "bn": 0.01, "first_bn": 10, "compete": 0.2,
+        "flip": 1, "tv": 1e-4, "tv_l1": 0, "l2": 1e-5, "bn": 0.01, "first_bn": 10, "compete": 0.2, "live_compete": 0.2,
         "from_noise": 0, "adapt_steps": 500,
     },
 }  # fmt: skip
-"""Settings of inversion: as published for two data sets, and ours for small grey images on a CPU."""
+"""Settings of inversion: as published for two data sets, and ours for small grey images on a CPU.
+
+Images of a live pool may lose the class that they were begun for: it is the teacher's answer that counts.
+"""
 COURSE_INITS = {"small": "smooth", "cifar": "normal", "imagenet": "normal"}
 
 
@@ -117,7 +121,8 @@ class DreamTerms(OptionSet):
             given = getattr(self, IN_DISTILL[name])
         if given is not None:
             return given
-        return COURSES[self.course_for(shape)][name]
+        live = isinstance(self, GrowingPool) and name == "compete"
+        return COURSES[self.course_for(shape)]["live_compete" if live else name]
 
     def course_for(self, shape: tuple[int, int, int]) -> str:
         """Return the course, as given or as images of this shape have it."""
