@@ -292,6 +292,7 @@ def test_only_the_stages_that_may_reach_that_module() -> None:
     assert sorted(name for name, names in callers.items() if "open_real_data" in names) == [
         "stages/compute_stats.py",
         "stages/evaluate.py",
+        "stages/neighbours.py",
         "stages/student_source.py",
         "stages/train.py",
         "stages/train_generator.py",

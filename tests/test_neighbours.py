@@ -24,7 +24,7 @@ from kdextract.nearest import in_features, in_pixels, nearest
 
 def test_nearest_is_what_scipy_finds() -> None:
     random = np.random.default_rng(0)
-    points, others = random.normal(size=(7, 5)), random.normal(size=(40, 11))
+    points, others = random.normal(size=(7, 5)), random.normal(size=(40, 5))
     found = nearest(torch.from_numpy(points), torch.from_numpy(others), 3)
     distances = cdist(points, others)
     assert found.indices.tolist() == distances.argsort(1)[:, :3].tolist()

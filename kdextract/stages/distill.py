@@ -213,7 +213,8 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         result = loop.run(student, steps, context.checkpoints, context.reporter, observer)
     taken = int(result.rows[-1]["step"])
     queries = result.teacher_queries + source.teacher_queries
-    context.count(images=source.num_images, teacher_queries=queries, student_steps=taken)
+    num_images = source.num_images
+    context.count(images=num_images, teacher_queries=queries, student_steps=taken)
     context.budget["seconds"]["synthesis"] = round(result.source_seconds, 2)
     context.write("model.safetensors", encode_classifier(student))
     context.write_metrics(result.rows)
@@ -230,7 +231,7 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "teacher_parameters": teacher.num_parameters,
         "inherited": inherited,
         "source": Path(choice.name).name if choice.kind in STORED else choice.name,
-        "num_images": source.num_images,
+        "num_images": num_images,
         "steps": taken,
         "stopped_early": taken < steps,
         "loss": result.rows[-1]["loss"],
