@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from .models import InputShape, architecture
+from .hooks import evaluation_mode, last_layer
+from .models import InputShape
 from .models.factorized import LayerRanks, factorize
+from .networks.build import Blueprint
+from .networks.code import Code
+from .networks.heads import KINDS, Head
+from .networks.names import parse_name
+from .networks.program import Program
 from .tensor_files import encode_safetensors, read_safetensors, rebuilding
+
+MODEL_FILE = "model.safetensors"
+PROGRAM_TENSOR = "program"
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,8 @@ class ClassifierSpec:
 
     `input_shape` is (channels, height, width) in pixels; `mean` and `std` hold one value per channel, in pixel units
     of [0, 1]; `class_names` has one entry per class. `factors` names the layers that are taken apart, with their ranks
-    (see `models.factorized`).
+    (see `models.factorized`). `code` is the file of the user's function that builds the network, if one does; `head`
+    says what the network answers; `feature_layer` names the layer whose inputs are its features, if it is not the last.
     """
 
     architecture: str
@@ -30,6 +42,9 @@ class ClassifierSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     factors: tuple[LayerRanks, ...] = ()
+    code: Code | None = None
+    head: Head = Head()
+    feature_layer: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -41,9 +56,28 @@ class ClassifierSpec:
         """Whether its inputs are rows of a table: one channel, one line of features."""
         return self.input_shape[:2] == (1, 1)
 
-    def build(self) -> nn.Module:
-        """Return the network, freshly initialized. Raises `KdxError` when there is no such network."""
-        return factorize(architecture(self.architecture).build(self.input_shape, self.num_classes), self.factors)
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the network is none of the package's own."""
+        return parse_name(self.architecture).is_foreign
+
+    def blueprint(self, program: bytes | None = None) -> Blueprint:
+        """Return what the network is built from, layers taken apart aside."""
+        return Blueprint(parse_name(self.architecture), self.code, program)
+
+    def build(self, program: bytes | None = None) -> nn.Module:
+        """Return the network, freshly initialized. Raises `KdxError` when there is no such network.
+
+        Args:
+            program: the bytes of the `.pt2` file, where the network is one.
+        """
+        return factorize(self.blueprint(program).build(self.input_shape, self.num_classes), self.factors)
+
+    def student(self, architecture: str, code: Code | None = None, head: Head | None = None) -> ClassifierSpec:
+        """Return the spec of another network for the same images and classes."""
+        return replace(
+            self, architecture=architecture, factors=(), code=code, head=head or Head(), feature_layer=None
+        )
 
 
 class Classifier(nn.Module):
@@ -57,14 +91,16 @@ class Classifier(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, spec: ClassifierSpec) -> None:
+    def __init__(self, spec: ClassifierSpec, network: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.network = spec.build()
+        self.network = spec.build() if network is None else network
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
         self._precision: torch.dtype | None = None
         self._compiled = False
+        self._own_code = spec.code is not None or isinstance(self.network, Program)
+        self._number = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
     @property
     def input_shape(self) -> InputShape:
@@ -97,10 +133,13 @@ class Classifier(nn.Module):
 
     def of_normalized(self, values: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, K] for pixels that are normalized already."""
-        if self._precision is None:
-            return self.network(values)
+        values = values.to(self._number)
+        if self._own_code:  # which may view a tensor in ways that only the usual layout allows
+            values = values.contiguous()
+        if self._precision is None or self._number != torch.float32:
+            return self.spec.head.logits(self.network(values))
         with torch.autocast(values.device.type, self._precision):
-            return self.network(values).float()
+            return self.spec.head.logits(self.network(values))
 
     def placed(self, device: torch.device, precision: torch.dtype | None = None, compiled: bool = False) -> Classifier:
         """Move the classifier to `device`, in the memory layout that convolutions are fastest in, and return it.
@@ -110,7 +149,8 @@ class Classifier(nn.Module):
             compiled: whether `torch.compile` makes the network faster from its first batch on.
         """
         self.to(device)
-        self.network.to(memory_format=torch.channels_last)
+        if not self._own_code:
+            self.network.to(memory_format=torch.channels_last)
         self._precision, self._compiled = precision, compiled
         if compiled:
             compile_network(self.network)
@@ -122,6 +162,20 @@ class Classifier(nn.Module):
         if self._compiled:  # which is not copied
             compile_network(twin.network)
         return twin
+
+    @cached_property
+    def feature_layer(self) -> str:
+        """Name of the layer whose inputs are the features: the named one, or the last that gives the answer.
+
+        Raises:
+            ConfigError: the network has no layer with weights.
+        """
+        if self.spec.feature_layer is not None:
+            return self.spec.feature_layer
+        outputs = 1 if self.spec.head.kind in ("logit", "probability") else self.num_classes
+        blank = torch.zeros(2, *self.input_shape, device=self.device)
+        with evaluation_mode(self.network):
+            return last_layer(self.network, outputs, blank.to(self._number))
 
     def frozen(self) -> Classifier:
         """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""
@@ -136,20 +190,31 @@ def compile_network(network: nn.Module) -> None:
 
 def encode_classifier(classifier: Classifier) -> bytes:
     """Return the bytes of the `model.safetensors` file that rebuilds this classifier."""
-    return encode_safetensors(classifier.network.state_dict(), {"classifier": asdict(classifier.spec)})
+    network = classifier.network
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # tied ones share memory
+    if isinstance(network, Program):
+        tensors[PROGRAM_TENSOR] = torch.from_numpy(np.frombuffer(network.content, np.uint8).copy())
+    return encode_safetensors(tensors, {"classifier": _record(classifier.spec)})
 
 
 def load_classifier(path: str | Path) -> Classifier:
     """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
 
+    Args:
+        path: the file, or the directory of an artifact that holds it.
+
     Raises:
-        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
+        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names, or it
+            names code that nobody has allowed on this machine.
     """
-    tensors, metadata = read_safetensors(Path(path))
-    with rebuilding(path, "classifier"):
+    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    tensors, metadata = read_safetensors(file)
+    with rebuilding(file, "classifier"):
         spec = _spec_from_record(metadata["classifier"])
-        _check_shapes(spec, tensors)
-        classifier = Classifier(spec)
+        program = tensors.pop(PROGRAM_TENSOR).numpy().tobytes() if PROGRAM_TENSOR in tensors else None
+        if not spec.is_foreign:
+            _check_shapes(spec, tensors)
+        classifier = Classifier(spec, spec.build(program))
         classifier.network.load_state_dict(tensors)
     return classifier.eval()
 
@@ -162,8 +227,18 @@ def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> Non
         raise ValueError(f"its tensors are not those of {spec.architecture} at this input shape and class count")
 
 
+def _record(spec: ClassifierSpec) -> dict[str, Any]:
+    """Return a spec as JSON values, without what few networks have."""
+    record = asdict(spec)
+    for name, usual in (("code", None), ("head", asdict(Head())), ("feature_layer", None)):
+        if record[name] == usual:
+            del record[name]
+    return record
+
+
 def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
     channels, height, width = (int(n) for n in record["input_shape"])
+    head, code, layer = record.get("head"), record.get("code"), record.get("feature_layer")
     return ClassifierSpec(
         architecture=str(record["architecture"]),
         input_shape=(channels, height, width),
@@ -173,4 +248,14 @@ def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
         factors=tuple(
             (str(name), int(inwards), int(outwards)) for name, inwards, outwards in record.get("factors", ())
         ),
+        code=None if code is None else Code(str(code["name"]), str(code["source"])),
+        head=Head() if head is None else _head_from_record(head),
+        feature_layer=None if layer is None else str(layer),
     )
+
+
+def _head_from_record(record: dict[str, Any]) -> Head:
+    steps = tuple(step if type(step) is int else str(step) for step in record["part"])
+    if record["kind"] not in KINDS or any(str(step).startswith("_") for step in steps):
+        raise ValueError(f"its head {record!r} is unknown")
+    return Head(steps, record["kind"])

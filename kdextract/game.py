@@ -165,7 +165,7 @@ class Game:
         with ExitStack() as stack:
             features = [images.new_empty((len(images), 0))]
             if self._rules.watches_features:
-                features = stack.enter_context(record_features(self._teacher))
+                features = stack.enter_context(record_features(self._teacher.network, self._teacher.feature_layer))
             recorded = {}
             if self._rules.watches_batch_norm:
                 recorded = stack.enter_context(record_batch_statistics(self._teacher))

@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .moments import channel_moments
 
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_EXPORTED = "InterpreterModule"  # what a module is in a program of torch.export, whatever it was before
+
+
+class _Calls:
+    """Names the calls of modules within one forward pass: `conv` the first time, `conv#2` the second."""
+
+    def __init__(self, network: nn.Module, stack: ExitStack, recorded: dict[str, Any] | None = None) -> None:
+        self._counts: dict[str, int] = {}
+        self._recorded: dict[str, Any] = {} if recorded is None else recorded
+        stack.callback(network.register_forward_pre_hook(self._begin, prepend=True).remove)
+
+    def _begin(self, network: nn.Module, inputs: Any) -> None:
+        self._counts.clear()
+        self._recorded.clear()
+
+    def next(self, name: str) -> str:
+        """Return the name of this call of a module."""
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+
+def module_of(call: str) -> str:
+    """Return the module's name in the name of a call: `conv` for `conv#2`."""
+    return call.partition("#")[0]
+
+
+def _modules_of(calls: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(module_of, calls)))
 
 
 @contextmanager
 def record_activations(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Record what the named layers put out, before any nonlinearity.
+
+    A layer that is used twice in a forward pass has two names, such as `conv` and `conv#2`.
 
     Yields a dict that every forward pass refills: layer name -> output [batch, ...], with its gradient history.
     """
@@ -28,12 +58,15 @@ def record_activations(network: nn.Module, layers: list[str]) -> Iterator[dict[s
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            activations[name] = _at_least_float32(output)
+            call = calls.next(name)
+            if call in layers:
+                activations[call] = _at_least_float32(output)
 
         return hook
 
     with ExitStack() as stack:
-        for name in layers:
+        calls = _Calls(network, stack, activations)
+        for name in _modules_of(layers):
             stack.callback(network.get_submodule(name).register_forward_hook(keep(name)).remove)
         yield activations
 
@@ -45,37 +78,66 @@ def transform_inputs(
     """Replace the input x of each named layer by `transform(name, x)` in every forward pass."""
 
     def replace(name: str) -> Callable[..., torch.Tensor]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            return transform(name, inputs[0])
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+            call = calls.next(name)
+            return transform(call, inputs[0]) if call in layers else None
 
         return hook
 
     with ExitStack() as stack:
-        for name in layers:
+        calls = _Calls(network, stack)
+        for name in _modules_of(layers):
             stack.callback(network.get_submodule(name).register_forward_pre_hook(replace(name)).remove)
         yield
 
 
 @contextmanager
-def record_features(network: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Record what enters the last linear layer, the features that a classifier ends with.
+def record_features(network: nn.Module, layer: str) -> Iterator[list[torch.Tensor]]:
+    """Record what enters the named layer, such as the features that a classifier ends with.
 
-    Yields a list to which every forward pass adds one tensor [batch, units], with its gradient history.
+    Yields a list to which every call of the layer adds one tensor [batch, units], with its gradient history; of
+    [batch, channels, height, width] it holds the means over the pixels, of [batch, tokens, units] those over the
+    tokens.
 
     Raises:
-        ConfigError: the network has no linear layer.
+        ConfigError: the network has no such layer.
     """
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ConfigError("the teacher has no linear layer at its end, whose inputs would be its features")
+    modules = dict(network.named_modules())
+    if layer not in modules:
+        raise ConfigError(f"the network has no layer {layer!r}.{did_you_mean(layer, list(modules)[1:])}")
     features: list[torch.Tensor] = []
-    handle = linear[-1].register_forward_pre_hook(
-        lambda module, inputs: features.append(_at_least_float32(inputs[0]).flatten(1))
-    )
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        values = _at_least_float32(_first_tensor((*inputs, *named.values())))
+        if values.dim() == 3:
+            values = values.mean(1)
+        features.append(values.mean((2, 3)) if values.dim() == 4 else values.flatten(1))
+
+    handle = modules[layer].register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield features
     finally:
         handle.remove()
+
+
+def last_layer(network: nn.Module, outputs: int, *inputs: torch.Tensor) -> str:
+    """Return the name of the last layer with weights that runs and gives `outputs` numbers per image.
+
+    `inputs` are valid input batches; the network runs on them once. If no layer gives so many, it is the last that
+    runs.
+
+    Raises:
+        ConfigError: no layer with weights runs.
+    """
+    shapes = weighted_layers(network, *inputs)
+    if not shapes:
+        raise ConfigError("the teacher has no convolution and no linear layer, whose inputs would be its features")
+    fitting = [name for name, shape in shapes.items() if shape and shape[0] == outputs or shape[-1:] == (outputs,)]
+    return module_of((fitting or list(shapes))[-1])
+
+
+def _first_tensor(values: tuple[Any, ...]) -> torch.Tensor:
+    return next(value for value in values if isinstance(value, torch.Tensor))
 
 
 def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -94,11 +156,14 @@ class BatchStatistics:
 
 def batch_norm_layers(network: nn.Module) -> list[str]:
     """Return the names of the batch normalization layers that keep statistics of their training data."""
-    return [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    return [name for name, module in network.named_modules() if _keeps_statistics(module)]
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether it has a running mean and variance, as batch normalization has, frozen or not, under any name."""
+    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    kept = isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor) and mean.shape == variance.shape
+    return kept and mean.dim() == 1 and not isinstance(module, _InstanceNorm)
 
 
 @contextmanager
@@ -106,20 +171,23 @@ def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStati
     """Record the statistics of what enters each batch normalization layer.
 
     Yields a dict that every forward pass refills: layer name -> statistics; empty for a network without such layers.
-    The variance of a batch is the biased one, as in DeepInversion (Yin et al. 2020).
+    A layer that is used twice has two entries. The variance of a batch is the biased one, as in DeepInversion (Yin et
+    al. 2020).
     """
     recorded: dict[str, BatchStatistics] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            mean, variance = channel_moments(inputs[0], module.running_mean)
-            recorded[name] = BatchStatistics(mean, variance, module.running_mean, module.running_var)
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            kept_mean, kept_variance = module.running_mean, module.running_var
+            assert isinstance(kept_mean, torch.Tensor)
+            assert isinstance(kept_variance, torch.Tensor)
+            mean, variance = channel_moments(inputs[0], kept_mean)
+            recorded[calls.next(name)] = BatchStatistics(mean, variance, kept_mean, kept_variance)
 
         return hook
 
     with ExitStack() as stack:
+        calls = _Calls(network, stack, recorded)
         for name in batch_norm_layers(network):
             stack.callback(network.get_submodule(name).register_forward_pre_hook(keep(name)).remove)
         yield recorded
@@ -142,10 +210,29 @@ def weighted_layers(network: nn.Module, *inputs: torch.Tensor) -> dict[str, tupl
 
     `inputs` are valid input batches; the network runs on them once.
     """
-    names = [name for name, module in network.named_modules() if isinstance(module, _WEIGHTED)]
-    with torch.no_grad(), record_activations(network, names) as activations:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            shapes[calls.next(name)] = tuple(output.shape[1:])
+
+        return hook
+
+    with torch.no_grad(), ExitStack() as stack:
+        calls = _Calls(network, stack, shapes)
+        for name, module in network.named_modules():
+            if is_weighted(module):
+                stack.callback(module.register_forward_hook(note(name)).remove)
         network(*inputs)
-        return {name: tuple(output.shape[1:]) for name, output in activations.items()}
+    return shapes
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """Whether it is a convolution or a linear layer, also where a program of torch.export holds it."""
+    if isinstance(module, _WEIGHTED):
+        return True
+    weight = getattr(module, "weight", None)
+    return type(module).__name__ == _EXPORTED and isinstance(weight, torch.Tensor) and weight.dim() in (2, 4)
 
 
 def count_multiply_adds(network: nn.Module, *inputs: torch.Tensor) -> int:
@@ -153,8 +240,8 @@ def count_multiply_adds(network: nn.Module, *inputs: torch.Tensor) -> int:
     total = 0
     modules = dict(network.named_modules())
     for name, shape in weighted_layers(network, *(values[:1] for values in inputs)).items():
-        layer = modules[name]
-        assert isinstance(layer, _WEIGHTED)
+        layer = modules[module_of(name)]
+        assert isinstance(layer.weight, torch.Tensor)
         products = layer.weight[0].numel()
         if isinstance(layer, nn.ConvTranspose2d):  # of its products, an output pixel gets one in stride^2
             products = layer.weight[:, 0].numel() // math.prod(layer.stride)

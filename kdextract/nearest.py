@@ -28,7 +28,7 @@ def in_pixels(images: torch.Tensor) -> torch.Tensor:
 
 def in_features(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
     """Return images, uint8 [N, channels, height, width], as points [N, D]: what enters the teacher's last layer."""
-    with torch.inference_mode(), record_features(teacher.network) as features:
+    with torch.inference_mode(), record_features(teacher.network, teacher.feature_layer) as features:
         for chunk in images.split(CHUNK):
             teacher(to_pixels(chunk.to(teacher.device)))
             features[-1] = features[-1].cpu()

@@ -93,6 +93,10 @@ class RunDir:
             raise ConfigError(f"{self.root} has no {kind}; make one with: {made_by}")
         return ref
 
+    def teacher(self) -> ArtifactRef:
+        """Return the run's teacher. Raises `ConfigError` naming the commands that make one."""
+        return self.existing("teacher", "kdx train, or kdx import-model SPEC for a model of your own")
+
     def find(self, label: str, *kinds: str) -> ArtifactRef:
         """Return the artifact that a user calls `label`: `teacher`, `students/NAME` or just `NAME`.
 

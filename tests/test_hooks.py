@@ -14,6 +14,7 @@ from kdextract.hooks import (
     batch_norm_layers,
     count_multiply_adds,
     evaluation_mode,
+    last_layer,
     record_activations,
     record_batch_statistics,
     record_features,
@@ -96,7 +97,7 @@ def test_recorded_activations_carry_gradients_to_the_images(lenet: nn.Module, im
 def test_no_hook_is_left(lenet: nn.Module, images: torch.Tensor) -> None:
     with record_activations(lenet, LENET_LAYERS) as activations, transform_inputs(lenet, ["fc1"], lambda _, x: 2 * x):
         lenet(images)
-        assert num_hooks(lenet) == 6
+        assert num_hooks(lenet) == 8, "one each, and one that tells passes apart"
     assert num_hooks(lenet) == 0
     activations.clear()
     lenet(images)
@@ -244,7 +245,7 @@ def test_evaluation_mode_ends_with_every_module_in_its_own_mode(normalized: nn.M
 def test_features_are_what_enters_the_last_linear_layer() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
     images = torch.rand(4, 1, 4, 4)
-    with record_features(network) as features:
+    with record_features(network, "5") as features:
         network(images)
         network(images[:2])
     assert [tuple(f.shape) for f in features] == [(4, 5), (2, 5)]
@@ -254,6 +255,73 @@ def test_features_are_what_enters_the_last_linear_layer() -> None:
     assert len(features) == 2, "the hook is gone"
 
 
-def test_a_network_without_linear_layer_has_no_features() -> None:
-    with pytest.raises(ConfigError, match="no linear layer"), record_features(nn.Conv2d(1, 2, 3)):
-        pass
+def test_a_layer_that_is_not_there_has_no_features() -> None:
+    with pytest.raises(ConfigError, match=r"no layer 'fcc'.*Did you mean 'fc'"):
+        record_features(nn.Sequential(OrderedDict(fc=nn.Linear(1, 2))), "fcc").__enter__()
+
+
+class Twice(nn.Module):
+    """Uses one convolution and one normalization twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            images = self.norm(self.conv(images))
+        return self.fc(input=images.mean((2, 3)))
+
+
+def test_a_layer_that_is_used_twice_is_recorded_twice() -> None:
+    network = Twice().eval()
+    images = torch.rand(4, 3, 8, 8)
+    assert weighted_layers(network, images) == {"conv": (3, 8, 8), "conv#2": (3, 8, 8), "fc": (2,)}
+    with (
+        torch.no_grad(),
+        record_activations(network, ["conv", "conv#2"]) as activations,
+        record_batch_statistics(network) as recorded,
+        record_features(network, "fc") as features,
+    ):
+        for _ in range(2):
+            network(images)
+            assert list(activations) == ["conv", "conv#2"]
+            assert list(recorded) == ["norm", "norm#2"]
+        first = network.conv(images)
+        second = network.conv(network.norm(first))
+    torch.testing.assert_close(activations["conv"], first)
+    torch.testing.assert_close(activations["conv#2"], second)
+    torch.testing.assert_close(recorded["norm#2"].mean, second.mean((0, 2, 3)))
+    torch.testing.assert_close(features[0], network.norm(second).mean((2, 3)))
+    assert last_layer(network, 2, images) == "fc"
+    assert count_multiply_adds(network, images) == 2 * 64 * 81 + 6
+    assert num_hooks(network) == 0
+
+
+def test_features_of_tokens_and_of_pixels_are_their_means() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 2, 1))
+    images = torch.rand(3, 4, 6, 6)
+    with record_features(network, "0") as features, torch.no_grad():
+        network(images)
+    torch.testing.assert_close(features[0], images.mean((2, 3)))
+    linear, tokens = nn.Sequential(nn.Linear(5, 2)), torch.rand(3, 7, 5)
+    with record_features(linear, "0") as features, torch.no_grad():
+        linear(tokens)
+    torch.testing.assert_close(features[0], tokens.mean(1))
+
+
+def test_the_last_layer_is_that_which_runs_last_and_gives_the_answer() -> None:
+    assert last_layer(Backwards(), 2, torch.zeros(2, 1, 9, 9)) == "last"
+    pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert last_layer(pooled, 2, torch.zeros(2, 1, 9, 9)) == "1"
+    with pytest.raises(ConfigError, match="no convolution and no linear layer"):
+        last_layer(nn.Flatten(), 2, torch.zeros(2, 1, 9, 9))
+
+
+def test_frozen_batch_normalization_keeps_statistics_too() -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    network = nn.Sequential(FrozenBatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    assert batch_norm_layers(network) == ["0"]

@@ -91,7 +91,7 @@ def dafl_generator(
     draws = draws_for(generator, config, seed)
 
     def terms() -> Terms:
-        with record_features(teacher) as features:
+        with record_features(teacher.network, teacher.feature_layer) as features:
             logits = teacher(generator(*draws.next()))
         return config.terms(logits, features[-1])
 

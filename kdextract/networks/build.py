@@ -1,0 +1,99 @@
+"""From a network's name to the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..models import InputShape, architecture
+from . import code as user_code
+from . import libraries
+from .code import Code
+from .names import PROGRAM, NetworkName
+from .program import Program
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that is needed to build a network, but for its weights.
+
+    `code` is the file of a user's function, `program` the bytes of a `.pt2` file; others have neither.
+    """
+
+    name: NetworkName
+    code: Code | None = None
+    program: bytes | None = None
+
+    def build(self, input_shape: InputShape | None, num_classes: int | None) -> nn.Module:
+        """Return the network, freshly initialized. Only registered networks look at the arguments.
+
+        Raises:
+            KdxError: there is no such network, or it cannot be built like this.
+        """
+        if self.name.kind == "program":
+            if self.program is None:
+                raise ConfigError("a program is built from its file alone")
+            return Program(self.program)
+        if not self.name.is_foreign:
+            assert input_shape is not None
+            assert num_classes is not None
+            return architecture(self.name.target).build(input_shape, num_classes, **dict(self.name.arguments))
+        if self.name.kind in ("torchvision", "timm"):
+            return libraries.build(self.name)
+        function = user_code.function_of(self.name, self.code)
+        if isinstance(function, nn.Module):
+            from copy import deepcopy
+
+            return unwrapped(deepcopy(function), self.name)
+        if not callable(function):
+            raise ConfigError(f"{self.name} is neither a function nor a network, but {type(function).__name__}")
+        with user_code.failing_as(self.name):
+            made = function(**dict(self.name.arguments))
+        return unwrapped(made, self.name)
+
+    def filled_in(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
+        """Return it with these numbers as arguments, where the network takes them as such."""
+        if self.name.kind in ("torchvision", "timm"):
+            return Blueprint(libraries.filled_in(self.name, input_shape, num_classes))
+        if not self.name.function:
+            return self
+        function = user_code.function_of(self.name, self.code)
+        return Blueprint(user_code.filled_in(self.name, function, input_shape, num_classes), self.code)
+
+    def narrowed(self, width: float) -> Blueprint:
+        """Return it with its width multiplied. Raises `ConfigError` when the network has none."""
+        if self.name.kind == "program":
+            raise ConfigError("a .pt2 program has no width; name another student")
+        if self.name.kind in ("torchvision", "timm"):
+            return Blueprint(libraries.narrowed(self.name, width))
+        if self.name.function:
+            function = user_code.function_of(self.name, self.code)
+            return Blueprint(user_code.narrowed(self.name, function, width), self.code)
+        entry = architecture(self.name.target)
+        if not entry.has_width:
+            raise ConfigError(f"{self.name.target} has no width; name another student")
+        return Blueprint(self.name.having(width=width * dict(self.name.arguments).get("width", 1.0)))
+
+
+def unwrapped(network: Any, name: NetworkName) -> nn.Module:
+    """Return a network without what parallel training and compilation wrap around it.
+
+    Raises:
+        ConfigError: it is no network, or one of TorchScript.
+    """
+    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(network, "_orig_mod"):
+        network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError(f"{name} is a TorchScript module, which cannot be looked into; give its Python class instead")
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
+    return network.cpu()
+
+
+def program_blueprint(content: bytes) -> Blueprint:
+    """Return the blueprint of a `.pt2` program."""
+    return Blueprint(NetworkName(PROGRAM), None, content)

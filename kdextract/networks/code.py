@@ -1,0 +1,231 @@
+"""Functions of a user's that build networks: found, called, and kept beside the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import ArtifactError, ConfigError, KdxError, UsageError, did_you_mean
+from . import consent
+from .names import NetworkName
+
+MAX_SOURCE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Code:
+    """The file that holds a user's function, kept whole, so that weights can be used where the file is not."""
+
+    name: str
+    source: str
+
+    @property
+    def content(self) -> bytes:
+        """What consent is given to."""
+        return self.source.encode()
+
+
+def read_code(name: NetworkName) -> Code | None:
+    """Return the file that a user has named, whose code may run from now on; None for a function of a module.
+
+    Raises:
+        ArtifactError: there is no such file, or it is no text.
+        UsageError: there is no such module.
+    """
+    if name.kind == "module":
+        path = _module_file(name)
+        consent.allow(path.read_bytes(), path)
+        return None
+    path = Path(name.place)
+    try:
+        content = path.read_bytes()
+        if len(content) > MAX_SOURCE_BYTES:
+            raise ArtifactError(f"{path} has {len(content)} bytes, more than a file of code (limit {MAX_SOURCE_BYTES})")
+        code = Code(path.name, content.decode())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not a text in UTF-8") from error
+    consent.allow(code.content, path)
+    return code
+
+
+def function_of(name: NetworkName, code: Code | None) -> Any:
+    """Return what `name` names, a function, class or network, after a check that its code may run.
+
+    Raises:
+        ArtifactError: nobody has allowed the code here.
+        UsageError: it has nothing of this name.
+        ConfigError: the code fails.
+    """
+    if name.kind == "module":
+        path = _module_file(name)
+        consent.require(path.read_bytes(), name.place)
+        with failing_as(name):
+            module = importlib.import_module(name.place)
+    else:
+        assert code is not None
+        origin = consent.require(code.content, code.name)
+        module = _module_of(code, origin, name)
+    if not hasattr(module, name.function):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{name.place} has no {name.function!r}.{did_you_mean(name.function, public)}")
+    return getattr(module, name.function)
+
+
+@contextlib.contextmanager
+def failing_as(name: NetworkName) -> Iterator[None]:
+    """Turn whatever a user's code raises into one line; what it prints goes to stderr."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except KdxError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = (str(error) or "no reason given").splitlines()[0]
+        raise ConfigError(f"{name} failed: {type(error).__name__}: {reason}") from error
+
+
+def _module_file(name: NetworkName) -> Path:
+    with failing_as(name):
+        try:
+            found = importlib.util.find_spec(name.place)
+        except ModuleNotFoundError:
+            found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise UsageError(
+            f"there is no module {name.place!r} to import; if it is in this folder, name its file: "
+            f"{name.place.replace('.', '/')}.py:{name.function}"
+        )
+    return Path(found.origin)
+
+
+def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType:
+    """Run the code as a module, once in a process; what stands beside its file can be imported."""
+    known = f"kdx_code_{consent.fingerprint(code.content)[:16]}"
+    if known in sys.modules:
+        return sys.modules[known]
+    folder, package = _surroundings(origin)
+    module = ModuleType(known)
+    module.__file__ = str(origin) if origin is not None else f"<{code.name}>"
+    module.__package__ = package
+    linecache.cache[module.__file__] = (len(code.source), None, code.source.splitlines(True), module.__file__)
+    sys.modules[known] = module
+    before = list(sys.path)
+    try:
+        if folder is not None:
+            sys.path.insert(0, str(folder))
+        with failing_as(name):
+            exec(compile(code.source, module.__file__, "exec"), vars(module))
+    except BaseException:
+        del sys.modules[known]
+        raise
+    finally:
+        sys.path[:] = before
+    return module
+
+
+def _surroundings(origin: Path | None) -> tuple[Path | None, str]:
+    """Return the folder that the file's own imports start from, and the package that it is part of."""
+    if origin is None or not origin.parent.is_dir():
+        return None, ""
+    folder, packages = origin.parent, []
+    while (folder / "__init__.py").is_file():
+        packages.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(packages)
+
+
+CLASSES = ("num_classes", "n_classes", "nclasses", "classes", "num_labels")
+CHANNELS = ("in_channels", "in_chans", "input_channels", "num_channels", "n_channels")
+SIZES = ("img_size", "image_size", "input_size", "resolution")
+SHAPES = ("input_shape", "in_shape")
+WIDTHS = ("width", "width_mult", "width_multiplier", "widen_factor", "base_width")
+"""What parameters are usually called."""
+
+
+def filled_in(
+    name: NetworkName, function: Callable[..., Any], shape: tuple[int, int, int] | None, classes: int | None
+) -> NetworkName:
+    """Return the name with the arguments that the function has parameters for: classes, channels and size, if given.
+
+    Raises:
+        UsageError: a parameter without a default is left, or an argument is not a parameter.
+    """
+    if not callable(function) or _is_network(function):
+        return name
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return name
+    given, added = dict(name.arguments), {}
+    for parameter in parameters.values():
+        value = _known_value(parameter, shape, classes)
+        if value is not None and parameter.name not in given:
+            added[parameter.name] = value
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for argument in given:
+        if argument not in parameters and not takes_any:
+            raise UsageError(f"{name.target} has no parameter {argument!r}.{did_you_mean(argument, parameters)}")
+    left = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty
+        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        and p.name not in {**given, **added}
+    ]
+    if left:
+        spelled = ", ".join(f"{parameter}=..." for parameter in left)
+        raise UsageError(f"{name.target} has parameters without a default; give them: {name.target}({spelled})")
+    return name.having(**added)
+
+
+def _known_value(
+    parameter: inspect.Parameter, shape: tuple[int, int, int] | None, classes: int | None
+) -> int | tuple[int, ...] | None:
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        return None
+    if parameter.name in CLASSES:
+        return classes
+    if shape is None:
+        return None
+    if parameter.name in CHANNELS:
+        return shape[0]
+    if parameter.name in SHAPES:
+        return shape
+    if parameter.name in SIZES:
+        return shape[1] if shape[1] == shape[2] and not isinstance(parameter.default, tuple) else shape[1:]
+    return None
+
+
+def narrowed(name: NetworkName, function: Callable[..., Any], width: float) -> NetworkName:
+    """Return the name with its width multiplied.
+
+    Raises:
+        ConfigError: the function has no parameter for its width, or one without a default number.
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        for parameter in inspect.signature(function).parameters.values():
+            usual = dict(name.arguments).get(parameter.name, parameter.default)
+            if parameter.name in WIDTHS and isinstance(usual, int | float):
+                value = usual * width if isinstance(usual, float) else max(1, round(usual * width))
+                return name.having(**{parameter.name: value})
+    raise ConfigError(
+        f"{name.target} has no width: no parameter with a number as its default called {', '.join(WIDTHS[:-1])} or "
+        f"{WIDTHS[-1]}"
+    )
+
+
+def _is_network(value: Any) -> bool:
+    from torch import nn
+
+    return isinstance(value, nn.Module)
