@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.inheritance import inherit
+from kdextract.models import architecture
+from kdextract.models.registry import scaled
 
 
-def classifier(
-    architecture: str, seed: int, shape: tuple[int, int, int] = (1, 32, 32), classes: int = 10
-) -> Classifier:
+def classifier(name: str, seed: int, shape: tuple[int, int, int] = (1, 32, 32), classes: int = 10) -> Classifier:
     torch.manual_seed(seed)
     names = tuple(str(index) for index in range(classes))
     mean, std = (0.2,) * shape[0], (0.3,) * shape[0]
-    return Classifier(ClassifierSpec(architecture, shape, names, mean, std)).eval()
+    return Classifier(ClassifierSpec(name, shape, names, mean, std)).eval()
 
 
 def around(network: nn.Module, shape: tuple[int, int, int] = (3, 8, 8)) -> Classifier:
@@ -54,6 +56,43 @@ def test_a_copy_of_the_same_width_is_the_teacher() -> None:
     pixels = torch.rand(4, 1, 32, 32)
     with torch.no_grad():
         assert torch.equal(giver(pixels), heir(pixels))
+
+
+def silence(network: nn.Module, width: float) -> None:
+    """Let nothing follow from the last units of every hidden layer, those that a network of this width lacks."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        for layer, following in pairwise(layers):
+            units = len(layer.weight)
+            following.weight.view(len(following.weight), units, -1)[:, scaled(units, width) :] = 0
+
+
+@pytest.mark.parametrize("width", [0.5, 0.3])
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_bn", "hinton1200", "vgg11_bn"])
+def test_a_student_of_another_width_has_the_teachers_strongest_units(name: str, width: float) -> None:
+    """Where the other units of the teacher lead to nothing, the student answers as the teacher does."""
+    shape = architecture(name).input_shape
+    giver = classifier(name, 0, shape)
+    torch.manual_seed(1)
+    heir = around(architecture(name).build(shape, 10, width), shape)
+    silence(giver.network, width)
+    for layer in giver.network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 1.5)
+    assert heir.num_parameters < giver.num_parameters
+    pixels = torch.rand(4, *shape)
+    with torch.no_grad():
+        assert not torch.allclose(giver(pixels), heir(pixels), atol=1e-2)
+        assert inherit(giver, heir)
+        torch.testing.assert_close(giver(pixels), heir(pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_that_is_wider_than_its_teacher_is_left_alone() -> None:
+    heir = around(architecture("lenet5").build((1, 32, 32), 10, 1.5), (1, 32, 32))
+    before = contents(heir.network)
+    assert not inherit(classifier("lenet5", 0), heir)
+    assert all(torch.equal(value, before[key]) for key, value in heir.network.state_dict().items())
 
 
 def narrow(width: int, seed: int, weak: int = 0) -> nn.Sequential:

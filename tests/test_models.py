@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.hooks import record_activations, weighted_layers
-from kdextract.models import InputShape, architecture, model_names, register_model
+from kdextract.models import Architecture, InputShape, architecture, model_names, register_model
+from kdextract.models.registry import scaled
 from kdextract.tensor_files import encode_safetensors
 
 # name -> (classes, parameters), at the input shape that the architecture was designed for. By hand, weights and
@@ -67,6 +71,16 @@ REFUSED: list[tuple[str, InputShape]] = [
 ]
 # Networks that end with the mean over the pixels, and the least side that they take.
 LEAST_SIDES = {"vgg11_bn": 32, "wrn40_2": 8, "wrn40_1": 8, "wrn16_2": 8, "wrn16_1": 8, "mobilenet_v2": 16}
+# The networks that half the width is a network of the literature for; wide residual networks keep their stem.
+HALVES = {
+    "lenet": "lenet_half",
+    "lenet5": "lenet5_half",
+    "alex": "alex_half",
+    "resnet14": "resnet14_half",
+    "wrn40_2": "wrn40_1",
+    "wrn16_2": "wrn16_1",
+}
+ONE_WIDTH: set[str] = set()  # networks that can be built no narrower
 
 every_model = pytest.mark.parametrize("name", model_names())
 
@@ -79,6 +93,15 @@ def small_classifier(name: str, num_classes: int = 5) -> Classifier:
     return Classifier(ClassifierSpec(name, shape, names, means, (0.3,) * shape[0]))
 
 
+def on_meta(name: str, width: float, num_classes: int = 10) -> nn.Module:
+    with torch.device("meta"):
+        return architecture(name).build(architecture(name).input_shape, num_classes, width)
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def random_pixels(shape: InputShape, batch: int) -> torch.Tensor:
     return torch.rand((batch, *shape), generator=torch.Generator().manual_seed(3))
 
@@ -89,7 +112,7 @@ def test_number_of_parameters_is_the_published_one(name: str) -> None:
     num_classes, expected = PARAMETERS[name]
     with torch.device("meta"):
         network = architecture(name).build(architecture(name).input_shape, num_classes)
-    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+    assert count(network) == expected
 
 
 def test_table_names_only_registered_models() -> None:
@@ -298,6 +321,86 @@ def test_has_a_source_and_a_one_line_description(name: str) -> None:
     assert entry.name == name
     assert len(entry.source) > 10
     assert (entry.builder.__doc__ or "").strip()
+
+
+def test_networks_of_one_width_are_in_the_table() -> None:
+    assert {name for name in model_names() if not architecture(name).has_width} == ONE_WIDTH
+
+
+@pytest.mark.parametrize(
+    ("units", "width", "expected"),
+    [(16, 1.0, 16), (120, 0.5, 60), (5, 0.5, 3), (7, 0.5, 4), (10, 0.24, 2), (3, 0.1, 1), (6, 4.0, 24)],
+)
+def test_units_are_rounded_half_up_and_never_vanish(units: int, width: float, expected: int) -> None:
+    assert scaled(units, width) == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(model_names()) - ONE_WIDTH))
+def test_half_the_width_keeps_the_contract(name: str) -> None:
+    shape = SMALL_INPUT.get(name, architecture(name).input_shape)
+    narrow = on_meta(name, 0.5, num_classes=7)
+    assert count(narrow) < count(on_meta(name, 1.0, num_classes=7))
+    assert tuple(narrow(torch.empty(2, *architecture(name).input_shape, device="meta")).shape) == (2, 7)
+
+    torch.manual_seed(11)
+    network = architecture(name).build(shape, 7, 0.5).eval()
+    pixels = random_pixels(shape, 2).requires_grad_()
+    logits = network(pixels)
+    assert tuple(logits.shape) == (2, 7)
+    logits.square().sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.isfinite().all()
+    assert all(gradient.any() for gradient in pixels.grad), "no gradient reaches the image"
+
+
+@pytest.mark.parametrize(("name", "half"), HALVES.items())
+def test_half_the_width_is_the_half_of_the_literature(name: str, half: str) -> None:
+    narrow, published = on_meta(name, 0.5), on_meta(half, 1.0)
+    assert repr(narrow) == repr(published)
+    shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (narrow, published)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("width", [0.35, 0.5, 1.4])
+def test_mobilenets_width_is_the_papers_multiplier(width: float) -> None:
+    """The last convolution keeps its 1280 channels below 1; torchvision's network differs in its strides only."""
+    with torch.device("meta"):
+        reference = torchvision.models.mobilenet_v2(num_classes=10, width_mult=width, round_nearest=1)
+    ours, theirs = (
+        [value.shape for value in network.state_dict().values()]
+        for network in (on_meta("mobilenet_v2", width), reference)
+    )
+    assert ours == theirs
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(sorted(set(model_names()) - ONE_WIDTH)),
+    widths=st.lists(st.floats(0.1, 2.0), min_size=2, max_size=2).map(sorted),
+)
+def test_every_width_builds_and_a_wider_network_is_no_smaller(name: str, widths: list[float]) -> None:
+    networks = [on_meta(name, width, num_classes=3) for width in widths]
+    sizes = [count(network) for network in networks]
+    assert sizes == sorted(sizes)
+    for network in networks:
+        assert tuple(network(torch.empty(1, *architecture(name).input_shape, device="meta")).shape) == (1, 3)
+
+
+@pytest.mark.parametrize("width", [0.0, -0.5, 4.01, math.inf, math.nan])
+def test_width_out_of_bounds_is_refused(width: float) -> None:
+    with pytest.raises(UsageError, match=rf"above 0 and at most 4, got {width}"):
+        architecture("lenet").build((1, 32, 32), 10, width)
+
+
+def test_a_width_of_a_network_that_has_one_only_is_refused() -> None:
+    def fixed(input_shape: InputShape, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes))
+
+    entry = Architecture("fixed", fixed, (1, 2, 2), "this test")
+    assert not entry.has_width
+    assert count(entry.build((1, 2, 2), 3)) == count(entry.build((1, 2, 2), 3, 1.0)) == 15
+    with pytest.raises(ConfigError, match=r"fixed has one width only.* 0\.5"):
+        entry.build((1, 2, 2), 3, 0.5)
 
 
 def test_dropout_acts_in_training_only() -> None:

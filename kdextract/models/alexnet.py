@@ -1,4 +1,7 @@
-"""AlexNet (Krizhevsky et al. 2012) and its half, as Lopes et al. 2017 use them on faces."""
+"""AlexNet (Krizhevsky et al. 2012) and its half, as Lopes et al. 2017 use them on faces.
+
+A width scales every convolution and both hidden linear layers.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from torch import nn
 
 from ..errors import ConfigError
 from .initialization import he_initialize
-from .registry import InputShape, register_model
+from .registry import InputShape, register_model, scaled
 
 _SOURCE = "Krizhevsky et al. 2012, in the form of Lopes et al. 2017"
 
 
-def _alex(name: str, input_shape: InputShape, num_classes: int, filters: tuple[int, ...], hidden: int) -> nn.Module:
-    channels, height, width = input_shape
-    if min(height, width) < 32:
-        raise ConfigError(f"{name} takes images of at least 32x32 pixels, got {height}x{width}")
-    f1, f2, f3, f4, f5 = filters
+def _alex(name: str, input_shape: InputShape, num_classes: int, units: tuple[int, ...], width: float) -> nn.Module:
+    channels, height, columns = input_shape
+    if min(height, columns) < 32:
+        raise ConfigError(f"{name} takes images of at least 32x32 pixels, got {height}x{columns}")
+    f1, f2, f3, f4, f5, hidden = (scaled(count, width) for count in units)
 
     def side(pixels: int) -> int:
         after_conv1 = (pixels + 8 - 11) // 4 + 1
@@ -42,7 +45,7 @@ def _alex(name: str, input_shape: InputShape, num_classes: int, filters: tuple[i
         relu5=nn.ReLU(),
         pool5=pool(),
         flatten=nn.Flatten(),
-        fc6=nn.Linear(f5 * side(height) * side(width), hidden),
+        fc6=nn.Linear(f5 * side(height) * side(columns), hidden),
         relu6=nn.ReLU(),
         drop6=nn.Dropout(0.5),
         fc7=nn.Linear(hidden, hidden),
@@ -54,12 +57,12 @@ def _alex(name: str, input_shape: InputShape, num_classes: int, filters: tuple[i
 
 
 @register_model("alex", input_shape=(3, 224, 224), source=_SOURCE)
-def alex(input_shape: InputShape, num_classes: int) -> nn.Module:
+def alex(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Five convolutions (64, 192, 384, 384, 256) and linear layers of 4096, 4096 and K units."""
-    return _alex("alex", input_shape, num_classes, (64, 192, 384, 384, 256), 4096)
+    return _alex("alex", input_shape, num_classes, (64, 192, 384, 384, 256, 4096), width)
 
 
 @register_model("alex_half", input_shape=(3, 224, 224), source=_SOURCE)
-def alex_half(input_shape: InputShape, num_classes: int) -> nn.Module:
+def alex_half(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """`alex` with half of every width."""
-    return _alex("alex_half", input_shape, num_classes, (32, 96, 192, 192, 128), 2048)
+    return _alex("alex_half", input_shape, num_classes, (32, 96, 192, 192, 128, 2048), width)

@@ -1,8 +1,11 @@
-"""MobileNetV2 for images of 32x32 pixels (Sandler et al. 2018, table 2, width 1).
+"""MobileNetV2 for images of 32x32 pixels (Sandler et al. 2018, table 2).
 
 Of the five halvings for ImageNet, the first two, in the stem and in the second stage, are left out, so that 4x4 of
 32x32 pixels remain. All else is the table's: there is no dropout, the first stage does not expand its channels, and a
 block adds its input only where neither sides nor channels change, with no convolution around it elsewhere.
+
+A width is the paper's multiplier: it scales the channels of every layer, but the 1280 of the last convolution only
+where it is above 1 (section 6.1). Channels are rounded to whole numbers, not to multiples of 8.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from .initialization import he_initialize
-from .registry import InputShape, register_model
+from .registry import InputShape, register_model, scaled
 
 _STEM, _LAST = 32, 1280
 _STAGES = (
@@ -63,27 +66,29 @@ class InvertedResidual(nn.Sequential):
 
 
 @register_model("mobilenet_v2", input_shape=(3, 32, 32), source="Sandler et al. 2018, table 2, in the form for CIFAR")
-def mobilenet_v2(input_shape: InputShape, num_classes: int) -> nn.Module:
+def mobilenet_v2(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Seventeen inverted residual blocks between convolutions of 32 and 1280 channels; three halvings, not five."""
-    channels, height, width = input_shape
-    if min(height, width) < _LEAST_SIDE:
+    channels, height, columns = input_shape
+    if min(height, columns) < _LEAST_SIDE:
         least = f"{_LEAST_SIDE}x{_LEAST_SIDE}"
-        raise ConfigError(f"mobilenet_v2 takes images of at least {least} pixels, got {height}x{width}")
+        raise ConfigError(f"mobilenet_v2 takes images of at least {least} pixels, got {height}x{columns}")
+    stem, last = scaled(_STEM, width), scaled(_LAST, max(1.0, width))
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(channels, _STEM, 3, padding=1, bias=False),
-        bn1=nn.BatchNorm2d(_STEM),
+        conv1=nn.Conv2d(channels, stem, 3, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(stem),
         relu1=nn.ReLU6(),
     )
-    channels = _STEM
-    for stage, (expansion, filters, blocks, first_stride) in enumerate(_STAGES, start=1):
+    channels = stem
+    for stage, (expansion, designed, blocks, first_stride) in enumerate(_STAGES, start=1):
+        filters = scaled(designed, width)
         for index in range(1, blocks + 1):
             stride = first_stride if index == 1 else 1
             layers[f"block{stage}_{index}"] = InvertedResidual(channels, filters, stride, expansion)
             channels = filters
-    layers["conv2"] = nn.Conv2d(channels, _LAST, 1, bias=False)
-    layers["bn2"] = nn.BatchNorm2d(_LAST)
+    layers["conv2"] = nn.Conv2d(channels, last, 1, bias=False)
+    layers["bn2"] = nn.BatchNorm2d(last)
     layers["relu2"] = nn.ReLU6()
     layers["pool"] = nn.AdaptiveAvgPool2d(1)  # torch takes the mean for one pixel: same gradient in every run on a GPU
     layers["flatten"] = nn.Flatten()
-    layers["logits"] = nn.Linear(_LAST, num_classes)
+    layers["logits"] = nn.Linear(last, num_classes)
     return he_initialize(nn.Sequential(layers))

@@ -1,11 +1,14 @@
 """The registry of model architectures: name -> how to build it.
 
-An architecture is a function `(input_shape, num_classes) -> nn.Module` on normalized images. Registering it gives it
-a row in `kdx models`, a place in the contract tests, and a spelling for `--model` and `--student`.
+An architecture is a function `(input_shape, num_classes, *, width=1.0) -> nn.Module` on normalized images, where
+`width` makes hidden layers narrower or wider; a builder without that argument has one width only. Registering it gives
+it a row in `kdx models`, a place in the contract tests, and a spelling for `--model` and `--student`.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +17,9 @@ from torch import nn
 from ..errors import ConfigError, UsageError, did_you_mean
 
 InputShape = tuple[int, int, int]
-Builder = Callable[[InputShape, int], nn.Module]
+Builder = Callable[..., nn.Module]
+"""`(input_shape, num_classes)`, and by keyword `width` where the family has one."""
+MAX_WIDTH = 4.0
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,29 @@ class Architecture:
     input_shape: InputShape
     source: str
 
-    def build(self, input_shape: InputShape, num_classes: int) -> nn.Module:
-        """Return the freshly initialized network. Raises `ConfigError` when it cannot take `input_shape`."""
+    @property
+    def has_width(self) -> bool:
+        """Whether it can be built narrower or wider than it was designed."""
+        return "width" in inspect.signature(self.builder).parameters
+
+    def build(self, input_shape: InputShape, num_classes: int, width: float = 1.0) -> nn.Module:
+        """Return the freshly initialized network.
+
+        Args:
+            width: factor on the units of its hidden layers; the file of the family says which. 1 is as designed.
+
+        Raises:
+            UsageError: `width` is not above 0 and at most 4.
+            ConfigError: it cannot take `input_shape` or so few classes, or has one width only.
+        """
+        if not 0 < width <= MAX_WIDTH:
+            raise UsageError(f"the width of a network is above 0 and at most {MAX_WIDTH:g}, got {width}")
         if num_classes < 2:
             raise ConfigError(f"{self.name} needs at least 2 classes, got {num_classes}")
+        if self.has_width:
+            return self.builder(input_shape, num_classes, width=width)
+        if width != 1:
+            raise ConfigError(f"{self.name} has one width only; it cannot be built at width {width}")
         return self.builder(input_shape, num_classes)
 
 
@@ -64,6 +88,11 @@ def architecture(name: str) -> Architecture:
 def model_names() -> list[str]:
     """Return every registered name, in order of registration."""
     return list(_ARCHITECTURES)
+
+
+def scaled(units: int, width: float) -> int:
+    """Return `units * width` as a number of units: rounded to the next whole one, a half upwards, and at least 1."""
+    return max(1, math.floor(units * width + 0.5))
 
 
 def require_size(name: str, input_shape: InputShape, height: int, width: int) -> None:

@@ -2,7 +2,8 @@
 
 The stem is one 3x3 convolution with neither stride nor pooling, so that the four stages of ResNet-18 and ResNet-34
 leave 4x4 of 32x32 pixels; the published teachers and students of data-free distillation on CIFAR have this form.
-ResNet-14 is KegNet's: three narrow stages, as in section 4.2 of He et al.
+ResNet-14 is KegNet's: three narrow stages, as in section 4.2 of He et al. A width scales the channels of every stage;
+the stem has those of the first.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import nn
 
 from ..errors import ConfigError
 from .initialization import he_initialize
-from .registry import InputShape, register_model
+from .registry import InputShape, register_model, scaled
 
 _SOURCE = "He et al. 2016, table 1, in the form for CIFAR"
-_WIDTHS = (64, 128, 256, 512)
+_CHANNELS = (64, 128, 256, 512)
 _LEAST_SIDE = 16
 
 
@@ -76,19 +77,21 @@ def _resnet(
     input_shape: InputShape,
     num_classes: int,
     depths: tuple[int, ...],
-    widths: tuple[int, ...] = _WIDTHS,
+    width: float,
+    designed: tuple[int, ...] = _CHANNELS,
     plain: bool = False,
 ) -> nn.Module:
-    channels, height, width = input_shape
-    if min(height, width) < _LEAST_SIDE:
-        raise ConfigError(f"{name} takes images of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels, got {height}x{width}")
+    channels, height, columns = input_shape
+    if min(height, columns) < _LEAST_SIDE:
+        raise ConfigError(f"{name} takes images of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels, got {height}x{columns}")
+    stages = [scaled(filters, width) for filters in designed]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(channels, widths[0], 3, padding=1, bias=plain),
-        bn1=nn.BatchNorm2d(widths[0]),
+        conv1=nn.Conv2d(channels, stages[0], 3, padding=1, bias=plain),
+        bn1=nn.BatchNorm2d(stages[0]),
         relu1=nn.ReLU(),
     )
-    channels = widths[0]
-    for stage, (depth, filters) in enumerate(zip(depths, widths, strict=True), start=1):
+    channels = stages[0]
+    for stage, (depth, filters) in enumerate(zip(depths, stages, strict=True), start=1):
         for index in range(depth):
             stride = 2 if stage > 1 and index == 0 else 1
             layers[f"block{stage}_{index + 1}"] = BasicBlock(channels, filters, stride, plain)
@@ -99,24 +102,24 @@ def _resnet(
 
 
 @register_model("resnet18", input_shape=(3, 32, 32), source=_SOURCE)
-def resnet18(input_shape: InputShape, num_classes: int) -> nn.Module:
+def resnet18(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Two basic blocks in each of four stages (64, 128, 256, 512 channels)."""
-    return _resnet("resnet18", input_shape, num_classes, (2, 2, 2, 2))
+    return _resnet("resnet18", input_shape, num_classes, (2, 2, 2, 2), width)
 
 
 @register_model("resnet34", input_shape=(3, 32, 32), source=_SOURCE)
-def resnet34(input_shape: InputShape, num_classes: int) -> nn.Module:
+def resnet34(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Basic blocks 3-4-6-3 in four stages (64, 128, 256, 512 channels)."""
-    return _resnet("resnet34", input_shape, num_classes, (3, 4, 6, 3))
+    return _resnet("resnet34", input_shape, num_classes, (3, 4, 6, 3), width)
 
 
 @register_model("resnet14", input_shape=(3, 32, 32), source="KegNet (Yoo et al. 2019); He et al. 2016, section 4.2")
-def resnet14(input_shape: InputShape, num_classes: int) -> nn.Module:
+def resnet14(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Two plain blocks in each of three stages (16, 32, 64 channels): the teacher of KegNet and BDNF."""
-    return _resnet("resnet14", input_shape, num_classes, (2, 2, 2), (16, 32, 64), plain=True)
+    return _resnet("resnet14", input_shape, num_classes, (2, 2, 2), width, (16, 32, 64), plain=True)
 
 
 @register_model("resnet14_half", input_shape=(3, 32, 32), source="kdx; half the channels of resnet14")
-def resnet14_half(input_shape: InputShape, num_classes: int) -> nn.Module:
+def resnet14_half(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Two plain blocks in each of three stages (8, 16, 32 channels): a student of `resnet14`."""
-    return _resnet("resnet14_half", input_shape, num_classes, (2, 2, 2), (8, 16, 32), plain=True)
+    return _resnet("resnet14_half", input_shape, num_classes, (2, 2, 2), width, (8, 16, 32), plain=True)

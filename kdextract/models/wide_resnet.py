@@ -3,6 +3,9 @@
 A network of depth 6n + 4 and width k has three stages of n blocks with 16k, 32k and 64k channels, of which the second
 and the third halve the sides. Normalization and ReLU come before each convolution (He et al. 2016b), and once more
 before the mean over the pixels. No dropout, as in the networks that data-free distillation on CIFAR is published for.
+
+A `width` multiplies k, which need not be whole then: it scales the channels of the stages, not the 16 of the stem, so
+that `wrn40_2` at width 0.5 is `wrn40_1`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from .initialization import he_initialize
-from .registry import InputShape, register_model
+from .registry import InputShape, register_model, scaled
 
 _SOURCE = "Zagoruyko and Komodakis 2016, table 1 (CIFAR)"
 _STEM = 16
@@ -46,14 +49,14 @@ class WideBlock(nn.Module):
         return branch + self.shortcut(active if self._changes else inputs)
 
 
-def _wide_resnet(name: str, input_shape: InputShape, num_classes: int, depth: int, width: int) -> nn.Module:
-    channels, height, rows = input_shape
-    if min(height, rows) < _LEAST_SIDE:
-        raise ConfigError(f"{name} takes images of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels, got {height}x{rows}")
+def _wide_resnet(name: str, input_shape: InputShape, num_classes: int, depth: int, k: int, width: float) -> nn.Module:
+    channels, height, columns = input_shape
+    if min(height, columns) < _LEAST_SIDE:
+        raise ConfigError(f"{name} takes images of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels, got {height}x{columns}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=nn.Conv2d(channels, _STEM, 3, padding=1, bias=False))
     channels = _STEM
     for stage in (1, 2, 3):
-        filters = _STEM * width * 2 ** (stage - 1)
+        filters = scaled(_STEM * k * 2 ** (stage - 1), width)
         for index in range(1, (depth - 4) // 6 + 1):
             stride = 2 if stage > 1 and index == 1 else 1
             layers[f"block{stage}_{index}"] = WideBlock(channels, filters, stride)
@@ -67,24 +70,24 @@ def _wide_resnet(name: str, input_shape: InputShape, num_classes: int, depth: in
 
 
 @register_model("wrn40_2", input_shape=(3, 32, 32), source=_SOURCE)
-def wrn40_2(input_shape: InputShape, num_classes: int) -> nn.Module:
+def wrn40_2(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Wide ResNet-40-2: six blocks in each of three stages (32, 64, 128 channels)."""
-    return _wide_resnet("wrn40_2", input_shape, num_classes, depth=40, width=2)
+    return _wide_resnet("wrn40_2", input_shape, num_classes, depth=40, k=2, width=width)
 
 
 @register_model("wrn40_1", input_shape=(3, 32, 32), source=_SOURCE)
-def wrn40_1(input_shape: InputShape, num_classes: int) -> nn.Module:
+def wrn40_1(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Wide ResNet-40-1: six blocks in each of three stages (16, 32, 64 channels)."""
-    return _wide_resnet("wrn40_1", input_shape, num_classes, depth=40, width=1)
+    return _wide_resnet("wrn40_1", input_shape, num_classes, depth=40, k=1, width=width)
 
 
 @register_model("wrn16_2", input_shape=(3, 32, 32), source=_SOURCE)
-def wrn16_2(input_shape: InputShape, num_classes: int) -> nn.Module:
+def wrn16_2(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Wide ResNet-16-2: two blocks in each of three stages (32, 64, 128 channels)."""
-    return _wide_resnet("wrn16_2", input_shape, num_classes, depth=16, width=2)
+    return _wide_resnet("wrn16_2", input_shape, num_classes, depth=16, k=2, width=width)
 
 
 @register_model("wrn16_1", input_shape=(3, 32, 32), source=_SOURCE)
-def wrn16_1(input_shape: InputShape, num_classes: int) -> nn.Module:
+def wrn16_1(input_shape: InputShape, num_classes: int, *, width: float = 1.0) -> nn.Module:
     """Wide ResNet-16-1: two blocks in each of three stages (16, 32, 64 channels)."""
-    return _wide_resnet("wrn16_1", input_shape, num_classes, depth=16, width=1)
+    return _wide_resnet("wrn16_1", input_shape, num_classes, depth=16, k=1, width=width)
