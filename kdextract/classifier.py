@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .artifacts import read_header
 from .hooks import evaluation_mode, last_layer
 from .models import InputShape
 from .models.factorized import LayerRanks, factorize
@@ -19,6 +20,7 @@ from .networks.build import Blueprint
 from .networks.code import Code
 from .networks.heads import KINDS, Head
 from .networks.names import parse_name
+from .networks.probing import number_type
 from .networks.program import Program
 from .tensor_files import encode_safetensors, read_safetensors, rebuilding
 
@@ -75,9 +77,7 @@ class ClassifierSpec:
 
     def student(self, architecture: str, code: Code | None = None, head: Head | None = None) -> ClassifierSpec:
         """Return the spec of another network for the same images and classes."""
-        return replace(
-            self, architecture=architecture, factors=(), code=code, head=head or Head(), feature_layer=None
-        )
+        return replace(self, architecture=architecture, factors=(), code=code, head=head or Head(), feature_layer=None)
 
 
 class Classifier(nn.Module):
@@ -100,7 +100,7 @@ class Classifier(nn.Module):
         self._precision: torch.dtype | None = None
         self._compiled = False
         self._own_code = spec.code is not None or isinstance(self.network, Program)
-        self._number = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
+        self._number = number_type(self.network)
 
     @property
     def input_shape(self) -> InputShape:
@@ -217,6 +217,16 @@ def load_classifier(path: str | Path) -> Classifier:
         classifier = Classifier(spec, spec.build(program))
         classifier.network.load_state_dict(tensors)
     return classifier.eval()
+
+
+def read_spec(path: Path) -> ClassifierSpec:
+    """Return what a `model.safetensors` file says of its classifier; quick, without its weights.
+
+    Raises:
+        ArtifactError: the file is missing or malformed.
+    """
+    with rebuilding(path, "classifier"):
+        return _spec_from_record(read_header(path)[1]["classifier"])
 
 
 def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:

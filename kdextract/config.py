@@ -157,6 +157,25 @@ class MethodStageConfig(NamedStageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(StageConfig):
+    """Options of a stage that asks a teacher; it need not be the run's already."""
+
+    teacher: str | None = option(
+        None,
+        "Model to make the run's teacher first, as `kdx import-model` does: model.py:build, torchvision/NAME, a file "
+        "or run of kdx ...",
+        recorded=False,
+        metavar="SPEC",
+    )
+    weights: str | None = option(None, "Weights of the --teacher.", recorded=False, metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None and self.teacher is None:
+            raise UsageError("--weights has no effect without --teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig(OptionSet):
     """How networks compute, for stages that run them for long."""
 
@@ -178,7 +197,7 @@ class DataAccess(OptionSet):
     data_dir: Path = option(
         Path("data"), "Where torchvision's data sets are.", env="KDX_DATA_DIR", recorded=False, metavar="DIR"
     )
-    download: bool = option(False, "Let torchvision fetch what is missing.", recorded=False)
+    download: bool = option(False, "Let torchvision, or the library of hf:NAME, fetch what is missing.", recorded=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def transform_inputs(
 ) -> Iterator[None]:
     """Replace the input x of each named layer by `transform(name, x)` in every forward pass."""
 
-    def replace(name: str) -> Callable[..., torch.Tensor]:
+    def replace(name: str) -> Callable[..., torch.Tensor | None]:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
             call = calls.next(name)
             return transform(call, inputs[0]) if call in layers else None
@@ -162,8 +162,9 @@ def batch_norm_layers(network: nn.Module) -> list[str]:
 def _keeps_statistics(module: nn.Module) -> bool:
     """Whether it has a running mean and variance, as batch normalization has, frozen or not, under any name."""
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-    kept = isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor) and mean.shape == variance.shape
-    return kept and mean.dim() == 1 and not isinstance(module, _InstanceNorm)
+    if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
+        return False
+    return mean.dim() == 1 and mean.shape == variance.shape and not isinstance(module, _InstanceNorm)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / holds any number of na
     "student": "students/",
     "evaluation": "evaluations/",
     "neighbours": "neighbours/",
+    "export": "exports/",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

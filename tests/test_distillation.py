@@ -23,7 +23,7 @@ from kdextract.losses import DISTILLATION_LOSSES, kl_divergence
 from kdextract.observer import Probe
 from kdextract.progress import Reporter
 from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
-from kdextract.stages.student_start import build_student
+from kdextract.stages.student_start import StudentStart
 from kdextract.tensor_files import encode_safetensors, read_safetensors
 from kdextract.training import OPTIMIZERS, Schedule, fit, predict, take_steps
 
@@ -75,7 +75,7 @@ def make_teacher() -> Classifier:
 
 def make_student(architecture: str = "lenet_half", seed: int = 1) -> Classifier:
     torch.manual_seed(seed)
-    return build_student(architecture, make_teacher())
+    return Classifier(make_teacher().spec.student(architecture))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     start = make_student("lenet5_half")
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(start))
-    student = build_student(path, teacher)
+    student = StudentStart("student", (), path).build(teacher)
     assert student.spec == start.spec
     assert equal(weights(student), weights(start))
     for spec in (
@@ -159,7 +159,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     ):
         path.write_bytes(encode_classifier(Classifier(spec)))
         with pytest.raises(ConfigError, match="must be equal"):
-            build_student(path, teacher)
+            StudentStart("student", (), path).build(teacher)
 
 
 @pytest.mark.parametrize("augmenter", [plain, shifting])

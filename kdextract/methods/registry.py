@@ -76,6 +76,11 @@ class Method:
         """Whether it is for images alone, not for rows of a table."""
         return False
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it follows the teacher's gradient to the images."""
+        return True
+
 
 @dataclass(frozen=True)
 class Objective(Method):
@@ -83,12 +88,19 @@ class Objective(Method):
 
     `synthesize(given, labels, config, generator)` returns one image per label, and depends on nothing else. `record` is
     the record of the statistics that it draws from. `inverts` says whether it matches what the teacher's batch
-    normalization keeps, or else statistics. `competes` says whether it needs a student.
+    normalization keeps, or else statistics. `competes` says whether it needs a student, `blind` whether it does without
+    the teacher's gradient.
     """
 
     record: str | None
     inverts: bool
     competes: bool
+    blind: bool
+
+    @property
+    def needs_gradient(self) -> bool:
+        """All but those that are `blind`."""
+        return not self.blind
 
     @property
     def synthesize(self) -> Synthesize:
@@ -112,12 +124,18 @@ class LiveMethod(Method):
 
     `open_source(given, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
     `distill` that the method wants otherwise than usual, where the user says nothing. `structured` says whether its
-    images are structured noise, or begin as such. `inverts` is as in `Objective`.
+    images are structured noise, or begin as such. `inverts` and `blind` are as in `Objective`.
     """
 
     settings: dict[str, Any]
     structured: bool
     inverts: bool
+    blind: bool
+
+    @property
+    def needs_gradient(self) -> bool:
+        """All but those that are `blind`."""
+        return not self.blind
 
     @property
     def needs(self) -> str:
@@ -183,6 +201,7 @@ def register_objective(
     source: str,
     inverts: bool = False,
     competes: bool = False,
+    blind: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `synthesize` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -192,10 +211,11 @@ def register_objective(
         source: paper, with section or equation.
         inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
         competes: whether it needs a student, with which images compete.
+        blind: whether it does without the teacher's gradient.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_OBJECTIVES, Objective(name, function, config, source, record, inverts, competes))
+        _add(_OBJECTIVES, Objective(name, function, config, source, record, inverts, competes, blind))
         return function
 
     return decorate
@@ -209,6 +229,7 @@ def register_live(
     settings: dict[str, Any],
     structured: bool,
     inverts: bool = False,
+    blind: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -218,10 +239,11 @@ def register_live(
         settings: options of `distill` and the defaults that they have with this method.
         structured: whether its images are structured noise, or begin as such.
         inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
+        blind: whether it does without the teacher's gradient.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_LIVE, LiveMethod(name, function, config, source, settings, structured, inverts))
+        _add(_LIVE, LiveMethod(name, function, config, source, settings, structured, inverts, blind))
         return function
 
     return decorate
@@ -288,3 +310,10 @@ def generator_method(name: str) -> GeneratorMethod:
 def generator_names() -> list[str]:
     """Return the name of every way to train generators, in alphabetical order."""
     return sorted(_GENERATORS)
+
+
+def every_method() -> list[tuple[str, Method]]:
+    """Return every way to use a method: the command with the option that chooses it, and the method."""
+    used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
+    used += [("train-generator", generator_method(name)) for name in generator_names()]
+    return used + [("distill --method", live_method(name)) for name in live_names()]

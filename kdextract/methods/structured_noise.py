@@ -28,7 +28,7 @@ class StructuredNoiseConfig(OptionSet):
     candidates: int = option(8, "Images that are drawn for each one that is kept.", minimum=1)
 
 
-@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE)
+@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE, blind=True)
 def structured_noise(
     given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, generator: torch.Generator
 ) -> Inverted:
@@ -52,6 +52,7 @@ class LiveStructuredNoiseConfig(OptionSet):
     source=SOURCE,
     settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
     structured=True,
+    blind=True,
 )
 def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
     """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""

@@ -138,7 +138,8 @@ def _surroundings(origin: Path | None) -> tuple[Path | None, str]:
     """Return the folder that the file's own imports start from, and the package that it is part of."""
     if origin is None or not origin.parent.is_dir():
         return None, ""
-    folder, packages = origin.parent, []
+    folder = origin.parent
+    packages: list[str] = []
     while (folder / "__init__.py").is_file():
         packages.insert(0, folder.name)
         folder = folder.parent
@@ -179,9 +180,7 @@ def filled_in(
     left = [
         p.name
         for p in parameters.values()
-        if p.default is p.empty
-        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        and p.name not in {**given, **added}
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in {**given, **added}
     ]
     if left:
         spelled = ", ".join(f"{parameter}=..." for parameter in left)

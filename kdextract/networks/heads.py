@@ -60,8 +60,7 @@ class Head:
             "logit": "one logit for two classes, beside which a zero is put",
             "probability": "one probability for two classes, whose logarithms are taken",
         }[self.kind]
-        where = "".join(f"[{step!r}]" for step in self.part)
-        return f"{what}{f' at {where} of the answer' if where else ''}"
+        return what + "".join(f", under {step!r}" for step in self.part)
 
 
 def find_head(answers: list[Any], batch: int) -> tuple[Head, int]:

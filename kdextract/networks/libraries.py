@@ -17,7 +17,10 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a library says of a network: input shape, normalization in pixels of [0, 1], names of the classes."""
+    """What a library says of a network: input shape, normalization in pixels of [0, 1], names of the classes.
+
+    `mean` and `std` are empty where it says nothing of them.
+    """
 
     input_shape: Shape
     mean: tuple[float, ...]
@@ -102,6 +105,22 @@ def facts(name: NetworkName) -> Facts | None:
     if len(set(names)) < len(names):
         names = tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
     return Facts((3, side, side), tuple(preset.mean), tuple(preset.std), names, "torchvision's weights")
+
+
+def facts_within(network: nn.Module) -> Facts | None:
+    """Return what a network's own configuration says, as networks of timm and transformers carry one; or None."""
+    timm_config = getattr(network, "pretrained_cfg", None)
+    if isinstance(timm_config, dict) and {"input_size", "mean", "std"} <= timm_config.keys():
+        channels, height, width = timm_config["input_size"]
+        mean, std = tuple(timm_config["mean"]), tuple(timm_config["std"])
+        return Facts((channels, height, width), mean, std, None, "the model's own configuration")
+    config = getattr(network, "config", None)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if not isinstance(size, int) or not isinstance(channels, int):
+        return None
+    labels = getattr(config, "id2label", None) or {}
+    names = tuple(str(labels[index]) for index in sorted(labels)) if len(set(labels.values())) == len(labels) else None
+    return Facts((channels, size, size), (), (), names or None, "the model's own configuration")
 
 
 def narrowed(name: NetworkName, width: float) -> NetworkName:

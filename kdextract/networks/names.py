@@ -1,7 +1,7 @@
 """How a network is spelled: a registered name, a library's, a function of a user's, an exported program.
 
-    lenet5   lenet5(width=0.5)   torchvision/resnet18   timm/vit_tiny_patch16_224
-    model.py:build   model.py:build(depth=3)   package.module:function   program.pt2
+lenet5   lenet5(width=0.5)   torchvision/resnet18   timm/vit_tiny_patch16_224
+model.py:build   model.py:build(depth=3)   package.module:function   program.pt2
 """
 
 from __future__ import annotations
@@ -115,3 +115,12 @@ def parse_narrower(text: str) -> tuple[str | None, float] | None:
     if not 0 < width <= 4:
         raise UsageError(f"a width is a number above 0 and at most 4, such as width:0.5, got {match['width']!r}")
     return (None if of is None or of.lower() == "teacher" else of), width
+
+
+def parse_input_size(text: str) -> tuple[int, int, int]:
+    """Parse `CxHxW`. Raises `UsageError`."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input-size is channels x height x width, such as 3x32x32, got {text!r}")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width

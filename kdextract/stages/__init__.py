@@ -8,12 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 from ..stage_runner import Stage
-from . import compress, compute_stats, distill, evaluate, generate, neighbours, optimize_dataset, train, train_generator
+from . import (
+    compress,
+    compute_stats,
+    distill,
+    evaluate,
+    export,
+    generate,
+    import_model,
+    neighbours,
+    optimize_dataset,
+    train,
+    train_generator,
+)
 
 STAGES: dict[str, Stage[Any]] = {
     module.STAGE.name: module.STAGE
     for module in (
         train,
+        import_model,
         compute_stats,
         optimize_dataset,
         train_generator,
@@ -22,5 +35,6 @@ STAGES: dict[str, Stage[Any]] = {
         distill,
         evaluate,
         neighbours,
+        export,
     )
 }

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..config import NamedStageConfig, option
+from ..config import NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .import_model import bring_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ PRESETS["bdnf-3"] = {"lenet5": "conv2=0.3,conv3=0.15"} | {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(NamedStageConfig):
+class CompressConfig(NamedStageConfig, TeacherConfig):
     """Make a smaller network from the teacher's weights: layers become three, of fewer channels between (Tucker-2).
 
     A layer's ranks come from the weights themselves (--tucker evbmf, the default), from a share of its channels
@@ -144,7 +145,7 @@ def _ranks(text: str, typed: str) -> tuple[int, int]:
 
 def plan(config: CompressConfig, run: RunDir) -> Plan:
     """Reads the teacher alone."""
-    teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
+    teacher = artifact_input("teacher", run.teacher())
     return Plan(run.place("compressed", config.name or config.preset or "tucker"), (teacher,), "teacher")
 
 
@@ -234,4 +235,4 @@ def fill(teacher: Classifier, compressed: Classifier) -> dict[str, float]:
     return errors
 
 
-STAGE = Stage("compress", CompressConfig, plan, execute)
+STAGE = Stage("compress", CompressConfig, plan, execute, before=bring_teacher)

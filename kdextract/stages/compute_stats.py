@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import DataAccess, StageConfig, option
-from ..errors import ConfigError, DataError
+from ..config import DataAccess, TeacherConfig, option
+from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .inputs import fitted, open_real_data, real_data_input, teacher_data
+from .import_model import bring_teacher
+from .inputs import images_for, open_real_data, real_data_input, teacher_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeStatsConfig(StageConfig, DataAccess):
+class ComputeStatsConfig(TeacherConfig, DataAccess):
     """Record the teacher's activation statistics per class: what is handed over instead of the data.
 
     One pass over the training images. Afterwards no data-free stage opens real data again.
@@ -45,7 +46,7 @@ class ComputeStatsConfig(StageConfig, DataAccess):
 
 def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
     """Reads the run's teacher and its training data."""
-    teacher = run.existing("teacher", "kdx train")
+    teacher = run.teacher()
     data = real_data_input(config, teacher_data(config.data, run), "train")
     return Plan(run.place("statistics"), (artifact_input("teacher", teacher), data))
 
@@ -60,7 +61,7 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
     teacher = context.teacher()
     with context.phase("data"):
         data = open_real_data(config, spec, "train", "statistics", context)
-        images = fitted(data.images, teacher.input_shape)
+        images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
     _check_counts(data.labels, teacher.spec.class_names, config.min_count, spec)
     options = StatisticsOptions(
         max_units=config.max_units,
@@ -86,10 +87,8 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
 
 
 def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spec: str) -> None:
-    """Raise unless every class of the teacher, and no other, has `min_count` images or more."""
+    """Raise `ConfigError` unless every class of the teacher has `min_count` images or more."""
     counts = labels.bincount(minlength=len(class_names)).tolist()
-    if len(counts) > len(class_names):
-        raise DataError(f"{spec} has {len(counts)} classes, the teacher {len(class_names)}")
     for name, count in zip(class_names, counts, strict=True):
         if count < min_count:
             raise ConfigError(
@@ -98,4 +97,4 @@ def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spe
             )
 
 
-STAGE = Stage("compute-stats", ComputeStatsConfig, plan, execute)
+STAGE = Stage("compute-stats", ComputeStatsConfig, plan, execute, before=bring_teacher)

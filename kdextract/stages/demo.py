@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig, option
+from ..notebook import image_html, table_html
 from ..progress import Reporter
 from ..report.tables import figure, print_line, print_table
 from ..stage_runner import Outcome, Stage, run_stage
@@ -64,6 +65,12 @@ class DemoResult:
             "agreement": {name: score["agreement"] for name, score in scores.items()},
             "grid": str(self.outcomes["optimize-dataset"].directory / "grid.png"),
         }
+
+    def _repr_html_(self) -> str:
+        record = self.record()
+        rows = [[name, *[figure(k, record[k][name]) for k in ("accuracy", "agreement")]] for name in record["accuracy"]]
+        table = table_html(["classifier", "accuracy", "agreement"], rows, f"{self.run}, seed {self.seed}")
+        return table + image_html(Path(record["grid"]).read_bytes(), record["grid"])
 
     def print(self) -> None:
         """Print the closing table."""

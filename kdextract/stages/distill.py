@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input, read_manifest
+from ..artifacts import read_manifest
 from ..budget import CLOSING_SECONDS, parse_duration, steps_within
-from ..config import DataAccess, MethodStageConfig, NetworkConfig, OptionSet, VerifierConfig, option
+from ..config import DataAccess, MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import live_method, live_names
 from ..progress import Reporter
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, Settings, fill_in
+from .import_model import bring_teacher
 from .student_source import AUTO, STORED, Choice, choose, inputs_of, open_source
-from .student_start import build_student, given_student
+from .student_start import student_start
 from .transfer_sets import show_source, verifier_input
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ TRIAL_BLOCK = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(MethodStageConfig, NetworkConfig, VerifierConfig, DataAccess):
+class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierConfig, DataAccess):
     """Train a student to answer like the teacher: on a transfer set, on images made meanwhile, or on what you name.
 
     Without --data and --method, it takes the run's only transfer set; in a run without one, --method auto picks a
@@ -58,7 +59,8 @@ class DistillConfig(MethodStageConfig, NetworkConfig, VerifierConfig, DataAccess
 
     student: str = option(
         "lenet_half",
-        "Architecture, or what to start from: compressed/NAME of the run, or a model.safetensors file.",
+        "Network: a name of `kdx models`, half:SPEC, width:0.5 (of the teacher's), torchvision/NAME, timm/NAME, "
+        "model.py:build; or what to start from: compressed/NAME of the run, or a model.safetensors file.",
         metavar="SPEC",
     )
     data: str | None = option(
@@ -164,22 +166,14 @@ class DistillConfig(MethodStageConfig, NetworkConfig, VerifierConfig, DataAccess
 def plan(config: DistillConfig, run: RunDir) -> Plan:
     """Reads the teacher and one source of images."""
     config.method_config()
-    teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
+    teacher = artifact_input("teacher", run.teacher())
     choice = choose(config, run)
     if config.verifier is not None and not choice.makes_images:
         raise UsageError("--verifier has no effect here: nothing makes images while the student learns")
     more, needs = inputs_of(choice, config, run)
-    inputs: list[Input] = [teacher, *more, *verifier_input(config, run)]
-    name = config.student
-    given = given_student(config.student, run)
-    if given is not None:
-        inputs.append(given.input)
-        name = given.name
-    else:
-        from ..models import architecture
-
-        architecture(config.student)
-    return Plan(run.place("student", config.name or name), tuple(inputs), needs)
+    start = student_start(config.student, run)
+    inputs = (teacher, *more, *verifier_input(config, run), *start.inputs)
+    return Plan(run.place("student", config.name or start.name), inputs, needs)
 
 
 def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
@@ -196,9 +190,9 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     if choice.reason:
         context.reporter.line(f"--method auto: {choice.name}, because {choice.reason}")
     teacher = context.teacher()
-    given = given_student(config.student, context.run)
-    student = context.placed(build_student(config.student if given is None else given.path, teacher))
-    inherited = config.inherit and given is None and inherit(teacher, student)
+    start = student_start(config.student, context.run)
+    student = context.placed(start.build(teacher))
+    inherited = config.inherit and not start.is_given and inherit(teacher, student)
     settings = fill_in(config, choice, teacher, student)
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
@@ -264,7 +258,7 @@ def _estimate(
     if choice.alike:  # it came out up to 7 points too high for generators, and more for inversion
         context.reporter.line("no estimate of accuracy: it was not calibrated on students of such images")
         return {}
-    measured = read_manifest(context.run.existing("teacher", "kdx train").directory).metrics
+    measured = read_manifest(context.run.teacher().directory).metrics
     if config.teacher_accuracy is not None:
         accuracy = TeacherAccuracy(config.teacher_accuracy, 0.0)
     elif "validation_accuracy" in measured:
@@ -371,4 +365,4 @@ class NoCheckpoints:
         """Forget it."""
 
 
-STAGE = Stage("distill", DistillConfig, plan, execute)
+STAGE = Stage("distill", DistillConfig, plan, execute, before=bring_teacher)

@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, read_manifest
-from ..config import DataAccess, NamedStageConfig, option
-from ..errors import ConfigError, GateError
-from ..run_dir import ArtifactRef, RunDir
-from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input, file_input
-from .inputs import fitted, open_real_data, real_data_input, teacher_data
+from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
+from ..errors import GateError
+from ..run_dir import RunDir
+from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input
+from .classifiers import classifier_input
+from .import_model import bring_teacher
+from .inputs import images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_FILE = "model.safetensors"
-CLASSIFIERS = ("teacher", "compressed", "student")
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(NamedStageConfig, DataAccess):
+class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
     """Score a classifier on real test images: accuracy, agreement with the teacher, confusion matrix, cost.
 
     A student's snapshots are scored as well, for a curve over its training; the result is always that of its last
@@ -56,10 +55,10 @@ class EvaluateConfig(NamedStageConfig, DataAccess):
 
 def plan(config: EvaluateConfig, run: RunDir) -> Plan:
     """Reads one classifier, the teacher, and real test data."""
-    _, classifier, default_name = _classifier(config.artifact, run)
+    _, classifier, default_name = classifier_input(config.artifact, run)
     spec = teacher_data(config.data, run)
     name = config.name or (default_name if config.data is None else f"{default_name}-{_plain(spec)}")
-    teacher = artifact_input("teacher", run.existing("teacher", "kdx train"))
+    teacher = artifact_input("teacher", run.teacher())
     return Plan(run.place("evaluation", name), (classifier, teacher, real_data_input(config, spec, "test")))
 
 
@@ -72,18 +71,19 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     from ..report.pictures import confusion_picture
     from ..training import predict
 
-    path, source, _ = _classifier(config.artifact, context.run)
+    path, source, _ = classifier_input(config.artifact, context.run)
     spec = teacher_data(config.data, context.run)
     classifier = context.placed(load_classifier(path).frozen())
     teacher = context.teacher()
     data = open_real_data(config, spec, "test", "evaluation", context)
     names = classifier.spec.class_names
-    if int(data.labels.max()) >= len(names):
-        raise ConfigError(f"{spec} has {int(data.labels.max()) + 1} classes, the classifier {len(names)}")
     with context.phase("evaluation"):
-        images = fitted(data.images, classifier.input_shape)
+        images = images_for(classifier.input_shape, names, data, spec, context)
+        teachers_images = images
+        if (teacher.input_shape, teacher.spec.class_names) != (classifier.input_shape, names):
+            teachers_images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
         answers = predict(classifier, images).argmax(1)
-        teacher_answers = predict(teacher, fitted(data.images, teacher.input_shape)).argmax(1)
+        teacher_answers = predict(teacher, teachers_images).argmax(1)
     with context.phase("snapshots"):
         curve = _curve(source, images, data.labels, teacher_answers, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
@@ -147,34 +147,9 @@ def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
             raise GateError(f"{figure} {value:.4f} is below --min-{figure} {gate:g}")
 
 
-def _classifier(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
-    """Return the file of the classifier that `label` names, the input that it is, and a name for its evaluation."""
-    if label is not None and label.endswith(".safetensors"):
-        return Path(label), file_input("classifier", Path(label)), Path(label).resolve().parent.name
-    if label is not None and (Path(label) / MODEL_FILE).is_file():
-        here = [ref for ref in run.artifacts(*CLASSIFIERS) if ref.directory.samefile(label)]
-        if not here:
-            return _classifier(str(Path(label) / MODEL_FILE), run)
-        label = here[0].label
-    ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
-    name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
-    return ref.directory / MODEL_FILE, artifact_input("classifier", ref), name
-
-
-def only_student(run: RunDir) -> ArtifactRef:
-    """Return the run's student, if it has just one. Raises `ConfigError`."""
-    students = run.artifacts("student")
-    if not students:
-        raise ConfigError(f"{run.root} has no student; make one with: kdx distill")
-    if len(students) > 1:
-        labels = ", ".join(ref.label for ref in students)
-        raise ConfigError(f"{run.root} has several students, say which to evaluate: {labels}")
-    return students[0]
-
-
 def _plain(spec: str) -> str:
     """Return a data spec as part of an artifact's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
 
 
-STAGE = Stage("evaluate", EvaluateConfig, plan, execute, replaces_stale=True, check=check_gates)
+STAGE = Stage("evaluate", EvaluateConfig, plan, execute, replaces_stale=True, check=check_gates, before=bring_teacher)

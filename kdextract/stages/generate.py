@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input, strongest
-from ..config import NamedStageConfig, VerifierConfig, option
+from ..config import NamedStageConfig, TeacherConfig, VerifierConfig, option
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .import_model import bring_teacher
 from .stored import open_generators, stored_generators
 from .transfer_sets import verifier_input, write_transfer_set
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(NamedStageConfig, VerifierConfig):
+class GenerateConfig(NamedStageConfig, TeacherConfig, VerifierConfig):
     """Make a transfer set with generators that `kdx train-generator` has trained.
 
     Several artifacts, with commas between, are mixed, each of their generators giving as many images. Writes
@@ -47,7 +48,7 @@ class GenerateConfig(NamedStageConfig, VerifierConfig):
 def plan(config: GenerateConfig, run: RunDir) -> Plan:
     """Reads the teacher and the generators."""
     stored = stored_generators(config.generator, run)
-    inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
+    inputs = [artifact_input("teacher", run.teacher())]
     inputs += [Input("generator", one.label, one.identity) for one in stored]
     inputs += verifier_input(config, run)
     needs = strongest(*(one.needs for one in stored))
@@ -90,4 +91,4 @@ def _make_images(
     return images, labels if mix.conditional else predict(teacher, images).argmax(1)
 
 
-STAGE = Stage("generate", GenerateConfig, plan, execute)
+STAGE = Stage("generate", GenerateConfig, plan, execute, before=bring_teacher)

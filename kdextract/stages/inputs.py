@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..models import InputShape
     from ..stage_runner import StageContext
 
+SHOWN_NAMES = 3
+
 
 class OpensRealData(Protocol):
     """A config with `DataAccess` and `--dry-run`."""
@@ -41,7 +43,7 @@ class OpensRealData(Protocol):
 def teacher_data(spec: str | None, run: RunDir) -> str:
     """Return `spec`, or the data that the run's teacher was trained on. Raises `ConfigError` when that is unknown."""
     if spec is None:
-        spec = read_manifest(run.existing("teacher", "kdx train").directory).config.get("data")
+        spec = read_manifest(run.teacher().directory).config.get("data")
     if not isinstance(spec, str):
         raise ConfigError("the teacher does not say which data it was trained on; name it with --data")
     return spec
@@ -88,6 +90,45 @@ def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:
     return torch.cat(kept).sort().values
 
 
+def images_for(
+    shape: InputShape,
+    class_names: tuple[str, ...] | None,
+    data: RealData,
+    spec: str,
+    context: StageContext,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return real images as a classifier takes them, after telling apart what differs; one line says what is changed.
+
+    Names that are only numbers stand for classes without a name, and fit any others.
+
+    Args:
+        shape, class_names: of the classifier; None for the names if it is given the images without their labels, or
+            takes its classes from the data.
+        spec: what `--data` says.
+        rows: indices of the images to give; by default all.
+
+    Returns:
+        uint8 [N, channels, height, width].
+
+    Raises:
+        ConfigError: the data has another number of classes than the classifier, or the same ones in another order; or
+            rows of a table meet a classifier of images, or of rows of another width, or the other way around.
+    """
+    stored = tuple(data.images.shape[1:])
+    _check_shapes(stored, shape)
+    if class_names is not None:
+        _check_classes(spec, data.class_names, class_names, context)
+    if stored != shape:
+        resized = ["resized"] if stored[1:] != shape[1:] else []
+        recoloured = [] if stored[0] == shape[0] else ["made grey" if shape[0] == 1 else "made coloured"]
+        context.reporter.line(
+            f"{spec}: {_spoken(stored)} are given to a classifier of {'x'.join(map(str, shape))}: "
+            f"{', '.join(resized + recoloured)}"
+        )
+    return fitted(data.images if rows is None else data.images[rows], shape)
+
+
 def fitted(images: torch.Tensor, shape: InputShape) -> torch.Tensor:
     """Return uint8 images [N, c, h, w] as a classifier of this shape takes them, resized if need be.
 
@@ -96,10 +137,49 @@ def fitted(images: torch.Tensor, shape: InputShape) -> torch.Tensor:
     """
     from ..images import fit_images
 
-    stored = tuple(images.shape[1:])
+    _check_shapes(tuple(images.shape[1:]), shape)
+    return fit_images(images, shape)
+
+
+def _check_shapes(stored: tuple[int, ...], shape: InputShape) -> None:
     if stored != shape and (is_table(stored) or is_table(shape)):
         raise ConfigError(f"{_spoken(stored)} cannot be given to a classifier of {_spoken(shape)}")
-    return fit_images(images, shape)
+
+
+def _check_classes(spec: str, given: tuple[str, ...], wanted: tuple[str, ...], context: StageContext) -> None:
+    """Raise `ConfigError` unless a label of the data means the same to the classifier, as far as names can tell."""
+    named = not (_are_numbers(given) or _are_numbers(wanted))
+    if len(given) != len(wanted):
+        differing = _differing(given, wanted) if named else ""
+        raise ConfigError(f"{spec} has {len(given)} classes, the classifier {len(wanted)}{differing}")
+    if not named:
+        return
+    places = {name: number for number, name in enumerate(wanted)}
+    moved = [name for number, name in enumerate(given) if places.get(name, number) != number]
+    if moved:
+        name = moved[0]
+        raise ConfigError(
+            f"{spec} has its classes in another order than the classifier: {name!r} is number {given.index(name)} in "
+            f"the data, and number {places[name]} in the classifier"
+        )
+    others = [(ours, theirs) for ours, theirs in zip(given, wanted, strict=True) if ours != theirs]
+    if others:
+        pairs = ", ".join(f"{ours!r} is taken for {theirs!r}" for ours, theirs in others[:SHOWN_NAMES])
+        more = f" and {len(others) - SHOWN_NAMES} more" if len(others) > SHOWN_NAMES else ""
+        context.reporter.line(f"{spec}: classes have other names than those of the classifier: {pairs}{more}")
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def _differing(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """Return a clause with up to three names that only the data or, if there are none, only the classifier has."""
+    for who, own, other in (("data", given, wanted), ("classifier", wanted, given)):
+        alone = [name for name in own if name not in other][:SHOWN_NAMES]
+        if alone:
+            return f"; only the {who} has {', '.join(map(repr, alone))}"
+    return ""
 
 
 def _spoken(shape: tuple[int, ...]) -> str:

@@ -70,7 +70,7 @@ def materials(method: Objective | LiveMethod, run: RunDir, student: str | None =
         ConfigError: the run has no teacher, or lacks the statistics that the method needs.
         UsageError: there is no such student.
     """
-    run.existing("teacher", "kdx train")
+    run.teacher()
     competitor = None if student is None else run.find(student, "student")
     record = method.record if isinstance(method, Objective) else None
     if record is not None:
@@ -100,7 +100,7 @@ def lacking(method: Method, run: RunDir) -> str:
 
 def _header(run: RunDir) -> tuple[list[str], dict[str, Any]]:
     """Return the names of the teacher's tensors, and what its file says of the classifier."""
-    names, metadata = read_header(run.existing("teacher", "kdx train").directory / "model.safetensors")
+    names, metadata = read_header(run.teacher().directory / "model.safetensors")
     return names, metadata["classifier"]
 
 

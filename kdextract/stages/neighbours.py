@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input
-from ..config import DataAccess, NamedStageConfig, option
+from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .inputs import fitted, open_real_data, real_data_input, teacher_data
+from .import_model import bring_teacher
+from .inputs import images_for, open_real_data, real_data_input, teacher_data
 from .stored import read_transfer_set, stored
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SHOWN = 11
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeighboursConfig(NamedStageConfig, DataAccess):
+class NeighboursConfig(NamedStageConfig, TeacherConfig, DataAccess):
     """Show the nearest real training images of a transfer set's images: did the teacher give away its data?
 
     Writes neighbours.png, each image with its nearest real ones, and neighbours.npy, which those are. It says how far
@@ -53,7 +54,7 @@ def plan(config: NeighboursConfig, run: RunDir) -> Plan:
     kept = stored(config.artifact, run, "ARTIFACT", ["transfer-set"])
     spec = teacher_data(config.data, run)
     inputs = (
-        artifact_input("teacher", run.existing("teacher", "kdx train")),
+        artifact_input("teacher", run.teacher()),
         Input("transfer-set", kept.label, kept.identity),
         real_data_input(config, spec, "train"),
     )
@@ -73,7 +74,7 @@ def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
     labels = _labels(kept.directory, len(made))
     spec = teacher_data(config.data, context.run)
     data = open_real_data(config, spec, "train", "neighbours", context)
-    real = fitted(data.images, teacher.input_shape)
+    real = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
     if len(real) <= SHOWN:
         raise ConfigError(f"{spec} has {len(real)} images, too few to have {SHOWN} neighbours among")
 
@@ -134,4 +135,4 @@ def _picture(
     return image_rows(torch.cat(tiles), torch.tensor(rows), captions, torch.tensor(fits))
 
 
-STAGE = Stage("neighbours", NeighboursConfig, plan, execute)
+STAGE = Stage("neighbours", NeighboursConfig, plan, execute, before=bring_teacher)

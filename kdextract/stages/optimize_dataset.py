@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import MethodStageConfig, NetworkConfig, OptionSet, VerifierConfig, option
+from ..config import MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .import_model import bring_teacher
 from .materials import materials
 from .transfer_sets import verifier_input, write_transfer_set
 
@@ -22,7 +23,7 @@ Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizeDatasetConfig(MethodStageConfig, NetworkConfig, VerifierConfig):
+class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierConfig):
     """Make a transfer set from the teacher, for most objectives with its statistics, without data.
 
     Targets for the teacher's activations are drawn from the recorded statistics, and the pixels of noise images are
@@ -66,7 +67,7 @@ def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan:
     """Reads the teacher and, where the objective needs them, the statistics, which must hold its record."""
     chosen = objective(config.objective)
     config.method_config()
-    inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
+    inputs = [artifact_input("teacher", run.teacher())]
     taken = materials(chosen, run, config.student)
     place = run.place("transfer-set", config.name or config.objective)
     return Plan(place, (*inputs, *taken.inputs, *verifier_input(config, run)), taken.needs)
@@ -127,4 +128,4 @@ def _make_images(
     return torch.cat(done), rows, curve
 
 
-STAGE = Stage("optimize-dataset", OptimizeDatasetConfig, plan, execute)
+STAGE = Stage("optimize-dataset", OptimizeDatasetConfig, plan, execute, before=bring_teacher)

@@ -11,7 +11,7 @@ from ..artifacts import Input, read_manifest
 from ..errors import UsageError
 from ..methods import live_method, objective, objective_names
 from ..run_dir import RunDir
-from .inputs import OpensRealData, fitted, open_real_data, real_data_input
+from .inputs import OpensRealData, images_for, open_real_data, real_data_input
 from .materials import materials
 from .stored import open_generators, read_transfer_set, stored
 
@@ -118,7 +118,7 @@ def _auto(run: RunDir) -> Choice:
     from ..auto import pick
     from ..classifier import load_classifier
 
-    teacher = load_classifier(run.existing("teacher", "kdx train").directory / "model.safetensors")
+    teacher = load_classifier(run.teacher().directory / "model.safetensors")
     name, reason = pick(teacher)
     return Choice("live", name, reason)
 
@@ -152,7 +152,7 @@ def open_source(
         return NoiseSource(choice.name.removeprefix("noise:"), teacher, config.seed)
     if choice.kind == "data":
         data = open_real_data(config, choice.name, "train", "distillation", context)
-        images = fitted(data.images, teacher.input_shape)
+        images = images_for(teacher.input_shape, None, data, choice.name, context)
         return ImagePool(images, None, config.seed, context.device, holds_out=True)
     if choice.kind == "generator":
         from ..generator_source import GeneratorSource

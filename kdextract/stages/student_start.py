@@ -1,64 +1,150 @@
-"""What a student starts as: an architecture, a compressed teacher of the run, or a file."""
+"""What a student starts as: a network of any origin, a narrower teacher, a compressed teacher of the run, or a file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import Input
 from ..errors import ConfigError
+from ..networks.names import parse_name, parse_narrower
 from ..run_dir import RunDir
 from ..stage_runner import artifact_input, file_input
+from .import_model import MODEL_FILE, kdx_file
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-
-
-def build_student(spec: str | Path, teacher: Classifier) -> Classifier:
-    """Return a fresh student of the teacher's shape and classes, or the classifier of a file, which must have them.
-
-    Raises:
-        ConfigError: the student cannot take the teacher's images, or has other classes.
-    """
-    from ..classifier import Classifier, load_classifier
-
-    if isinstance(spec, str):
-        return Classifier(replace(teacher.spec, architecture=spec, factors=()))
-    student = load_classifier(spec)
-    for what, ours, theirs in (
-        ("images of shape", student.input_shape, teacher.input_shape),
-        ("classes:", student.num_classes, teacher.num_classes),
-    ):
-        if ours != theirs:
-            raise ConfigError(f"the student {spec} has {what} {ours}, the teacher {theirs}; they must be equal")
-    return student
+    from ..classifier import Classifier, ClassifierSpec
+    from ..networks.build import Blueprint
 
 
 @dataclass(frozen=True)
-class GivenStudent:
-    """The file of a classifier that a student starts as, the input that it is, and what the student is called after."""
+class StudentStart:
+    """Where a student comes from: the file of a classifier, or a network that starts afresh.
 
-    path: Path
-    input: Input
+    `name` is what the student is called after; `inputs` are the files that it is made from.
+    """
+
     name: str
+    inputs: tuple[Input, ...]
+    path: Path | None = None
+    blueprint: Blueprint | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it has weights already."""
+        return self.path is not None
+
+    def build(self, teacher: Classifier) -> Classifier:
+        """Return a student that takes the teacher's images and has its classes, on the CPU.
+
+        Raises:
+            ConfigError: it cannot take these images, or has other classes.
+        """
+        from ..classifier import load_classifier
+
+        if self.path is None:
+            assert self.blueprint is not None
+            return _fresh(self.blueprint, teacher.spec)
+        student: Classifier = load_classifier(self.path)
+        for what, ours, theirs in (
+            ("images of shape", student.input_shape, teacher.input_shape),
+            ("classes:", student.num_classes, teacher.num_classes),
+        ):
+            if ours != theirs:
+                raise ConfigError(
+                    f"the student {self.path} has {what} {ours}, the teacher {theirs}; they must be equal"
+                )
+        return student
 
 
-def given_student(spec: str, run: RunDir) -> GivenStudent | None:
-    """Return what `--student` names if it is not an architecture: a compressed teacher of the run, or a file.
+def student_start(spec: str, run: RunDir) -> StudentStart:
+    """Return what `--student` names. A network is built once, to see that it fits the run's teacher.
 
     Raises:
-        ConfigError: the run has no such compressed teacher.
+        UsageError: there is no such network.
+        ConfigError: it does not fit the teacher, or has no width, or the run has no such compressed teacher.
         ArtifactError: there is no such file.
     """
+    given = _given(spec, run)
+    if given is not None:
+        return given
+    from ..classifier import read_spec
+
+    teacher = read_spec(run.teacher().directory / MODEL_FILE)
+    blueprint, files = _blueprint(spec, teacher)
+    blueprint = blueprint.filled_in(teacher.input_shape, teacher.num_classes)
+    _require_fitting(blueprint, teacher)
+    return StudentStart(_called_after(spec, blueprint), tuple(files), None, blueprint)
+
+
+def _given(spec: str, run: RunDir) -> StudentStart | None:
+    """Return a student that has weights already: a compressed teacher of the run, or a classifier's file."""
     compressed = run.artifacts("compressed")
     for ref in compressed:
         if spec.rstrip("/") in (ref.label, str(ref.directory)):
-            return GivenStudent(ref.directory / "model.safetensors", artifact_input("student", ref), ref.name)
-    path = Path(spec)
-    if spec.startswith("compressed/") and not path.exists():
+            return StudentStart(ref.name, (artifact_input("student", ref),), ref.directory / MODEL_FILE)
+    if spec.startswith("compressed/") and not Path(spec).exists():
         there = ", ".join(ref.label for ref in compressed) or "nothing compressed; make it with: kdx compress"
         raise ConfigError(f"{run.root} has no {spec}, but {there}")
-    if spec.endswith(".safetensors") or "/" in spec:
-        return GivenStudent(path, file_input("student", path), path.parent.name or "student")
-    return None
+    path = kdx_file(spec)
+    if path is None:
+        return None
+    return StudentStart(path.absolute().parent.name or "student", (file_input("student", path),), path)
+
+
+def _blueprint(spec: str, teacher: ClassifierSpec) -> tuple[Blueprint, list[Input]]:
+    """Return the network that a student starts as, and the files that it is read from."""
+    from ..importing import blueprint_of
+
+    narrower = parse_narrower(spec)
+    typed = spec if narrower is None else narrower[0]
+    files = []
+    if typed is None:
+        blueprint = teacher.blueprint()
+    else:
+        name = parse_name(typed)
+        if name.kind in ("file", "program"):
+            files.append(file_input("student", Path(name.place)))
+        blueprint = blueprint_of(typed)
+    return (blueprint if narrower is None else blueprint.narrowed(narrower[1])), files
+
+
+def _called_after(spec: str, blueprint: Blueprint) -> str:
+    """Return a name for the student: `build`, `resnet18`, `lenet5-half`."""
+    narrower = parse_narrower(spec)
+    if narrower is None:
+        return parse_name(spec).short
+    ending = "half" if narrower[1] == 0.5 else f"{narrower[1]:g}"
+    return f"{parse_name(blueprint.name.target).short}-{ending}"
+
+
+def _require_fitting(blueprint: Blueprint, teacher: ClassifierSpec) -> None:
+    """Raise `ConfigError` unless the network takes the teacher's images and has its classes."""
+    import torch
+
+    state = torch.get_rng_state()
+    try:
+        if blueprint.name.is_foreign:
+            _fresh(blueprint, teacher)
+        else:
+            with torch.device("meta"):
+                blueprint.build(teacher.input_shape, teacher.num_classes)
+    finally:
+        torch.set_rng_state(state)
+
+
+def _fresh(blueprint: Blueprint, teacher: ClassifierSpec) -> Classifier:
+    from ..classifier import Classifier
+    from ..networks.probing import probe
+
+    if not blueprint.name.is_foreign:
+        return Classifier(teacher.student(str(blueprint.name)))
+    network = blueprint.build(teacher.input_shape, teacher.num_classes).float()
+    probed = probe(network, blueprint.name, teacher.input_shape)
+    if probed.num_classes != teacher.num_classes:
+        raise ConfigError(
+            f"the student {blueprint.name} has {probed.num_classes} classes, the teacher {teacher.num_classes}; if it "
+            f"takes their number, say so: {blueprint.name.having(num_classes=teacher.num_classes)}"
+        )
+    return Classifier(teacher.student(str(blueprint.name), blueprint.code, probed.head), network)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Input
 from ..config import DataAccess, NetworkConfig, StageConfig, option, spelling
 from ..errors import ConfigError, UsageError
+from ..networks.names import parse_input_size
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
 from ..tables import is_table
-from .inputs import few_images, fitted, open_real_data, real_data_input
+from .inputs import few_images, images_for, open_real_data, real_data_input
 from .stored import read_transfer_set, stored
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     """
 
     model: str = option("lenet", "Architecture of the teacher; `kdx models` lists them.")
-    data: str = option("digits", "Real data: digits, mnist, iris, 2d:moons ..., folder:DIR, npz:FILE.", metavar="SPEC")
+    data: str = option(
+        "digits",
+        "Real data: digits, mnist, iris, 2d:moons ..., folder:DIR, npz:FILE, npy:IMAGES,LABELS, hf:NAME.",
+        metavar="SPEC",
+    )
     input_size: str | None = option(
         None, "Images as the model takes them; the default is the model's own size.", metavar="CxHxW"
     )
@@ -210,15 +215,6 @@ def chosen_recipe(config: TrainConfig) -> Recipe:
     return replace(RECIPES[config.recipe], **given)
 
 
-def parse_input_size(text: str) -> InputShape:
-    """Parse `CxHxW`. Raises `UsageError`."""
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--input-size is channels x height x width, such as 3x32x32, got {text!r}")
-    channels, height, width = (int(part) for part in parts)
-    return channels, height, width
-
-
 def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
     from ..models import architecture
 
@@ -252,9 +248,9 @@ def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, tor
     data = open_real_data(config, config.data, "train", "training", context)
     shape = _input_shape(config, data)
     if config.shots is None:
-        return fitted(data.images, shape), data.labels, data.class_names
+        return images_for(shape, None, data, config.data, context), data.labels, data.class_names
     chosen = few_images(data, config.shots * len(data.class_names), config.seed)
-    return fitted(data.images[chosen], shape), data.labels[chosen], data.class_names
+    return images_for(shape, None, data, config.data, context, chosen), data.labels[chosen], data.class_names
 
 
 def _pool(

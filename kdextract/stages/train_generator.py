@@ -6,12 +6,13 @@ from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Chapters
-from ..config import DataAccess, MethodStageConfig, OptionSet, option
+from ..config import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
 from ..errors import UsageError
 from ..methods import generator_method, generator_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .inputs import few_images, fitted, open_real_data, real_data_input, teacher_data
+from .import_model import bring_teacher
+from .inputs import few_images, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -26,7 +27,7 @@ Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainGeneratorConfig(MethodStageConfig, DataAccess):
+class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
     """Train generators of images against the teacher, without data.
 
     They are small networks from noise (and a class) to images, fitted through the frozen teacher. `kdx distill --data
@@ -74,7 +75,7 @@ class TrainGeneratorConfig(MethodStageConfig, DataAccess):
 def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan:
     """Reads the teacher, and real data where samples are asked for."""
     config.method_config()
-    inputs = [artifact_input("teacher", run.existing("teacher", "kdx train"))]
+    inputs = [artifact_input("teacher", run.teacher())]
     if config.samples is not None:
         inputs.append(real_data_input(config, teacher_data(config.data, run), "train"))
     needs = "teacher" if config.samples is None else "teacher+samples"
@@ -130,8 +131,8 @@ def _samples(config: TrainGeneratorConfig, teacher: Classifier, context: StageCo
     spec = teacher_data(config.data, context.run)
     data = open_real_data(config, spec, "train", f"{config.samples} samples", context)
     chosen = few_images(data, config.samples, config.seed)
-    images = to_pixels(fitted(data.images[chosen], teacher.input_shape)).to(teacher.device)
-    return Samples(images, data.labels[chosen].to(teacher.device))
+    images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context, chosen)
+    return Samples(to_pixels(images).to(teacher.device), data.labels[chosen].to(teacher.device))
 
 
 def _train(
@@ -198,4 +199,4 @@ def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, con
     }
 
 
-STAGE = Stage("train-generator", TrainGeneratorConfig, plan, execute)
+STAGE = Stage("train-generator", TrainGeneratorConfig, plan, execute, before=bring_teacher)

@@ -33,7 +33,7 @@ def verifier_input(config: VerifierConfig, run: RunDir) -> list[Input]:
     if config.verifier is None:
         return []
     verifier = file_input("verifier", Path(config.verifier))
-    teacher = run.existing("teacher", "kdx train").directory / "model.safetensors"
+    teacher = run.teacher().directory / "model.safetensors"
     if verifier.sha256 == file_input("teacher", teacher).sha256:
         raise ConfigError("--verifier is the teacher itself, to whom the images were fitted; name another classifier")
     return [verifier]

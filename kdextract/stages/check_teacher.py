@@ -1,0 +1,142 @@
+"""`kdx check-teacher`: whether a model can be a teacher, and which methods suit it. Writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from ..config import DataAccess, RunConfig, option
+from ..errors import ConfigError
+from ..looks import Json, Look
+from ..methods import Method, Objective, every_method
+from ..options import OutputOptions
+from ..report.tables import print_line, print_table
+from ..run_dir import RunDir
+from .import_model import MODEL_FILE, ImportModelConfig, ModelConfig, model_inputs, opened
+
+if TYPE_CHECKING:
+    from ..classifier import Classifier
+    from ..examination import Examination, RealImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
+    """Say whether a model can be a teacher, and which methods suit it. Nothing is written.
+
+    It is asked about plain images, noise, patterns and, with --data, a few real test images: what it answers, whether
+    it repeats itself, whether gradients reach the images, what its batch normalization keeps, and whether its
+    normalization is likely to be right. Without MODEL, it is the run's teacher. Exit code 3 if it cannot be one.
+
+    Examples:
+
+      kdx check-teacher --data digits
+
+      kdx check-teacher model.py:build --weights model.pth --mean 0.5 --std 0.5
+
+      kdx check-teacher torchvision/resnet18 --weights resnet18.pth --json
+    """
+
+    data: str | None = option(None, "Real data to take a few test images of.", metavar="SPEC")
+    images: int = option(256, "How many of them.", minimum=1)
+
+
+def gather(config: CheckTeacherConfig) -> Json:
+    """Return what was found of the model, the checks, and which methods apply."""
+    from ..examination import examine
+    from ..hooks import batch_norm_layers
+    from ..importing import Findings
+
+    findings = Findings()
+    teacher = _teacher(config, findings).frozen()
+    real, lines = _real_images(config, teacher)
+    examination = examine(teacher, real)
+    return {
+        "model": teacher.spec.architecture,
+        "num_parameters": teacher.num_parameters,
+        "input_size": "x".join(map(str, teacher.input_shape)),
+        "num_classes": teacher.num_classes,
+        "batch_norm_layers": len(batch_norm_layers(teacher.network)),
+        "found": findings.lines + lines,
+        "checks": [vars(check) for check in examination.checks],
+        "methods": _methods(teacher, examination),
+    }
+
+
+def show(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
+    """Print findings, checks and methods; quietly, the methods that apply."""
+    if output.quiet:
+        print_line("\n".join(dict.fromkeys(row["method"] for row in record["methods"] if row["applies"] == "yes")))
+        return
+    size = f"{record['num_parameters']:,} parameters, {record['input_size']} pixels, {record['num_classes']} classes"
+    print_line(f"{record['model']}: {size}")
+    for line in record["found"]:
+        print_line(f"  {line}")
+    for name in ("checks", "methods"):
+        rows = record[name]
+        print_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+def refuse(config: CheckTeacherConfig, record: Json) -> None:
+    """Raise `ConfigError` if the model cannot be a teacher."""
+    problems = [row for row in record["checks"] if row["result"] == "problem" and row["check"] != "gradients"]
+    if problems:
+        raise ConfigError(f"{record['model']} cannot be a teacher: {problems[0]['check']}: {problems[0]['detail']}")
+
+
+def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
+    from ..classifier import load_classifier
+
+    if config.model is None:
+        return load_classifier(RunDir(config.run).teacher().directory / MODEL_FILE)
+    chosen = {declared.name: getattr(config, declared.name) for declared in fields(ModelConfig)}
+    options = ImportModelConfig(**chosen)
+    model_inputs(options)
+    return opened(options, findings)
+
+
+def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:
+    """Return a few real test images as the teacher takes them, and what is to be said of them."""
+    import torch
+
+    from ..data import load_data
+    from ..examination import RealImages
+    from .inputs import fitted
+
+    if config.data is None:
+        return None, []
+    data = load_data(config.data, "test", config.data_dir, config.download)
+    rows = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))[: config.images]
+    stored, lines = "x".join(map(str, data.images.shape[1:])), []
+    if tuple(data.images.shape[1:]) != teacher.input_shape:
+        lines.append(f"{config.data}: images of {stored} are brought to its input size")
+    labels = data.labels[rows]
+    if len(data.class_names) != teacher.num_classes:
+        lines.append(f"{config.data}: {len(data.class_names)} classes, not {teacher.num_classes}: labels left aside")
+        return RealImages(fitted(data.images[rows], teacher.input_shape), None), lines
+    return RealImages(fitted(data.images[rows], teacher.input_shape), labels), lines
+
+
+def _methods(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:
+    """Return a row per way to use a method: whether it applies to this teacher, and why not."""
+    rows = []
+    for command, method in every_method():
+        applies, reason = _applies(method, teacher, examination)
+        rows.append({"command": command, "method": method.name, "applies": applies, "reason": reason})
+    return rows
+
+
+def _applies(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
+    if method.images_only and teacher.is_table:
+        return "no", "it is for images; the teacher takes rows of a table"
+    if method.needs_gradient and not examination.gradients:
+        return "no", "no gradient reaches the images"
+    if isinstance(method, Objective) and method.record is not None:
+        return "with data", "needs statistics: kdx compute-stats"
+    if getattr(method, "inverts", False) and not examination.batch_norm:
+        return "with data", "no batch norm; needs statistics: kdx compute-stats"
+    if isinstance(method, Objective) and method.competes:
+        return "yes", "once there is a student to compete with"
+    return "yes", ""
+
+
+LOOK = Look(CheckTeacherConfig, gather, show, refuse)

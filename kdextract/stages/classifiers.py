@@ -1,0 +1,47 @@
+"""Which classifier a command is about: one of the run, or a file from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifacts import Input
+from ..errors import ConfigError
+from ..run_dir import ArtifactRef, RunDir
+from ..stage_runner import artifact_input, file_input
+
+MODEL_FILE = "model.safetensors"
+CLASSIFIERS = ("teacher", "compressed", "student")
+
+
+def classifier_input(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
+    """Return the file of the classifier that `label` names, the input that it is, and a name for what is made from it.
+
+    Args:
+        label: an artifact of the run, the directory of one, or a safetensors file; None for the run's only student.
+
+    Raises:
+        UsageError: there is no such artifact.
+        ConfigError: the run has no student, or several, or the name fits several artifacts.
+        ArtifactError: a file is missing or was changed.
+    """
+    if label is not None and label.endswith(".safetensors"):
+        return Path(label), file_input("classifier", Path(label)), Path(label).resolve().parent.name
+    if label is not None and (Path(label) / MODEL_FILE).is_file():
+        here = [ref for ref in run.artifacts(*CLASSIFIERS) if ref.directory.samefile(label)]
+        if not here:
+            return classifier_input(str(Path(label) / MODEL_FILE), run)
+        label = here[0].label
+    ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
+    name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
+    return ref.directory / MODEL_FILE, artifact_input("classifier", ref), name
+
+
+def only_student(run: RunDir) -> ArtifactRef:
+    """Return the run's student, if it has just one. Raises `ConfigError`."""
+    students = run.artifacts("student")
+    if not students:
+        raise ConfigError(f"{run.root} has no student; make one with: kdx distill")
+    if len(students) > 1:
+        labels = ", ".join(ref.label for ref in students)
+        raise ConfigError(f"{run.root} has several students, say which: {labels}")
+    return students[0]

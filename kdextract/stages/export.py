@@ -1,0 +1,178 @@
+"""`kdx export`: a classifier as a file for other programs, checked against the classifier, with a model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..artifacts import Input, Manifest, read_manifest
+from ..config import NamedStageConfig, option
+from ..errors import GateError
+from ..run_dir import RunDir
+from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .classifiers import CLASSIFIERS, MODEL_FILE, classifier_input
+from .lineage import ancestors, data_name, evaluations_of, origin
+
+if TYPE_CHECKING:
+    from ..classifier import Classifier
+    from ..exporting import Comparison
+
+FORMATS = ["onnx", "pt2", "safetensors"]
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(NamedStageConfig):
+    """Write a classifier for other programs: ONNX, a program of torch.export (pt2), or the safetensors file alone.
+
+    The file takes pixels in [0, 1], in batches of any size, normalizes inside, and gives logits. It is run on 64
+    synthetic images beside the classifier in PyTorch; when any logit differs by more than --atol, nothing is written
+    (exit 5). Beside it lies README.md, a model card: how to use it, its teacher, method and data, and what its
+    evaluations found. ONNX needs: pip install 'kdextract[export]'.
+
+    Examples:
+
+      kdx export
+
+      kdx export students/lenet_half --format pt2
+
+      kdx export teacher --format safetensors --name release
+    """
+
+    artifact: str | None = option(
+        None,
+        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; the default is the only "
+        "student.",
+        positional=True,
+    )
+    format: str = option("onnx", "What to write.", choices=FORMATS)
+    atol: float = option(1e-4, "Largest difference of a logit that is accepted.", minimum=0)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The classifier to export: its file, the input that it is, its manifest if it is of the run, a name for it."""
+
+    path: Path
+    input: Input
+    manifest: Manifest | None
+    name: str
+
+
+def choose(label: str | None, run: RunDir) -> Chosen:
+    """Return the classifier that `label` names. Raises as `classifier_input` does."""
+    if label is not None and Path(label).name == MODEL_FILE and Path(label).is_file():
+        label = str(Path(label).parent)
+    path, entry, name = classifier_input(label, run)
+    ref = next((ref for ref in run.artifacts(*CLASSIFIERS) if ref.label == entry.path), None)
+    if ref is not None:
+        return Chosen(path, entry, read_manifest(ref.directory), name)
+    return Chosen(path, entry, None, name if path.name == MODEL_FILE else f"{name}-{path.stem}")
+
+
+def plan(config: ExportConfig, run: RunDir) -> Plan:
+    """Reads one classifier; for the card, its teacher and its evaluations as well, where the run has them."""
+    if config.format == "onnx":
+        from ..exporting import require_onnx
+
+        require_onnx()
+    chosen = choose(config.artifact, run)
+    inputs = [chosen.input]
+    if chosen.manifest is not None and any(m.kind == "teacher" for m in ancestors(run, chosen.manifest).values()):
+        inputs.append(artifact_input("teacher", run.place("teacher")))
+    for index, ref in enumerate(evaluations_of(chosen.input, run), start=1):
+        inputs.append(artifact_input("evaluation" if index == 1 else f"evaluation-{index}", ref))
+    place = run.place("export", config.name or f"{chosen.name}-{config.format}")
+    return Plan(place, tuple(inputs), chosen.manifest.needs if chosen.manifest else "")
+
+
+def execute(config: ExportConfig, context: StageContext) -> dict[str, Any]:
+    """Write the file, run it beside the classifier, and write the card."""
+    from ..classifier import load_classifier
+    from ..exporting import OPSET, compare, images_to_compare
+
+    chosen = choose(config.artifact, context.run)
+    classifier = load_classifier(chosen.path).frozen()
+    with context.phase("export"):
+        content = _content(config.format, classifier, chosen.path)
+    with context.phase("check"):
+        found = compare(classifier, _opened(config.format, content), images_to_compare(classifier, config.seed))
+    file = f"model.{config.format}"
+    _check(found, file, config.atol)
+    opset = OPSET if config.format == "onnx" else None
+    context.write(file, content)
+    card = _card(config, chosen, classifier, content, found, opset, context.run)
+    context.write(CARD_FILE, card.encode())
+    return {
+        "format": config.format,
+        "file": file,
+        "bytes": len(content),
+        "num_images": found.num_images,
+        "largest_difference": float(f"{found.largest_difference:.3g}"),
+        "same_class": found.same_class,
+        **({} if opset is None else {"opset": opset}),
+        "num_parameters": classifier.num_parameters,
+    }
+
+
+def _content(format: str, classifier: Classifier, path: Path) -> bytes:
+    from ..exporting import to_onnx, to_pt2
+
+    if format == "safetensors":
+        return path.read_bytes()
+    return to_onnx(classifier) if format == "onnx" else to_pt2(classifier)
+
+
+def _opened(format: str, content: bytes) -> Any:
+    from ..exporting import open_onnx, open_pt2, open_safetensors
+
+    return {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}[format](content)
+
+
+def _check(found: Comparison, file: str, atol: float) -> None:
+    """Raise `GateError` when the exported file answers otherwise than the classifier."""
+    if found.largest_difference > atol:
+        raise GateError(
+            f"the logits of {file} differ from the classifier's by up to {found.largest_difference:.3g}, more than "
+            f"--atol {atol:g} (the largest logit is {found.largest_logit:.3g}); nothing was written"
+        )
+
+
+def _card(
+    config: ExportConfig,
+    chosen: Chosen,
+    classifier: Classifier,
+    content: bytes,
+    found: Comparison,
+    opset: int | None,
+    run: RunDir,
+) -> str:
+    from ..report.card import Exported, model_card
+
+    spec, made = classifier.spec, chosen.manifest
+    exported = Exported(
+        name=chosen.name,
+        source=made.label if made else chosen.path.name,
+        format=config.format,
+        file=f"model.{config.format}",
+        num_bytes=len(content),
+        architecture=data_name(spec.architecture),
+        num_parameters=classifier.num_parameters,
+        input_shape=spec.input_shape,
+        class_names=spec.class_names,
+        mean=spec.mean,
+        std=spec.std,
+        difference=found.largest_difference,
+        num_compared=found.num_images,
+        opset=opset,
+        kdx_version=__version__,
+    )
+    facts = origin(made, ancestors(run, made)) if made else []
+    scores = [manifest.metrics for manifest in evaluations_of(chosen.input, run).values()]
+    scores = [{**metrics, "data": data_name(metrics["data"])} for metrics in scores]
+    return model_card(exported, facts, scores, made.metrics if made else {})
+
+
+STAGE = Stage("export", ExportConfig, plan, execute, replaces_stale=True)
