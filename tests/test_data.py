@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,17 @@ import scipy.io
 import torch
 from PIL import Image
 
-from kdextract import data
-from kdextract.data import RealData, check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense
+from kdextract.data import (
+    RealData,
+    archives,
+    check_spec,
+    data_names,
+    fingerprint,
+    image_files,
+    is_real_data,
+    load_data,
+    mirrors_make_sense,
+)
 from kdextract.errors import DataError, UsageError
 
 NOWHERE = Path("no-such-directory")
@@ -334,9 +346,136 @@ def test_file_that_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
 def test_huge_image_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_images(tmp_path / "a", random_images(1, 10, 10))
     save_images(tmp_path / "b", random_images(1, 10, 11))
-    monkeypatch.setattr(data, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(image_files, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"b/00\.png has 11x10 pixels, the limit is 100"):
         load_data(f"folder:{tmp_path}", "train", NOWHERE)
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], pixels: bytes = b"", bits: int = 8) -> bytes:
+    """Return a PNG file of three channels with these chunks before its pixels."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def bmp(width: int, height: int, data: bytes = b"") -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(data), 0, 0, 54) + header + data
+
+
+def webp(width: int, height: int) -> bytes:
+    """Return an animated WebP file whose canvas claims to be of this size."""
+    content = bytearray(encoded("WEBP", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")]))
+    place = content.index(b"VP8X") + 12
+    content[place : place + 6] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(content)
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """Return a JPEG file whose header claims to be of this size."""
+    content = bytearray(encoded("JPEG"))
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(random_images(1, 16, 16, 3)[0]).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def fits() -> bytes:
+    cards = ["SIMPLE  =                    T", "BITPIX  =                    8", "NAXIS   =                    2",
+             "NAXIS1  =                    4", "NAXIS2  =                    4", "END"]  # fmt: skip
+    return "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
+
+
+ZEROS = zlib.compress(bytes(50_000_000), 9)
+BAD_IMAGES: dict[str, bytes] = {
+    "nothing": b"",
+    "one byte": b"\x89",
+    "only zeros": bytes(1000),
+    "text": b"this is no image\n" * 50,
+    "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>',
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+    "pdf": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n%%EOF",
+    "zip": b"PK\x05\x06" + bytes(18),
+    "a gif": encoded("GIF"),
+    "a tiff": encoded("TIFF"),
+    "a ppm": encoded("PPM"),
+    "an icon": encoded("ICO"),
+    "a tga": encoded("TGA"),
+    "a jpeg 2000 signature": b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(100),
+    "fits": fits(),
+    "png signature alone": png(4, 4)[:8],
+    "png without pixels": png(16, 16),
+    "png of half its pixels": encoded("PNG")[:400],
+    "png without width": png(0, 4),
+    "png of 16 million pixels and no data": png(4096, 4096),
+    "png of 3 bits": png(4, 4, bits=3, pixels=bytes(52)),
+    "png with a broken checksum": png(4, 4, pixels=bytes(52)).replace(b"IHDR", b"IHDS"),
+    "png of 10^12 pixels": png(10**6, 10**6),
+    "png of 2^62 pixels": png(2**31 - 1, 2**31 - 1),
+    "png just above the limit": png(8193, 8193),
+    "png that PIL would warn of": png(10_000, 10_000),
+    "png with a profile that unpacks to 50 MB": png(4, 4, (b"iCCP", b"x\0\0" + ZEROS), pixels=bytes(52)),
+    "png with a text that unpacks to 50 MB": png(4, 4, (b"zTXt", b"x\0\0" + ZEROS), pixels=bytes(52)),
+    "png whose length field lies": png(4, 4)[:33] + b"\xff\xff\xff\xffIDAT",
+    "jpeg of 4 billion pixels": jpeg(65_500, 65_500),
+    "jpeg header alone": encoded("JPEG")[:200],
+    "bmp of 10^12 pixels": bmp(10**6, 10**6),
+    "bmp without pixels": bmp(16, 16),
+    "webp of 4 billion pixels": webp(65_500, 65_500),
+    "webp of 400 million pixels": webp(20_000, 20_000),
+    "webp header alone": encoded("WEBP")[:30],
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_image_is_refused_by_name_in_one_line(case: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_images(tmp_path / name, random_images(1, 4, 4, 3))
+    (tmp_path / "b" / "bad.png").write_bytes(BAD_IMAGES[case])
+    with pytest.raises(DataError, match=r"b/bad\.png") as caught:
+        load_data(f"folder:{tmp_path}", "train", NOWHERE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["png just above the limit", "png that PIL would warn of", "webp of 4 billion pixels", "bmp of 10^12 pixels"],
+)
+@pytest.mark.filterwarnings("error")
+def test_pixels_are_counted_before_any_is_decoded(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: Any) -> None:
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
+    with pytest.raises(DataError, match=f"the limit is {image_files.MAX_IMAGE_PIXELS}"):
+        image_files.read_images([("huge.png", BAD_IMAGES[case])])
+
+
+def test_few_huge_images_do_not_make_many_small_ones_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(tmp_path / "a", random_images(1, 100, 100))
+    save_images(tmp_path / "b", random_images(9, 2, 2))
+    monkeypatch.setattr(image_files, "MAX_SET_BYTES", 89_999)
+    with pytest.raises(DataError, match=r"9 images .*a/00\.png of 100x100 pixels, take 90000 bytes"):
+        load_data(f"folder:{tmp_path}", "train", NOWHERE)
+
+
+def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_images(tmp_path / name, random_images(1, 4, 4))
+    os.mkfifo(tmp_path / "b" / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    specs = [f"folder:{tmp_path}", f"npz:{tmp_path / 'pipe'}", f"npy:{tmp_path / 'pipe'},{tmp_path / 'pipe'}"]
+    for spec in specs:
+        for open_it in (load_data, fingerprint):
+            with pytest.raises(DataError, match="pipe"):
+                open_it(spec, "train", NOWHERE)
 
 
 def test_folder_without_classes_is_refused(tmp_path: Path) -> None:
@@ -554,9 +693,280 @@ def test_array_whose_header_lies_about_its_size_is_refused(shape: tuple[int, ...
 
 def test_npz_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write_npz(tmp_path / "set.npz", four_arrays(x_train=np.zeros((8, 60, 50), dtype=np.uint8)))
-    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", 10_000)
+    monkeypatch.setattr(archives, "MAX_ARCHIVE_BYTES", 10_000)
     with pytest.raises(DataError, match=r"unpacks to \d+ bytes, the limit is 10000"):
         load_data(spec, "train", NOWHERE)
+
+
+def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> str:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return f"npz:{path}"
+
+
+def as_members(arrays: dict[str, Any]) -> dict[str, bytes]:
+    members = {}
+    for name, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        members[f"{name}.npy"] = buffer.getvalue()
+    return members
+
+
+BOMB = np.zeros((8, 1000, 1000), dtype=np.uint8)
+BAD_ARCHIVES: dict[str, tuple[Callable[[Path], str], str]] = {
+    "nothing": (lambda path: zipped(path, {}), "needs the arrays"),
+    "a bomb": (lambda path: zipped(path, as_members(four_arrays(x_train=BOMB))), "more than 200 times"),
+    "a bomb beside the arrays": (lambda path: zipped(path, as_members(four_arrays(y=BOMB))), "more than 200 times"),
+    "a bomb of lzma": (lambda path: zipped(path, as_members(four_arrays(x_train=BOMB)), zipfile.ZIP_LZMA), "200 times"),
+    "bzip2": (lambda path: zipped(path, as_members(four_arrays()), zipfile.ZIP_BZIP2), "not compressed as numpy does"),
+    "lzma": (lambda path: zipped(path, as_members(four_arrays()), zipfile.ZIP_LZMA), "not compressed as numpy does"),
+    "a name that climbs": (lambda path: zipped(path, {"../x_train.npy": b""}), "has a member"),
+    "an absolute name": (lambda path: zipped(path, {"/tmp/x_train.npy": b""}), "has a member"),
+    "a directory": (lambda path: zipped(path, as_members(four_arrays()) | {"more/": b""}), "has a member 'more/'"),
+    "a script": (lambda path: zipped(path, as_members(four_arrays()) | {"run.py": b"exit()"}), "has a member 'run.py'"),
+    "a name without end": (lambda path: zipped(path, {"x" * 5000 + ".npy": b""}), "has a member"),
+    "too many members": (lambda path: zipped(path, {f"{n}.npy": b"" for n in range(1001)}), "has 1001 members"),
+    "a member that is no array": (
+        lambda path: zipped(path, as_members(four_arrays()) | {"x_train.npy": b"0 1 2"}),
+        "x_train.npy, is not a sound",
+    ),
+    "class names in two axes": (
+        lambda path: zipped(path, as_members(four_arrays(class_names=np.array([["a", "b"]] * 4)))),
+        "needs class_names",
+    ),
+    "class names that are floats": (
+        lambda path: zipped(path, as_members(four_arrays(class_names=np.arange(4.0)))),
+        "needs class_names",
+    ),
+    "a class name twice": (
+        lambda path: zipped(path, as_members(four_arrays(class_names=np.array(list("abca"))))),
+        "each different",
+    ),
+    "an empty class name": (
+        lambda path: zipped(path, as_members(four_arrays(class_names=np.array(["a", "b", "", "c"])))),
+        "needs class_names",
+    ),
+    "a class name without end": (
+        lambda path: zipped(path, as_members(four_arrays(class_names=np.array(["a", "b", "c", "d" * 201])))),
+        "needs class_names",
+    ),
+    "class names in no encoding": (
+        lambda path: zipped(path, as_members(four_arrays(class_names=np.array([b"a", b"b", b"c", b"\xff"])))),
+        "needs class_names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARCHIVES)
+def test_bad_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    write, says = BAD_ARCHIVES[case]
+    spec = write(tmp_path / "set.npz")
+    with pytest.raises(DataError, match=rf"set\.npz.*{says}") as caught:
+        load_data(spec, "train", NOWHERE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    members = as_members(four_arrays())
+    spec = zipped(tmp_path / "set.npz", members)
+    with zipfile.ZipFile(tmp_path / "set.npz", "a") as archive:
+        archive.writestr("x_train.npy", members["x_train.npy"])
+    with pytest.raises(DataError, match=r"two members x_train\.npy"):
+        load_data(spec, "train", NOWHERE)
+
+
+def test_encrypted_member_is_refused(tmp_path: Path) -> None:
+    spec = zipped(tmp_path / "set.npz", as_members(four_arrays()))
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(DataError, match="encrypted"):
+        load_data(spec, "train", NOWHERE)
+
+
+def test_member_that_declares_much_is_not_unpacked(tmp_path: Path) -> None:
+    """1 TiB in a file of a few hundred bytes: neither the directory of the archive nor the header is believed."""
+    huge = npy((2**30, 32, 32))
+    spec = zipped(tmp_path / "set.npz", {"images.npy": huge, "labels.npy": npy((2**30,))})
+    with pytest.raises(DataError, match=r"declares an array of shape \(1073741824, 32, 32\)"):
+        load_data(spec, "train", NOWHERE)
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    place = content.index(b"PK\x01\x02") + 24
+    content[place : place + 4] = struct.pack("<I", 2**31)
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"unpacks to \d+ bytes, more than 200 times"):
+        load_data(spec, "train", NOWHERE)
+
+
+def test_arrays_of_other_names_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_npz(tmp_path / "set.npz", four_arrays(x_val=random_images(3, 6, 5), note=np.array("made by hand")))
+    read: list[str] = []
+    original = archives.read_array
+
+    def noted(stream: Any, size: int, where: str) -> np.ndarray:
+        read.append(where.split(",")[1].strip())
+        return original(stream, size, where)
+
+    monkeypatch.setattr(archives, "read_array", noted)
+    assert len(load_data(spec, "test", NOWHERE).images) == 3
+    assert read == ["x_test.npy", "y_train.npy", "y_test.npy"]
+
+
+@pytest.mark.parametrize("names", [np.array([b"a", "ä".encode(), b"c", b"d"]), np.array([10, 11, 12, 13])], ids=str)
+def test_class_names_may_be_bytes_or_numbers(names: np.ndarray, tmp_path: Path) -> None:
+    spec = write_npz(tmp_path / "set.npz", four_arrays(class_names=names))
+    expected = ("a", "ä", "c", "d") if names.dtype.kind == "S" else ("10", "11", "12", "13")
+    assert load_data(spec, "train", NOWHERE).class_names == expected
+
+
+# ---- npy files -------------------------------------------------------------------------------------------------
+
+
+def save_pair(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    return f"npy:{folder / 'images.npy'},{folder / 'labels.npy'}"
+
+
+def test_npy_pair_is_what_the_same_arrays_of_an_npz_are(tmp_path: Path) -> None:
+    labels = np.repeat([0, 1, 2], 11).astype(np.int16)
+    for images in (random_images(33, 4, 5), random_images(33, 4, 5, 3), np.asfortranarray(random_images(33, 3, 4, 5))):
+        spec, archive = save_pair(tmp_path, images, labels), tmp_path / "set.npz"
+        np.savez(archive, images=images, labels=labels)
+        for split in ("train", "test"):
+            ours, theirs = (load_data(s, split, NOWHERE) for s in (spec, f"npz:{archive}"))
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.labels, theirs.labels)
+            assert ours.class_names == theirs.class_names == ("0", "1", "2")
+            assert len(ours.labels) == {"train": 27, "test": 6}[split]
+
+
+def test_npy_takes_floats_and_tables(tmp_path: Path) -> None:
+    images = random_images(10, 4, 5)
+    labels = np.zeros(10, dtype=np.uint8)
+    stored = load_data(save_pair(tmp_path, images / 255, labels), "test", NOWHERE).images
+    assert np.array_equal(stored[:, 0].numpy(), images[[4, 9]])
+    rows = load_data(save_pair(tmp_path, np.arange(30).reshape(10, 3), labels), "test", NOWHERE).images
+    assert rows.shape == (2, 1, 1, 3)
+    assert rows[0, 0, 0].tolist() == [round(255 * 12 / 24)] * 3, "scaled by the training rows"
+
+
+def test_a_comma_may_be_in_the_name_of_the_images(tmp_path: Path) -> None:
+    images = random_images(5, 4, 4)
+    np.save(tmp_path / "a,b.npy", images)
+    np.save(tmp_path / "labels.npy", np.zeros(5, dtype=int))
+    spec = f"npy:{tmp_path / 'a,b.npy'},{tmp_path / 'labels.npy'}"
+    assert np.array_equal(load_data(spec, "train", NOWHERE).images[:, 0].numpy(), images[:4])
+    before = fingerprint(spec, "train", NOWHERE)
+    np.save(tmp_path / "labels.npy", np.array([0, 0, 0, 0, 1]))
+    assert fingerprint(spec, "train", NOWHERE) != before
+
+
+def npy(shape: Any, descr: Any = "|u1", data: bytes = b"", version: int = 1, fortran: Any = False) -> bytes:
+    """Return the bytes of a `.npy` file whose header says this."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape!r}}}"
+    return raw_npy(text.encode(), data, version)
+
+
+def raw_npy(text: bytes, data: bytes = b"", version: int = 1) -> bytes:
+    length = struct.pack("<H" if version == 1 else "<I", len(text) + 1)
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text + b"\n" + data
+
+
+BAD_NPY: dict[str, bytes] = {
+    "nothing": b"",
+    "text": b"0 1 2 3\n" * 10,
+    "magic alone": b"\x93NUMPY",
+    "version 9": npy((5, 4, 4), data=bytes(80), version=9),
+    "header cut": npy((5, 4, 4), data=bytes(80))[:30],
+    "header of 4 GiB": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b"{" * 100,
+    "header too long to be parsed": raw_npy(b" " * 60_000, bytes(80)),
+    "header that is no dict": raw_npy(b"[1, 2]", bytes(80)),
+    "header that runs code": raw_npy(b"__import__('os').system('false')", bytes(80)),
+    "header without a shape": raw_npy(b"{'descr': '|u1', 'fortran_order': False}", bytes(80)),
+    "header in deep brackets": raw_npy(b"(" * 5000 + b")" * 5000, bytes(80)),
+    "header with an open quote": raw_npy(b"{'descr': '''", bytes(80)),
+    "one byte short": npy((5, 4, 4), data=bytes(79)),
+    "one byte long": npy((5, 4, 4), data=bytes(81)),
+    "1 TiB declared": npy((2**30, 32, 32), data=bytes(80)),
+    "2^62 declared": npy((2**62,), data=bytes(80)),
+    "2^80 declared": npy((2**40, 2**40), data=bytes(80)),
+    "negative size": npy((-5, 4, 4), data=bytes(80)),
+    "two negative sizes": npy((-5, -4, 4), data=bytes(80)),
+    "size that is no integer": npy((5.0, 4, 4), data=bytes(80)),
+    "shape that is a list": npy([5, 4, 4], data=bytes(80)),
+    "order that is no flag": npy((5, 4, 4), data=bytes(80), fortran="yes"),
+    "unknown type": npy((5, 4, 4), "|q9", bytes(80)),
+    "objects": npy((5,), "|O", pickle.dumps([None] * 5)),
+    "fields": npy((5,), [("a", "|u1"), ("b", "|u1")], bytes(10)),
+    "field of objects": npy((5,), [("a", "|O")], bytes(40)),
+    "arrays as elements": npy((5,), ("|u1", (4, 4)), bytes(80)),
+    "raw bytes": npy((5,), "|V16", bytes(80)),
+    "elements without a size": npy((10**15,), "|S0"),
+    "dates": npy((5, 4, 4), "<M8[s]", bytes(640)),
+    "complex numbers": npy((5, 4, 4), "<c8", bytes(640)),
+    "text as pixels": npy((5, 4, 4), "<U1", bytes(320)),
+    "70 axes": npy((5, *[1] * 69), data=bytes(5)),
+}
+SOUND_BUT_NO_IMAGES = ("complex numbers", "text as pixels")
+
+
+@pytest.mark.parametrize("case", BAD_NPY)
+def test_malformed_npy_is_refused_by_name_in_one_line(case: str, tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, random_images(5, 4, 4), np.zeros(5, dtype=np.uint8))
+    assert len(load_data(spec, "train", NOWHERE).images) == 4
+    (tmp_path / "images.npy").write_bytes(BAD_NPY[case])
+    with pytest.raises(DataError, match=r"npy:.*images\.npy") as caught:
+        load_data(spec, "train", NOWHERE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", [name for name in BAD_NPY if name not in SOUND_BUT_NO_IMAGES])
+def test_malformed_member_is_refused_wherever_it_is(case: str, tmp_path: Path) -> None:
+    """Even one that is not read: its header is looked at, and its content left alone."""
+    path = tmp_path / "set.npz"
+    np.savez(path, **four_arrays())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("extra.npy", BAD_NPY[case])
+    with pytest.raises(DataError, match=r"set\.npz.*extra\.npy") as caught:
+        load_data(f"npz:{path}", "train", NOWHERE)
+    assert "\n" not in str(caught.value)
+
+
+BAD_PAIRS: dict[str, tuple[np.ndarray, np.ndarray]] = {
+    "too few labels": (random_images(5, 4, 4), np.zeros(4, dtype=int)),
+    "no labels": (random_images(5, 4, 4), np.zeros(0, dtype=int)),
+    "nothing": (random_images(0, 4, 4), np.zeros(0, dtype=int)),
+    "float labels": (random_images(5, 4, 4), np.zeros(5)),
+    "text labels": (random_images(5, 4, 4), np.array(list("abcde"))),
+    "flags as labels": (random_images(5, 4, 4), np.zeros(5, dtype=bool)),
+    "negative labels": (random_images(5, 4, 4), np.full(5, -1)),
+    "labels without end": (random_images(5, 4, 4), np.full(5, 2**62)),
+    "one-hot labels": (random_images(5, 4, 4), np.eye(5, dtype=int)),
+    "swapped files": (np.zeros(5, dtype=np.uint8), random_images(5, 4, 4)),
+    "signed pixels": (random_images(5, 4, 4).astype(np.int16), np.zeros(5, dtype=int)),
+    "pixels up to 255 as floats": (random_images(5, 4, 4).astype(np.float32), np.zeros(5, dtype=int)),
+    "four channels": (random_images(5, 4, 4, 4), np.zeros(5, dtype=int)),
+    "five axes": (random_images(5, 1, 4, 4, 1), np.zeros(5, dtype=int)),
+    "a nan in a table": (np.full((5, 3), np.nan), np.zeros(5, dtype=int)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_npy_pair_that_does_not_fit_is_refused(case: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="npy:"):
+        load_data(save_pair(tmp_path, *BAD_PAIRS[case]), "train", NOWHERE)
+
+
+def test_missing_npy_is_refused(tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, random_images(5, 4, 4), np.zeros(5, dtype=int))
+    (tmp_path / "labels.npy").unlink()
+    for open_it in (load_data, fingerprint):
+        with pytest.raises(DataError, match=r"labels\.npy"):
+            open_it(spec, "train", NOWHERE)
 
 
 # ---- names and fingerprints ------------------------------------------------------------------------------------
@@ -573,9 +983,30 @@ def test_unknown_data_set_is_answered_with_the_near_name() -> None:
         assert all(name in str(caught.value) for name in data_names())
 
 
+@pytest.mark.parametrize("spec", ["folder:", "npz:", "npy:", "hf:", "npy:images.npy", "npy:images.npy,", "npy:,b.npy"])
+def test_spelling_that_names_nothing_is_refused(spec: str) -> None:
+    for ask in (
+        check_spec,
+        lambda spec: load_data(spec, "train", NOWHERE),
+        lambda spec: fingerprint(spec, "train", NOWHERE),
+    ):
+        with pytest.raises(UsageError, match=f"{spec.split(':')[0]}:[A-Z]"):
+            ask(spec)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("npyy:a.npy,b.npy", "npy:"), ("nzp:a", "npz:"), ("floder:photos", "folder:"), ("hff:me/pets", "hf:")],
+)
+def test_a_prefix_that_is_nearly_right_is_answered_with_its_spelling(typed: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"Did you mean '{meant}"):
+        check_spec(typed)
+
+
 def test_real_data_is_told_from_everything_else() -> None:
     assert all(is_real_data(name) for name in data_names())
     assert not any(is_real_data(name) for name in ("noise:normal", "all_layers", "runs/a", "", "digit"))
+    assert all(is_real_data(spec) for spec in ("folder:photos", "npz:a.npz", "npy:a.npy,b.npy", "hf:me/pets@small"))
     assert not mirrors_make_sense("digits")
     assert not mirrors_make_sense("folder:photos")
 
