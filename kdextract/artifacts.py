@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
+from .headers import ARTIFACT_TYPES, METADATA_KEY, check_safetensors_file, own_metadata
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -133,13 +134,10 @@ def read_header(path: Path) -> tuple[list[str], Json]:
     Raises:
         ArtifactError: the file is missing or malformed.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return list(file.keys()), json.loads(file.metadata()["kdx"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is missing, or not a sound safetensors file of kdx: {error}") from error
+    tensors, metadata = check_safetensors_file(path, ARTIFACT_TYPES)
+    if METADATA_KEY not in metadata:
+        raise ArtifactError(f"{path} is a safetensors file, but not one of kdx")
+    return list(tensors), own_metadata(path, metadata)
 
 
 def _check_types(path: Path, manifest: Manifest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import time
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from corpus import BAD_SAFETENSORS, GOOD_TENSOR, safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdextract.errors import ArtifactError
 from kdextract.tensor_files import (
-    MAX_HEADER_BYTES,
-    MAX_NAME_LENGTH,
-    MAX_TENSORS,
     encode_npy,
     encode_safetensors,
     read_npy,
@@ -161,18 +158,6 @@ def test_a_big_endian_array_is_refused_or_converted(tmp_path: Path) -> None:
 # ---- malformed files ---------------------------------------------------------------------------------------------
 
 
-def safetensors(header: Any, data: bytes = b"") -> bytes:
-    """Return a file with this header, as JSON or as the very bytes."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def one_tensor(**changes: Any) -> dict[str, Any]:
-    """Return the header of a single float, with some of its entries changed or (None) left out."""
-    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
-    return {"a": {key: value for key, value in entry.items() if value is not None}}
-
-
 def npy(header: str, data: bytes = b"", version: tuple[int, int] = (1, 0), claimed: int | None = None) -> bytes:
     """Return a `.npy` file with this header text, of `claimed` length."""
     text = header.encode("latin1")
@@ -184,91 +169,7 @@ def npy_of(descr: str = "<f4", shape: str = "(1,)", fortran: str = "False") -> s
     return f"{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n"
 
 
-GOOD_TENSOR = safetensors(one_tensor(), b"\0" * 4)
-TWO = {"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}
 A_TEBIBYTE = npy(npy_of("<f8", f"({2**37},)").ljust(117) + "\n")
-
-BAD_SAFETENSORS = {
-    "empty": b"",
-    "nine bytes": b"\2\0\0\0\0\0\0\0{",
-    "truncated in the header": GOOD_TENSOR[:20],
-    "truncated in the data": GOOD_TENSOR[:-1],
-    "trailing byte": GOOD_TENSOR + b"\0",
-    "header claims more than the file": (1000).to_bytes(8, "little") + GOOD_TENSOR[8:],
-    "header claims more than is allowed": (MAX_HEADER_BYTES + 1).to_bytes(8, "little") + GOOD_TENSOR[8:],
-    "header claims 2^64 - 1 bytes": b"\xff" * 8 + GOOD_TENSOR[8:],
-    "header claims nothing": b"\0" * 8 + GOOD_TENSOR[8:],
-    "header length one too small": (len(GOOD_TENSOR) - 13).to_bytes(8, "little") + GOOD_TENSOR[8:],
-    "header length one too large": (len(GOOD_TENSOR) - 11).to_bytes(8, "little") + GOOD_TENSOR[8:],
-    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
-    "a pickle": b"\x80\x02c__builtin__\neval\n(S'1'\ntR." + bytes(20),
-    "a zip": b"PK\x03\x04" + bytes(100),
-    "header is not JSON": safetensors(b"not json at all"),
-    "header is not UTF-8": safetensors(b'{"\xff\xfe": 1}'),
-    "header is UTF-16": safetensors(json.dumps(one_tensor()).encode("utf-16"), b"\0" * 4),
-    "header is a list": safetensors([1, 2]),
-    "header is a number": safetensors(b"12345678"),
-    "header is null": safetensors(b"null    "),
-    "header nests deeply": safetensors(b'{"a":' + b"[" * 100_000),
-    "header nests deeply and closes": safetensors(b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"),
-    "duplicate tensor": safetensors(
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-        b"\0" * 4,
-    ),
-    "duplicate field": safetensors(b'{"a":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}', b"\0" * 4),
-    "duplicate metadata": safetensors(b'{"__metadata__":{"kdx":"{}","kdx":"{}"}}'),
-    "overlap": safetensors({**TWO, "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}, bytes(6)),
-    "same bytes twice": safetensors({**TWO, "b": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
-    "gap": safetensors({**TWO, "b": {"dtype": "U8", "shape": [4], "data_offsets": [5, 9]}}, bytes(9)),
-    "first tensor starts late": safetensors(one_tensor(data_offsets=[1, 5]), bytes(5)),
-    "offsets backwards": safetensors(one_tensor(data_offsets=[4, 0]), bytes(4)),
-    "offsets negative": safetensors(one_tensor(data_offsets=[-4, 0]), bytes(4)),
-    "offsets are three": safetensors(one_tensor(data_offsets=[0, 4, 4]), bytes(4)),
-    "offsets are text": safetensors(one_tensor(data_offsets=["0", "4"]), bytes(4)),
-    "offsets are fractions": safetensors(one_tensor(data_offsets=[0.0, 4.0]), bytes(4)),
-    "offsets are missing": safetensors(one_tensor(data_offsets=None), bytes(4)),
-    "offsets beyond the file": safetensors(one_tensor(shape=[2**30], data_offsets=[0, 2**32]), bytes(4)),
-    "unknown type": safetensors(one_tensor(dtype="F31"), bytes(4)),
-    "type that no artifact has": safetensors(one_tensor(dtype="F8_E4M3", shape=[4]), bytes(4)),
-    "type is a list": safetensors(one_tensor(dtype=["F32"]), bytes(4)),
-    "type is missing": safetensors(one_tensor(dtype=None), bytes(4)),
-    "negative size": safetensors(one_tensor(shape=[-1]), bytes(4)),
-    "two negative sizes": safetensors(one_tensor(shape=[-1, -1]), bytes(4)),
-    "huge size": safetensors(one_tensor(shape=[2**62]), bytes(4)),
-    "product overflows 64 bits": safetensors(one_tensor(shape=[2**32, 2**32, 1]), bytes(4)),
-    "empty tensor of a size beyond 63 bits": safetensors(one_tensor(shape=[0, 2**63], data_offsets=[0, 0])),
-    "empty tensor whose strides overflow": safetensors(one_tensor(shape=[2**40, 2**40, 0], data_offsets=[0, 0])),
-    "half a million dimensions": safetensors(
-        b'{"a":{"dtype":"F32","shape":[' + b"9," * 499_999 + b'9],"data_offsets":[0,4]}}'
-    ),
-    "shape does not fit": safetensors(one_tensor(shape=[2]), bytes(4)),
-    "shape is a number": safetensors(one_tensor(shape=1), bytes(4)),
-    "shape is true": safetensors(one_tensor(shape=[True]), bytes(4)),
-    "shape is not a number": safetensors(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', bytes(4)),
-    "shape is missing": safetensors(one_tensor(shape=None), bytes(4)),
-    "shape is an object": safetensors(one_tensor(shape={}), bytes(4)),
-    "tensor is null": safetensors({"a": None}),
-    "tensor is a list": safetensors({"a": [1]}),
-    "name is empty": safetensors({"": one_tensor()["a"]}, bytes(4)),
-    "name is a path": safetensors({"../../etc/passwd": one_tensor()["a"]}, bytes(4)),
-    "name is an absolute path": safetensors({"/tmp/a": one_tensor()["a"]}, bytes(4)),
-    "name is a path of another system": safetensors({"..\\a": one_tensor()["a"]}, bytes(4)),
-    "name holds a zero byte": safetensors({"a\0b": one_tensor()["a"]}, bytes(4)),
-    "name holds a line feed": safetensors({"a\nb": one_tensor()["a"]}, bytes(4)),
-    "name holds an escape": safetensors({"a\x1b[31m": one_tensor()["a"]}, bytes(4)),
-    "name is half a surrogate": safetensors(b'{"\\ud800":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}', bytes(4)),
-    "name is too long": safetensors({"a" * (MAX_NAME_LENGTH + 1): one_tensor()["a"]}, bytes(4)),
-    "too many tensors": safetensors(
-        {f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(MAX_TENSORS + 1)}
-    ),
-    "metadata is a list": safetensors({"__metadata__": []}),
-    "metadata is null": safetensors({"__metadata__": None}),
-    "metadata of ours is no JSON": safetensors({"__metadata__": {"kdx": "{"}}),
-    "metadata of ours is a list": safetensors({"__metadata__": {"kdx": "[]"}}),
-    "metadata of ours is a number": safetensors({"__metadata__": {"kdx": 5}}),
-    "metadata of ours nests deeply": safetensors({"__metadata__": {"kdx": "[" * 100_000}}),
-    "metadata of others is a number": safetensors({"__metadata__": {"format": 5}}),
-}
 
 BAD_NPY = {
     "empty": b"",
