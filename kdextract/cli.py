@@ -14,16 +14,11 @@ from typer._click.exceptions import ClickException
 from typer.main import get_command
 
 from . import __version__
-from .benchmark.command import BenchmarkConfig, benchmark
-from .config import MethodStageConfig
+from .commands import COMMANDS, Command
 from .errors import Interrupted, KdxError, ReaderGone, from_os_error
-from .inspection import COMMANDS
 from .options import OutputOptions, command_function, reader_may_leave
 from .progress import Reporter
-from .report.tables import print_line, print_outcome
-from .stage_runner import Stage, run_stage
-from .stages import STAGES
-from .stages.demo import DemoConfig, demo
+from .report.tables import print_line
 
 app = typer.Typer(
     name="kdx",
@@ -49,48 +44,21 @@ def _root(
     pass
 
 
-def _stage_command(stage: Stage[Any]) -> Callable[..., None]:
+def _function(command: Command) -> Callable[..., None]:
     def run(config: Any, output: OutputOptions) -> None:
-        outcome = run_stage(stage, config, Reporter(quiet=output.quiet))
-        if output.json:
-            stage.check(config, outcome)
-            print(json.dumps({"command": stage.name, **outcome.record()}, indent=2))
-            return
-        if output.quiet:
-            print_line(str(outcome.directory))
+        result = command.call(config, Reporter(quiet=output.quiet))
+        if output.json:  # an error is a document of its own, and there is one document only
+            command.check(config, result)
+            print(json.dumps(command.record(result), indent=2))
         else:
-            print_outcome(stage.name, outcome)
-        stage.check(config, outcome)
+            command.show(config, result, output)
+            command.check(config, result)
 
-    methods = stage.config.methods() if issubclass(stage.config, MethodStageConfig) else None
-    return command_function(stage.config, run, methods)
-
-
-def _demo_command(config: DemoConfig, output: OutputOptions) -> None:
-    result = demo(config, Reporter(quiet=output.quiet))
-    if output.json:
-        print(json.dumps({"command": "demo", **result.record()}, indent=2))
-    elif output.quiet:
-        print_line(str(config.run))
-    else:
-        result.print()
+    return command_function(command.config, run)
 
 
-def _inspection_command(name: str) -> Callable[..., None]:
-    config_type, inspect = COMMANDS[name]
-
-    def run(config: Any, output: OutputOptions) -> None:
-        inspect(config, output)
-
-    return command_function(config_type, run)
-
-
-for _stage in STAGES.values():
-    app.command(_stage.name)(_stage_command(_stage))
-app.command("demo")(command_function(DemoConfig, _demo_command))
-app.command("benchmark")(command_function(BenchmarkConfig, benchmark))
-for _name in COMMANDS:
-    app.command(_name)(_inspection_command(_name))
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_function(_command))
 
 
 def main() -> None:

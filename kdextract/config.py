@@ -24,6 +24,7 @@ class OptionInfo:
     positional: bool = False
     env: str | None = None
     metavar: str | None = None
+    common: bool = False
 
 
 def option(
@@ -38,6 +39,7 @@ def option(
     positional: bool = False,
     env: str | None = None,
     metavar: str | None = None,
+    common: bool = False,
 ) -> Any:
     """Declare one option of a config dataclass.
 
@@ -46,9 +48,10 @@ def option(
         choices: the allowed values, or a function that returns them (called when the value is checked).
         minimum, maximum: inclusive bounds of a number; `above` is an exclusive lower bound.
         recorded: whether it is part of what must be equal for a finished stage to count as done.
+        common: whether help shows it among the options that many commands have.
     """
     known = (lambda: choices) if isinstance(choices, list) else choices
-    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar)
+    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar, common)
     return field(default=default, metadata={"option": info})
 
 
@@ -166,8 +169,9 @@ class TeacherConfig(StageConfig):
         "or run of kdx ...",
         recorded=False,
         metavar="SPEC",
+        common=True,
     )
-    weights: str | None = option(None, "Weights of the --teacher.", recorded=False, metavar="FILE")
+    weights: str | None = option(None, "Weights of the --teacher.", recorded=False, metavar="FILE", common=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

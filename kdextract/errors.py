@@ -5,7 +5,7 @@
 | 2 | `UsageError` | what was typed is wrong by itself: an unknown name, a value out of range |
 | 3 | `ConfigError` | what was typed does not fit this run: a missing input, another config, a wrong shape |
 | 4 | `ArtifactError`, `DataError` | an artifact or data set is missing, corrupt or untrusted |
-| 5 | `GateError` | `--min-accuracy` or `--min-agreement` was not met |
+| 5 | `GateError` | `--min-accuracy`, `--min-agreement` or `--atol` was not met |
 | 6 | `DivergedError` | a loss stopped being finite |
 | 7 | `OutOfMemoryError` | the machine or the device ran out of memory |
 | 8 | `StorageError` | disk full, read-only, or another I/O failure |

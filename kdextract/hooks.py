@@ -132,7 +132,7 @@ def last_layer(network: nn.Module, outputs: int, *inputs: torch.Tensor) -> str:
     shapes = weighted_layers(network, *inputs)
     if not shapes:
         raise ConfigError("the teacher has no convolution and no linear layer, whose inputs would be its features")
-    fitting = [name for name, shape in shapes.items() if shape and shape[0] == outputs or shape[-1:] == (outputs,)]
+    fitting = [name for name, shape in shapes.items() if outputs in (*shape[:1], *shape[-1:])]
     return module_of((fitting or list(shapes))[-1])
 
 

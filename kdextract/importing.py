@@ -27,6 +27,8 @@ NORMALIZATIONS = {
 }
 """Means and standard deviations that have a name; `bytes` is for networks that take pixels from 0 to 255."""
 
+WEIGHTS_ENDINGS = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -71,6 +73,10 @@ def blueprint_of(text: str) -> Blueprint:
         code = read_code(name)
         kept = name if code is None else NetworkName(f"{code.name}:{name.function}", name.arguments)
         return Blueprint(kept, code)
+    if name.target.endswith(".py"):
+        raise UsageError(f"{text} is a file of code; say which function or class of it, such as {name.target}:build")
+    if name.target.endswith(WEIGHTS_ENDINGS):
+        raise UsageError(f"{text} is a file of weights; name the network that they are of, and give it as --weights")
     if name.target not in model_names():
         forms = "torchvision/NAME, timm/NAME, FILE.py:FUNCTION, MODULE:FUNCTION, FILE.pt2, FILE.safetensors"
         raise UsageError(f"unknown model {text!r}.{did_you_mean(name.target, model_names())} Or: {forms}.")
@@ -92,7 +98,8 @@ def read_model(options: ModelOptions, findings: Findings) -> Classifier:
     probed = _probed(network, blueprint.name, shape, facts, findings)
     if options.num_classes not in (None, probed.num_classes):
         raise ConfigError(f"{blueprint.name} answers with {probed.num_classes} classes, not {options.num_classes}")
-    findings.say("classes", probed.num_classes, "as its answer has")
+    if options.num_classes is None and not any(line.startswith("classes:") for line in findings.lines):
+        findings.say("classes", probed.num_classes, "as its answer has")
     findings.say("answer", probed.head.words, "found by giving it noise")
     if number_type(network) != torch.float32:
         findings.say("computes in", str(number_type(network)).removeprefix("torch."), "the type of its weights")

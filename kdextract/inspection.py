@@ -1,9 +1,7 @@
-"""The commands that only look: show, runs, verify, models, methods. None of them takes the lock or writes."""
+"""The commands that only look, and those of them that look at runs. None of them takes the lock or writes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,12 @@ from typing import Any
 from .artifacts import Manifest
 from .config import OptionSet, RunConfig, option
 from .errors import ArtifactError, ConfigError
-from .methods import (
-    Method,
-    generator_method,
-    generator_names,
-    live_method,
-    live_names,
-    objective,
-    objective_names,
-)
+from .listing import COMMANDS as LISTS
+from .looks import Json, Look
 from .options import OutputOptions
 from .report.tables import figure, print_line, print_table, shown_metrics
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
+from .stages.check_teacher import LOOK as CHECK_TEACHER
 
 HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
@@ -33,6 +25,7 @@ HEADLINES = {
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
     "evaluation": ["data", "accuracy", "agreement"],
     "neighbours": ["data", "space", "distance", "distance_among_real"],
+    "export": ["format", "bytes", "largest_difference"],
 }
 
 
@@ -78,83 +71,56 @@ class VerifyConfig(RunConfig):
     """
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListConfig(OptionSet):
-    """List the network architectures: parameters and multiply-adds at their own input size and ten classes.
-
-    Examples:
-
-      kdx models
-
-      kdx models --json
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodsConfig(RunConfig):
-    """List the synthesis methods: what each matches, what it needs, where it comes from.
-
-    Where there is a run, it says as well what each method lacks in it.
-
-    Examples:
-
-      kdx methods
-
-      kdx methods --run runs/photos
-
-      kdx methods --json
-    """
-
-
-def show(config: ShowConfig, output: OutputOptions) -> None:
-    """Print a run, or one artifact."""
+def show(config: ShowConfig) -> Json:
+    """Return what a run holds, or one artifact's manifest."""
     run = _existing_run(config.run)
-    if config.artifact is None:
-        refs = run.artifacts()
-        if not refs:
-            raise ConfigError(f"{config.run} holds nothing yet; start with: kdx train")
-        manifests = [in_its_place(ref) for ref in refs]
-        if output.json:
-            print(
-                json.dumps(
-                    {"run": str(config.run), "artifacts": [_brief(*pair) for pair in _zip(refs, manifests)]}, indent=2
-                )
-            )
-            return
-        if output.quiet:
-            print_line("\n".join(ref.label for ref in refs))
-            return
-        rows = [[ref.label, _headline(m), m.needs or "data", _seconds(m)] for ref, m in _zip(refs, manifests)]
-        print_table(["artifact", "result", "made from", "seconds"], rows, str(config.run))
+    if config.artifact is not None:
+        manifest = in_its_place(run.find(config.artifact))
+        return {**asdict(manifest), "identity": manifest.identity}
+    refs = run.artifacts()
+    if not refs:
+        raise ConfigError(f"{config.run} holds nothing yet; start with: kdx train")
+    return {"run": str(config.run), "artifacts": [_brief(ref, in_its_place(ref)) for ref in refs]}
+
+
+def print_shown(config: ShowConfig, record: Json, output: OutputOptions) -> None:
+    """Print a run, or one artifact."""
+    if config.artifact is not None:
+        _print_artifact(RunDir(config.run), record, output)
         return
-    ref = run.find(config.artifact)
-    manifest = in_its_place(ref)
-    if output.json:
-        print(json.dumps({**asdict(manifest), "identity": manifest.identity}, indent=2))
-        return
+    artifacts = record["artifacts"]
     if output.quiet:
-        print_line(str(ref.directory))
+        print_line("\n".join(a["artifact"] for a in artifacts))
         return
-    print_line(f"{ref.directory}  ({manifest.kind}, made by kdx {manifest.stage} {manifest.kdx_version})")
+    rows = [[a["artifact"], _headline(a), a["needs"] or "data", _seconds(a)] for a in artifacts]
+    print_table(["artifact", "result", "made from", "seconds"], rows, str(config.run))
+
+
+def _print_artifact(run: RunDir, record: Json, output: OutputOptions) -> None:
+    directory = run.find(record["label"]).directory
+    if output.quiet:
+        print_line(str(directory))
+        return
+    print_line(f"{directory}  ({record['kind']}, made by kdx {record['stage']} {record['kdx_version']})")
     for title, entries in (
-        ("options", _figures(manifest.config)),
-        ("budget", _figures({k: v for k, v in manifest.budget.items() if k != "snapshots"})),
-        ("result", shown_metrics(manifest.metrics)),
-        ("environment", _figures(manifest.environment)),
+        ("options", _figures(record["config"])),
+        ("budget", _figures({k: v for k, v in record["budget"].items() if k != "snapshots"})),
+        ("result", shown_metrics(record["metrics"])),
+        ("environment", _figures(record["environment"])),
     ):
         print_line(f"{title}:")
         for name, text in entries:
             print_line(f"  {name:<26} {text}")
     print_line("lineage:")
-    for line in _lineage(run, manifest):
+    for line in _lineage(run, in_its_place(run.find(record["label"]))):
         print_line(f"  {line}")
     print_line("files:")
-    for file in manifest.outputs:
-        print_line(f"  {file.file:<26} {file.bytes:>12,} bytes  sha256 {file.sha256[:16]}")
+    for file in record["outputs"]:
+        print_line(f"  {file['file']:<26} {file['bytes']:>12,} bytes  sha256 {file['sha256'][:16]}")
 
 
-def runs(config: RunsConfig, output: OutputOptions) -> None:
-    """Print one row per run directory."""
+def runs(config: RunsConfig) -> Json:
+    """Return a record per run directory."""
     folder = config.folder
     found = sorted(p.parent for p in folder.glob(f"*/{RUN_FILE}")) if folder.is_dir() else []
     records: list[dict[str, Any]] = []
@@ -172,13 +138,17 @@ def runs(config: RunsConfig, output: OutputOptions) -> None:
                 "accuracy": {name: m["accuracy"] for name, m in evaluations.items()},
             }
         )
-    if output.json:
-        print(json.dumps({"runs": records}, indent=2))
-    elif output.quiet:
-        for record in records:
-            print_line(record["run"])
+    return {"runs": records}
+
+
+def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
+    """Print one row per run directory."""
+    records = record["runs"]
+    if output.quiet:
+        for entry in records:
+            print_line(entry["run"])
     elif not records:
-        print_line(f"no runs in {folder}; start one with: kdx train")
+        print_line(f"no runs in {config.folder}; start one with: kdx train")
     else:
         rows = [
             [
@@ -192,10 +162,10 @@ def runs(config: RunsConfig, output: OutputOptions) -> None:
         print_table(["run", "teacher", "transfer sets", "students"], rows)
 
 
-def verify(config: VerifyConfig, output: OutputOptions) -> None:
-    """Check everything and raise `ArtifactError` for the first problem after listing them all."""
+def verify(config: VerifyConfig) -> Json:
+    """Check everything and return what is wrong with each artifact."""
     run = _existing_run(config.run)
-    results, problems = [], []
+    results: list[dict[str, Any]] = []
     identities: dict[str, str | None] = {}  # None: damaged, which is said once and not again of what was made from it
     for ref in run.artifacts():
         try:
@@ -206,12 +176,19 @@ def verify(config: VerifyConfig, output: OutputOptions) -> None:
             problem = str(error)
             identities[ref.label] = None
         results.append({"artifact": ref.label, "ok": problem is None, "problem": problem})
-        problems += [problem] if problem else []
-    if output.json and not problems:
-        print(json.dumps({"run": str(config.run), "artifacts": results}, indent=2))
-    elif not output.quiet and not output.json:
-        for result in results:
+    return {"run": str(config.run), "artifacts": results}
+
+
+def print_verified(config: VerifyConfig, record: Json, output: OutputOptions) -> None:
+    """List all artifacts, damaged or not."""
+    if not output.quiet:
+        for result in record["artifacts"]:
             print_line(f"{'ok     ' if result['ok'] else 'DAMAGED'}  {result['artifact']}")
+
+
+def refuse_damage(config: VerifyConfig, record: Json) -> None:
+    """Raise `ArtifactError` for the first problem, if there is one."""
+    problems = [result["problem"] for result in record["artifacts"] if not result["ok"]]
     if problems:
         raise ArtifactError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
@@ -227,58 +204,6 @@ def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, 
     return None
 
 
-def models(config: ListConfig, output: OutputOptions) -> None:
-    """Print every architecture with its size."""
-    import torch
-
-    from .hooks import count_multiply_adds
-    from .models import architecture, model_names
-
-    rows = []
-    for name in model_names():
-        entry = architecture(name)
-        with torch.device("meta"):
-            network = entry.build(entry.input_shape, 10)
-            multiply_adds = count_multiply_adds(network, torch.zeros(1, *entry.input_shape))
-        rows.append(
-            {
-                "model": name,
-                "input": "x".join(map(str, entry.input_shape)),
-                "num_parameters": sum(p.numel() for p in network.parameters()),
-                "multiply_adds": multiply_adds,
-                "source": entry.source,
-            }
-        )
-    if output.json:
-        print(json.dumps({"models": rows}, indent=2))
-    elif output.quiet:
-        print_line("\n".join(model_names()))
-    else:
-        print_table(list(rows[0]), [[figure(k, v) for k, v in row.items()] for row in rows])
-
-
-def methods(config: MethodsConfig, output: OutputOptions) -> None:
-    """Print every method with the option that chooses it and, where there is a run, what it lacks there."""
-    from .stages.materials import lacking
-
-    used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
-    used += [("train-generator", generator_method(name)) for name in generator_names()]
-    used += [("distill --method", live_method(name)) for name in live_names()]
-    rows = [
-        {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}
-        for command, m in used
-    ]
-    if (config.run / RUN_FILE).is_file():
-        run = RunDir(config.run)
-        rows = [{**row, "lacks": lacking(m, run)} for row, (_, m) in zip(rows, used, strict=True)]
-    if output.json:
-        print(json.dumps({"methods": rows}, indent=2))
-    elif output.quiet:
-        print_line("\n".join(dict.fromkeys(row["method"] for row in rows)))
-    else:
-        print_table(list(rows[0]), [list(row.values()) for row in rows])
-
-
 def _figures(entries: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, figure(name, value)) for name, value in entries.items()]
 
@@ -287,10 +212,6 @@ def _existing_run(root: Path) -> RunDir:
     if not (root / RUN_FILE).is_file():
         raise ArtifactError(f"{root} is not a run directory (it has no {RUN_FILE}); start one with: kdx train")
     return RunDir(root)
-
-
-def _zip(refs: list[ArtifactRef], manifests: list[Manifest]) -> list[tuple[ArtifactRef, Manifest]]:
-    return list(zip(refs, manifests, strict=True))
 
 
 def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
@@ -304,14 +225,14 @@ def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _headline(manifest: Manifest) -> str:
-    names = [name for name in HEADLINES[manifest.kind] if name in manifest.metrics]
-    parts = [f"{n.replace('num_', '').replace('_', ' ')} {figure(n, manifest.metrics[n])}" for n in names]
-    return ", ".join(parts)
+def _headline(artifact: Json) -> str:
+    metrics = artifact["metrics"]
+    names = [name for name in HEADLINES[artifact["kind"]] if name in metrics]
+    return ", ".join(f"{n.replace('num_', '').replace('_', ' ')} {figure(n, metrics[n])}" for n in names)
 
 
-def _seconds(manifest: Manifest) -> str:
-    return f"{manifest.budget.get('seconds', {}).get('total', 0):.1f}"
+def _seconds(artifact: Json) -> str:
+    return f"{artifact['budget'].get('seconds', {}).get('total', 0):.1f}"
 
 
 def _lineage(run: RunDir, manifest: Manifest) -> list[str]:
@@ -329,10 +250,10 @@ def _with_accuracy(name: str, accuracies: dict[str, float]) -> str:
     return f"{name} {figure('accuracy', accuracies[name])}" if name in accuracies else name
 
 
-COMMANDS: dict[str, tuple[type[OptionSet], Callable[[Any, OutputOptions], None]]] = {
-    "show": (ShowConfig, show),
-    "runs": (RunsConfig, runs),
-    "verify": (VerifyConfig, verify),
-    "models": (ListConfig, models),
-    "methods": (MethodsConfig, methods),
+COMMANDS: dict[str, Look] = {
+    "show": Look(ShowConfig, show, print_shown),
+    "runs": Look(RunsConfig, runs, print_runs),
+    "verify": Look(VerifyConfig, verify, print_verified, refuse_damage),
+    "check-teacher": CHECK_TEACHER,
+    **LISTS,
 }

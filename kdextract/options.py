@@ -1,13 +1,16 @@
-"""Turns a config dataclass into a command: its options are defined once, in the dataclass."""
+"""Turns a config dataclass into a command, or into what a Python call takes: its options are defined once."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +20,16 @@ from .config import (
     DataAccess,
     MethodStageConfig,
     NamedStageConfig,
+    NetworkConfig,
     OptionInfo,
     OptionSet,
+    VerifierConfig,
     option,
     option_fields,
     option_info,
     spelling,
 )
-from .errors import ReaderGone, UsageError
-from .progress import Reporter
-from .stage_runner import Outcome, Stage, run_stage
+from .errors import ReaderGone, UsageError, did_you_mean
 
 Parameter = inspect.Parameter
 
@@ -43,6 +46,12 @@ class OutputOptions(OptionSet):
 _COMMON = {
     declared.name for options in (NamedStageConfig, DataAccess, OutputOptions) for declared in option_fields(options)
 }
+_SHARED = {declared.name for options in (NetworkConfig, VerifierConfig) for declared in option_fields(options)}
+
+
+def _place_in_help(name: str, common: bool) -> int:
+    """Return 0 for what a command is about, 1 for what several of them can have, 2 for common options."""
+    return 2 if common or name in _COMMON else int(name in _SHARED)
 
 
 @contextmanager
@@ -54,35 +63,57 @@ def reader_may_leave() -> Iterator[None]:
         raise ReaderGone from error
 
 
-def command_function(
-    config_type: type[OptionSet],
-    run: Callable[[Any, OutputOptions], None],
-    methods: dict[str, type[OptionSet]] | None = None,
-) -> Callable[..., None]:
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One option of a command, as the command line and Python offer it.
+
+    `kind` is its type; `default` is `MISSING` where it has to be given, and None for an option of a method, where it
+    stands for the method's own; `of_method` says that it is one of these.
+    """
+
+    declared: dataclasses.Field[Any]
+    kind: Any
+    default: Any
+    help: str
+    of_method: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in Python."""
+        return self.declared.name
+
+    @property
+    def info(self) -> OptionInfo:
+        """What it says about itself."""
+        return option_info(self.declared)
+
+
+def entries(config_type: type[OptionSet]) -> list[Entry]:
+    """Return every option of a command: its own, those of its methods, each of which says who takes it, common ones."""
+    own = [_entry(declared, config_type) for declared in option_fields(config_type)]
+    methods = config_type.methods() if issubclass(config_type, MethodStageConfig) else {}
+    entries = own + _method_entries(methods)
+    return sorted(entries, key=lambda entry: _place_in_help(entry.name, option_info(entry.declared).common))
+
+
+def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOptions], None]) -> Callable[..., None]:
     """Return a function whose signature typer turns into a command with `config_type`'s options.
 
     Args:
         run: called with the config that was typed, and how to speak.
-        methods: for a `MethodStageConfig`, each method's options; they are offered together, and the help of each
-            says which methods take it.
     """
-    parameters = [_parameter(declared, config_type) for declared in option_fields(config_type)]
-    own = {parameter.name for parameter in parameters}
-    extra = _method_parameters(methods or {})
-    extra += [_parameter(declared, OutputOptions) for declared in option_fields(OutputOptions)]
+    speech = [_entry(declared, OutputOptions) for declared in option_fields(OutputOptions)]
+    taken = entries(config_type)
 
     def command(**values: Any) -> None:
-        output = OutputOptions(
-            **{declared.name: values.pop(declared.name) for declared in option_fields(OutputOptions)}
-        )
-        given = {name: values.pop(name) for name in list(values) if name not in own}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in speech})
+        chosen = {e.name: values.pop(e.name) for e in taken if e.of_method}
         if issubclass(config_type, MethodStageConfig):
-            values["method_options"] = chosen
+            values["method_options"] = {name: value for name, value in chosen.items() if value is not None}
         with reader_may_leave():
             run(config_type(**values), output)
 
-    ordered = sorted(parameters + extra, key=lambda parameter: parameter.name in _COMMON)
+    ordered = [_parameter(entry) for entry in taken + speech]
     command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
     command.__doc__ = _paragraphs(config_type.__doc__ or "")
@@ -95,41 +126,47 @@ def _paragraphs(docstring: str) -> str:
     return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in parts)
 
 
-def _parameter(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Parameter:
-    info = option_info(declared)
-    kind: Any = _type(declared, owner)
-    default = ... if declared.default is dataclasses.MISSING else declared.default  # typer's word for required
-    annotation = Annotated[kind, _typer_option(declared.name, info, kind, default, info.help)]
-    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+def _entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Entry:
+    return Entry(declared, _type(declared, owner), declared.default, _help(option_info(declared)))
+
+
+def _help(info: OptionInfo) -> str:
+    return info.help if info.choices is None else f"{info.help} One of: {', '.join(info.choices())}."
+
+
+def _parameter(entry: Entry) -> Parameter:
+    default = ... if entry.default is MISSING else entry.default  # typer's word for required
+    kind: Any = entry.kind
+    annotation = Annotated[kind, _typer_option(entry)]
+    return Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
     return typing.get_type_hints(owner)[declared.name]
 
 
-def _typer_option(name: str, info: OptionInfo, kind: Any, default: Any, help_text: str) -> Any:
+def _typer_option(entry: Entry) -> Any:
+    name, info, default = entry.name, entry.info, entry.declared.default
     if info.positional:
-        return typer.Argument(help=help_text, metavar=name.upper(), show_default=False)
+        return typer.Argument(help=info.help, metavar=name.upper(), show_default=False)
     names = [spelling(name)]
     if name in ("quiet", "verbose"):
         names.append(f"-{name[0]}")
-    if default is True or (default is None and bool in typing.get_args(kind)):
+    if default is True or (default is None and bool in typing.get_args(entry.kind)):
         names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
-    if info.choices is not None:
-        help_text = f"{help_text} One of: {', '.join(info.choices())}."
-    panel = "Common options" if name in _COMMON else None
+    panel = "Common options" if _place_in_help(name, info.common) == 2 else None
     return typer.Option(
         *names,
-        help=help_text,
+        help=entry.help,
         metavar=info.metavar,
         envvar=info.env,
-        show_default=default is not None,
+        show_default=entry.default is not None,
         rich_help_panel=panel,
     )
 
 
-def _method_parameters(methods: dict[str, type[OptionSet]]) -> list[Parameter]:
-    """Return one optional parameter per option of any method; two methods' options of one name must agree in type, but
+def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
+    """Return one optional entry per option of any method; two methods' options of one name must agree in type, but
     for None, where one of them has no default of its own."""
     takers: dict[str, list[str]] = {}
     declared_as: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
@@ -142,24 +179,23 @@ def _method_parameters(methods: dict[str, type[OptionSet]]) -> list[Parameter]:
             takers.setdefault(declared.name, []).append(method_name)
             defaults.setdefault(declared.name, {})[method_name] = declared.default
     return [
-        _method_parameter(declared, kind, takers[name], defaults[name], len(methods))
+        _method_entry(declared, kind, takers[name], defaults[name], len(methods))
         for name, (declared, kind) in declared_as.items()
     ]
 
 
-def _method_parameter(
+def _method_entry(
     declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, Any], num_methods: int
-) -> Parameter:
-    info = option_info(declared)
-    help_text = info.help
+) -> Entry:
+    help_text = option_info(declared).help
     if len(takers) < num_methods:
         help_text += f" Only for {', '.join(takers)}."
     if any(value is not None for value in defaults.values()):
         help_text += f" Default: {_describe(defaults)}."
-    option = _typer_option(declared.name, info, kind, declared.default, help_text)
-    option.show_default = False
-    optional: Any = kind if _is_optional(kind) else kind | None
-    return Parameter(declared.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[optional, option])
+    choices = option_info(declared).choices
+    if choices is not None:
+        help_text += f" One of: {', '.join(choices())}."
+    return Entry(declared, kind if _is_optional(kind) else kind | None, None, help_text, of_method=True)
 
 
 def _describe(defaults: dict[str, Any]) -> str:
@@ -179,41 +215,54 @@ def _required(kind: Any) -> Any:
     return next(part for part in typing.get_args(kind) if part is not type(None)) if _is_optional(kind) else kind
 
 
+def _is_union(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType)
+
+
 def _is_optional(kind: Any) -> bool:
-    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+    return _is_union(kind) and type(None) in typing.get_args(kind)
 
 
 def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -> Any:
     """Build a config from keyword arguments of a Python call; what a method takes is told apart by name.
 
+    Texts do for paths, paths for texts, and whole numbers for numbers.
+
     Raises:
-        UsageError: an option that the command does not have.
+        UsageError: an option that the command does not have, one that is missing, or a value of another type.
     """
-    declared = {d.name: d for d in option_fields(config_type)}
-    own = {name: value for name, value in options.items() if name in declared}
-    rest = {name: value for name, value in options.items() if name not in declared}
-    for name, value in own.items():
-        if declared[name].type in ("Path", Path) and isinstance(value, str):
-            own[name] = Path(value)
-    for name, field in declared.items():
-        if field.default is dataclasses.MISSING and name not in own:
+    taken = {entry.name: entry for entry in entries(config_type)}
+    for name in options:
+        if name not in taken:
+            raise UsageError(f"unknown option {name!r}.{did_you_mean(name, taken)}")
+    for name, entry in taken.items():
+        if entry.default is MISSING and name not in options:
             raise UsageError(f"{name} is missing")
+    values = {name: _fitted(taken[name], value) for name, value in options.items()}
+    own = {name: value for name, value in values.items() if not taken[name].of_method}
     if issubclass(config_type, MethodStageConfig):
-        own["method_options"] = rest
-    elif rest:
-        raise UsageError(f"unknown option {next(iter(rest))!r}; known: {', '.join(declared)}")
+        chosen = {name: value for name, value in values.items() if name not in own and value is not None}
+        return config_type(**own, method_options=chosen)
     return config_type(**own)
 
 
-def stage_function(stage: Stage[Any]) -> Callable[..., Outcome]:
-    """Return the Python function of a stage: the command's options as keyword arguments, an `Outcome` as result."""
+_NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
-    def call(**options: Any) -> Outcome:
-        config = config_from_options(stage.config, options)
-        outcome = run_stage(stage, config, Reporter(quiet=True))
-        stage.check(config, outcome)
-        return outcome
 
-    call.__name__ = stage.name.replace("-", "_")
-    call.__doc__ = inspect.cleandoc(stage.config.__doc__ or "")
-    return call
+def _fitted(entry: Entry, value: Any) -> Any:
+    """Return a value of a Python call in the type that the option declares. Raises `UsageError` if it has another."""
+    kinds = typing.get_args(entry.kind) if _is_union(entry.kind) else (entry.kind,)
+    if type(value) in kinds:
+        return value
+    if isinstance(value, str | os.PathLike) and (Path in kinds or str in kinds):
+        return Path(value) if Path in kinds else str(os.fspath(value))
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int in kinds:
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if list[str] in kinds and isinstance(value, str | list | tuple):
+        texts = [value] if isinstance(value, str) else list(value)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    names = [_NOUNS.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType]
+    raise UsageError(f"{entry.name} must be {' or '.join(names)}, got {value!r}")

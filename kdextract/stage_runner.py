@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -29,6 +30,9 @@ from .artifacts import (
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
 from .config import NetworkConfig, StageConfig, difference, to_record
 from .errors import ArtifactError, ConfigError, OutOfMemoryError, from_os_error
+from .outcome import Outcome as Outcome
+from .outcome import Plan as Plan
+from .process_state import CUBLAS, process_as_it_was
 from .progress import Reporter
 from .run_dir import ArtifactRef, RunDir, verified
 
@@ -46,24 +50,12 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a stage will read and write: decided from the config and the run alone, before any work.
-
-    `needs` is what kind of access the result took: `teacher`, `teacher+statistics`, or '' (made from real data).
-    """
-
-    target: ArtifactRef
-    inputs: tuple[Input, ...]
-    needs: str = ""
-
-
-@dataclass(frozen=True)
 class Stage(Generic[ConfigT]):
     """One command that makes an artifact.
 
     `plan` must be quick and may raise any user error; `execute` does the work and returns summary metrics. With
     `replaces_stale`, a result whose inputs or options changed is made again without `--force`. `check` judges an
-    outcome after it was reported, cached or not.
+    outcome after it was reported, cached or not. `before` does what the stage relies on, outside of it.
     """
 
     name: str
@@ -72,34 +64,7 @@ class Stage(Generic[ConfigT]):
     execute: Callable[[ConfigT, StageContext], Json]
     replaces_stale: bool = False
     check: Callable[[ConfigT, Outcome], None] = lambda config, outcome: None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a stage: where it is, what its manifest says, and whether it was `made`, `cached` or `planned`."""
-
-    status: str
-    directory: Path
-    manifest: Manifest | None
-    plan: Plan
-
-    def record(self) -> Json:
-        """Return what `--json` prints."""
-        result: Json = {
-            "status": self.status,
-            "directory": str(self.directory),
-            "artifact": self.plan.target.label,
-            "kind": self.plan.target.kind,
-            "inputs": [{"role": i.role, "path": i.path, "sha256": i.sha256} for i in self.plan.inputs],
-        }
-        if self.manifest is not None:
-            result |= {
-                "needs": self.manifest.needs,
-                "identity": self.manifest.identity,
-                "budget": self.manifest.budget,
-                **self.manifest.metrics,
-            }
-        return result
+    before: Callable[[ConfigT, Reporter], None] = lambda config, reporter: None
 
 
 def artifact_input(role: str, ref: ArtifactRef) -> Input:
@@ -171,23 +136,15 @@ class StageContext:
 def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Outcome:
     """Run one stage, or find it done, or (with `dry_run`) say what would happen.
 
+    The process keeps its settings and random states; stages of several threads run one after the other.
+
     Raises:
         KdxError: anything that the user can act on; see `errors`.
     """
-    started = time.monotonic()
-    run = RunDir(config.run)
     try:
-        if config.dry_run or not run.root.exists():
-            plan = stage.plan(config, run)  # a request that cannot work leaves no directory behind
-            if config.dry_run:
-                return Outcome("planned", plan.target.directory, None, plan)
-        with run.lock():
-            plan = stage.plan(config, run)
-            record = to_record(config)
-            force = config.force or (stage.replaces_stale and _is_stale(plan, record))
-            if run.is_done(plan.target, record, plan.inputs, force):
-                return Outcome("cached", plan.target.directory, read_manifest(plan.target.directory), plan)
-            return _execute(stage, config, run, plan, record, reporter, started)
+        with process_as_it_was():
+            stage.before(config, reporter)
+            return _run(stage, config, reporter, time.monotonic())
     except MemoryError as error:
         raise OutOfMemoryError("the machine ran out of memory; try a smaller --batch-size") from error
     except OSError as error:
@@ -196,6 +153,21 @@ def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Out
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise OutOfMemoryError("the device ran out of memory; try a smaller --batch-size") from error
         raise
+
+
+def _run(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
+    run = RunDir(config.run)
+    if config.dry_run or not run.root.exists():
+        plan = stage.plan(config, run)  # a request that cannot work leaves no directory behind
+        if config.dry_run:
+            return Outcome("planned", plan.target.directory, None, plan)
+    with run.lock():
+        plan = stage.plan(config, run)
+        record = to_record(config)
+        force = config.force or (stage.replaces_stale and _is_stale(plan, record))
+        if run.is_done(plan.target, record, plan.inputs, force):
+            return Outcome("cached", plan.target.directory, read_manifest(plan.target.directory), plan)
+        return _execute(stage, config, run, plan, record, reporter, started)
 
 
 def _is_stale(plan: Plan, record: Json) -> bool:
@@ -219,7 +191,8 @@ def _execute(
 ) -> Outcome:
     partial = _prepare_partial(stage.name, plan, record, reporter)
     checkpoints = Checkpoints(partial)
-    with signals_to(checkpoints.stop):
+    _import_what_is_set(config)
+    with process_as_it_was(), signals_to(checkpoints.stop):
         device = _set_up_torch(config)
         context = StageContext(run, plan, reporter, checkpoints, device, started, *_how_networks_run(config, device))
         metrics = stage.execute(config, context)
@@ -303,9 +276,16 @@ def _environment(context: StageContext) -> Json:
     }
 
 
+def _import_what_is_set(config: StageConfig) -> None:
+    """Import PyTorch, and its compiler if networks are compiled: what was not imported has no settings to keep."""
+    import_module("torch")
+    if isinstance(config, NetworkConfig) and config.compile:
+        import_module("torch._dynamo")
+
+
 def _set_up_torch(config: StageConfig) -> torch.device:
-    """Choose the device, fix threads and determinism, and return the device."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """Choose the device, fix threads and determinism, and return the device; inside `process_as_it_was`."""
+    os.environ.setdefault(CUBLAS, ":4096:8")
     import torch
 
     from .errors import UsageError
@@ -352,7 +332,8 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]  # None: not Python's
+    old = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from kdextract import checkpoints
 from kdextract.checkpoints import Checkpoints
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
-SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kdx-state-")  # whose code may run is not written into the home
+SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR", "KDX_TRUST_CODE")
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -18,7 +18,7 @@ from conftest import environment, kdx, sha256s
 from typer.main import get_command
 
 import kdextract
-from kdextract import cli
+from kdextract import cli, commands
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
 from kdextract.run_dir import RunDir
 from kdextract.stages import STAGES
@@ -35,7 +35,7 @@ AS_FINISHED = {  # what the finished run was made with
 }
 Done = subprocess.CompletedProcess[str]
 Here = Callable[..., Done]
-RUN_STAGE = cli.run_stage
+RUN_STAGE = commands.run_stage
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_1_a_bug_shows_its_traceback(here: Here, run_copy: Path, monkeypatch: py
     def broken(*arguments: Any) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("kdextract.cli.run_stage", broken)
+    monkeypatch.setattr(commands, "run_stage", broken)
     done = here(*DISTILL, "--run", run_copy)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -454,7 +454,7 @@ def test_7_whoever_reports_it(
         raise error
 
     stage = dataclasses.replace(STAGES["distill"], execute=exhaust)
-    monkeypatch.setattr(cli, "run_stage", lambda _, *rest: RUN_STAGE(stage, *rest))
+    monkeypatch.setattr(commands, "run_stage", lambda _, *rest: RUN_STAGE(stage, *rest))
     assert "out of memory" in error_of(here(*DISTILL, "--name", "a", "--run", run_copy), 7)
 
 
@@ -768,21 +768,24 @@ COMMANDS = {
     "train": "--data-dir --download --run --seed --device --threads --force --dry-run --model --data --input-size "
     "--recipe --epochs --batch-size --lr --weight-decay --shift --warp --flip/--no-flip --validation --shots --augment "
     "--augment-share --augment-labels --precision --compile/--no-compile --json --quiet/-q --verbose/-v",
+    "import-model": "MODEL --run --seed --device --threads --force --dry-run --data --weights --input-size "
+    "--num-classes --class-names --mean --std --feature-layer --download --trust-code --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
     "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
-    "--json --quiet/-q --verbose/-v",
+    "--teacher --weights --json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--student --course --coarse-steps --beta1 --beta2 --warmup --jitter --flip/--no-flip --ce --tv-l1 --l2 --bn "
-    "--first-bn --compete --verifier --precision --compile/--no-compile --json --quiet/-q --verbose/-v",
+    "--first-bn --compete --verifier --precision --compile/--no-compile --teacher --weights --json "
+    "--quiet/-q --verbose/-v",
     "train-generator": "METHOD --data-dir --download --run --seed --device --threads --force --dry-run --name "
     "--samples --data --generators --steps --batch-size --lr --preset --network --width --alpha --beta "
-    "--decoder-layers --oh --act --ie --flow --noise-scale --widen --spread --bn --aided --json "
+    "--decoder-layers --oh --act --ie --flow --noise-scale --widen --spread --bn --aided --teacher --weights --json "
     "--quiet/-q --verbose/-v",
     "generate": "GENERATOR --run --seed --device --threads --force --dry-run --name --images-per-class --batch-size "
-    "--noise-scale --verifier --json --quiet/-q --verbose/-v",
+    "--noise-scale --verifier --teacher --weights --json --quiet/-q --verbose/-v",
     "compress": "--run --seed --device --threads --force --dry-run --name --tucker --tucker-ratio --tucker-ranks "
-    "--layers --preset --json --quiet/-q --verbose/-v",
+    "--layers --preset --teacher --weights --json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
@@ -791,17 +794,21 @@ COMMANDS = {
     "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
     "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
     "--shift --warp --flip --remix/--no-remix --inherit/--no-inherit --batch-norm --teacher-accuracy "
-    "--json --quiet/-q --verbose/-v",
+    "--teacher --weights --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
-    "--min-accuracy --min-agreement --json --quiet/-q --verbose/-v",
+    "--min-accuracy --min-agreement --teacher --weights --json --quiet/-q --verbose/-v",
     "neighbours": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
-    "--space --images --json --quiet/-q --verbose/-v",
+    "--space --images --teacher --weights --json --quiet/-q --verbose/-v",
+    "export": "ARTIFACT --run --seed --device --threads --force --dry-run --name --format --atol "
+    "--json --quiet/-q --verbose/-v",
     "demo": "--run --seed --device --threads --force --json --quiet/-q --verbose/-v",
     "benchmark": "SUITE --data-dir --download --work --out --only --jobs --force --dry-run --report-only "
     "--json --quiet/-q --verbose/-v",
     "show": "ARTIFACT --run --json --quiet/-q --verbose/-v",
     "runs": "FOLDER --json --quiet/-q --verbose/-v",
     "verify": "--run --json --quiet/-q --verbose/-v",
+    "check-teacher": "MODEL --run --data --images --data-dir --weights --input-size --num-classes "
+    "--class-names --mean --std --feature-layer --download --trust-code --json --quiet/-q --verbose/-v",
     "models": "--json --quiet/-q --verbose/-v",
     "methods": "--run --json --quiet/-q --verbose/-v",
 }

@@ -265,6 +265,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
         ("lenet5", "has no weights of itself; give them with --weights FILE$"),
         ("torchvision/resnet18", "--weights FILE, or --download"),
         ("torchvision/resnet81", "Did you mean 'resnet18'"),
+        ("net.py", "a file of code; say which function or class of it, such as net.py:build"),
+        ("old/net.pth.tar", "a file of weights; name the network that they are of"),
     ],
 )
 def test_networks_without_weights_or_of_no_library_are_refused(tmp_path: Path, spec: str, match: str) -> None:

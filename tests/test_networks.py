@@ -309,6 +309,30 @@ def test_timm_says_what_its_networks_take() -> None:
             libraries.check_library_name(parse_name(name))
 
 
+@pytest.mark.parametrize("argument", ["weights='x'", "weights_backbone='x'", "pretrained=True", "checkpoint_path='x'"])
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_name_makes_no_library_open_a_file(library: str, argument: str) -> None:
+    if library == "timm":
+        pytest.importorskip("timm")
+    with pytest.raises(UsageError, match="weights are given with --weights"):
+        libraries.build(parse_name(f"{library}/resnet18({argument})"))
+    with pytest.raises(UsageError, match="has no"):
+        libraries.build(parse_name(f"{library}/hf-hub:someone/model"))
+
+
+def test_a_file_cannot_ask_for_more_memory_than_it_holds(tmp_path: Path) -> None:
+    from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+
+    sound = ClassifierSpec("torchvision/squeezenet1_1(num_classes=2)", (3, 32, 32), ("a", "b"), (0.0,) * 3, (1.0,) * 3)
+    content = encode_classifier(Classifier(sound))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert load_classifier(path).num_classes == 2
+    path.write_bytes(content.replace(b"(num_classes=2)", b"(num_classes=9)"))
+    with pytest.raises(ArtifactError, match="its tensors are not those of"):
+        load_classifier(path)
+
+
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"kdextract\[timm\]"):

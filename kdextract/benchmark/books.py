@@ -19,7 +19,7 @@ from ..artifacts import write_file
 from ..errors import ConfigError, RunLockedError
 
 BOOKS, LOCK = "commands", ".lock"
-_ABSOLUTE_WORD = re.compile(r"(folder:|npz:)?(/.*)")
+_ABSOLUTE_WORD = re.compile(r"(folder:|npz:|npy:|hf:)?(/.*)")
 _ABSOLUTE = re.compile(r"(?<![\w./~-])/(?:[\w.+@~-]+/)*([\w.+@~-]+)")
 
 
@@ -125,7 +125,8 @@ def spelled(words: list[str], places: dict[str, str]) -> str:
     plain = []
     for word in words:
         absolute = _ABSOLUTE_WORD.fullmatch(word)
-        shortened = f"{absolute[1] or ''}{Path(absolute[2]).name}" if absolute else word
+        names = ",".join(Path(part).name for part in absolute[2].split(",")) if absolute else ""
+        shortened = f"{absolute[1] or ''}{names}" if absolute else word
         plain.append(places.get(word, shortened))
     return shlex.join(plain)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..artifacts import write_file
 from ..config import DataAccess, option
 from ..errors import ArtifactError, BenchmarkError, ConfigError
+from ..notebook import Record, table_html
 from ..options import OutputOptions
 from ..progress import Reporter
 from ..report.tables import print_line, print_table
@@ -62,12 +63,31 @@ class BenchmarkConfig(DataAccess):
         return [pattern.strip() for text in self.only or [] for pattern in text.split(",") if pattern.strip()]
 
 
-def benchmark(config: BenchmarkConfig, output: OutputOptions) -> None:
-    """Run what is left of a suite, collect, write, print.
+class Results(Record):
+    """What `--json` prints: the results document with the directory that it was written to, or the cells to run."""
+
+    def _repr_html_(self) -> str:
+        from ..report.benchmark_tables import sections
+
+        if self.planned:
+            return super()._repr_html_()
+        tables = [
+            table_html(section.columns, [line.cells for line in section.lines], f"{section.title}: {section.facts}")
+            for section in sections(self)
+        ]
+        return "".join(tables)
+
+    @property
+    def planned(self) -> bool:
+        """Whether nothing was run, and only cells are listed."""
+        return self.get("status") == "planned"
+
+
+def benchmark(config: BenchmarkConfig, reporter: Reporter) -> Results:
+    """Run what is left of a suite, collect, write.
 
     Raises:
         UsageError, ArtifactError: the suite file is wrong, or not there; see `read_suite`.
-        BenchmarkError: a cell failed; it carries the exit code of the first that did.
         Interrupted: told to stop; the same command goes on.
     """
     suite = read_suite(config.suite)
@@ -80,16 +100,23 @@ def benchmark(config: BenchmarkConfig, output: OutputOptions) -> None:
     if config.report_only and not work.is_dir():
         raise ArtifactError(f"nothing was run yet in {config.work or RUNS / suite.name}; leave --report-only out")
     if config.dry_run:
-        _print_cells(_states(suite, chosen, setting), output)
-        return
+        return Results(command="benchmark", status="planned", cells=_states(suite, chosen, setting))
     if not config.report_only:
         with work_lock(work):
-            _run(suite, chosen, setting, Reporter(quiet=output.quiet))
+            _run(suite, chosen, setting, reporter)
     results = collect(suite, runs, setting)
-    out = config.out or work
-    _write(results, out)
-    _print_results(results, config.out or config.work or RUNS / suite.name, output)
-    _raise_failure(results, chosen, out)
+    _write(results, config.out or work)
+    return Results(command="benchmark", directory=str(config.out or config.work or RUNS / suite.name), **results)
+
+
+def print_benchmark(config: BenchmarkConfig, results: Results, output: OutputOptions) -> None:
+    """Print the cells of a dry run, or the tables."""
+    if results.planned:
+        _print_cells(results["cells"], output)
+    elif output.quiet:
+        print_line(results["directory"])
+    else:
+        _print_results(results)
 
 
 def _run(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
@@ -129,9 +156,6 @@ def _write(results: dict[str, Any], out: Path) -> None:
 
 
 def _print_cells(cells: list[dict[str, Any]], output: OutputOptions) -> None:
-    if output.json:
-        print(json.dumps({"command": "benchmark", "status": "planned", "cells": cells}, indent=2))
-        return
     if output.quiet:
         for cell in cells:
             print_line(f"{cell['teacher']}-{cell['seed']} {cell['student']}.{cell['method']}.{cell['budget']}")
@@ -142,26 +166,22 @@ def _print_cells(cells: list[dict[str, Any]], output: OutputOptions) -> None:
     print_line(f"{len(cells)} cells, {cached} of them cached")
 
 
-def _print_results(results: dict[str, Any], out: Path, output: OutputOptions) -> None:
+def _print_results(results: Results) -> None:
     from ..report.benchmark_tables import sections
 
-    if output.json:
-        if not results["counts"][FAILED]:  # a failure is an error document, and there is one document only
-            print(json.dumps({"command": "benchmark", "directory": str(out), **results}, indent=1))
-        return
-    if output.quiet:
-        print_line(str(out))
-        return
     for section in sections(results):
         for title, numbers in ((f"{section.title}: {section.facts}", section.reached), (None, section.costs)):
             lines = [line for line in section.lines if line.kind != "published"]
             rows = [[line.cells[number] for number in numbers] for line in lines]
             print_table([section.columns[number] for number in numbers], rows, title)
-    print_line(f"last weights; how to read it, and everything else: {out / FILES[2]}")
+    print_line(f"last weights; how to read it, and everything else: {Path(results['directory']) / FILES[2]}")
 
 
-def _raise_failure(results: dict[str, Any], chosen: list[Run], out: Path) -> None:
-    """Raise `BenchmarkError` for the first of the chosen cells that failed."""
+def refuse_failures(config: BenchmarkConfig, results: Results) -> None:
+    """Raise `BenchmarkError` for the first of the chosen cells that failed, with its exit code."""
+    if results.planned or not results["counts"][FAILED]:
+        return
+    chosen = select(plan_runs(read_suite(config.suite)), config.patterns())
     asked = {(c.teacher.name, c.seed, c.student.name, c.budget.name, c.method.name) for r in chosen for c in r.cells}
     names = ("teacher", "seed", "student", "budget", "method")
     failed = [c for c in results["cells"] if c["status"] == FAILED and tuple(c[name] for name in names) in asked]
@@ -170,6 +190,6 @@ def _raise_failure(results: dict[str, Any], chosen: list[Run], out: Path) -> Non
         cell = f"{first['teacher']} seed {first['seed']}: {first['student']} {first['method']} {first['budget']}"
         raise BenchmarkError(
             f"{len(failed)} of {len(results['cells'])} cells failed, first {cell}: {first['failed_at']}: "
-            f"{first['message']} (all of them: {out / FILES[1]})",
+            f"{first['message']} (all of them: {Path(results['directory']) / FILES[1]})",
             first["exit_code"],
         )

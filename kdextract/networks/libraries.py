@@ -13,6 +13,8 @@ from ..errors import ConfigError, UsageError, did_you_mean
 from .names import NetworkName
 
 Shape = tuple[int, int, int]
+OPENS_FILES = ("weights", "pretrained", "checkpoint", "cache")
+"""What arguments begin with that make a library read or fetch files, which a network's name must not do."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,14 @@ def build(name: NetworkName, pretrained: bool = False) -> nn.Module:
     """Return the network, freshly initialized or, `pretrained`, with the library's own weights, fetched if need be.
 
     Raises:
+        UsageError: there is no such network, or an argument would open files.
         ConfigError: the library refuses the arguments, or the weights cannot be fetched.
     """
+    check_library_name(name)
     arguments = dict(name.arguments)
+    for argument in arguments:
+        if argument.startswith(OPENS_FILES):
+            raise UsageError(f"{name.target} does not take {argument!r} here; weights are given with --weights")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..stage_runner import Outcome
+if TYPE_CHECKING:
+    from ..outcome import Outcome
 
 _PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "validation_accuracy",
             "estimated_accuracy", "estimated_agreement", "teacher_agrees_with_label",
@@ -80,7 +81,7 @@ def print_outcome(stage: str, outcome: Outcome) -> None:
 def shown_metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, figure) of the metrics that fit on a line, errors behind what they are about.
 
-    Of a curve, it says how many snapshots it has.
+    Of a curve, it says how many snapshots it has; sentences have a line each.
     """
     errors = {name for name in metrics if name.endswith("_error") and name.removesuffix("_error") in metrics}
     hidden = {"confusion_matrix", *errors, *(name for name, value in metrics.items() if isinstance(value, dict))}
@@ -90,6 +91,8 @@ def shown_metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
             shown.append(("snapshots_scored", figure(name, len(value))))
         elif f"{name}_error" in errors:
             shown.append((name, f"{figure(name, value)} +- {100 * metrics[f'{name}_error']:.2f}"))
+        elif isinstance(value, list) and any(" " in str(part) and len(str(part)) > 30 for part in value):
+            shown += [(name if not index else "", str(part)) for index, part in enumerate(value)]
         elif name not in hidden:
             shown.append((name, figure(name, value)))
     return shown

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from ..config import TeacherConfig
 from ..stage_runner import Stage
 from . import (
     compress,
@@ -22,8 +24,14 @@ from . import (
     train_generator,
 )
 
+
+def _with_its_teacher(stage: Stage[Any]) -> Stage[Any]:
+    """Return a stage that makes what `--teacher` names the run's teacher first, if it has this option."""
+    return replace(stage, before=import_model.bring_teacher) if issubclass(stage.config, TeacherConfig) else stage
+
+
 STAGES: dict[str, Stage[Any]] = {
-    module.STAGE.name: module.STAGE
+    module.STAGE.name: _with_its_teacher(module.STAGE)
     for module in (
         train,
         import_model,

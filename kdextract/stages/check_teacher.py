@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config import DataAccess, RunConfig, option
@@ -12,7 +12,7 @@ from ..methods import Method, Objective, every_method
 from ..options import OutputOptions
 from ..report.tables import print_line, print_table
 from ..run_dir import RunDir
-from .import_model import MODEL_FILE, ImportModelConfig, ModelConfig, model_inputs, opened
+from .own_model import MODEL_FILE, ModelConfig, model_inputs, opened
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -88,10 +88,8 @@ def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
 
     if config.model is None:
         return load_classifier(RunDir(config.run).teacher().directory / MODEL_FILE)
-    chosen = {declared.name: getattr(config, declared.name) for declared in fields(ModelConfig)}
-    options = ImportModelConfig(**chosen)
-    model_inputs(options)
-    return opened(options, findings)
+    model_inputs(config)
+    return opened(config, findings)
 
 
 def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:

@@ -10,7 +10,6 @@ from ..config import NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .import_model import bring_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -235,4 +234,4 @@ def fill(teacher: Classifier, compressed: Classifier) -> dict[str, float]:
     return errors
 
 
-STAGE = Stage("compress", CompressConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("compress", CompressConfig, plan, execute)

@@ -9,7 +9,6 @@ from ..config import DataAccess, TeacherConfig, option
 from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .import_model import bring_teacher
 from .inputs import images_for, open_real_data, real_data_input, teacher_data
 
 
@@ -97,4 +96,4 @@ def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spe
             )
 
 
-STAGE = Stage("compute-stats", ComputeStatsConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("compute-stats", ComputeStatsConfig, plan, execute)

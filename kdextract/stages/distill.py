@@ -17,7 +17,6 @@ from ..progress import Reporter
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, Settings, fill_in
-from .import_model import bring_teacher
 from .student_source import AUTO, STORED, Choice, choose, inputs_of, open_source
 from .student_start import student_start
 from .transfer_sets import show_source, verifier_input
@@ -365,4 +364,4 @@ class NoCheckpoints:
         """Forget it."""
 
 
-STAGE = Stage("distill", DistillConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("distill", DistillConfig, plan, execute)

@@ -13,7 +13,6 @@ from ..errors import GateError
 from ..run_dir import RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input
 from .classifiers import classifier_input
-from .import_model import bring_teacher
 from .inputs import images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
@@ -152,4 +151,4 @@ def _plain(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
 
 
-STAGE = Stage("evaluate", EvaluateConfig, plan, execute, replaces_stale=True, check=check_gates, before=bring_teacher)
+STAGE = Stage("evaluate", EvaluateConfig, plan, execute, replaces_stale=True, check=check_gates)

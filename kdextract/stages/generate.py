@@ -9,7 +9,6 @@ from ..artifacts import Input, strongest
 from ..config import NamedStageConfig, TeacherConfig, VerifierConfig, option
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .import_model import bring_teacher
 from .stored import open_generators, stored_generators
 from .transfer_sets import verifier_input, write_transfer_set
 
@@ -91,4 +90,4 @@ def _make_images(
     return images, labels if mix.conditional else predict(teacher, images).argmax(1)
 
 
-STAGE = Stage("generate", GenerateConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("generate", GenerateConfig, plan, execute)

@@ -10,7 +10,6 @@ from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .import_model import bring_teacher
 from .inputs import images_for, open_real_data, real_data_input, teacher_data
 from .stored import read_transfer_set, stored
 
@@ -135,4 +134,4 @@ def _picture(
     return image_rows(torch.cat(tiles), torch.tensor(rows), captions, torch.tensor(fits))
 
 
-STAGE = Stage("neighbours", NeighboursConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("neighbours", NeighboursConfig, plan, execute)

@@ -10,7 +10,6 @@ from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .import_model import bring_teacher
 from .materials import materials
 from .transfer_sets import verifier_input, write_transfer_set
 
@@ -128,4 +127,4 @@ def _make_images(
     return torch.cat(done), rows, curve
 
 
-STAGE = Stage("optimize-dataset", OptimizeDatasetConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("optimize-dataset", OptimizeDatasetConfig, plan, execute)

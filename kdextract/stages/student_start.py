@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..networks.names import parse_name, parse_narrower
 from ..run_dir import RunDir
 from ..stage_runner import artifact_input, file_input
-from .import_model import MODEL_FILE, kdx_file
+from .own_model import MODEL_FILE, kdx_file
 
 if TYPE_CHECKING:
     from ..classifier import Classifier, ClassifierSpec
@@ -74,7 +74,12 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
     teacher = read_spec(run.teacher().directory / MODEL_FILE)
     blueprint, files = _blueprint(spec, teacher)
     blueprint = blueprint.filled_in(teacher.input_shape, teacher.num_classes)
-    _require_fitting(blueprint, teacher)
+    try:
+        _require_fitting(blueprint, teacher)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the student does not fit the teacher: {error}; `half` is the teacher at half its width"
+        ) from error
     return StudentStart(_called_after(spec, blueprint), tuple(files), None, blueprint)
 
 

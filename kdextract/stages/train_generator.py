@@ -11,7 +11,6 @@ from ..errors import UsageError
 from ..methods import generator_method, generator_names
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .import_model import bring_teacher
 from .inputs import few_images, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
@@ -199,4 +198,4 @@ def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, con
     }
 
 
-STAGE = Stage("train-generator", TrainGeneratorConfig, plan, execute, before=bring_teacher)
+STAGE = Stage("train-generator", TrainGeneratorConfig, plan, execute)

@@ -1,0 +1,105 @@
+"""kdx in Python and in notebooks: a function per command, with the command's name and options.
+
+    import kdextract.api as kdx
+
+    kdx.train(run="runs/a", epochs=10)
+    kdx.optimize_dataset(run="runs/a", objective="deep_inversion")  # a notebook draws the images
+    kdx.show("teacher", run="runs/a")
+
+Commands that make an artifact return an `Outcome`, those that look a dict of what `--json` prints. A call prints
+nothing, changes nothing but files, and raises the errors of `kdextract.errors`. The functions are made from the
+commands themselves, so there is none that the command line lacks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commands import COMMANDS, Command
+from .errors import UsageError, did_you_mean
+from .options import Entry, config_from_options, entries
+from .process_state import process_as_it_was
+from .progress import Reporter
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+
+Parameter = inspect.Parameter
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
+
+    Raises:
+        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
+    """
+    from . import classifier
+
+    with process_as_it_was():
+        return classifier.load_classifier(path)
+
+
+def _function(name: str, command: Command) -> Callable[..., Any]:
+    """Return a command as a function; its positional argument comes first and may be given by its name as well."""
+    taken = sorted(entries(command.config), key=lambda entry: not entry.info.positional)
+    positional = [entry.name for entry in taken if entry.info.positional]
+
+    def function(*values: Any, **options: Any) -> Any:
+        if len(values) > len(positional):
+            raise UsageError(f"{name} takes at most {len(positional)} argument(s) without a name, got {len(values)}")
+        given = dict(zip(positional, values, strict=False))
+        for twice in given.keys() & options.keys():
+            raise UsageError(f"{twice} is given twice")
+        config = config_from_options(command.config, given | options)
+        result = command.call(config, Reporter(quiet=True))
+        command.check(config, result)
+        return result
+
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = __name__
+    function.__signature__ = inspect.Signature([_parameter(entry) for entry in taken])  # type: ignore[attr-defined]
+    function.__annotations__ = {entry.name: entry.kind for entry in taken}
+    function.__doc__ = _docstring(command, taken)
+    return function
+
+
+def _parameter(entry: Entry) -> Parameter:
+    kind = Parameter.POSITIONAL_OR_KEYWORD if entry.info.positional else Parameter.KEYWORD_ONLY
+    default = Parameter.empty if entry.default is MISSING else entry.default
+    return Parameter(entry.name, kind, default=default, annotation=entry.kind)
+
+
+def _docstring(command: Command, taken: list[Entry]) -> str:
+    about = inspect.cleandoc(command.config.__doc__ or "").split("Examples:")[0].rstrip()
+    arguments = ["", "Args:", *(f"    {_line(entry)}" for entry in taken)] if taken else []
+    return "\n".join([about, *arguments, "", "Returns:", f"    {command.returns}"])
+
+
+def _line(entry: Entry) -> str:
+    kind = entry.kind.__name__ if isinstance(entry.kind, type) else str(entry.kind).replace("pathlib.", "")
+    default = "required" if entry.default is MISSING else f"default {_spelled(entry.default)}"
+    return f"{entry.name} ({kind}, {default}): {entry.help}"
+
+
+def _spelled(value: Any) -> str:
+    return repr(str(value) if isinstance(value, Path) else value)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name.replace("-", "_"): _function(name.replace("-", "_"), command) for name, command in COMMANDS.items()
+}
+__all__ = ["load_classifier", *_FUNCTIONS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,154 @@
+"""A model of a user's own, as several commands are told of it: found, checked and opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..artifacts import Input
+from ..config import OptionSet, option, option_fields, spelling
+from ..errors import ArtifactError, UsageError
+from ..networks import consent
+from ..networks.names import LIBRARIES, parse_input_size, parse_name
+from ..run_dir import RUN_FILE, RunDir
+from ..stage_runner import file_input
+
+if TYPE_CHECKING:
+    from ..classifier import Classifier
+    from ..importing import Findings
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(OptionSet):
+    """What a user says of a model of their own; what is left out is found."""
+
+    model: str | None = option(None, "The model; see above.", positional=True)
+    weights: str | None = option(
+        None,
+        "Its weights: .safetensors, or a .pth, .pt or .pth.tar of which nothing but tensors is read; wrappers and "
+        "prefixes of names are found.",
+        metavar="FILE",
+    )
+    input_size: str | None = option(None, "Images as the model takes them; by default it is found.", metavar="CxHxW")
+    num_classes: int | None = option(None, "Number of classes; by default that of the weights.", minimum=2)
+    class_names: str | None = option(
+        None, "Names of the classes, with commas; by default their numbers.", metavar="A,B,C"
+    )
+    mean: str | None = option(
+        None,
+        "What it was trained to have subtracted from pixels in [0, 1]: a number, or one per channel, or imagenet, half "
+        "(0.5), bytes (it takes 0 to 255). The default is that of a library's network, or 0.",
+        metavar="NUMBERS",
+    )
+    std: str | None = option(None, "What pixels are divided by after that, in the same way.", metavar="NUMBERS")
+    feature_layer: str | None = option(
+        None, "Layer whose inputs are its features; by default the last one that gives the answer.", metavar="NAME"
+    )
+    download: bool = option(False, "Fetch a library's own weights, if no --weights are given.")
+    trust_code: bool = option(False, "Run the code that a .pt2 program holds.", recorded=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_size is not None:
+            parse_input_size(self.input_size)
+
+
+def kdx_file(spec: str) -> Path | None:
+    """Return the classifier's file that `spec` names, itself or that of an artifact or of a run's teacher; or None.
+
+    Raises:
+        ArtifactError: it is a directory that holds none.
+    """
+    path = Path(spec)
+    if not path.is_dir():
+        return path if spec.endswith(".safetensors") else None
+    if (path / RUN_FILE).is_file():
+        path = RunDir(path).teacher().directory
+    if not (path / MODEL_FILE).is_file():
+        raise ArtifactError(f"{spec} is a directory that holds no {MODEL_FILE}")
+    return path / MODEL_FILE
+
+
+def model_inputs(config: ModelConfig) -> list[Input]:
+    """Return the files that a model is made from, after checks that run none of its code.
+
+    Raises:
+        UsageError: there is no such network, or an option has no effect on it.
+        ArtifactError: a file is missing or malformed, or would run code.
+    """
+    from ..headers import check_weights_file
+
+    assert config.model is not None
+    ours = kdx_file(config.model)
+    if ours is not None:
+        _refuse_options(config, ours)
+        found = file_input("model", ours)
+        check_weights_file(ours)
+        return [found]
+    name = parse_name(config.model)
+    inputs = []
+    if config.weights is not None:
+        inputs.append(file_input("weights", Path(config.weights)))
+        check_weights_file(Path(config.weights))
+    if name.kind == "program":
+        if config.weights is not None:
+            raise UsageError("--weights has no effect on a .pt2 program, which has weights of its own")
+        inputs.append(_program_input(Path(name.target), config.trust_code))
+    elif name.kind == "file":
+        inputs.append(file_input("code", Path(name.place)))
+    elif name.kind != "module" and config.weights is None and not (config.download and name.kind in LIBRARIES):
+        fetch = ", or --download to fetch the library's own" if name.kind in LIBRARIES else ""
+        _require_known(config.model)
+        raise UsageError(f"{config.model} has no weights of itself; give them with --weights FILE{fetch}")
+    return inputs
+
+
+def _require_known(spec: str) -> None:
+    from ..importing import blueprint_of
+
+    blueprint_of(spec)
+
+
+def _refuse_options(config: ModelConfig, ours: Path) -> None:
+    for declared in option_fields(ModelConfig):
+        if declared.name in ("model", "feature_layer"):
+            continue
+        if getattr(config, declared.name) != declared.default:
+            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which says all of itself")
+
+
+def _program_input(path: Path, trusted: bool) -> Input:
+    found = file_input("program", path)
+    content = path.read_bytes()
+    if trusted:
+        consent.allow(content, path)
+    try:
+        consent.require(content, path.name)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{path} is a program, which can run anything when it is loaded; if you trust where it comes from, say so "
+            "with --trust-code"
+        ) from error
+    return found
+
+
+def opened(config: ModelConfig, findings: Findings) -> Classifier:
+    """Return the model, in evaluation mode on the CPU, and say what was found."""
+    from ..classifier import load_classifier
+    from ..importing import ModelOptions, read_model, require_features
+
+    assert config.model is not None
+    ours = kdx_file(config.model)
+    if ours is not None:
+        findings.lines.append(f"a classifier of kdx: {ours}")
+        classifier = load_classifier(ours)
+        if config.feature_layer is not None:
+            classifier.spec = replace(classifier.spec, feature_layer=config.feature_layer)
+            require_features(classifier)
+        return classifier
+    return read_model(
+        ModelOptions(**{name: getattr(config, name) for name in ModelOptions.__dataclass_fields__}), findings
+    )
