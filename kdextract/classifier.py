@@ -173,6 +173,9 @@ class Classifier(nn.Module):
         """
         if self.spec.feature_layer is not None:
             return self.spec.feature_layer
+        linear = [name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)]
+        if linear and not self.spec.is_foreign:
+            return linear[-1]
         outputs = 1 if self.spec.head.kind in ("logit", "probability") else self.num_classes
         blank = torch.zeros(2, *self.input_shape, device=self.device)
         with evaluation_mode(self.network):

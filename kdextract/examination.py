@@ -147,8 +147,8 @@ def _batch_norm(classifier: Classifier) -> Check:
     modules = dict(classifier.network.named_modules())
     fresh = [n for n in layers if not modules[n].running_mean.any() and (modules[n].running_var == 1).all()]
     if len(fresh) == len(layers):
-        return Check("batch norm", WARNING, f"{len(layers)} layers, which keep nothing: was it trained?")
-    return Check("batch norm", OK, f"{len(layers)} layers keep statistics of the training data")
+        return Check("batch norm", WARNING, f"layers: {len(layers)}, which keep nothing: was it trained?")
+    return Check("batch norm", OK, f"layers that keep statistics of the training data: {len(layers)}")
 
 
 def _features(classifier: Classifier, noise: torch.Tensor) -> Check:

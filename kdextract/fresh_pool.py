@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,9 @@ RARE = 0.1
 
 HELD_OUT_POOL = 4
 """Held-out images are chosen among so many times as many."""
+
+MAX_POOL_BYTES, MAX_HELD_OUT_BYTES = 2**29, 2**26
+"""Of large images, pools hold no more than this: 3,566 of 3x224x224, and 445 for the held-out ones."""
 
 MakeImages = Callable[[int, torch.Generator], torch.Tensor]
 
@@ -71,7 +75,8 @@ class FreshPool:
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return images from another pool, each class equally often."""
-        other = FreshPool(self._make, self._teacher, HELD_OUT_POOL * num_images, num_images, 0, HELD_OUT_SEED)
+        size = max(num_images, at_most(HELD_OUT_POOL * num_images, MAX_HELD_OUT_BYTES, self._teacher))
+        other = FreshPool(self._make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
         return to_uint8(other.sample(num_images).images)
 
     def state(self) -> State:
@@ -101,3 +106,8 @@ class FreshPool:
         self._starts = self._counts.cumsum(0) - self._counts
         fair = RARE * len(answers) / len(self._counts)
         self._class_weights = (self._counts / fair).clamp_(max=1.0)
+
+
+def at_most(num_images: int, num_bytes: int, teacher: Classifier) -> int:
+    """Return the number of images, or as many of the teacher's as fit into so many bytes, if they are fewer."""
+    return min(num_images, num_bytes // math.prod(teacher.input_shape))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .classifier import Classifier, ClassifierSpec
-from .errors import ConfigError, UsageError, did_you_mean
+from .errors import ArtifactError, ConfigError, UsageError, did_you_mean
 from .hooks import evaluation_mode, record_features
 from .models import InputShape, architecture, model_names
 from .networks import libraries
@@ -92,7 +92,6 @@ def read_model(options: ModelOptions, findings: Findings) -> Classifier:
     blueprint = blueprint_of(options.model)
     facts = libraries.facts(blueprint.name) if blueprint.name.kind in LIBRARIES else None
     shape = _known_shape(options, blueprint.name, facts, findings)
-    blueprint = blueprint.filled_in(shape if options.input_size else None, options.num_classes)
     network, blueprint = _with_weights(options, blueprint, shape, findings)
     facts = facts or libraries.facts_within(network)
     probed = _probed(network, blueprint.name, shape, facts, findings)
@@ -105,6 +104,7 @@ def read_model(options: ModelOptions, findings: Findings) -> Classifier:
         findings.say("computes in", str(number_type(network)).removeprefix("torch."), "the type of its weights")
     classifier = Classifier(_spec(options, blueprint, probed, facts, findings), network).eval()
     _require_sound(classifier, blueprint)
+    classifier.spec = replace(classifier.spec, feature_layer=classifier.feature_layer)
     return classifier
 
 
@@ -147,14 +147,25 @@ def _with_weights(
 ) -> tuple[nn.Module, Blueprint]:
     """Return the network with its weights, and its blueprint with the number of classes that these have."""
     usual = 10 if options.num_classes is None else options.num_classes
+    said = shape if options.input_size else None
     if options.weights is None:
+        blueprint = blueprint.filled_in(said, options.num_classes)
         if blueprint.name.kind in LIBRARIES:
             findings.say("weights", f"those of {blueprint.name.kind}", "fetched, or fetched before")
             return libraries.build(blueprint.name, pretrained=True), blueprint
-        findings.say("weights", "as the code leaves them", "no --weights")
-        return blueprint.build(shape, usual), blueprint
+        if blueprint.program is None:
+            findings.say("weights", "as the code leaves them", "no --weights")
+        network = blueprint.build(shape, usual)
+        _require_finite(network, str(blueprint.name))
+        return network, blueprint
     path = Path(options.weights)
     weights = read_weights(path)
+    try:
+        blueprint = blueprint.filled_in(said, options.num_classes)
+    except UsageError:  # a parameter for the number of classes may have no default
+        rows = _last_rows(weights) if options.num_classes is None else None
+        blueprint = blueprint.filled_in(said, rows)
+        findings.say("classes", rows, "rows of the last layer of the weights")
     network = blueprint.build(shape, usual)
     classes = _classes_in(weights, network) if options.num_classes is None else None
     if classes is not None:
@@ -164,7 +175,22 @@ def _with_weights(
             findings.say("classes", classes, "rows of the last layer of the weights")
     for line in (*weights.found, *fit_weights(network, weights, str(path))):
         findings.lines.append(f"weights: {line}")
+    _require_finite(network, str(path))
     return network, blueprint
+
+
+def _require_finite(network: nn.Module, source: str) -> None:
+    """Raise `ArtifactError`, naming the tensor, if a weight is not finite."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise ArtifactError(f"{source}: {name} has {count} values that are not finite")
+
+
+def _last_rows(weights: Weights) -> int | None:
+    """Return the number of rows of the last tensor with rows, which most networks have at their end."""
+    rows = [len(tensor) for tensor in weights.tensors.values() if tensor.dim() in (2, 4)]
+    return rows[-1] if rows else None
 
 
 def _classes_in(weights: Weights, network: nn.Module) -> int | None:
@@ -247,7 +273,7 @@ def parse_channels(option: str, text: str, channels: int) -> tuple[float, ...]:
     if len(values) == 1:
         values *= channels
     if len(values) != channels:
-        raise UsageError(f"--{option} has {len(values)} values, the images have {channels} channels")
+        raise UsageError(f"--{option} has {len(values)} values; channels: {channels}")
     if not all(abs(value) < 1e6 for value in values) or (option == "std" and min(values) <= 0):
         raise UsageError(f"--{option} has values that no images have: {text}")
     return values

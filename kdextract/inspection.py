@@ -16,6 +16,9 @@ from .report.tables import figure, print_line, print_table, shown_metrics
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
 from .stages.check_teacher import LOOK as CHECK_TEACHER
 
+MADE_FROM = {"import-model": "a model"}
+"""What a stage makes artifacts from that need nothing, if not from data."""
+
 HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
     "statistics": ["bytes_handed_over", "smallest_class", "explained_variance"],
@@ -92,7 +95,9 @@ def print_shown(config: ShowConfig, record: Json, output: OutputOptions) -> None
     if output.quiet:
         print_line("\n".join(a["artifact"] for a in artifacts))
         return
-    rows = [[a["artifact"], _headline(a), a["needs"] or "data", _seconds(a)] for a in artifacts]
+    rows = [
+        [a["artifact"], _headline(a), a["needs"] or MADE_FROM.get(a["stage"], "data"), _seconds(a)] for a in artifacts
+    ]
     print_table(["artifact", "result", "made from", "seconds"], rows, str(config.run))
 
 
@@ -218,6 +223,7 @@ def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
     return {
         "artifact": ref.label,
         "kind": manifest.kind,
+        "stage": manifest.stage,
         "needs": manifest.needs,
         "identity": manifest.identity,
         "budget": manifest.budget,

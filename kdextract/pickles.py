@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-MAX_STEPS = 250_000  # a tensor takes some 24
+MAX_STEPS = 200_000  # a tensor takes some 24
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**60
 
@@ -31,6 +31,13 @@ ALLOWED = frozenset(
     [_ORDERED, _COUNTER, *_TENSORS, _PARAMETER, _OLD_PARAMETER, "torch.Size", "torch.device", "_codecs.encode"]
     + [f"torch.{name}" for name in (*_ITEM_BYTES, *_TYPES)]
 )
+
+LEFT_OUT = frozenset(
+    ["argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "numpy.dtype"]
+    + [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    + [f"{module}.{kind}" for module in ("pathlib", "pathlib._local") for kind in ("PosixPath", "WindowsPath")]
+)
+"""What training scripts leave next to the weights, for which a reader puts something that does nothing."""
 
 # what is named first in a refusal, since nobody pickles it by accident
 _ALARMING_MODULES = {
@@ -67,6 +74,10 @@ class Storage:
 @dataclass(frozen=True, slots=True)
 class _Global:
     name: str
+
+
+class _Left:
+    """Something of `LEFT_OUT`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +181,7 @@ class Follower:
 
     def _global(self, argument: str, rest: Iterator[Any]) -> _Global:
         name = argument.replace(" ", ".", 1)
-        if name not in ALLOWED or argument.count(" ") != 1:
+        if name not in ALLOWED | LEFT_OUT or argument.count(" ") != 1:
             raise PickleRefused(_about_globals([name, *_globals_in(rest, [])]))
         return _Global(name)
 
@@ -192,6 +203,8 @@ class Follower:
     def _called(self, function: Any, arguments: Any, instruction: str) -> Any:
         """Describe the result of a call with `arguments`; only those that make up a state dict are known."""
         name = function.name if isinstance(function, _Global) else ""
+        if isinstance(arguments, tuple) and name in LEFT_OUT:
+            return _Left()
         if isinstance(arguments, tuple) and (instruction == "REDUCE" or name == _OLD_PARAMETER):
             match name, arguments:
                 case "torch._utils._rebuild_tensor", (Storage(), _, _, _):
@@ -271,6 +284,8 @@ def _of_pairs(pairs: list[Any]) -> _Ordered:
 def _with_state(target: Any, state: Any) -> Any:
     """Describe `target` after BUILD: a state dict gets its `_metadata`, an old parameter its flags."""
     match target, state:
+        case _Left(), _:
+            return target
         case _Ordered(), {"_metadata": _} if len(state) == 1:
             return target
         case _Tensor(), (bool(), _, hooks) if not hooks:
@@ -319,7 +334,7 @@ def _globals_in(instructions: Iterator[Any], texts: list[str]) -> list[str]:
                 texts = [texts[-1], argument]
     except (ValueError, IndexError, OverflowError, MemoryError):
         pass  # what is found until then is enough to name it
-    return [name for name in names if name not in ALLOWED and _NAME.fullmatch(name)]
+    return [name for name in names if name not in ALLOWED | LEFT_OUT and _NAME.fullmatch(name)]
 
 
 def _about_globals(names: list[str]) -> str:

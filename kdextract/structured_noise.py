@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from .auto import require_images
 from .classifier import Classifier
-from .fresh_pool import FreshPool, MakeImages
+from .fresh_pool import MAX_POOL_BYTES, FreshPool, MakeImages, at_most
 from .inversion import Inverted
 from .patterns import structured_images
 
@@ -27,7 +27,11 @@ def maker(teacher: Classifier) -> MakeImages:
 
 
 def structured_pool(teacher: Classifier, size: int, fresh: int, seed: int) -> FreshPool:
-    """Return a pool of `size` structured images, of which `fresh` are replaced per step (0: none ever)."""
+    """Return a pool of `size` structured images, of which `fresh` are replaced per step (0: none ever).
+
+    Of large images it holds as many as fit into half a gigabyte.
+    """
+    size = at_most(size, MAX_POOL_BYTES, teacher)
     chunk = fresh * PERIOD if fresh else 1000
     return FreshPool(maker(teacher), teacher, size, chunk, PERIOD if fresh else 0, seed)
 

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import ArtifactError
+from .errors import ArtifactError, ConfigError
 from .headers import MAX_TENSORS, check_weights_file
+from .pickles import LEFT_OUT
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
@@ -75,7 +76,7 @@ def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str,
         source: what the weights are called in a refusal.
 
     Raises:
-        ArtifactError: a tensor is missing or left over, or has another shape or kind of numbers.
+        ConfigError: a tensor is missing or left over, or has another shape or kind of numbers.
     """
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
     off, on = _prefixes(weights.tensors, own)
@@ -84,7 +85,7 @@ def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str,
     missing = [name for name in absent if name.rpartition(".")[2] != _BATCHES]
     unexpected = [name for name in weights.tensors if on + name.removeprefix(off) not in own]
     if missing or unexpected or not theirs:
-        raise ArtifactError(_about_names(source, own, weights.tensors, missing, unexpected))
+        raise ConfigError(_about_names(source, own, weights.tensors, missing, unexpected))
     _check_shapes(source, own, theirs)
     said = [f"prefix {off!r} taken off {len(theirs)} names"] if off else []
     said += [f"prefix {on!r} put on {len(theirs)} names"] if on else []
@@ -94,8 +95,21 @@ def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str,
     try:
         network.load_state_dict({**network.state_dict(), **theirs})
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{source} does not fit the network: {_first_line(error)}") from error
+        raise ConfigError(f"{source} does not fit the network: {_first_line(error)}") from error
     return tuple(said)
+
+
+class _Inert:
+    """Stands where a checkpoint has options, paths or scalars beside its weights; takes all, and does nothing."""
+
+    def __new__(cls, *values: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *values: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _loaded(path: Path, kind: str) -> Any:
@@ -103,9 +117,12 @@ def _loaded(path: Path, kind: str) -> Any:
     try:
         if kind == "safetensors":
             return load_file(path, device="cpu")
-        with path.open("rb") as stream, warnings.catch_warnings():
+        inert: Any = [(_Inert, name) for name in LEFT_OUT]
+        with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(inert):
             warnings.simplefilter("ignore")
             return torch.load(stream, map_location="cpu", weights_only=True)
+    except (NameError, ImportError):  # not of the file
+        raise
     except Exception as error:  # a damaged file makes the two libraries raise nearly anything
         raise ArtifactError(f"{path} cannot be read: {_first_line(error)}") from error
 
@@ -224,7 +241,7 @@ def _check_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[
     hint = ""
     if only_rows and weights and weights[-1] in wrong and theirs[wrong[0]].dim():
         hint = f": --num-classes {theirs[wrong[0]].shape[0]}?"
-    raise ArtifactError(f"{source} does not fit the network: {_listed(named, 3)}{hint}")
+    raise ConfigError(f"{source} does not fit the network: {_listed(named, 3)}{hint}")
 
 
 def _with_types(
@@ -234,7 +251,7 @@ def _with_types(
     odd = [name for name in theirs if (theirs[name].dtype in _FLOATING) != own[name].dtype.is_floating_point]
     if odd or any(tensor.is_complex() for tensor in theirs.values()):
         named = [f"{n} is {_type(theirs[n].dtype)} in the file, {_type(own[n].dtype)} in the network" for n in odd]
-        raise ArtifactError(f"{source} does not fit the network: {_listed(named, 3) or 'it holds complex numbers'}")
+        raise ConfigError(f"{source} does not fit the network: {_listed(named, 3) or 'it holds complex numbers'}")
     said = []
     parameters = dict(network.named_parameters())
     types = {theirs[name].dtype for name in parameters if name in theirs and theirs[name].dtype in _FLOATING}

@@ -344,7 +344,8 @@ BAD_PICKLES = {
     "whole type called": named(name_of("torch._tensor", "_rebuild_from_type_v2") + b")R"),
     "network": pickle.dumps(torch.nn.Linear(1, 1), 2),
     "reconstructor": pickle.dumps(Call(__import__("copyreg")._reconstructor, object, object, None), 2),
-    "numpy scalar": pickle.dumps({"best": np.float64(3)}, 2),
+    "numpy array": pickle.dumps({"best": np.zeros(3)}, 2),
+    "call of what is left out": named(name_of("argparse", "Namespace") + b"N\x81"),
     "name with a line feed": b"\x80\x02c\n\n.",
     "name that is no name": b"\x80\x02cos system\nx y\n.",
 }

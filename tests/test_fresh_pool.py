@@ -129,3 +129,13 @@ def test_a_stored_pool_holds_images_out_only_when_told_to() -> None:
     drawn = {round(255 * float(value)) for value in keeps.sample(57).images.flatten()}
     assert drawn == set(range(60)) - held_out
     assert len({round(255 * float(value)) for value in gives_all.sample(60).images.flatten()}) == 60
+
+
+def test_pools_of_large_images_are_smaller() -> None:
+    from kdextract.fresh_pool import at_most
+
+    shapes = {(1, 32, 32): 20_000, (3, 32, 32): 20_000, (3, 224, 224): 2**29 // (3 * 224 * 224)}
+    for shape, expected in shapes.items():
+        spec = ClassifierSpec("hinton800", shape, ("a", "b"), (0.0,) * shape[0], (1.0,) * shape[0])
+        with torch.device("meta"):
+            assert at_most(20_000, 2**29, Classifier(spec)) == expected

@@ -228,8 +228,9 @@ def test_parameters_are_filled_in_by_their_names() -> None:
 
     name = filled_in(NetworkName("m.py:build").having(img_size=4), build, (3, 16, 16), 5)
     assert dict(name.arguments) == {"num_classes": 5, "in_chans": 3, "img_size": 4, "input_shape": (3, 16, 16)}
-    oblong = filled_in(NAME, lambda img_size=8: None, (3, 16, 20), None)
+    oblong = filled_in(NAME, lambda img_size=(8, 8): None, (3, 16, 20), None)
     assert dict(oblong.arguments) == {"img_size": (16, 20)}
+    assert filled_in(NAME, lambda img_size=8: None, (3, 16, 20), None) == NAME, "one number is no oblong"
     assert filled_in(NAME, lambda *args, **rest: None, (3, 8, 8), 5) == NAME
     assert filled_in(NAME, nn.Linear(1, 1), (3, 8, 8), 5) == NAME
 
@@ -301,6 +302,9 @@ def test_timm_says_what_its_networks_take() -> None:
     assert dict(filled.arguments) == {"num_classes": 7, "img_size": 32, "in_chans": 1, "depth": 2, "patch_size": 8}
     network = libraries.build(filled)
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    own = libraries.facts(filled)
+    assert own is not None
+    assert own.input_shape == (1, 32, 32), "what its name says goes before the usual size"
     assert dict(libraries.filled_in(parse_name("timm/resnet18"), (3, 64, 64), 5).arguments) == {"num_classes": 5}
     with pytest.raises(UsageError, match="timm has no 'resnet81'"):
         libraries.check_library_name(parse_name("timm/resnet81"))

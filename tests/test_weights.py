@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import environment
@@ -44,7 +45,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdextract.artifacts import read_header
-from kdextract.errors import ArtifactError
+from kdextract.errors import ArtifactError, ConfigError
 from kdextract.headers import check_pickle_file, check_safetensors_file, check_weights_file
 from kdextract.weights import WRAPPERS, Weights, fit_weights, read_weights
 
@@ -264,7 +265,7 @@ def test_missing_counts_of_batches_are_said(tmp_path: Path) -> None:
 def refused(state: dict[str, torch.Tensor], network: nn.Module | None = None) -> str:
     network = network or small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(ConfigError) as caught:
         fit_weights(network, Weights(state, ()), "a.pth")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     sentence = str(caught.value)
@@ -457,8 +458,8 @@ def test_files_of_other_kinds_are_told_as_such(tmp_path: Path) -> None:
         whole = saved(tmp_path / "whole.pth", small(), _use_new_zipfile_serialization=zipped)
         assert "holds a whole pickled network (test_weights.Small)" in refusal(whole, check_pickle_file)
         assert "torch.save(model.state_dict()" in refusal(whole, read_weights)
-    company = saved(tmp_path / "company.pth", {"state_dict": small().state_dict(), "path": Path("a")})
-    assert "would run pathlib" in refusal(company, read_weights)
+    company = saved(tmp_path / "company.pth", {"state_dict": small().state_dict(), "best": np.zeros(2)})
+    assert "would run numpy" in refusal(company, read_weights)
     assert "save the state dict alone" in refusal(company, read_weights)
 
 
@@ -559,3 +560,25 @@ def test_damaged_pickles_in_sound_files_are_read_or_refused(
 )  # fmt: skip
 def test_any_sequence_of_instructions_is_read_or_refused(parts: list[bytes], tmp_path: Path) -> None:
     read_or_refused(tmp_path / "a.pth", archive(b"\x80\x02}" + text("w") + tensor() + b"s" + b"".join(parts) + b"."))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_training_scripts_leave_beside_the_weights_is_left_out(tmp_path: Path, legacy: bool) -> None:
+    import argparse
+    import datetime
+    from types import SimpleNamespace
+
+    network = nn.Linear(3, 2)
+    path = tmp_path / "checkpoint.pth.tar"
+    company = {
+        "args": argparse.Namespace(lr=0.1, data=Path("somewhere"), nested=argparse.Namespace(x=[1])),
+        "best_prec1": np.float64(91.5),
+        "when": datetime.datetime(2020, 1, 1),
+        "simple": SimpleNamespace(a=1),
+    }
+    torch.save({**company, "state_dict": network.state_dict()}, path, _use_new_zipfile_serialization=not legacy)
+    assert check_weights_file(path) == ("legacy" if legacy else "zip")
+    weights = read_weights(path)
+    torch.testing.assert_close(weights.tensors["weight"], network.weight.data)
+    assert "args" in " ".join(weights.found)
+    assert "0.1" not in " ".join(weights.found), "options are not read"

@@ -42,7 +42,7 @@ def structured_noise(
 class LiveStructuredNoiseConfig(OptionSet):
     """The pool that batches are drawn from."""
 
-    pool: int = option(20_000, "Images in the pool.", minimum=100)
+    pool: int = option(20_000, "Images in the pool; of large ones, as many as half a gigabyte holds.", minimum=100)
     fresh: int = option(32, "New images per step; the oldest leave.", minimum=0)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import ConfigError
+from ..hooks import evaluation_mode
 from ..models import InputShape, architecture
 from . import code as user_code
 from . import libraries
@@ -29,7 +31,7 @@ class Blueprint:
     program: bytes | None = None
 
     def build(self, input_shape: InputShape | None, num_classes: int | None) -> nn.Module:
-        """Return the network, freshly initialized. Only registered networks look at the arguments.
+        """Return the network, freshly initialized. Foreign ones look at the arguments only for lazy layers.
 
         Raises:
             KdxError: there is no such network, or it cannot be built like this.
@@ -48,12 +50,12 @@ class Blueprint:
         if isinstance(function, nn.Module):
             from copy import deepcopy
 
-            return unwrapped(deepcopy(function), self.name)
+            return materialized(unwrapped(deepcopy(function), self.name), self.name, input_shape)
         if not callable(function):
             raise ConfigError(f"{self.name} is neither a function nor a network, but {type(function).__name__}")
         with user_code.failing_as(self.name):
             made = function(**dict(self.name.arguments))
-        return unwrapped(made, self.name)
+        return materialized(unwrapped(made, self.name), self.name, input_shape)
 
     def filled_in(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
         """Return it with these numbers as arguments, where the network takes them as such."""
@@ -92,6 +94,21 @@ def unwrapped(network: Any, name: NetworkName) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
     return network.cpu()
+
+
+def materialized(network: nn.Module, name: NetworkName, input_shape: InputShape | None) -> nn.Module:
+    """Return a network whose lazy layers have got their shapes from a blank image.
+
+    Raises:
+        ConfigError: it has such layers, and the input shape is not known or does not fit.
+    """
+    if not any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        return network
+    if input_shape is None:
+        raise ConfigError(f"{name} has lazy layers, whose shapes depend on the images; say theirs with --input-size")
+    with user_code.failing_as(name), evaluation_mode(network), torch.no_grad():
+        network(torch.zeros(2, *input_shape))
+    return network
 
 
 def program_blueprint(content: bytes) -> Blueprint:

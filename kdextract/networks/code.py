@@ -77,7 +77,7 @@ def function_of(name: NetworkName, code: Code | None) -> Any:
         origin = consent.require(code.content, code.name)
         module = _module_of(code, origin, name)
     if not hasattr(module, name.function):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        public = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise UsageError(f"{name.place} has no {name.function!r}.{did_you_mean(name.function, public)}")
     return getattr(module, name.function)
 
@@ -202,7 +202,9 @@ def _known_value(
     if parameter.name in SHAPES:
         return shape
     if parameter.name in SIZES:
-        return shape[1] if shape[1] == shape[2] and not isinstance(parameter.default, tuple) else shape[1:]
+        if shape[1] == shape[2] and not isinstance(parameter.default, tuple | list):
+            return shape[1]
+        return None if isinstance(parameter.default, int) else shape[1:]
     return None
 
 

@@ -60,7 +60,10 @@ class Head:
             "logit": "one logit for two classes, beside which a zero is put",
             "probability": "one probability for two classes, whose logarithms are taken",
         }[self.kind]
-        return what + "".join(f", under {step!r}" for step in self.part)
+        return what + "".join(
+            f", under {step!r}" if isinstance(step, str) else f", number {step + 1} of what it returns"
+            for step in self.part
+        )
 
 
 def find_head(answers: list[Any], batch: int) -> tuple[Head, int]:

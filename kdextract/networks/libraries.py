@@ -98,8 +98,8 @@ def facts(name: NetworkName) -> Facts | None:
     """Return what the library says of the network; None where it says nothing."""
     if name.kind == "timm":
         config = _config(name)
-        channels, height, width = config["input_size"]
-        return Facts((channels, height, width), tuple(config["mean"]), tuple(config["std"]), None, "timm")
+        shape = _as_named(name, config["input_size"])
+        return Facts(shape, tuple(config["mean"]), tuple(config["std"]), None, "timm")
     import torchvision
 
     try:
@@ -111,7 +111,16 @@ def facts(name: NetworkName) -> Facts | None:
     names = tuple(weights.meta["categories"])
     if len(set(names)) < len(names):
         names = tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
-    return Facts((3, side, side), tuple(preset.mean), tuple(preset.std), names, "torchvision's weights")
+    shape = _as_named(name, (3, side, side))
+    return Facts(shape, tuple(preset.mean), tuple(preset.std), names, "torchvision's weights")
+
+
+def _as_named(name: NetworkName, usual: Any) -> Shape:
+    """Return the usual input shape, but for what the name's own arguments say of it."""
+    given = dict(name.arguments)
+    size = given.get("img_size", given.get("image_size", tuple(usual[1:])))
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return given.get("in_chans", usual[0]), height, width
 
 
 def facts_within(network: nn.Module) -> Facts | None:

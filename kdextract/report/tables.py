@@ -91,8 +91,8 @@ def shown_metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
             shown.append(("snapshots_scored", figure(name, len(value))))
         elif f"{name}_error" in errors:
             shown.append((name, f"{figure(name, value)} +- {100 * metrics[f'{name}_error']:.2f}"))
-        elif isinstance(value, list) and any(" " in str(part) and len(str(part)) > 30 for part in value):
-            shown += [(name if not index else "", str(part)) for index, part in enumerate(value)]
+        elif isinstance(value, list) and any(isinstance(part, str) and len(part) > 30 for part in value):
+            shown += [("" if index else name, part) for index, part in enumerate(value)]
         elif name not in hidden:
             shown.append((name, figure(name, value)))
     return shown

@@ -30,7 +30,7 @@ class ExportConfig(NamedStageConfig):
     The file takes pixels in [0, 1], in batches of any size, normalizes inside, and gives logits. It is run on 64
     synthetic images beside the classifier in PyTorch; when any logit differs by more than --atol, nothing is written
     (exit 5). Beside it lies README.md, a model card: how to use it, its teacher, method and data, and what its
-    evaluations found. ONNX needs: pip install 'kdextract[export]'.
+    evaluations found. ONNX needs the extra export.
 
     Examples:
 

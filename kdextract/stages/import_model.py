@@ -62,8 +62,6 @@ def execute(config: ImportModelConfig, context: StageContext) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     findings = Findings()
     teacher = opened(config, findings)
-    for line in findings.lines:
-        context.reporter.line(f"found {line}")
     context.write(MODEL_FILE, encode_classifier(teacher))
     return {
         "model": teacher.spec.architecture,
