@@ -143,7 +143,12 @@ def test_code_of_a_file_from_elsewhere_does_not_run(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
     with pytest.raises(ArtifactError, match=r"runs the code of model.py .*nobody has allowed"):
         load_classifier(made.directory)
+    with pytest.raises(ArtifactError, match="--trust-code"):
+        kdextract.import_model(model=str(made.directory), run=tmp_path / "there")
     monkeypatch.setenv(TRUST_ALL, "1")
+    load_classifier(made.directory)
+    monkeypatch.delenv(TRUST_ALL)
+    kdextract.import_model(model=str(made.directory), run=tmp_path / "there", trust_code=True)
     load_classifier(made.directory)
 
 

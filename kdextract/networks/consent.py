@@ -58,7 +58,7 @@ def require(content: bytes, name: str) -> Path | None:
     if origin is None and not _trusts_all():
         raise ArtifactError(
             f"it runs the code of {name} (sha256 {fingerprint(content)[:16]}), which nobody has allowed on this "
-            f"machine; if you trust it, name it yourself (kdx import-model), or set {TRUST_ALL}=1"
+            f"machine; if you trust it, import the file with --trust-code, or set {TRUST_ALL}=1"
         )
     return None if origin is None else Path(origin)
 

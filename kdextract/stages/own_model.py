@@ -48,7 +48,9 @@ class ModelConfig(OptionSet):
         None, "Layer whose inputs are its features; by default the last one that gives the answer.", metavar="NAME"
     )
     download: bool = option(False, "Fetch a library's own weights, if no --weights are given.")
-    trust_code: bool = option(False, "Run the code that a .pt2 program holds.", recorded=False)
+    trust_code: bool = option(
+        False, "Run the code that a .pt2 program, or a file of kdx from elsewhere, holds.", recorded=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +89,8 @@ def model_inputs(config: ModelConfig) -> list[Input]:
         _refuse_options(config, ours)
         found = file_input("model", ours)
         check_weights_file(ours)
+        if config.trust_code:
+            _allow(ours)
         return [found]
     name = parse_name(config.model)
     inputs = []
@@ -114,10 +118,22 @@ def _require_known(spec: str) -> None:
 
 def _refuse_options(config: ModelConfig, ours: Path) -> None:
     for declared in option_fields(ModelConfig):
-        if declared.name in ("model", "feature_layer"):
+        if declared.name in ("model", "feature_layer", "trust_code"):
             continue
         if getattr(config, declared.name) != declared.default:
             raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which says all of itself")
+
+
+def _allow(ours: Path) -> None:
+    """Allow the code or the program that a classifier's file holds."""
+    from ..classifier import PROGRAM_TENSOR, read_spec
+    from ..tensor_files import read_safetensors
+
+    spec, (tensors, _) = read_spec(ours), read_safetensors(ours)
+    if spec.code is not None:
+        consent.allow(spec.code.content, ours)
+    if PROGRAM_TENSOR in tensors:
+        consent.allow(tensors[PROGRAM_TENSOR].numpy().tobytes(), ours)
 
 
 def _program_input(path: Path, trusted: bool) -> Input:
