@@ -15,7 +15,7 @@ from .hooks import evaluation_mode, record_features
 from .models import InputShape, architecture, model_names
 from .networks import libraries
 from .networks.build import Blueprint, program_blueprint
-from .networks.code import read_code
+from .networks.code import located, read_code
 from .networks.names import LIBRARIES, NetworkName, parse_input_size, parse_name
 from .networks.probing import Probed, number_type, probe
 from .weights import Weights, fit_weights, read_weights
@@ -63,7 +63,7 @@ def blueprint_of(text: str) -> Blueprint:
         UsageError: there is no such network.
         ArtifactError: its file cannot be read.
     """
-    name = parse_name(text)
+    name = located(parse_name(text))
     if name.kind == "program":
         return program_blueprint(Path(name.target).read_bytes())
     if name.kind in LIBRARIES:

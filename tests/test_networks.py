@@ -21,7 +21,7 @@ from torch import nn
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.networks import consent, libraries
 from kdextract.networks.build import Blueprint, unwrapped
-from kdextract.networks.code import Code, filled_in, function_of, narrowed, read_code
+from kdextract.networks.code import Code, filled_in, function_of, located, narrowed, read_code
 from kdextract.networks.heads import Head, find_head
 from kdextract.networks.names import NetworkName, parse_input_size, parse_name, parse_narrower
 from kdextract.networks.probing import probe
@@ -208,10 +208,24 @@ def test_files_that_are_no_code_are_refused(tmp_path: Path) -> None:
 
 
 def test_modules_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"no module 'no.such'.*no/such.py:build"):
+    with pytest.raises(UsageError, match=r"no module 'no\.such'.*no/such\.py:build"):
         read_code(NetworkName("no.such:build"))
     with pytest.raises(UsageError, match="no module 'sys'"):
         read_code(NetworkName("sys:exit"))
+
+
+def test_modules_of_this_folder_are_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "lab"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text("SIZE = 5\n")
+    (package / "net.py").write_text("from .parts import SIZE\ndef build(): return SIZE\n")
+    monkeypatch.chdir(tmp_path)
+    name = located(parse_name("lab.net:build"))
+    assert str(name) == "lab/net.py:build"
+    assert function_of(name, read_code(name))() == 5
+    for other in ("lab.none:build", "torchvision.models:resnet18", "lenet5"):
+        assert str(located(parse_name(other))) == other
 
 
 def test_functions_of_modules_are_found() -> None:

@@ -34,6 +34,14 @@ class Code:
         return self.source.encode()
 
 
+def located(name: NetworkName) -> NetworkName:
+    """Return a function of a module that is in this folder, and not installed, as that of its file; others as is."""
+    file = Path(*name.place.split(".")).with_suffix(".py")
+    if name.kind != "module" or not file.is_file() or _found(name) is not None:
+        return name
+    return NetworkName(f"{file}:{name.function}", name.arguments)
+
+
 def read_code(name: NetworkName) -> Code | None:
     """Return the file that a user has named, whose code may run from now on; None for a function of a module.
 
@@ -95,18 +103,24 @@ def failing_as(name: NetworkName) -> Iterator[None]:
         raise ConfigError(f"{name} failed: {type(error).__name__}: {reason}") from error
 
 
-def _module_file(name: NetworkName) -> Path:
+def _found(name: NetworkName) -> Path | None:
+    """Return the file of an installed module."""
     with failing_as(name):
         try:
             found = importlib.util.find_spec(name.place)
         except ModuleNotFoundError:
-            found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+            return None
+    return Path(found.origin) if found is not None and found.origin and Path(found.origin).is_file() else None
+
+
+def _module_file(name: NetworkName) -> Path:
+    found = _found(name)
+    if found is None:
         raise UsageError(
-            f"there is no module {name.place!r} to import; if it is in this folder, name its file: "
-            f"{name.place.replace('.', '/')}.py:{name.function}"
+            f"there is no module {name.place!r} to import, neither installed nor in this folder; its file can be named "
+            f"instead: {name.place.replace('.', '/')}.py:{name.function}"
         )
-    return Path(found.origin)
+    return found
 
 
 def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType:

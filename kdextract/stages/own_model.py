@@ -10,6 +10,7 @@ from ..artifacts import Input
 from ..config import OptionSet, option, option_fields, spelling
 from ..errors import ArtifactError, UsageError
 from ..networks import consent
+from ..networks.code import located
 from ..networks.names import LIBRARIES, parse_input_size, parse_name
 from ..run_dir import RUN_FILE, RunDir
 from ..stage_runner import file_input
@@ -92,7 +93,7 @@ def model_inputs(config: ModelConfig) -> list[Input]:
         if config.trust_code:
             _allow(ours)
         return [found]
-    name = parse_name(config.model)
+    name = located(parse_name(config.model))
     inputs = []
     if config.weights is not None:
         inputs.append(file_input("weights", Path(config.weights)))

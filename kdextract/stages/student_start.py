@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts import Input
 from ..errors import ConfigError
+from ..networks.code import located
 from ..networks.names import parse_name, parse_narrower
 from ..run_dir import RunDir
 from ..stage_runner import artifact_input, file_input
@@ -108,7 +109,7 @@ def _blueprint(spec: str, teacher: ClassifierSpec) -> tuple[Blueprint, list[Inpu
     if typed is None:
         blueprint = teacher.blueprint()
     else:
-        name = parse_name(typed)
+        name = located(parse_name(typed))
         if name.kind in ("file", "program"):
             files.append(file_input("student", Path(name.place)))
         blueprint = blueprint_of(typed)
