@@ -24,6 +24,8 @@ CANDIDATES: dict[str, tuple[Values, Values]] = {
     "bytes: mean 0, std 1/255 (it takes 0 to 255)": (0.0, 1 / 255),
 }
 """Normalizations that are usual."""
+_UNLIKE = 0.2
+"""Distance of the statistics of a first batch normalization layer from which on they are not those of its data."""
 _STRONGER = 30.0
 """Ratio of variances, kept to seen, beyond which images were not normalized like this when it was trained."""
 
@@ -178,7 +180,7 @@ def _real(classifier: Classifier, real: RealImages) -> Check:
 def _normalization(classifier: Classifier, pictures: torch.Tensor, real: RealImages | None) -> Check:
     """Say whether another usual normalization suits the network better than the one it has."""
     own = f"mean {_spelled(classifier.spec.mean)}, std {_spelled(classifier.spec.std)}"
-    pixels = pictures if real is None else to_pixels(real.images)
+    pixels = pictures if real is None else to_pixels(real.images[:256])
     if batch_norm_layers(classifier.network):
         ratio = _variance_ratio(classifier, pixels)
         if max(ratio, 1 / ratio) > _STRONGER:
@@ -191,28 +193,32 @@ def _normalization(classifier: Classifier, pictures: torch.Tensor, real: RealIma
     if real is None:
         return Check("normalization", OK, f"{own}: not compared with others, for want of real images (--data)")
     if real.labels is not None:
-        scores = {"": _accuracy(classifier, pixels, real.labels, None)}
+        labels = real.labels[:256]
+        scores = {"": _accuracy(classifier, pixels, labels, None)}
         for name, values in CANDIDATES.items():
-            scores[name] = _accuracy(classifier, pixels, real.labels, values)
+            scores[name] = _accuracy(classifier, pixels, labels, values)
         best = max(scores, key=lambda name: scores[name])
         if scores[best] > scores[""] + 0.1:
             gain = f"{100 * scores[best]:.0f} % right instead of {100 * scores['']:.0f} %"
             return Check("normalization", WARNING, f"{own}: likely wrong; with {best}, {gain}")
-        return Check("normalization", OK, f"{own}: no usual one gets more images right")
     if batch_norm_layers(classifier.network):
         best = _best_by_statistics(classifier, pixels)
         if best:
             return Check("normalization", WARNING, f"{own}: its batch norm has seen images as of {best}")
         return Check("normalization", OK, f"{own}: no usual one suits its batch norm better")
+    if real.labels is not None:
+        return Check("normalization", OK, f"{own}: no usual one gets more images right")
     return Check("normalization", OK, f"{own}: not compared with others, for want of labels or batch norm")
 
 
-def _logits(classifier: Classifier, pixels: torch.Tensor, values: tuple[Values, Values] | None) -> torch.Tensor:
+def _logits(
+    classifier: Classifier, pixels: torch.Tensor, values: tuple[Values, Values] | None, chunk: int = IMAGES
+) -> torch.Tensor:
     """Return logits [N, K] with the classifier's own normalization, or another one."""
     if values is None:
-        return torch.cat([classifier(part) for part in pixels.split(IMAGES)])
+        return torch.cat([classifier(part) for part in pixels.split(chunk)])
     mean, std = (torch.tensor(_per_channel(value, pixels.shape[1])).view(1, -1, 1, 1) for value in values)
-    return torch.cat([classifier.of_normalized((part - mean) / std) for part in pixels.split(IMAGES)])
+    return torch.cat([classifier.of_normalized((part - mean) / std) for part in pixels.split(chunk)])
 
 
 def _per_channel(value: Values, channels: int) -> tuple[float, ...]:
@@ -244,7 +250,7 @@ def _best_by_statistics(classifier: Classifier, pixels: torch.Tensor) -> str:
 
     def distance(values: tuple[Values, Values] | None) -> float:
         with torch.no_grad(), record_batch_statistics(classifier.network) as recorded:
-            _logits(classifier, pixels[:IMAGES], values)
+            _logits(classifier, pixels, values, len(pixels))
         first = next(iter(recorded.values()))
         scale = first.kept_variance.clamp_min(1e-12)
         means = (first.mean - first.kept_mean).square() / scale
@@ -253,7 +259,7 @@ def _best_by_statistics(classifier: Classifier, pixels: torch.Tensor) -> str:
     own = distance(None)
     found = {name: distance(values) for name, values in CANDIDATES.items()}
     best = min(found, key=lambda name: found[name])
-    return best if found[best] < 0.5 * own else ""
+    return best if found[best] < 0.5 * own and own > _UNLIKE else ""
 
 
 def _spelled(values: tuple[float, ...]) -> str:
