@@ -271,10 +271,15 @@ def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
         factors=tuple(
             (str(name), int(inwards), int(outwards)) for name, inwards, outwards in record.get("factors", ())
         ),
-        code=None if code is None else Code(str(code["name"]), str(code["source"])),
+        code=None if code is None else _code_from_record(code),
         head=Head() if head is None else _head_from_record(head),
         feature_layer=None if layer is None else str(layer),
     )
+
+
+def _code_from_record(record: dict[str, Any]) -> Code:
+    beside = tuple((str(path), str(known)) for path, known in record.get("beside", ()))
+    return Code(str(record["name"]), str(record["source"]), beside)
 
 
 def _head_from_record(record: dict[str, Any]) -> Head:

@@ -183,10 +183,10 @@ def _normalization(classifier: Classifier, pictures: torch.Tensor, real: RealIma
     pixels = pictures if real is None else to_pixels(real.images[:256])
     if batch_norm_layers(classifier.network):
         ratio = _variance_ratio(classifier, pixels)
-        if max(ratio, 1 / ratio) > _STRONGER:
+        better = _best_by_statistics(classifier, pixels) if max(ratio, 1 / ratio) > _STRONGER else ""
+        if better:
             how = "stronger" if ratio > 1 else "weaker"
             times = max(ratio, 1 / ratio) ** 0.5
-            better = _best_by_statistics(classifier, pixels)
             return Check(
                 "normalization", WARNING, f"{own}: it was trained on images {times:.0f} times {how}; likely {better}"
             )

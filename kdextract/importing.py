@@ -93,6 +93,10 @@ def read_model(options: ModelOptions, findings: Findings) -> Classifier:
     facts = libraries.facts(blueprint.name) if blueprint.name.kind in LIBRARIES else None
     shape = _known_shape(options, blueprint.name, facts, findings)
     network, blueprint = _with_weights(options, blueprint, shape, findings)
+    blueprint = blueprint.with_what_it_imports()
+    if blueprint.code is not None and blueprint.code.beside:
+        needed = ", ".join(path for path, _ in blueprint.code.beside)
+        findings.say("needs", needed, f"imported by {blueprint.code.name}; has to stay as it is")
     facts = facts or libraries.facts_within(network)
     probed = _probed(network, blueprint.name, shape, facts, findings)
     if options.num_classes not in (None, probed.num_classes):

@@ -339,6 +339,28 @@ def test_weights_of_another_network_do_not_fit(tmp_path: Path, model: Path, weig
         imported(tmp_path, f"{model}:build", weights=str(weights), num_classes=9)
 
 
+def test_what_code_imports_from_its_folder_has_to_stay_as_it_is(tmp_path: Path) -> None:
+    layers = tmp_path / "layers_of_a_stranger.py"
+    layers.write_text("from torch import nn\ndef act(): return nn.ReLU()\n")
+    path = tmp_path / "model.py"
+    path.write_text(
+        "from torch import nn\nfrom layers_of_a_stranger import act\n"
+        "def build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), act(), nn.Linear(8, 3))\n"
+    )
+    made = imported(tmp_path, f"{path}:build")
+    assert any(line.startswith("needs: layers_of_a_stranger.py") for line in made.manifest.metrics["found"])
+    load_classifier(made.directory)
+    before = layers.read_text()
+    layers.write_text(before.replace("ReLU", "Tanh"))
+    with pytest.raises(ArtifactError, match=r"imports layers_of_a_stranger\.py beside it, which was changed since"):
+        load_classifier(made.directory)
+    layers.unlink()
+    with pytest.raises(ArtifactError, match="not there any more"):
+        load_classifier(made.directory)
+    layers.write_text(before)
+    load_classifier(made.directory)
+
+
 LAZY = """
 from torch import nn
 

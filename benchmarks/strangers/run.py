@@ -136,7 +136,8 @@ def table(results: Row) -> str:
         f"{len(whole)} of {len(rows)} pass import-model, check-teacher, distill and evaluate; {len(same)} of these "
         "have the test accuracy in kdx that they have in plain PyTorch (within two images).", "",
         "`methods` counts those that apply, apply with statistics of real data, and do not. `seconds` are those of the "
-        "four commands together. Students learned from the teacher's file alone, with default options and few steps, "
+        "four commands together by the clock, whatever else ran beside them. "
+        "Students learned from the teacher's file alone, with default options and few steps, "
         "so that all of it takes minutes: these are not the best students.", "",
         "| stranger | what it is | found | BN | methods | used | teacher % | in PyTorch % | agreement % | seconds |",
         "|---|---|---|--:|---|---|--:|--:|--:|--:|",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ class Blueprint:
         with user_code.failing_as(self.name):
             made = function(**dict(self.name.arguments))
         return materialized(unwrapped(made, self.name), self.name, input_shape)
+
+    def with_what_it_imports(self) -> Blueprint:
+        """Return it, once built, with the files beside the user's code that this imports."""
+        return self if self.code is None else replace(self, code=user_code.with_what_it_imports(self.code))
 
     def filled_in(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
         """Return it with these numbers as arguments, where the network takes them as such."""

@@ -9,7 +9,7 @@ import inspect
 import linecache
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +19,19 @@ from . import consent
 from .names import NetworkName
 
 MAX_SOURCE_BYTES = 2**20
+_BESIDE = "__kdx_beside__"
 
 
 @dataclass(frozen=True)
 class Code:
-    """The file that holds a user's function, kept whole, so that weights can be used where the file is not."""
+    """The file that holds a user's function, kept whole, so that weights can be used where the file is not.
+
+    `beside` has (path from its folder, sha256) of the files there that it imports; these have to stay as they are.
+    """
 
     name: str
     source: str
+    beside: tuple[tuple[str, str], ...] = ()
 
     @property
     def content(self) -> bytes:
@@ -126,15 +131,16 @@ def _module_file(name: NetworkName) -> Path:
 def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType:
     """Run the code as a module, once in a process; what stands beside its file can be imported."""
     known = f"kdx_code_{consent.fingerprint(code.content)[:16]}"
+    folder, package = _surroundings(origin)
+    _require_unchanged(code, folder)
     if known in sys.modules:
         return sys.modules[known]
-    folder, package = _surroundings(origin)
     module = ModuleType(known)
     module.__file__ = str(origin) if origin is not None else f"<{code.name}>"
     module.__package__ = package
     linecache.cache[module.__file__] = (len(code.source), None, code.source.splitlines(True), module.__file__)
     sys.modules[known] = module
-    before = list(sys.path)
+    before, there = list(sys.path), set(sys.modules)
     try:
         if folder is not None:
             sys.path.insert(0, str(folder))
@@ -145,7 +151,40 @@ def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType
         raise
     finally:
         sys.path[:] = before
+    vars(module)[_BESIDE] = _beside(module, folder, {*sys.modules} - there)
     return module
+
+
+def with_what_it_imports(code: Code) -> Code:
+    """Return code that has run with the files beside it that it imports."""
+    module = sys.modules[f"kdx_code_{consent.fingerprint(code.content)[:16]}"]
+    return replace(code, beside=vars(module)[_BESIDE])
+
+
+def _beside(module: ModuleType, folder: Path | None, new: set[str]) -> tuple[tuple[str, str], ...]:
+    """Return (path from `folder`, sha256) of the files there whose modules were new, or are used by name."""
+    if folder is None:
+        return ()
+    used = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(module).values()}
+    found = {}
+    for name in {*new, *(name for name in used if isinstance(name, str))} - {module.__name__}:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        path = Path(file).resolve() if file else None
+        if path and path.suffix == ".py" and path.is_file() and path.is_relative_to(folder.resolve()):
+            relative = path.relative_to(folder.resolve()).as_posix()
+            if "site-packages" not in relative:
+                found[relative] = consent.fingerprint(path.read_bytes())
+    return tuple(sorted(found.items()))
+
+
+def _require_unchanged(code: Code, folder: Path | None) -> None:
+    """Raise `ArtifactError` unless what the code imports from its folder is there, and as it was."""
+    for relative, known in code.beside:
+        path = None if folder is None or ".." in Path(relative).parts or relative[:1] == "/" else folder / relative
+        if path is None or path.suffix != ".py" or not path.is_file():
+            raise ArtifactError(f"{code.name} imports {relative} beside it, which is not there any more")
+        if consent.fingerprint(path.read_bytes()) != known:
+            raise ArtifactError(f"{code.name} imports {relative} beside it, which was changed since; import it again")
 
 
 def _surroundings(origin: Path | None) -> tuple[Path | None, str]:

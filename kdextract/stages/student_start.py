@@ -153,4 +153,5 @@ def _fresh(blueprint: Blueprint, teacher: ClassifierSpec) -> Classifier:
             f"the student {blueprint.name} has {probed.num_classes} classes, the teacher {teacher.num_classes}; if it "
             f"takes their number, say so: {blueprint.name.having(num_classes=teacher.num_classes)}"
         )
-    return Classifier(teacher.student(str(blueprint.name), blueprint.code, probed.head), network)
+    code = blueprint.with_what_it_imports().code
+    return Classifier(teacher.student(str(blueprint.name), code, probed.head), network)
