@@ -215,16 +215,16 @@ def test_modules_that_are_not_there_are_refused() -> None:
 
 
 def test_modules_of_this_folder_are_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "lab"
+    package = tmp_path / "folder_of_a_test"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "parts.py").write_text("SIZE = 5\n")
     (package / "net.py").write_text("from .parts import SIZE\ndef build(): return SIZE\n")
     monkeypatch.chdir(tmp_path)
-    name = located(parse_name("lab.net:build"))
-    assert str(name) == "lab/net.py:build"
+    name = located(parse_name("folder_of_a_test.net:build"))
+    assert str(name) == "folder_of_a_test/net.py:build"
     assert function_of(name, read_code(name))() == 5
-    for other in ("lab.none:build", "torchvision.models:resnet18", "lenet5"):
+    for other in ("folder_of_a_test.none:build", "torchvision.models:resnet18", "lenet5"):
         assert str(located(parse_name(other))) == other
 
 
