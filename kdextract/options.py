@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import numbers
 import os
@@ -142,7 +143,12 @@ def _parameter(entry: Entry) -> Parameter:
 
 
 def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
-    return typing.get_type_hints(owner)[declared.name]
+    return _types(owner)[declared.name]
+
+
+@functools.cache
+def _types(owner: Any) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
 
 
 def _typer_option(entry: Entry) -> Any:
