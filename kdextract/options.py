@@ -143,7 +143,8 @@ def _parameter(entry: Entry) -> Parameter:
 
 
 def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
-    return _types(owner)[declared.name]
+    known: Any = owner
+    return _types(known)[declared.name]
 
 
 @functools.cache
