@@ -23,9 +23,9 @@ from .networks.heads import KINDS, Head
 from .networks.names import parse_name
 from .networks.probing import number_type
 from .networks.program import Program
+from .run_dir import MODEL_FILE
 from .tensor_files import encode_safetensors, read_safetensors, rebuilding
 
-MODEL_FILE = "model.safetensors"
 PROGRAM_TENSOR = "program"
 
 

@@ -11,17 +11,16 @@ from .classifier import Classifier
 from .errors import KdxError
 from .hooks import batch_norm_layers, record_batch_statistics, record_features
 from .images import to_pixels
+from .networks.normalizations import NORMALIZATIONS
 from .patterns import structured_images
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 IMAGES = 32
-Values = float | tuple[float, ...]
+Values = tuple[float, ...]
 CANDIDATES: dict[str, tuple[Values, Values]] = {
-    "mean 0, std 1": (0.0, 1.0),
-    "half: mean 0.5, std 0.5": (0.5, 0.5),
-    "imagenet: mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "mean 0.1307, std 0.3081 (MNIST's)": (0.1307, 0.3081),
-    "bytes: mean 0, std 1/255 (it takes 0 to 255)": (0.0, 1 / 255),
+    "mean 0, std 1": ((0.0,), (1.0,)),
+    "mean 0.1307, std 0.3081 (MNIST's)": ((0.1307,), (0.3081,)),
+    **{f"--mean {name} --std {name}": values for name, values in NORMALIZATIONS.items()},
 }
 """Normalizations that are usual."""
 _UNLIKE = 0.2
@@ -222,8 +221,6 @@ def _logits(
 
 
 def _per_channel(value: Values, channels: int) -> tuple[float, ...]:
-    if isinstance(value, float):
-        return (value,) * channels
     return value if len(value) == channels else (sum(value) / len(value),) * channels
 
 

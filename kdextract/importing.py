@@ -17,15 +17,9 @@ from .networks import libraries
 from .networks.build import Blueprint, program_blueprint
 from .networks.code import located, read_code
 from .networks.names import LIBRARIES, NetworkName, parse_input_size, parse_name
+from .networks.normalizations import NORMALIZATIONS
 from .networks.probing import Probed, number_type, probe
 from .weights import Weights, fit_weights, read_weights
-
-NORMALIZATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5,), (0.5,)),
-    "bytes": ((0.0,), (1 / 255,)),
-}
-"""Means and standard deviations that have a name; `bytes` is for networks that take pixels from 0 to 255."""
 
 WEIGHTS_ENDINGS = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 

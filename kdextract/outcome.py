@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import Input, Manifest, verify_file
 from .errors import ArtifactError, ConfigError, did_you_mean
-from .run_dir import ArtifactRef
+from .run_dir import MODEL_FILE, ArtifactRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .classifier import Classifier
 
-MODEL, IMAGES, GRID = "model.safetensors", "images.npy", "grid.png"
+IMAGES, GRID = "images.npy", "grid.png"
 
 Json = dict[str, Any]
 
@@ -73,7 +73,7 @@ class Outcome:
 
     def classifier(self) -> Classifier:
         """Return the classifier that was made, in evaluation mode on the CPU. Raises `ConfigError` if none was."""
-        path = self._file(MODEL)
+        path = self._file(MODEL_FILE)
         from .classifier import load_classifier
         from .process_state import process_as_it_was
 

@@ -39,6 +39,9 @@ PLACES = {  # kind -> its folder; a folder that ends in / holds any number of na
     "neighbours": "neighbours/",
     "export": "exports/",
 }
+MODEL_FILE = "model.safetensors"
+"""What a classifier is called in its artifact."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

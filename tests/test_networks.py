@@ -307,6 +307,17 @@ def test_torchvision_says_what_its_networks_take() -> None:
         libraries.build(parse_name("torchvision/resnet18(no_such=1)"))
 
 
+def test_a_librarys_own_weights_are_asked_for_only_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    asked: list[Any] = []
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights, **rest: asked.append((name, weights)))
+    name = parse_name("torchvision/resnet18")
+    libraries.build(name)
+    libraries.build(name, pretrained=True)
+    assert asked == [("resnet18", None), ("resnet18", "DEFAULT")]
+
+
 def test_timm_says_what_its_networks_take() -> None:
     pytest.importorskip("timm")
     facts = libraries.facts(parse_name("timm/vit_tiny_patch16_224"))

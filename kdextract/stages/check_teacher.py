@@ -11,8 +11,8 @@ from ..looks import Json, Look
 from ..methods import Method, Objective, every_method
 from ..options import OutputOptions
 from ..report.tables import print_line, print_table
-from ..run_dir import RunDir
-from .own_model import MODEL_FILE, ModelConfig, model_inputs, opened
+from ..run_dir import MODEL_FILE, RunDir
+from .own_model import ModelConfig, described, model_inputs, opened
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -43,7 +43,6 @@ class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
 def gather(config: CheckTeacherConfig) -> Json:
     """Return what was found of the model, the checks, and which methods apply."""
     from ..examination import examine
-    from ..hooks import batch_norm_layers
     from ..importing import Findings
 
     findings = Findings()
@@ -51,11 +50,7 @@ def gather(config: CheckTeacherConfig) -> Json:
     real, lines = _real_images(config, teacher)
     examination = examine(teacher, real)
     return {
-        "model": teacher.spec.architecture,
-        "num_parameters": teacher.num_parameters,
-        "input_size": "x".join(map(str, teacher.input_shape)),
-        "num_classes": teacher.num_classes,
-        "batch_norm_layers": len(batch_norm_layers(teacher.network)),
+        **described(teacher),
         "found": findings.lines + lines,
         "checks": [vars(check) for check in examination.checks],
         "methods": _methods(teacher, examination),

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ..artifacts import Input
 from ..errors import ConfigError
-from ..run_dir import ArtifactRef, RunDir
+from ..run_dir import MODEL_FILE, ArtifactRef, RunDir
 from ..stage_runner import artifact_input, file_input
 
-MODEL_FILE = "model.safetensors"
 CLASSIFIERS = ("teacher", "compressed", "student")
 
 

@@ -10,9 +10,9 @@ from .. import __version__
 from ..artifacts import Input, Manifest, read_manifest
 from ..config import NamedStageConfig, option
 from ..errors import GateError
-from ..run_dir import RunDir
+from ..run_dir import MODEL_FILE, RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .classifiers import CLASSIFIERS, MODEL_FILE, classifier_input
+from .classifiers import CLASSIFIERS, classifier_input
 from .lineage import ancestors, data_name, evaluations_of, origin
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from ..config import StageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
 from ..networks.names import parse_name
 from ..progress import Reporter
-from ..run_dir import RunDir, in_its_place
+from ..run_dir import MODEL_FILE, RunDir, in_its_place
 from ..stage_runner import Plan, Stage, StageContext, run_stage
-from .own_model import MODEL_FILE, ModelConfig, kdx_file, model_inputs, opened
+from .own_model import ModelConfig, described, kdx_file, model_inputs, opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,6 @@ def execute(config: ImportModelConfig, context: StageContext) -> dict[str, Any]:
     import torch
 
     from ..classifier import encode_classifier
-    from ..hooks import batch_norm_layers
     from ..importing import Findings
 
     torch.manual_seed(config.seed)
@@ -64,11 +63,7 @@ def execute(config: ImportModelConfig, context: StageContext) -> dict[str, Any]:
     teacher = opened(config, findings)
     context.write(MODEL_FILE, encode_classifier(teacher))
     return {
-        "model": teacher.spec.architecture,
-        "num_parameters": teacher.num_parameters,
-        "input_size": "x".join(map(str, teacher.input_shape)),
-        "num_classes": teacher.num_classes,
-        "batch_norm_layers": len(batch_norm_layers(teacher.network)),
+        **described(teacher),
         "feature_layer": teacher.feature_layer,
         "found": findings.lines,
     }

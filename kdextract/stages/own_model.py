@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Input
 from ..config import OptionSet, option, option_fields, spelling
@@ -12,14 +12,12 @@ from ..errors import ArtifactError, UsageError
 from ..networks import consent
 from ..networks.code import located
 from ..networks.names import LIBRARIES, parse_input_size, parse_name
-from ..run_dir import RUN_FILE, RunDir
+from ..run_dir import MODEL_FILE, RUN_FILE, RunDir
 from ..stage_runner import file_input
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..importing import Findings
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +167,16 @@ def opened(config: ModelConfig, findings: Findings) -> Classifier:
     return read_model(
         ModelOptions(**{name: getattr(config, name) for name in ModelOptions.__dataclass_fields__}), findings
     )
+
+
+def described(classifier: Classifier) -> dict[str, Any]:
+    """Return what a model is, for a summary."""
+    from ..hooks import batch_norm_layers
+
+    return {
+        "model": classifier.spec.architecture,
+        "num_parameters": classifier.num_parameters,
+        "input_size": "x".join(map(str, classifier.input_shape)),
+        "num_classes": classifier.num_classes,
+        "batch_norm_layers": len(batch_norm_layers(classifier.network)),
+    }

@@ -10,9 +10,9 @@ from ..artifacts import Input
 from ..errors import ConfigError
 from ..networks.code import located
 from ..networks.names import parse_name, parse_narrower
-from ..run_dir import RunDir
+from ..run_dir import MODEL_FILE, RunDir
 from ..stage_runner import artifact_input, file_input
-from .own_model import MODEL_FILE, kdx_file
+from .own_model import kdx_file
 
 if TYPE_CHECKING:
     from ..classifier import Classifier, ClassifierSpec
