@@ -24,6 +24,7 @@ from .losses import Terms, likeness, mean_variation, pixel_variation, statistics
 from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
 from .methods.registry import TWO_WAYS, Given
 from .moments import channel_moments
+from .pixel_optimizer import PixelAdam
 from .statistics import Statistics
 
 COMPETITION_TEMPERATURE = 3.0
@@ -204,7 +205,8 @@ class _PixelBatch:
     """Normalized pixels in optimization: `values`, and `best`, those of the `least` loss at full size so far."""
 
     def __init__(self, teacher: Classifier, values: torch.Tensor, course: Course, random: torch.Generator) -> None:
-        self.values = values.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+        self._optimizer = PixelAdam(values, course.lr, course.betas)
+        self.values = self._optimizer.values
         self.best = self.values.detach().clone()
         self.least = torch.full((), math.inf, device=teacher.device)
         self.curve = Curve(course.coarse_steps + course.steps)
@@ -215,20 +217,19 @@ class _PixelBatch:
     def take_steps(self, steps: int, shrink: int, terms_of_shown: Callable[[torch.Tensor], Terms]) -> None:
         """Take Adam steps with images of 1 / `shrink` of the size; nothing waits for the device."""
         course, values = self._course, self.values
-        optimizer = torch.optim.Adam([values], lr=course.lr, betas=course.betas, fused=True)
+        self._optimizer.restart(course.lr, course.betas)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = course.rate(step, steps)
             terms = terms_of_shown(_shown(values, shrink, course, self._random))
             self.taken += 1
             self.curve.offer(self.taken, terms)
             loss = total(terms)
-            (values.grad,) = torch.autograd.grad(loss, values)
             with torch.no_grad():
                 if shrink == 1:
                     torch.where(loss < self.least, values, self.best, out=self.best)
                     torch.minimum(loss, self.least, out=self.least)
-                optimizer.step()
-                if course.clip:
+            self._optimizer.step(loss, course.rate(step, steps))
+            if course.clip:
+                with torch.no_grad():
                     values.clamp_(*self._bounds)
 
 

@@ -15,6 +15,7 @@ from .images import binomial_blur
 from .losses import Terms, standardized_error, total, total_variation
 from .methods.options import PixelConfig
 from .patterns import level_lines, smooth_fields, structured_images
+from .pixel_optimizer import PixelAdam
 from .statistics import LAYERS, Statistics
 
 Activations = dict[str, torch.Tensor]
@@ -214,19 +215,17 @@ def optimize_pixels(
     Raises:
         DivergedError: the loss stopped being finite.
     """
-    images = start.contiguous(memory_format=torch.channels_last).requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=config.lr, fused=True)
+    optimizer = PixelAdam(start, config.lr)
+    images = optimizer.values
     last = torch.zeros(())
     curve = Curve(config.steps)
     for step in range(1, config.steps + 1):
-        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
         terms = {"match": loss(images)}
         if config.tv:
             terms["tv"] = config.tv * total_variation(images)
         curve.offer(step, terms)
         last = total(terms)
-        (images.grad,) = torch.autograd.grad(last, images)
-        optimizer.step()
+        optimizer.step(last, config.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps)))
         with torch.no_grad():
             if config.blur_every and step % config.blur_every == 0:
                 images.copy_(binomial_blur(images))
