@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,18 @@ class Checkpoints:
         value = decide()
         write_file(path, json.dumps(value).encode())
         return value
+
+    def once_tensor(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return `make()`, or what it returned before an interruption, on the CPU: for what takes long to make."""
+        from .tensor_files import encode_safetensors, read_safetensors
+
+        path = self._directory / f"{name}.safetensors"
+        if path.exists():
+            with suppress(ArtifactError):
+                return read_safetensors(path)[0][name]
+        made = make().cpu().contiguous()
+        write_file(path, encode_safetensors({name: made}, {}))
+        return made
 
     @contextmanager
     def loop(self) -> Iterator[None]:

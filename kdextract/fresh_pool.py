@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from .class_index import ClassIndex
 from .classifier import Classifier
 from .images import to_pixels, to_uint8
 from .sources import HELD_OUT_SEED, Batch, State
@@ -69,8 +70,7 @@ class FreshPool:
     def sample(self, num_images: int) -> Batch:
         """Draw a class for each image, then one of the images that the teacher gives to this class."""
         classes = torch.multinomial(self._class_weights, num_images, replacement=True, generator=self._generator)
-        within = (torch.rand(num_images, generator=self._generator) * self._counts[classes]).long()
-        rows = self._by_class[self._starts[classes] + within].to(self._images.device)
+        rows = self._index.draw(classes, self._generator).to(self._images.device)
         return Batch(to_pixels(self._images[rows]), self._targets[rows])
 
     def held_out(self, num_images: int) -> torch.Tensor:
@@ -101,11 +101,9 @@ class FreshPool:
             self._targets[place] = predict(self._teacher, images).to(self._targets.device)
         self._entered = last
         answers = self._targets.argmax(1).cpu()
-        self._by_class = answers.argsort(stable=True)
-        self._counts = torch.bincount(answers, minlength=self._targets.shape[1])
-        self._starts = self._counts.cumsum(0) - self._counts
-        fair = RARE * len(answers) / len(self._counts)
-        self._class_weights = (self._counts / fair).clamp_(max=1.0)
+        self._index = ClassIndex(answers, self._targets.shape[1])
+        fair = RARE * len(answers) / self._targets.shape[1]
+        self._class_weights = (self._index.counts / fair).clamp_(max=1.0)
 
 
 def at_most(num_images: int, num_bytes: int, teacher: Classifier) -> int:

@@ -18,7 +18,7 @@ from .hooks import (
     BatchStatistics,
     batch_norm_layers,
     count_multiply_adds,
-    evaluation_mode,
+    frozen_evaluation,
     record_batch_statistics,
     record_features,
 )
@@ -145,7 +145,7 @@ class Game:
 
     def _step(self, student: Classifier) -> float:
         weights = list(self._generator.parameters())
-        with evaluation_mode(student), torch.enable_grad():
+        with frozen_evaluation(student), torch.enable_grad():
             terms = self._rules.terms(self._play(student))
             loss = total(terms)
             self._optimizer.zero_grad()

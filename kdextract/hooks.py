@@ -206,6 +206,24 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def frozen_evaluation(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode without gradients to its weights, and give both back afterwards.
+
+    For gradients through a network to its inputs: a compiled network computes those of all weights that want one, even
+    if nothing asks for them.
+    """
+    wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    with evaluation_mode(network):
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, requires_grad in wanted:
+                parameter.requires_grad_(requires_grad)
+
+
 def weighted_layers(network: nn.Module, *inputs: torch.Tensor) -> dict[str, tuple[int, ...]]:
     """Return the convolutions and linear layers in the order in which they run: name -> output shape per image.
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import torch
 
+from .class_index import ClassIndex, labels_in_turn
 from .classifier import Classifier
-from .hooks import evaluation_mode
+from .hooks import frozen_evaluation
 from .images import to_pixels, to_uint8
 from .inversion import Inverted
 from .sources import HELD_OUT_SEED, Batch, State
@@ -25,15 +26,17 @@ TERMS = ("loss", "ce", "tv", "l2", "bn", "compete")
 class InversionPool:
     """A `Source` of inverted images; targets are the teacher's logits.
 
-    Batch number i depends on the seed, on i and on the student at that moment. The first one is made without a student.
+    Batch number i depends on the seed, on i and on the student at that moment. The first one is made without a student,
+    when it is first asked for. Classes take turns over all images of the pool, so that each is made equally often.
 
     Args:
         make: makes a batch.
         teacher: asked about each image when it enters.
-        batch: images made at a time; classes take turns.
+        batch: images made at a time.
         period: `update` makes a batch at every so many calls.
         seed: fixes noise and draws.
-        from_noise: so many batches begin from noise, and later ones from images of the pool; 0 for all.
+        from_noise: so many batches begin from noise, and more until every class has an image; later ones begin from
+            images of the pool. 0: all begin from noise.
     """
 
     def __init__(
@@ -47,7 +50,6 @@ class InversionPool:
         self._targets = torch.empty((0, teacher.num_classes), device=teacher.device)
         self._size, self._updates, self._asked, self._unseen = 0, 0, 0, 0
         self._ends: list[list[float]] = []
-        self._enter(None)
 
     @property
     def num_images(self) -> int:
@@ -66,14 +68,16 @@ class InversionPool:
 
     def update(self, student: Classifier) -> dict[str, float]:
         """Make a batch if it is time to, and return its loss, {} otherwise."""
+        self._begin()
         self._updates += 1
         if self._updates % self._period:
             return {}
-        with evaluation_mode(student.network):
+        with frozen_evaluation(student.network):
             return {"inversion_loss": self._enter(student)}
 
     def sample(self, num_images: int) -> Batch:
         """Draw from the newest batch until each of its images was seen once, and then from all."""
+        self._begin()
         if self._unseen >= num_images:
             rows = torch.arange(self._size - self._unseen, self._size - self._unseen + num_images)
             self._unseen -= num_images
@@ -83,11 +87,17 @@ class InversionPool:
         return Batch(to_pixels(self._images[rows]), self._targets[rows])
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return a batch that does not enter the pool, made without a student, or the first images of it."""
-        return to_uint8(self._made(HELD_OUT_SEED, None).images)[:num_images].cpu()
+        """Return a batch that does not enter the pool, made without a student, or the first images of it.
+
+        Its classes are spread evenly over all classes.
+        """
+        num_classes = self._teacher.num_classes
+        labels = torch.arange(self._batch) * max(num_classes, self._batch) // self._batch % num_classes
+        return to_uint8(self._make(labels, None, _seeded(HELD_OUT_SEED), None).images)[:num_images].cpu()
 
     def state(self) -> State:
         """The images themselves, for the students that they were made against are gone."""
+        self._begin()
         counters = torch.tensor([self._updates, self._asked, self._unseen])
         kept = {"images": self._images[: self._size], "targets": self._targets[: self._size]}
         ends = torch.tensor(self._ends, dtype=torch.float64)
@@ -101,11 +111,14 @@ class InversionPool:
         self._ends = state["ends"].tolist()
         self._random.set_state(state["random"])
 
+    def _begin(self) -> None:
+        """Make the first batch, unless there is one."""
+        if self._size == 0:
+            self._enter(None)
+
     def _enter(self, student: Classifier | None) -> float:
         """Let a new batch enter, and return its loss."""
-        batches = self._size // self._batch
-        begun = 0 < self._from_noise <= batches
-        made = self._made(self._seed * 1_000_003 + batches + 1, student, begun)
+        made = self._next_batch(student)
         images = to_uint8(made.images)
         last = self._size + len(images)
         if last > len(self._images):
@@ -118,12 +131,29 @@ class InversionPool:
         self._ends.append([made.curve[-1].get(term, 0.0) for term in TERMS])
         return made.loss
 
-    def _made(self, seed: int, student: Classifier | None, begun: bool = False) -> Inverted:
-        random = torch.Generator().manual_seed(seed)
-        if begun:
-            rows = torch.randint(self._size, (self._batch,), generator=random).to(self._images.device)
-            return self._make(self._targets[rows].argmax(1), student, random, to_pixels(self._images[rows]))
-        return self._make(torch.arange(self._batch) % self._teacher.num_classes, student, random, None)
+    def _next_batch(self, student: Classifier | None) -> Inverted:
+        """Make the batch that enters next."""
+        num_classes, batches = self._teacher.num_classes, self._size // self._batch
+        labels = labels_in_turn(self._size, self._batch, num_classes)
+        random = _seeded(self._seed * 1_000_003 + batches + 1)
+        if not self._from_noise or batches < self._from_noise or self._size < num_classes:
+            return self._make(labels, student, random, None)
+        rows = self._images_of(labels, random).to(self._images.device)
+        return self._make(labels, student, random, to_pixels(self._images[rows]))
+
+    def _images_of(self, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Return, for each label, the row of a random image that the teacher gives to this class or, where it gives
+        none to it, of one that was made for it."""
+        num_classes = self._teacher.num_classes
+        answered = ClassIndex(self._targets[: self._size].argmax(1).cpu(), num_classes)
+        rows = ClassIndex(labels_in_turn(0, self._size, num_classes), num_classes).draw(labels, random)
+        known = answered.counts[labels] > 0
+        rows[known] = answered.draw(labels[known], random)
+        return rows
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _roomier(pool: torch.Tensor, needed: int) -> torch.Tensor:

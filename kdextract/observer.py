@@ -18,8 +18,8 @@ LOOKS = 40
 HELD_OUT_IMAGES = 1000
 DISTORTION = 0.1
 """Of the images that `Probe.stability` is measured on; see `images.warp`."""
-IMPROVEMENT = 5e-4
-"""A smaller gain of agreement does not count as one: half an image of `HELD_OUT_IMAGES`."""
+IMPROVEMENT = 0.5
+"""A smaller gain of agreement does not count as one, in held-out images: a source may have fewer than asked for."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Observer:
             return {}
         self._next_look = step + self._every
         agreement = self._probe.agreement(student)
-        improved = agreement > self._best + IMPROVEMENT
+        improved = agreement > self._best + IMPROVEMENT / len(self._probe.images)
         self._looks_since = 0 if improved else self._looks_since + 1
         self._best = max(self._best, agreement)
         out_of_patience = self._patience is not None and self._looks_since >= self._patience

@@ -30,6 +30,8 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.O
     "soap": lambda parameters, schedule: Soap(parameters, schedule.lr),
 }
 METRIC_ROWS = 200
+CPU_RANDOM, GPU_RANDOM = "torch_rng", "cuda_rng"
+"""Names of PyTorch's random states in a checkpoint."""
 LANDING_SHARE = 0.2
 
 Row = dict[str, float]
@@ -204,8 +206,7 @@ def _state(
     tensors |= {f"moment.{name}": value for name, value in optimizer_state(optimizer).items()}
     for owner, member in stateful.items():
         tensors |= {f"state.{owner}.{name}": value for name, value in member.state().items()}
-    tensors["torch_rng"] = torch.get_rng_state()
-    return tensors, {"rows": rows}
+    return tensors | random_states(trainee.device), {"rows": rows}
 
 
 def _restore(
@@ -228,9 +229,24 @@ def _restore(
     restore_optimizer(optimizer, below("moment."))
     for owner, member in stateful.items():
         member.restore(below(f"state.{owner}."))
-    torch.set_rng_state(tensors["torch_rng"])
+    set_random_states(tensors, trainee.device)
     rows += values["rows"]
     return int(rows[-1]["step"])
+
+
+def random_states(device: torch.device) -> State:
+    """Return PyTorch's random state on the CPU and, if `device` is a GPU, the one that dropout there draws from."""
+    states = {CPU_RANDOM: torch.get_rng_state()}
+    if device.type == "cuda":
+        states[GPU_RANDOM] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(saved: State, device: torch.device) -> None:
+    """Continue from what `random_states` returned; a checkpoint of a CPU says nothing of a GPU."""
+    torch.set_rng_state(saved[CPU_RANDOM])
+    if device.type == "cuda" and GPU_RANDOM in saved:
+        torch.cuda.set_rng_state(saved[GPU_RANDOM], device)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:

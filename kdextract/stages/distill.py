@@ -195,7 +195,8 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     settings = fill_in(config, choice, teacher, student)
     with context.phase("source"):
         source = open_source(choice, config, _method_config(config, choice), teacher, context)
-        probe = Probe.of(teacher, source.held_out(HELD_OUT_IMAGES))
+        held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
+        probe = Probe.of(teacher, held_out)
     facts = source.facts if isinstance(source, Described) else {}
     if facts:
         context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))

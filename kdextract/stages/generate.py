@@ -76,10 +76,11 @@ def _make_images(
     """Return uint8 images [N, channels, height, width] and labels [N]; every batch has a random state of its own."""
     import torch
 
+    from ..class_index import labels_in_turn
     from ..images import to_uint8
     from ..training import predict
 
-    labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
+    labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     made = []
     with context.reporter.task("generate", len(labels)) as task:
         for index, batch in enumerate(labels.split(config.batch_size)):

@@ -39,7 +39,7 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
 
     objective: str = option("spectral_all_layers", "What to match; `kdx methods` explains.", choices=objective_names)
     images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
-    batch_size: int = option(500, "Images optimized at a time.", minimum=1)
+    batch_size: int = option(500, "Images optimized at a time; fewer where that makes batches of equal size.", minimum=1)
     student: str | None = option(
         None, "Student of the run that images compete with, for adaptive_deep_inversion.", metavar="NAME"
     )
@@ -74,14 +74,13 @@ def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan:
 
 def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, Any]:
     """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
-    import torch
-
+    from ..class_index import labels_in_turn
     from ..report.curves import term_curves
 
     teacher = context.teacher()
     chosen = objective(config.objective)
     given = materials(chosen, context.run, config.student).given(teacher, context)
-    labels = torch.arange(config.images_per_class * teacher.num_classes) % teacher.num_classes
+    labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     with context.phase("synthesis"), context.checkpoints.loop():
         images, rows, curve = _make_images(config, chosen, given, labels, context)
     if curve:
@@ -112,7 +111,7 @@ def _make_images(
     if saved is not None:
         tensors, values = saved
         done, rows, curve = [tensors["images"]], values["rows"], values["curve"]
-    batches = labels.split(config.batch_size)
+    batches = labels.tensor_split(-(-len(labels) // config.batch_size))  # of nearly equal sizes: they have statistics
     with context.reporter.task(f"optimize-dataset ({chosen.name})", len(labels)) as task:
         task.advance(sum(map(len, done)))
         for index in range(len(rows), len(batches)):
