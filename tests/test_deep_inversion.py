@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -270,6 +271,81 @@ class Counting:
         return Inverted(images, 1.0, 0, [{"step": 1, "loss": float(self.made), "ce": 2.0}])
 
 
+def pool_images(make: Counting, count: int) -> torch.Tensor:
+    """Return an image of each of the first batches."""
+    values = torch.arange(1, count + 1, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return values.expand(-1, *make.shape)
+
+
+def labels_made(make: Counting) -> torch.Tensor:
+    return torch.cat([labels for labels, _ in make.starts])
+
+
+@repeatable
+@given(
+    num_classes=st.sampled_from([2, 3, 10, 100, 1000]),
+    batch=st.sampled_from([7, 64, 128, 256]),
+    batches=st.integers(1, 10),
+    from_noise=st.sampled_from([0, 2]),
+    resumed=st.booleans(),
+)
+def test_every_class_is_made_equally_often(
+    num_classes: int, batch: int, batches: int, from_noise: int, resumed: bool
+) -> None:
+    shape = (3, 4, 4)
+    teacher = classifier((3, 28, 28), num_classes, batch_norm=False).frozen()
+    teacher.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, num_classes))
+    teacher.spec = dataclasses.replace(teacher.spec, input_shape=shape)
+    make = Counting(shape)
+    pool = InversionPool(make, teacher, batch, 1, 0, from_noise)
+    pool.sample(2)
+    for index in range(1, batches):
+        if resumed and index == batches // 2:
+            state = {name: value.clone() for name, value in pool.state().items()}
+            made = make.made
+            pool = InversionPool(make, teacher, batch, 1, 0, from_noise)
+            pool.restore(state)
+            assert make.made == made
+        pool.update(teacher)
+    counts = torch.bincount(labels_made(make), minlength=num_classes)
+    assert counts.sum() == batch * batches == pool.num_images
+    assert counts.max() - counts.min() <= 1
+    if from_noise:
+        begun = [start is not None for _, start in make.starts]
+        assert begun == [2 <= i and batch * i >= num_classes for i in range(batches)]
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])
+def test_held_out_images_are_spread_over_the_classes(num_classes: int) -> None:
+    teacher = classifier(num_classes=num_classes).frozen()
+    make = Counting(teacher.input_shape)
+    pool = InversionPool(make, teacher, 64, 1, 0)
+    assert len(pool.held_out(1000)) == 64
+    counts = torch.bincount(labels_made(make), minlength=num_classes)
+    assert counts.max() - counts.min() <= 1
+    made = counts.nonzero().squeeze(1)
+    assert int(made.diff().max()) <= -(-num_classes // min(64, num_classes))
+    assert made[-1] >= num_classes - 1 - num_classes // 64
+
+
+def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
+    teacher, student = classifier().frozen(), classifier(seed=1).train()
+    frozen = next(student.network.parameters()).requires_grad_(False)
+    seen = []
+
+    def make(
+        labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+    ) -> Inverted:
+        seen.append(None if student is None else [p.requires_grad for p in student.parameters()])
+        return Inverted(torch.zeros((len(labels), *teacher.input_shape)), 1.0, 0, [{"step": 1, "loss": 1.0}])
+
+    InversionPool(make, teacher, 8, 1, 0).update(student)
+    wanted = [parameter.requires_grad for parameter in student.network.parameters()]
+    assert seen == [None, [False] * len(wanted)]
+    assert not frozen.requires_grad
+    assert wanted == [False] + [True] * (len(wanted) - 1)
+
+
 def test_a_new_batch_is_seen_first_and_then_all() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1).train()
     make = Counting(teacher.input_shape)
@@ -299,8 +375,12 @@ def test_later_batches_begin_from_images_of_the_pool() -> None:
     for count, (labels, start) in list(enumerate(make.starts))[2:]:
         assert start is not None
         assert set(to_uint8(start)[:, 0, 0, 0].tolist()) <= set(range(1, count + 1))
+        assert torch.equal(labels, torch.arange(12 * count, 12 * count + 12) % teacher.num_classes)
         with torch.no_grad():
-            assert torch.equal(labels, teacher(start).argmax(1))
+            answers = teacher(start).argmax(1)
+            known = teacher(to_pixels(pool_images(make, count))).argmax(1)
+        for label, answer in zip(labels.tolist(), answers.tolist(), strict=True):
+            assert answer == label or label not in known
     assert pool.curve[-1] == {"batch": 5, "loss": 5.0, "ce": 2.0, "tv": 0.0, "l2": 0.0, "bn": 0.0, "compete": 0.0}
 
 

@@ -25,7 +25,7 @@ from kdextract.progress import Reporter
 from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
 from kdextract.stages.student_start import StudentStart
 from kdextract.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training import OPTIMIZERS, Schedule, fit, predict, take_steps
+from kdextract.training import OPTIMIZERS, Schedule, fit, predict, random_states, set_random_states, take_steps
 
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)
@@ -546,3 +546,21 @@ def test_a_look_does_not_thaw_batch_normalization(teacher: Classifier, images: t
     Probe.of(teacher, images).agreement(student)
     assert student.training
     assert not student.network[0].training
+
+
+def test_a_checkpoint_keeps_the_random_states_of_cpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What draws on a GPU, such as dropout, goes on as well; a GPU is not needed to see that its state is kept."""
+    on_gpu = {1: torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: on_gpu[device.index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: on_gpu.update({device.index: state}))
+    gpu = torch.device("cuda", 1)
+    torch.manual_seed(5)
+    saved = {name: state.clone() for name, state in random_states(gpu).items()}
+    expected = torch.rand(3)
+    on_gpu[1] = torch.zeros(16, dtype=torch.uint8)
+    set_random_states(saved, gpu)
+    assert torch.equal(on_gpu[1], torch.arange(16, dtype=torch.uint8))
+    assert torch.equal(torch.rand(3), expected)
+    set_random_states(random_states(CPU), gpu)  # saved on a CPU: the GPU keeps what it has
+    assert torch.equal(on_gpu[1], torch.arange(16, dtype=torch.uint8))
+    assert "cuda_rng" not in random_states(CPU)

@@ -12,7 +12,7 @@ import pytest
 from conftest import Crash, kdx, sha256s
 
 import kdextract
-from kdextract import checkpoints
+from kdextract import checkpoints, deep_inversion
 from kdextract.artifacts import read_manifest
 from kdextract.checkpoints import Checkpoints
 from kdextract.classifier import load_classifier
@@ -78,6 +78,26 @@ def test_interrupted_it_ends_with_the_same_bytes(
     left[0] = 10_000
     distill(teacher_run, name, snapshots=2)
     assert sha256s(teacher_run / "students" / "made") == sha256s(straight / "students" / "made")
+
+
+def test_after_an_interruption_no_image_is_made_again(
+    teacher_run: Path, saves_until_crash: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = deep_inversion.invert
+
+    def invert(*arguments: Any, **options: Any) -> Any:
+        made.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(deep_inversion, "invert", invert)
+    left = saves_until_crash()
+    left[0] = 20
+    with pytest.raises(Crash):
+        distill(teacher_run, "deep_dream")
+    left[0] = 10_000
+    distill(teacher_run, "deep_dream")
+    assert len(made) == 1 + 1 + 45 // 15  # held out, the first batch, one every 15 steps
 
 
 def test_without_a_transfer_set_auto_picks_a_method_and_says_why(teacher_run: Path, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ def images() -> torch.Tensor:
 class Scripted(Probe):
     """A probe that measures what it is told to."""
 
-    def __init__(self, values: list[float]) -> None:
+    def __init__(self, values: list[float], num_images: int = 1000) -> None:
         object.__setattr__(self, "values", iter(values))
+        object.__setattr__(self, "images", torch.zeros((num_images, 1, 8, 8), dtype=torch.uint8))
 
     def agreement(self, student: Classifier) -> float:
         return next(self.values)  # type: ignore[attr-defined, no-any-return]
@@ -52,6 +53,14 @@ def test_patience_lands_when_agreement_stops_growing() -> None:
         assert "agreement" in observer.look(student, 10 * look)
         landings.append(observer.landing)
     assert landings == [None, None, None, None, 50, 50], "a gain of 0.0003 is none"
+
+
+@pytest.mark.parametrize(("num_images", "landing"), [(1000, None), (64, 30)])
+def test_a_gain_of_less_than_half_an_image_is_none(num_images: int, landing: int | None) -> None:
+    observer = Observer(Scripted([0.5, 0.502, 0.504], num_images), steps=10 * LOOKS, patience=2, num_snapshots=0)
+    for look in range(1, 4):
+        observer.look(make_classifier(0), 10 * look)
+    assert observer.landing == landing
 
 
 def test_without_patience_it_never_lands() -> None:

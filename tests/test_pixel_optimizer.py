@@ -79,7 +79,7 @@ def imported(folder: Path) -> Classifier:
     return read_model(options, Findings()).placed(torch.device("cpu"))
 
 
-@pytest.fixture(scope="module", params=["lenet", "resnet14", "imported"])
+@pytest.fixture(scope="module", params=["lenet", "resnet14_half", "imported"])
 def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """Without batch normalization; with it; of another origin."""
     if request.param == "imported":
@@ -91,7 +91,7 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def statistics(teacher: Classifier) -> Statistics:
     random = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=random, dtype=torch.uint8)
-    options = StatisticsOptions(8192, 8, SpectralOptions(0.1, 16, "energy"))
+    options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8, "energy"))
     return compute_statistics(teacher, images, torch.arange(len(images)) % NUM_CLASSES, options, lambda amount: None)
 
 
@@ -121,7 +121,7 @@ def test_pixels_of_every_objective(
     labels = torch.arange(8) % NUM_CLASSES
 
     def make(lr: float) -> torch.Tensor:
-        config = chosen(method.config, steps=10, lr=lr, jitter=2, course="cifar", blur_every=4)
+        config = chosen(method.config, steps=6, lr=lr, jitter=2, course="cifar", blur_every=3)
         given = Given(teacher, statistics, student)
         return method.synthesize(given, labels, config, torch.Generator().manual_seed(0)).images
 
@@ -135,8 +135,8 @@ def test_images_of_every_live_method(
     method = live_method(name)
 
     def make(lr: float) -> torch.Tensor:
-        options = {"pixel_lr": lr, "generator_lr": lr, "jitter": 2, "course": "cifar", "replay": 0.5}
-        config = chosen(method.config, **SMALL, **options)
+        options = {**SMALL, "pixel_steps": 5, "pixel_lr": lr, "generator_lr": lr, "jitter": 2, "course": "cifar", "replay": 0.5}
+        config = chosen(method.config, **options)
         source = method.open_source(Given(teacher, statistics if method.inverts else None), config, 0)
         return torch.cat([batch.images for batch in drawn(source, ours("lenet_half"))])
 
