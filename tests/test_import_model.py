@@ -141,7 +141,7 @@ def test_code_of_a_file_from_elsewhere_does_not_run(
 ) -> None:
     made = imported(tmp_path, f"{model}:build", weights=str(weights))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
-    with pytest.raises(ArtifactError, match=r"runs the code of model.py .*nobody has allowed"):
+    with pytest.raises(ArtifactError, match=r"the code of model.py .* calls build\(num_classes=7\), which nobody has"):
         load_classifier(made.directory)
     with pytest.raises(ArtifactError, match="--trust-code"):
         kdextract.import_model(model=str(made.directory), run=tmp_path / "there")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections import namedtuple
 from dataclasses import dataclass
@@ -146,22 +145,15 @@ def test_code_runs_only_where_it_was_named(tmp_path: Path, monkeypatch: pytest.M
     assert callable(function_of(name, Code("model.py", source + "\n")))
 
 
-def test_consent_is_kept_between_processes_and_a_damaged_list_allows_nothing(state: Path, tmp_path: Path) -> None:
-    consent.allow(b"a", tmp_path / "a.py")
-    consent.allow(b"b", tmp_path / "b.py")
-    (store,) = state.rglob("*.json")
-    assert sorted(json.loads(store.read_text()).values()) == [str(tmp_path / "a.py"), str(tmp_path / "b.py")]
-    assert consent.require(b"a", "a") == tmp_path / "a.py"
-    for text in ("[]", "{", '"x"'):
-        store.write_text(text)
-        with pytest.raises(ArtifactError):
-            consent.require(b"a", "a")
-
-
-def test_without_a_place_to_keep_consent_it_says_so(state: Path, tmp_path: Path) -> None:
+def test_without_a_place_to_keep_consent_it_says_so(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state.write_text("a file, not a folder")
     with pytest.raises(ConfigError, match="XDG_STATE_HOME"):
-        consent.allow(b"a", tmp_path)
+        consent.allow(b"a", NetworkName("model.py:build"), tmp_path)
+    monkeypatch.setenv(consent.TRUST_ALL, "1")
+    consent.allow(b"a", NetworkName("model.py:build"), tmp_path)
+    assert consent.require(b"a", NetworkName("model.py:build")) is None
 
 
 def test_code_may_import_what_stands_beside_it(tmp_path: Path) -> None:
@@ -182,10 +174,10 @@ def test_code_may_import_what_stands_beside_it(tmp_path: Path) -> None:
     ("source", "error", "match"),
     [
         ("def bild(): pass", UsageError, "no 'build'.*Did you mean 'bild'"),
-        ("raise ValueError('no')", ConfigError, "ValueError: no"),
-        ("import sys; sys.exit(3)", ConfigError, "SystemExit: 3"),
+        ("raise ValueError('no')\ndef build(): pass", ConfigError, "ValueError: no"),
+        ("import sys; sys.exit(3)\ndef build(): pass", ConfigError, "SystemExit: 3"),
         ("def build(:", ConfigError, "SyntaxError"),
-        ("import nothing_of_this_name", ConfigError, "nothing_of_this_name"),
+        ("import nothing_of_this_name\ndef build(): pass", ConfigError, "nothing_of_this_name"),
     ],
 )
 def test_code_that_fails_is_one_line(tmp_path: Path, source: str, error: type[Exception], match: str) -> None:
@@ -523,7 +515,7 @@ def test_a_program_answers_as_its_network_and_shows_its_layers(tmp_path: Path) -
     content = exported(network, torch.zeros(2, 1, 8, 8))
     with pytest.raises(ArtifactError, match="nobody has allowed"):
         Program(content)
-    consent.allow(content, tmp_path / "x.pt2")
+    consent.allow(content, parse_name("x.pt2"), tmp_path / "x.pt2")
     program = Program(content)
     images = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(program.train()(images), network.eval()(images))
@@ -546,6 +538,6 @@ def test_programs_that_are_none_are_refused(tmp_path: Path) -> None:
         (exported(network, torch.zeros(2, 1, 8, 8), dynamic=False), "batches of 2 alone"),
         (exported(nn.Bilinear(3, 3, 2), torch.zeros(2, 3), torch.zeros(2, 3)), "one batch of images"),
     ):
-        consent.allow(content, tmp_path)
+        consent.allow(content, parse_name("x.pt2"), tmp_path)
         with pytest.raises((ArtifactError, ConfigError), match=match):
             Program(content)

@@ -51,8 +51,6 @@ class Blueprint:
             from copy import deepcopy
 
             return materialized(unwrapped(deepcopy(function), self.name), self.name, input_shape)
-        if not callable(function):
-            raise ConfigError(f"{self.name} is neither a function nor a network, but {type(function).__name__}")
         with user_code.failing_as(self.name):
             made = function(**dict(self.name.arguments))
         return materialized(unwrapped(made, self.name), self.name, input_shape)
@@ -68,7 +66,7 @@ class Blueprint:
         if not self.name.function:
             return self
         function = user_code.function_of(self.name, self.code)
-        return Blueprint(user_code.filled_in(self.name, function, input_shape, num_classes), self.code)
+        return self._derived(user_code.filled_in(self.name, function, input_shape, num_classes))
 
     def narrowed(self, width: float) -> Blueprint:
         """Return it with its width multiplied. Raises `ConfigError` when the network has none."""
@@ -78,11 +76,16 @@ class Blueprint:
             return Blueprint(libraries.narrowed(self.name, width))
         if self.name.function:
             function = user_code.function_of(self.name, self.code)
-            return Blueprint(user_code.narrowed(self.name, function, width), self.code)
+            return self._derived(user_code.narrowed(self.name, function, width))
         entry = architecture(self.name.target)
         if not entry.has_width:
             raise ConfigError(f"{self.name.target} has no width; name another student")
         return Blueprint(self.name.having(width=width * dict(self.name.arguments).get("width", 1.0)))
+
+    def _derived(self, name: NetworkName) -> Blueprint:
+        """Return it with arguments that were filled in; whoever has allowed it has allowed them."""
+        user_code.allow_derived(self.name, name, self.code)
+        return Blueprint(name, self.code)
 
 
 def unwrapped(network: Any, name: NetworkName) -> nn.Module:

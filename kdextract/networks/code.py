@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ArtifactError, ConfigError, KdxError, UsageError, did_you_mean
 from . import consent
+from .definitions import module_file, require_defined, require_module_defines, require_own
 from .names import NetworkName
 
 MAX_SOURCE_BYTES = 2**20
@@ -42,21 +43,20 @@ class Code:
 def located(name: NetworkName) -> NetworkName:
     """Return a function of a module that is in this folder, and not installed, as that of its file; others as is."""
     file = Path(*name.place.split(".")).with_suffix(".py")
-    if name.kind != "module" or not file.is_file() or _found(name) is not None:
+    if name.kind != "module" or not file.is_file() or module_file(name.place) is not None:
         return name
     return NetworkName(f"{file}:{name.function}", name.arguments)
 
 
 def read_code(name: NetworkName) -> Code | None:
-    """Return the file that a user has named, whose code may run from now on; None for a function of a module.
+    """Return the file that a user has named; None for a function of a module. Its code may make this call from now on.
 
     Raises:
         ArtifactError: there is no such file, or it is no text.
-        UsageError: there is no such module.
+        UsageError: there is no such module, or it does not define the function by itself.
     """
     if name.kind == "module":
-        path = _module_file(name)
-        consent.allow(path.read_bytes(), path)
+        allow(name, None, Path())
         return None
     path = Path(name.place)
     try:
@@ -68,31 +68,81 @@ def read_code(name: NetworkName) -> Code | None:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path} is not a text in UTF-8") from error
-    consent.allow(code.content, path)
+    with failing_as(name):
+        require_defined(name, code.source, path.parent)
+    allow(name, code, path)
+    return code
+
+
+def allow(name: NetworkName, code: Code | None, origin: Path) -> None:
+    """Let code make the call that `name` spells, because the user has named it, or trusts the file that names it.
+
+    Args:
+        origin: the file that the code is from; that of a module's function is found.
+
+    Raises:
+        ArtifactError: there is no code.
+        UsageError: the code does not define the function by itself, or there is no such module.
+        ConfigError: there is no place to keep it.
+    """
+    with failing_as(name):
+        if name.kind == "module":
+            file = require_module_defines(name)
+            consent.allow(file.read_bytes(), name, file)
+        else:
+            require_defined(name, _held(name, code).source)
+            consent.allow(_held(name, code).content, name, origin)
+
+
+def allow_derived(name: NetworkName, derived: NetworkName, code: Code | None) -> None:
+    """Let code that may call `name` make the same call with arguments that kdx has filled in."""
+    if name != derived:
+        content = _held(name, code).content if name.kind == "file" else require_module_defines(name).read_bytes()
+        consent.allow_derived(content, name, derived)
+
+
+def _held(name: NetworkName, code: Code | None) -> Code:
+    if code is None:
+        raise ArtifactError(f"it names {name}, but does not hold the code of {name.place}")
     return code
 
 
 def function_of(name: NetworkName, code: Code | None) -> Any:
-    """Return what `name` names, a function, class or network, after a check that its code may run.
+    """Return what `name` names, a function, class or network that the code itself defines, if this call was allowed.
+
+    Nothing is run, imported or looked up before both are known.
 
     Raises:
-        ArtifactError: nobody has allowed the code here.
-        UsageError: it has nothing of this name.
-        ConfigError: the code fails.
+        ArtifactError: nobody has allowed the call here.
+        UsageError: the code has nothing of this name, or only imports it.
+        ConfigError: the code fails, or what it has under the name is not its own.
     """
     if name.kind == "module":
-        path = _module_file(name)
-        consent.require(path.read_bytes(), name.place)
-        with failing_as(name):
-            module = importlib.import_module(name.place)
+        module = _imported(name)
+        found = getattr(module, name.function, None)
     else:
-        assert code is not None
-        origin = consent.require(code.content, code.name)
-        module = _module_of(code, origin, name)
-    if not hasattr(module, name.function):
-        public = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UsageError(f"{name.place} has no {name.function!r}.{did_you_mean(name.function, public)}")
-    return getattr(module, name.function)
+        held = _held(name, code)
+        origin = consent.require(held.content, name)
+        with failing_as(name):
+            require_defined(name, held.source)
+        module = _module_of(held, origin, name)
+        found = vars(module).get(name.function)
+    if found is None:
+        raise UsageError(f"{name.place} has no {name.function!r} when it runs")
+    require_own(found, name, name.place if name.kind == "module" else module.__name__)
+    return found
+
+
+def _imported(name: NetworkName) -> ModuleType:
+    """Import the module of a function, after the checks."""
+    consent.require_call(name)
+    with failing_as(name):
+        path = require_module_defines(name)
+        consent.require(path.read_bytes(), name)
+        module = importlib.import_module(name.place)
+    if Path(str(module.__file__)).resolve() != path.resolve():
+        raise ConfigError(f"{name.place} is {module.__file__} in this process, and not {path}, which was allowed")
+    return module
 
 
 @contextlib.contextmanager
@@ -106,26 +156,6 @@ def failing_as(name: NetworkName) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         reason = (str(error) or "no reason given").splitlines()[0]
         raise ConfigError(f"{name} failed: {type(error).__name__}: {reason}") from error
-
-
-def _found(name: NetworkName) -> Path | None:
-    """Return the file of an installed module."""
-    with failing_as(name):
-        try:
-            found = importlib.util.find_spec(name.place)
-        except ModuleNotFoundError:
-            return None
-    return Path(found.origin) if found is not None and found.origin and Path(found.origin).is_file() else None
-
-
-def _module_file(name: NetworkName) -> Path:
-    found = _found(name)
-    if found is None:
-        raise UsageError(
-            f"there is no module {name.place!r} to import, neither installed nor in this folder; its file can be named "
-            f"instead: {name.place.replace('.', '/')}.py:{name.function}"
-        )
-    return found
 
 
 def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType:

@@ -30,7 +30,7 @@ class NetworkName:
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        spelled = ", ".join(f"{name}={value!r}" for name, value in self.arguments)
+        spelled = ", ".join(f"{name}={_spelled(value)}" for name, value in self.arguments)
         return f"{self.target}({spelled})" if spelled else self.target
 
     @property
@@ -72,6 +72,18 @@ class NetworkName:
     def having(self, **arguments: Any) -> NetworkName:
         """Return it with these arguments as well, which take the place of those of the same name."""
         return replace(self, arguments=tuple(sorted({**dict(self.arguments), **arguments}.items())))
+
+
+def _spelled(value: Any) -> str:
+    """Return a plain value as it is typed; a set in order, which would be another one in each process."""
+    if isinstance(value, set) and value:
+        return "{" + ", ".join(sorted(map(_spelled, value))) + "}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_spelled(key)}: {_spelled(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(_spelled, value)) + ("," if isinstance(value, tuple) and len(value) == 1 else "")
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return repr(value)
 
 
 def parse_name(text: str) -> NetworkName:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import ArtifactError, ConfigError
 from . import consent
+from .names import PROGRAM, NetworkName
 
 
 class Program(nn.Module):
@@ -24,7 +25,7 @@ class Program(nn.Module):
 
     def __init__(self, content: bytes) -> None:
         super().__init__()
-        consent.require(content, "a .pt2 program")
+        consent.require(content, NetworkName(PROGRAM))
         self.content = content
         try:
             with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from ..methods import Method, Objective, every_method
 from ..options import OutputOptions
 from ..report.tables import print_line, print_table
 from ..run_dir import MODEL_FILE, RunDir
-from .own_model import ModelConfig, described, model_inputs, opened
+from .own_model import ModelConfig, described, model_inputs, opened, trust_code_of
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -82,7 +82,10 @@ def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
     from ..classifier import load_classifier
 
     if config.model is None:
-        return load_classifier(RunDir(config.run).teacher().directory / MODEL_FILE)
+        path = RunDir(config.run).teacher().directory / MODEL_FILE
+        if config.trust_code:
+            trust_code_of(path)
+        return load_classifier(path)
     model_inputs(config)
     return opened(config, findings)
 

@@ -10,8 +10,8 @@ from ..artifacts import Input
 from ..config import OptionSet, option, option_fields, spelling
 from ..errors import ArtifactError, UsageError
 from ..networks import consent
-from ..networks.code import located
-from ..networks.names import LIBRARIES, parse_input_size, parse_name
+from ..networks.code import allow, located
+from ..networks.names import LIBRARIES, PROGRAM, NetworkName, parse_input_size, parse_name
 from ..run_dir import MODEL_FILE, RUN_FILE, RunDir
 from ..stage_runner import file_input
 
@@ -89,7 +89,7 @@ def model_inputs(config: ModelConfig) -> list[Input]:
         found = file_input("model", ours)
         check_weights_file(ours)
         if config.trust_code:
-            _allow(ours)
+            trust_code_of(ours)
         return [found]
     name = located(parse_name(config.model))
     inputs = []
@@ -123,25 +123,31 @@ def _refuse_options(config: ModelConfig, ours: Path) -> None:
             raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which says all of itself")
 
 
-def _allow(ours: Path) -> None:
-    """Allow the code or the program that a classifier's file holds."""
-    from ..classifier import PROGRAM_TENSOR, read_spec
-    from ..tensor_files import read_safetensors
+def trust_code_of(ours: Path) -> None:
+    """Allow what a classifier's file names: the call of a function with its arguments, or the program that it holds.
 
-    spec, (tensors, _) = read_spec(ours), read_safetensors(ours)
-    if spec.code is not None:
-        consent.allow(spec.code.content, ours)
-    if PROGRAM_TENSOR in tensors:
-        consent.allow(tensors[PROGRAM_TENSOR].numpy().tobytes(), ours)
+    Raises:
+        ArtifactError: the file is malformed, or the code does not define the function by itself.
+    """
+    from ..classifier import PROGRAM_TENSOR, read_spec
+    from ..tensor_files import read_safetensors, rebuilding
+
+    spec = read_spec(ours)
+    with rebuilding(ours, "classifier"):
+        name = parse_name(spec.architecture)
+        if name.kind == "program":
+            consent.allow(read_safetensors(ours)[0][PROGRAM_TENSOR].numpy().tobytes(), NetworkName(PROGRAM), ours)
+        elif name.function:
+            allow(name, spec.code, ours)
 
 
 def _program_input(path: Path, trusted: bool) -> Input:
     found = file_input("program", path)
     content = path.read_bytes()
     if trusted:
-        consent.allow(content, path)
+        consent.allow(content, NetworkName(PROGRAM), path)
     try:
-        consent.require(content, path.name)
+        consent.require(content, NetworkName(PROGRAM))
     except ArtifactError as error:
         raise ArtifactError(
             f"{path} is a program, which can run anything when it is loaded; if you trust where it comes from, say so "
