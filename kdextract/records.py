@@ -66,7 +66,7 @@ class ClassRecords:
             rank: bound of the columns of covariance factors.
             spectra: how graphs are made; None for none.
         """
-        with torch.inference_mode():
+        with torch.no_grad():  # what is made in inference mode could take no part in gradients later
             self._keep_record(LAYERS, label, _make_record(values, rank))
             if spectra is None or len(values) == 1:
                 return
