@@ -771,8 +771,8 @@ def test_statistics_with_malformed_metadata_are_refused(key: str, value: Any, st
 
 @pytest.mark.parametrize(
     "name",
-    ["counts", "channel_mean.fc1", "channel_variance.fc1", "record.layers.mean", "record.layers.factor", "graph.all.basis",
-     "graph.all.eigenvalues"],
+    ["counts", "channel_mean.fc1", "channel_variance.fc1", "record.layers.mean", "record.layers.factor",
+     "graph.all.basis", "graph.all.eigenvalues"],
 )  # fmt: skip
 def test_statistics_with_a_tensor_of_another_size_are_refused(name: str, statistics: Statistics) -> None:
     tensors, _ = statistics.to_tensors()
