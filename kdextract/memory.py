@@ -14,6 +14,8 @@ from .statistics import Recorded, StatisticsOptions
 
 FLOAT, DOUBLE = 4, 8
 """Bytes."""
+ALLOCATORS = 0.1
+"""Share of the memory in use that allocators hold besides."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -
     records_of_class = _making_records(sizes, options, work.largest_class)
     working = one_class + max(_forward_pass(found, work), records_of_class)
     encoding = 2 * kept  # the bytes of each tensor, and those of the file
-    return StatisticsMemory(kept, resting + max(working, encoding))
+    return StatisticsMemory(kept, round((1 + ALLOCATORS) * (resting + max(working, encoding))))
 
 
 def _numbers_per_class(sizes: list[int], options: StatisticsOptions, num_classes: int) -> int:

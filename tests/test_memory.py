@@ -91,7 +91,7 @@ class Bottlenecks(nn.Sequential):
         super().__init__(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, num_classes))
 
 
-STAND_IN = (3, 96, 96), 100
+STAND_IN = (3, 96, 96), 40
 CASES = {
     "large layers": (StatisticsOptions(8192, 100, SpectralOptions(0.1, 64, "energy")), 2, 250),
     "records": (StatisticsOptions(9216, 100, SpectralOptions(0.1, 64, "energy")), 4, 8),
