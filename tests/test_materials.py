@@ -104,7 +104,8 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
     assert read_header(file)[1][BATCH_NORM_KEY] is batch_norm
     assert bool(batch_norm_layers(load_classifier(file).network)) is batch_norm
     assert ("no batch normalization" in lacks(run)) is not batch_norm
-    assert applies(run) == ("yes" if batch_norm else "with data")
+    if norm != "forgets":  # which cannot be a teacher for check-teacher: an image gets other logits in company
+        assert applies(run) == ("yes" if batch_norm else "with data")
     if not batch_norm:
         with pytest.raises(ConfigError, match="compute-stats"):
             kdextract.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
