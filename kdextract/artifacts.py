@@ -18,6 +18,8 @@ from .headers import ARTIFACT_TYPES, METADATA_KEY, check_safetensors_file, own_m
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
+BATCH_NORM_KEY = "batch_norm"
+"""Where the header of a classifier says whether the network has batch normalization that keeps statistics."""
 
 Json = dict[str, Any]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

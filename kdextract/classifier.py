@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .artifacts import read_header
+from .artifacts import BATCH_NORM_KEY, read_header
 from .errors import ConfigError
-from .hooks import evaluation_mode, last_layer
+from .hooks import batch_norm_layers, evaluation_mode, last_layer, layer_outputs
 from .models import InputShape
 from .models.factorized import LayerRanks, factorize
 from .networks.build import Blueprint
@@ -27,6 +28,8 @@ from .run_dir import MODEL_FILE
 from .tensor_files import encode_safetensors, read_safetensors, rebuilding
 
 PROGRAM_TENSOR = "program"
+MOST_IMAGES, MOST_BYTES = 500, 10**9
+"""Of one forward pass without gradients, where nothing else is asked for: images, and outputs of their layers."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,21 @@ class Classifier(nn.Module):
         if linear and not self.spec.is_foreign:
             return linear[-1]
         outputs = 1 if self.spec.head.kind in ("logit", "probability") else self.num_classes
-        blank = torch.zeros(2, *self.input_shape, device=self.device)
         with evaluation_mode(self.network):
-            return last_layer(self.network, outputs, blank.to(self._number))
+            return last_layer(self.network, outputs, self.blank(2))
+
+    @cached_property
+    def images_per_pass(self) -> int:
+        """Images that a forward pass without gradients takes well: up to 500, of at most 1 GB of layer outputs."""
+        network = deepcopy(self.network) if self._compiled else self.network  # a copy is not compiled again for hooks
+        with evaluation_mode(network):
+            outputs = layer_outputs(network, self.blank(1)).values()
+        values = sum(math.prod(output.shape) for output in outputs)
+        return max(1, min(MOST_IMAGES, MOST_BYTES // max(1, values * self._number.itemsize)))
+
+    def blank(self, count: int) -> torch.Tensor:
+        """Return what the network itself takes, [count, channels, height, width], all zeros."""
+        return torch.zeros(count, *self.input_shape, device=self.device, dtype=self._number)
 
     def frozen(self) -> Classifier:
         """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""
@@ -193,12 +208,17 @@ def compile_network(network: nn.Module) -> None:
 
 
 def encode_classifier(classifier: Classifier) -> bytes:
-    """Return the bytes of the `model.safetensors` file that rebuilds this classifier."""
+    """Return the bytes of the `model.safetensors` file that rebuilds this classifier.
+
+    Its header says whether the network has batch normalization that keeps statistics: names of tensors do not tell it
+    from instance normalization, and who asks need not load the network.
+    """
     network = classifier.network
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # tied ones share memory
     if isinstance(network, Program):
         tensors[PROGRAM_TENSOR] = torch.from_numpy(np.frombuffer(network.content, np.uint8).copy())
-    return encode_safetensors(tensors, {"classifier": _record(classifier.spec)})
+    batch_norm = bool(batch_norm_layers(network))
+    return encode_safetensors(tensors, {"classifier": _record(classifier.spec), BATCH_NORM_KEY: batch_norm})
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -93,12 +93,14 @@ def watch_statistics(teacher: Classifier, statistics: Statistics | None) -> Iter
             yield lambda: list(recorded.values())
     elif statistics is not None:
         kept = channel_statistics(statistics)
+        axes = {layer.name: layer.channel_axis + 1 for layer in statistics.layers}
         with record_activations(teacher.network, list(kept)) as activations:
 
             def watch() -> list[BatchStatistics]:
                 found = []
                 for name, (mean, variance) in kept.items():
-                    found.append(BatchStatistics(*channel_moments(activations[name], mean), mean, variance))
+                    values = activations[name].movedim(axes[name], 1)
+                    found.append(BatchStatistics(*channel_moments(values, mean), mean, variance))
                 return found
 
             yield watch
@@ -111,14 +113,8 @@ def channel_statistics(statistics: Statistics) -> dict[str, tuple[torch.Tensor, 
 
     It is what batch normalization in place of the layer's nonlinearity would keep of the same images.
     """
-    shares = (statistics.counts / statistics.counts.sum()).unsqueeze(1)
-    pooled = {}
-    for layer in statistics.layers[:-1]:
-        means, deviations = statistics.means[layer.name], statistics.deviations[layer.name]
-        first = (shares * means).sum(0).view(layer.shape[0], -1).mean(1)
-        second = (shares * (deviations.square() + means.square())).sum(0).view(layer.shape[0], -1).mean(1)
-        pooled[layer.name] = first, (second - first.square()).clamp_min(0)
-    return pooled
+    hidden = [layer.name for layer in statistics.layers[:-1]]
+    return {name: (statistics.means[name], statistics.variances[name]) for name in hidden}
 
 
 def terms_of(

@@ -55,20 +55,38 @@ def record_activations(network: nn.Module, layers: list[str]) -> Iterator[dict[s
     Yields a dict that every forward pass refills: layer name -> output [batch, ...], with its gradient history.
     """
     activations: dict[str, torch.Tensor] = {}
+    with hand_over_activations(network, layers, activations.__setitem__, activations):
+        yield activations
 
-    def keep(name: str) -> Callable[..., None]:
+
+@contextmanager
+def hand_over_activations(
+    network: nn.Module,
+    layers: list[str],
+    take: Callable[[str, torch.Tensor], None],
+    recorded: dict[str, torch.Tensor] | None = None,
+) -> Iterator[None]:
+    """Call `take(name, output)` for each output [batch, ...] of the named layers, as soon as it is there.
+
+    Nothing is kept, so that a forward pass without gradients needs no more memory than without hooks.
+
+    Args:
+        recorded: a dict that `take` fills; every forward pass empties it first.
+    """
+
+    def pass_on(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             call = calls.next(name)
             if call in layers:
-                activations[call] = _at_least_float32(output)
+                take(call, _at_least_float32(output))
 
         return hook
 
     with ExitStack() as stack:
-        calls = _Calls(network, stack, activations)
+        calls = _Calls(network, stack, recorded)
         for name in _modules_of(layers):
-            stack.callback(network.get_submodule(name).register_forward_hook(keep(name)).remove)
-        yield activations
+            stack.callback(network.get_submodule(name).register_forward_hook(pass_on(name)).remove)
+        yield
 
 
 @contextmanager
@@ -160,11 +178,21 @@ def batch_norm_layers(network: nn.Module) -> list[str]:
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    """Whether it has a running mean and variance, as batch normalization has, frozen or not, under any name."""
+    """Whether it has a running mean and variance, as batch normalization has, frozen or not, under any name.
+
+    Instance normalization keeps an average of the variances within single images, which is not that of the data.
+    """
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
         return False
-    return mean.dim() == 1 and mean.shape == variance.shape and not isinstance(module, _InstanceNorm)
+    return mean.dim() == 1 and mean.shape == variance.shape and not _normalizes_instances(module)
+
+
+def _normalizes_instances(module: nn.Module) -> bool:
+    """Whether it is an instance normalization, also where a program of torch.export holds it."""
+    if type(module).__name__ == _EXPORTED:
+        return any("instance_norm" in str(node.target) for node in module.graph.nodes)  # type: ignore[union-attr]
+    return isinstance(module, _InstanceNorm)
 
 
 @contextmanager
@@ -224,26 +252,51 @@ def frozen_evaluation(network: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(requires_grad)
 
 
+@dataclass(frozen=True)
+class LayerOutput:
+    """What a layer puts out for the inputs that it was tried with.
+
+    Attributes:
+        shape: with the leading dimension, which is not the batch in every layer: attention in windows, for one, puts
+            the windows of all images there.
+        channel_axis: which of its dimensions counts channels: 1 in a convolution, the last in a linear layer.
+    """
+
+    shape: tuple[int, ...]
+    channel_axis: int
+
+
+def layer_outputs(network: nn.Module, *inputs: torch.Tensor) -> dict[str, LayerOutput]:
+    """Return what convolutions and linear layers put out, by name, in the order in which they run.
+
+    `inputs` are valid input batches; the network runs on them once.
+    """
+    outputs: dict[str, LayerOutput] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            weight = module.weight
+            assert isinstance(weight, torch.Tensor)
+            axis = output.dim() - 1 if weight.dim() == 2 else 1
+            outputs[calls.next(name)] = LayerOutput(tuple(output.shape), axis)
+
+        return hook
+
+    with torch.no_grad(), ExitStack() as stack:
+        calls = _Calls(network, stack, outputs)
+        for name, module in network.named_modules():
+            if is_weighted(module):
+                stack.callback(module.register_forward_hook(note(name)).remove)
+        network(*inputs)
+    return outputs
+
+
 def weighted_layers(network: nn.Module, *inputs: torch.Tensor) -> dict[str, tuple[int, ...]]:
     """Return the convolutions and linear layers in the order in which they run: name -> output shape per image.
 
     `inputs` are valid input batches; the network runs on them once.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            shapes[calls.next(name)] = tuple(output.shape[1:])
-
-        return hook
-
-    with torch.no_grad(), ExitStack() as stack:
-        calls = _Calls(network, stack, shapes)
-        for name, module in network.named_modules():
-            if is_weighted(module):
-                stack.callback(module.register_forward_hook(note(name)).remove)
-        network(*inputs)
-    return shapes
+    return {name: output.shape[1:] for name, output in layer_outputs(network, *inputs).items()}
 
 
 def is_weighted(module: nn.Module) -> bool:

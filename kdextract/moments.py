@@ -1,4 +1,4 @@
-"""Mean and variance per channel, differentiable, in three passes over memory instead of Welford's many."""
+"""Mean and variance per channel: of one batch, differentiable; of any number of batches, in double precision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 def channel_moments(values: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and biased variance per channel, [channels] each, of [batch, channels, ...].
+
+    It takes three passes over memory instead of Welford's many, and gradients go through it.
 
     Args:
         near: [channels], a guess of the means, such as those that a layer keeps: sums are taken of what is left when it
@@ -40,3 +42,41 @@ class _ChannelMoments(torch.autograd.Function):
         shape = (1, -1, *[1] * (values.dim() - 2))
         gradient = torch.addcmul((to_mean / count - slope * mean).view(shape), values, slope.view(shape))
         return gradient.to(values.dtype), None
+
+
+class ChannelSums:
+    """Sums over any number of batches, from which mean and variance per channel follow; in double precision.
+
+    Args:
+        channels: number of channels.
+        axis: dimension of the batches that counts channels.
+        device: where batches are.
+    """
+
+    VALUES_AT_A_TIME = 2**22
+    """Values that are widened to double precision at a time, so that a batch takes little memory besides its own."""
+
+    def __init__(self, channels: int, axis: int, device: torch.device) -> None:
+        self._axis = axis
+        self._count = 0
+        self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._squares = torch.zeros_like(self._sum)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add a batch, [batch, ...] with channels along the axis."""
+        others = [axis for axis in range(values.dim()) if axis != self._axis]
+        for part in values.split(max(1, self.VALUES_AT_A_TIME * len(values) // values.numel())):
+            wide = part.double()
+            self._sum += wide.sum(others)
+            self._squares += wide.square().sum(others)
+        self._count += values.numel() // len(self._sum)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean per channel, float32 [channels], on the CPU."""
+        return (self._sum / self._count).float().cpu()
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Biased variance per channel, float32 [channels], on the CPU."""
+        return (self._squares / self._count - (self._sum / self._count).square()).clamp_min(0).float().cpu()

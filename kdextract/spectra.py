@@ -78,22 +78,29 @@ def _make_graph(name: str, layers: tuple[str, ...], weights: list[torch.Tensor],
         scaled = roots[index].unsqueeze(1) * block * roots[index + 1]
         even, odd, scaled = (index + 1, index, scaled.T) if index % 2 else (index, index + 1, scaled)
         joined[rows[even] : rows[even] + sizes[even], columns[odd] : columns[odd] + sizes[odd]] = scaled
-    nodes = starts[-1]
-    keep = max(2, min(options.maximum, math.ceil(nodes * options.fraction), nodes))
     even_nodes = [node for part in rows for node in range(starts[part], starts[part + 1])]
     odd_nodes = [node for part in columns for node in range(starts[part], starts[part + 1])]
-    return _basis_of(name, layers, joined, even_nodes, odd_nodes, keep, options.order)
+    return _basis_of(name, layers, joined, even_nodes, odd_nodes, options)
+
+
+def num_eigenvectors(sizes: list[int], options: SpectralOptions) -> int:
+    """Return how many eigenvectors are kept of the graph of a chain of layers of these numbers of units."""
+    nodes = sum(sizes)
+    keep = max(2, min(options.maximum, math.ceil(nodes * options.fraction), nodes))
+    sides = sum(sizes[0::2]), sum(sizes[1::2])
+    return 2 * min(keep // 2, *sides) if options.order == "energy" else min(keep, *sides)
 
 
 def _basis_of(
-    name: str, layers: tuple[str, ...], joined: torch.Tensor, even: list[int], odd: list[int], keep: int, order: str
+    name: str, layers: tuple[str, ...], joined: torch.Tensor, even: list[int], odd: list[int], options: SpectralOptions
 ) -> Graph:
     """Turn the singular triplets of the even-odd block into eigenvectors of the normalized Laplacian."""
-    both_signs = order == "energy"
-    triplets = min(keep // 2 if both_signs else keep, *joined.shape)
+    both_signs = options.order == "energy"
+    kept = num_eigenvectors([len(even), len(odd)], options)
+    triplets = kept // 2 if both_signs else kept
     left, singular, right = _singular_triplets(joined, triplets)
     half = 0.5**0.5
-    basis = torch.zeros(len(even) + len(odd), triplets * (2 if both_signs else 1), device=joined.device)
+    basis = torch.zeros(len(even) + len(odd), kept, device=joined.device)
     basis[even, :triplets], basis[odd, :triplets] = left * half, right * half
     eigenvalues = 1 - singular
     if both_signs:

@@ -28,7 +28,7 @@ from .artifacts import (
     write_file,
 )
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
-from .config import NetworkConfig, StageConfig, difference, to_record
+from .config import MethodStageConfig, NetworkConfig, StageConfig, difference, option_fields, spelling, to_record
 from .errors import ArtifactError, ConfigError, OutOfMemoryError, from_os_error
 from .outcome import Outcome as Outcome
 from .outcome import Plan as Plan
@@ -45,6 +45,8 @@ ConfigT = TypeVar("ConfigT", bound=StageConfig)
 KEY_FILE = "key.json"
 METRICS_FILE = "metrics.jsonl"
 COMPILERS = ("g++", "clang++")
+_TAKE_MEMORY = ("batch_size", "generator_batch", "pool_batch", "max_units", "covariance_rank")
+"""Options of stages and methods of which a smaller value takes less memory, in the order in which to try them."""
 
 Json = dict[str, Any]
 
@@ -146,13 +148,25 @@ def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Out
             stage.before(config, reporter)
             return _run(stage, config, reporter, time.monotonic())
     except MemoryError as error:
-        raise OutOfMemoryError("the machine ran out of memory; try a smaller --batch-size") from error
+        raise OutOfMemoryError(f"the machine ran out of memory; {what_takes_less(config)}") from error
     except OSError as error:
         raise from_os_error(error) from error
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            raise OutOfMemoryError("the device ran out of memory; try a smaller --batch-size") from error
+            raise OutOfMemoryError(f"the device ran out of memory; {what_takes_less(config)}") from error
         raise
+
+
+def what_takes_less(config: StageConfig) -> str:
+    """Return which options of a stage, and of its method, a user can change so that it takes less memory."""
+    known = [*option_fields(config)]
+    if isinstance(config, MethodStageConfig):
+        known += option_fields(config.chosen_method()[1])
+    names = {declared.name for declared in known}
+    options = [spelling(name) for name in _TAKE_MEMORY if name in names]
+    if not options:
+        return "this command has no option that makes it take less; it needs a machine or a --device with more memory"
+    return f"try a smaller {' or '.join(options)}"
 
 
 def _run(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:

@@ -1,8 +1,11 @@
 """Recorded activation statistics of a teacher: what `compute-stats` hands over instead of the data.
 
-Per class c, three kinds of record (Lopes, Fenu and Starner 2017), all of activations before the nonlinearity:
+All of activations before the nonlinearity. Of every layer, whatever its size, over all images:
 
-* each layer's mean and standard deviation, per unit;
+* mean and variance per channel, which is what batch normalization in its place would keep.
+
+Of the layers of few units, per class c (Lopes, Fenu and Starner 2017):
+
 * `Record`s: a mean and a covariance factor F (covariance = F F^T) over several blocks of numbers at once, so that
   targets drawn for different layers belong to the same imagined image;
 * `spectra.Graph`s: the bases of the two spectral objectives.
@@ -11,7 +14,7 @@ Per class c, three kinds of record (Lopes, Fenu and Starner 2017), all of activa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,69 +22,47 @@ import torch
 
 from .classifier import Classifier
 from .errors import ArtifactError, ConfigError
-from .hooks import record_activations, weighted_layers
+from .hooks import hand_over_activations, layer_outputs
 from .images import to_pixels
-from .spectra import Graph, SpectralOptions, class_graphs, leading_directions
-
-LAYERS, SPECTRAL_ALL, SPECTRAL_PAIRS = "layers", "spectral_all_layers", "spectral_layer_pairs"
+from .moments import ChannelSums
+from .records import LAYERS as LAYERS
+from .records import SPECTRAL_ALL as SPECTRAL_ALL
+from .records import SPECTRAL_PAIRS as SPECTRAL_PAIRS
+from .records import ClassRecords, Tensors
+from .records import Record as Record
+from .spectra import Graph, SpectralOptions
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A recorded layer: its name in the network, its output shape per image, its number of units."""
+    """A recorded layer: its name in the network, its output shape per image, its number of units.
+
+    `channel_axis` says which entry of `shape` counts channels: the first in a convolution, the last in a linear layer.
+    """
 
     name: str
     shape: tuple[int, ...]
     units: int
+    channel_axis: int = 0
 
-
-@dataclass(frozen=True)
-class Record:
-    """Mean [K, M] and covariance factor [K, M, R] of M numbers, which are `blocks` laid end to end.
-
-    `blocks` holds (name, size) pairs; `explained` is the share of the variance that the factor keeps.
-    """
-
-    blocks: tuple[tuple[str, int], ...]
-    mean: torch.Tensor
-    factor: torch.Tensor
-    explained: float = 1.0
-
-    def sample(self, labels: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Draw one target per label: t = mean_c + F_c g with g ~ N(0, I), which has the covariance F_c F_c^T.
-
-        Returns block name -> [len(labels), size]. (The 2017 code multiplies g by the covariance itself.)
-        """
-        device = self.mean.device
-        noise = torch.randn(len(labels), self.factor.shape[2], generator=generator).to(device)
-        drawn = self.mean[labels].clone()
-        for label in labels.unique():
-            rows = labels == label
-            drawn[rows] += noise[rows.to(device)] @ self.factor[label].T
-        return self.split(drawn)
-
-    def split(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cut [..., M] into block name -> [..., size]."""
-        names = [name for name, _ in self.blocks]
-        return dict(zip(names, values.split([size for _, size in self.blocks], dim=-1), strict=True))
-
-    def variance(self) -> dict[str, torch.Tensor]:
-        """Block name -> mean over classes and units of the recorded variance (a scalar > 0)."""
-        total = self.factor.square().sum(dim=2)
-        return {name: part.mean().clamp_min(1e-12) for name, part in self.split(total).items()}
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[self.channel_axis]
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Everything `compute-stats` records. `layers` are in the order in which they run; the last is the logits.
 
-    `counts` is int64 [K]; `means` and `deviations` hold [K, units] per layer name.
+    `counts` is int64 [K]; `means` and `variances` hold [channels] per layer name, over the images of all classes and
+    all places. A variance is the biased one.
     """
 
     layers: tuple[Layer, ...]
     counts: torch.Tensor
-    means: dict[str, torch.Tensor]
-    deviations: dict[str, torch.Tensor]
+    means: Tensors
+    variances: Tensors
     records: dict[str, Record] = field(default_factory=dict)
     graphs: dict[str, tuple[Graph, ...]] = field(default_factory=dict)
 
@@ -108,8 +89,8 @@ class Statistics:
         """Return (named tensors, JSON metadata), the contents of a statistics file."""
         tensors = {"counts": self.counts}
         for layer in self.layers:
-            tensors[f"mean.{layer.name}"] = self.means[layer.name]
-            tensors[f"std.{layer.name}"] = self.deviations[layer.name]
+            tensors[f"channel_mean.{layer.name}"] = self.means[layer.name]
+            tensors[f"channel_variance.{layer.name}"] = self.variances[layer.name]
         for name, record in self.records.items():
             tensors[f"record.{name}.mean"], tensors[f"record.{name}.factor"] = record.mean, record.factor
         for graphs in self.graphs.values():
@@ -128,7 +109,7 @@ class Statistics:
         classes = len(self.counts)
         expected: list[tuple[torch.Tensor, tuple[int, ...]]] = [(self.counts, (classes,))]
         for layer in self.layers:
-            expected += [(tensors[layer.name], (classes, layer.units)) for tensors in (self.means, self.deviations)]
+            expected += [(tensors[layer.name], (layer.channels,)) for tensors in (self.means, self.variances)]
         for record in self.records.values():
             size = sum(size for _, size in record.blocks)
             expected += [(record.mean, (classes, size)), (record.factor, (classes, size, record.factor.shape[-1]))]
@@ -142,9 +123,14 @@ class Statistics:
 
     @staticmethod
     def from_tensors(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> Statistics:
-        """Inverse of `to_tensors`. Raises `ArtifactError` when the two do not belong together."""
+        """Inverse of `to_tensors`; it also takes what version 0.1 wrote, with figures per unit and class.
+
+        Raises `ArtifactError` when the two do not belong together.
+        """
         try:
-            layers = tuple(Layer(x["name"], tuple(x["shape"]), x["units"]) for x in metadata["layers"])
+            layers = tuple(_layer_from_record(entry) for entry in metadata["layers"])
+            if any(f"mean.{layer.name}" in tensors for layer in layers):
+                tensors = _with_channels(tensors, layers)
             records = {
                 name: Record(
                     tuple((block, size) for block, size in entry["blocks"]),
@@ -166,18 +152,45 @@ class Statistics:
                 )
                 for name, entries in metadata["graphs"].items()
             }
-            means = {layer.name: tensors[f"mean.{layer.name}"] for layer in layers}
-            deviations = {layer.name: tensors[f"std.{layer.name}"] for layer in layers}
-            statistics = Statistics(layers, tensors["counts"], means, deviations, records, graphs)
+            means = {layer.name: tensors[f"channel_mean.{layer.name}"] for layer in layers}
+            variances = {layer.name: tensors[f"channel_variance.{layer.name}"] for layer in layers}
+            statistics = Statistics(layers, tensors["counts"], means, variances, records, graphs)
             statistics._check_shapes()
             return statistics
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise ArtifactError(f"the file is not a statistics record of kdx: missing or malformed {error}") from error
+
+
+def _layer_from_record(entry: dict[str, Any]) -> Layer:
+    shape = tuple(entry["shape"])
+    usual = len(shape) - 1 if len(shape) == 2 else 0  # of version 0.1: tokens x units, or channels x height x width
+    return Layer(entry["name"], shape, entry["units"], entry.get("channel_axis", usual))
+
+
+def _with_channels(tensors: Tensors, layers: tuple[Layer, ...]) -> Tensors:
+    """Return the tensors of a file of version 0.1 with figures per channel in place of those per class and unit.
+
+    It holds means and standard deviations `mean.LAYER` and `std.LAYER`, [K, units] each.
+    """
+    shares = (tensors["counts"].double() / tensors["counts"].sum()).unsqueeze(1)
+    reduced = dict(tensors)
+    for layer in layers:
+        means, deviations = (reduced.pop(f"{kind}.{layer.name}") for kind in ("mean", "std"))
+        if {means.shape, deviations.shape} != {(len(shares), layer.units)}:
+            raise ValueError(f"mean or std.{layer.name}")
+        others = [axis for axis in range(len(layer.shape)) if axis != layer.channel_axis]
+        first = (shares * means).sum(0).view(layer.shape)
+        second = (shares * (deviations.double().square() + means.double().square())).sum(0).view(layer.shape)
+        if others:
+            first, second = first.mean(others), second.mean(others)
+        reduced[f"channel_mean.{layer.name}"] = first.float()
+        reduced[f"channel_variance.{layer.name}"] = (second - first.square()).clamp_min(0).float()
+    return reduced
 
 
 @dataclass(frozen=True)
 class StatisticsOptions:
-    """What to record. Layers of more than `max_units` units get a mean and a standard deviation only.
+    """What to record. Layers of more than `max_units` units get figures per channel only, and no part in records.
 
     `rank` bounds the columns of a covariance factor; without `spectra` no spectral record is made.
     """
@@ -187,125 +200,92 @@ class StatisticsOptions:
     spectra: SpectralOptions | None
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The layers of a teacher, in the order in which they run, and those of them that are part of the records."""
+
+    layers: tuple[Layer, ...]
+    joined: tuple[Layer, ...]
+
+
+def recorded_layers(teacher: Classifier, max_units: int) -> Recorded:
+    """Find the layers of a teacher; one image of zeros goes through it.
+
+    Part of the records are those that have at most `max_units` units and put out one row per image.
+
+    Raises:
+        ConfigError: the last layer is not among these.
+    """
+    layers, joined = [], []
+    for name, output in layer_outputs(teacher.network, teacher.blank(1)).items():
+        shape = output.shape[1:]
+        layers.append(Layer(name, shape, math.prod(shape), output.channel_axis - 1))
+        if layers[-1].units <= max_units and output.shape[0] == 1:
+            joined.append(layers[-1])
+    if not layers:
+        raise ConfigError("the teacher has no convolution and no linear layer, of which statistics could be recorded")
+    if layers[-1] not in joined:
+        raise ConfigError(f"--max-units must be at least {layers[-1].units}: the logits are always recorded")
+    return Recorded(tuple(layers), tuple(joined))
+
+
 def compute_statistics(
     teacher: Classifier,
     images: torch.Tensor,
     labels: torch.Tensor,
     options: StatisticsOptions,
     advance: Callable[[int], None],
-    chunk: int = 500,
+    batch_size: int | None = None,
 ) -> Statistics:
     """Record a teacher's statistics in one pass: each image goes through the teacher once, class by class.
+
+    Outputs of layers are reduced to sums while the forward pass runs, in double precision; only those of the layers
+    that are part of the records are kept, of one class at a time.
 
     Args:
         images: uint8 [N, channels, height, width] of the teacher's input shape.
         labels: int64 [N]; every class in [0, K) appears at least twice.
         advance: called with the number of images done since the last call.
+        batch_size: images per forward pass; None for `teacher.images_per_pass`. It changes the result by rounding only.
     """
-    device = teacher.device
-    shapes = weighted_layers(teacher.network, torch.zeros(1, *teacher.input_shape, device=device))
-    layers = tuple(Layer(name, shape, math.prod(shape)) for name, shape in shapes.items())
-    small = [layer for layer in layers if layer.units <= options.max_units]
-    if layers[-1] not in small:
-        raise ConfigError(f"--max-units must be at least {layers[-1].units}: the logits are always recorded")
-    per_class = []
+    found = recorded_layers(teacher, options.max_units)
+    sums = {layer.name: ChannelSums(layer.channels, layer.channel_axis + 1, teacher.device) for layer in found.layers}
+    batch_size = batch_size or teacher.images_per_pass
+    counts = labels.bincount(minlength=teacher.num_classes)
+    records = ClassRecords(teacher.num_classes)
     for label in range(teacher.num_classes):
-        chunks = images[labels == label].split(chunk)
-        per_class.append(_one_class(teacher, layers, small, _with_progress(chunks, advance), options))
-    count, means, deviations, records, graphs = zip(*per_class, strict=True)
-    names = [layer.name for layer in layers]
+        values = _class_values(teacher, images[labels == label], found.joined, sums, batch_size, advance)
+        records.add(label, values, found.layers[-1].name, options.rank, options.spectra)
     return Statistics(
-        layers=layers,
-        counts=torch.tensor(count),
-        means={name: torch.stack([row[name] for row in means]) for name in names},
-        deviations={name: torch.stack([row[name] for row in deviations]) for name in names},
-        records={name: _join_records([row[name] for row in records]) for name in records[0]},
-        graphs={name: _join_graphs([row[name] for row in graphs]) for name in graphs[0]},
+        layers=found.layers,
+        counts=counts,
+        means={name: total.mean for name, total in sums.items()},
+        variances={name: total.variance for name, total in sums.items()},
+        records=records.records(),
+        graphs=records.graphs(),
     )
 
 
-def _with_progress(chunks: tuple[torch.Tensor, ...], advance: Callable[[int], None]) -> Iterator[torch.Tensor]:
-    for chunk in chunks:
-        yield chunk
-        advance(len(chunk))
-
-
-def _one_class(
+def _class_values(
     teacher: Classifier,
-    layers: tuple[Layer, ...],
-    small: list[Layer],
-    chunks: Iterator[torch.Tensor],
-    options: StatisticsOptions,
-) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return (count, means, deviations, records, graphs) of one class, each with a leading dimension left out."""
-    count = 0
-    sums = {layer.name: torch.zeros(layer.units, dtype=torch.float64) for layer in layers}
-    squares = {layer.name: torch.zeros(layer.units, dtype=torch.float64) for layer in layers}
-    kept: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in small}
-    with torch.inference_mode(), record_activations(teacher.network, list(sums)) as activations:
-        for stored in chunks:
+    images: torch.Tensor,
+    joined: tuple[Layer, ...],
+    sums: dict[str, ChannelSums],
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Tensors:
+    """Add the images of a class to the sums of all layers, and return [n, units] of those that records are made of."""
+    values = {layer.name: torch.empty(len(images), layer.units, device=teacher.device) for layer in joined}
+    done = 0
+
+    def take(name: str, output: torch.Tensor) -> None:
+        sums[name].add(output)
+        if name in values:
+            values[name][done : done + batch_size] = output.flatten(1)
+
+    with torch.inference_mode(), hand_over_activations(teacher.network, list(sums), take):
+        for stored in images.split(batch_size):
             teacher(to_pixels(stored.to(teacher.device)))
-            count += len(stored)
-            for name, output in activations.items():
-                flat = output.flatten(1)
-                sums[name] += flat.sum(0, dtype=torch.float64).cpu()
-                squares[name] += flat.square().sum(0, dtype=torch.float64).cpu()
-                if name in kept:
-                    kept[name].append(flat.clone())
-        values = {name: torch.cat(parts) for name, parts in kept.items()}
-        means = {name: (total / count).float() for name, total in sums.items()}
-        deviations = {
-            name: (squares[name] / count - (sums[name] / count).square()).clamp_min(0).sqrt().float() for name in sums
-        }
-        records = {LAYERS: _make_record(values, options.rank)}
-        graphs: dict[str, list[Graph]] = {}
-        if options.spectra is not None and len(values) > 1:
-            over_all, pairs = class_graphs(values, options.spectra)
-            graphs = {SPECTRAL_ALL: [over_all], SPECTRAL_PAIRS: pairs}
-            zeros = torch.zeros(count, dtype=torch.int64)
-            logits = layers[-1].name
-            for name, members in graphs.items():
-                blocks = {graph.name: graph.spectrum(values, zeros) for graph in members}
-                records[name] = _make_record({**blocks, logits: values[logits]}, options.rank)
-    return count, means, deviations, records, graphs
-
-
-def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
-    """Return mean [1, M] and the best factor of `rank` columns over blocks of [n, size] values.
-
-    Blocks are scaled to equal total variance first, so that a wide layer does not crowd out a narrow one.
-    """
-    means = {name: part.mean(0) for name, part in values.items()}
-    centered = {name: values[name] - means[name] for name in values}
-    scales = {name: part.square().sum().div(len(part)).sqrt().clamp_min(1e-12) for name, part in centered.items()}
-    stacked = (
-        torch.cat([centered[name] / scales[name] for name in values], dim=1) / len(centered[next(iter(values))]) ** 0.5
-    )
-    width = min(rank, *stacked.shape)
-    directions, singular = leading_directions(stacked, width)
-    explained = float(singular.square().sum() / stacked.square().sum().clamp_min(1e-12))
-    parts = (directions * singular).split([part.shape[1] for part in values.values()])
-    factor = torch.cat([part * scale for part, scale in zip(parts, scales.values(), strict=True)])
-    if factor.shape[1] < rank:
-        factor = torch.nn.functional.pad(factor, (0, min(rank, stacked.shape[1]) - factor.shape[1]))
-    blocks = tuple((name, part.shape[1]) for name, part in values.items())
-    return Record(blocks, torch.cat(list(means.values())).unsqueeze(0), factor.unsqueeze(0), explained)
-
-
-def _join_records(rows: list[Record]) -> Record:
-    width = max(row.factor.shape[2] for row in rows)
-    factors = [torch.nn.functional.pad(row.factor, (0, width - row.factor.shape[2])) for row in rows]
-    explained = sum(row.explained for row in rows) / len(rows)
-    return Record(rows[0].blocks, torch.cat([row.mean for row in rows]), torch.cat(factors), explained)
-
-
-def _join_graphs(rows: list[list[Graph]]) -> tuple[Graph, ...]:
-    return tuple(
-        Graph(
-            same[0].name,
-            same[0].layers,
-            torch.cat([graph.basis for graph in same]),
-            torch.cat([graph.eigenvalues for graph in same]),
-        )
-        for same in zip(*rows, strict=True)
-    )
+            done += len(stored)
+            advance(len(stored))
+    return values

@@ -300,9 +300,15 @@ def fit(
     return rows
 
 
-def predict(classifier: Classifier, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
-    """Return the logits [N, K] of stored images (uint8 [N, channels, height, width]), on the CPU."""
+def predict(classifier: Classifier, images: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+    """Return the logits [N, K] of stored images (uint8 [N, channels, height, width]), on the CPU.
+
+    Args:
+        batch_size: images per forward pass; None for `classifier.images_per_pass`. It changes the result by rounding
+            only.
+    """
     assert not classifier.training
+    batch_size = batch_size or classifier.images_per_pass
     with torch.inference_mode():
         logits = [classifier(to_pixels(chunk.to(classifier.device))).cpu() for chunk in images.split(batch_size)]
     return torch.cat(logits)

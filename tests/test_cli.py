@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -456,6 +457,27 @@ def test_7_whoever_reports_it(
     stage = dataclasses.replace(STAGES["distill"], execute=exhaust)
     monkeypatch.setattr(commands, "run_stage", lambda _, *rest: RUN_STAGE(stage, *rest))
     assert "out of memory" in error_of(here(*DISTILL, "--name", "a", "--run", run_copy), 7)
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_7_names_only_options_that_the_command_has(
+    name: str, here: Here, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*arguments: Any) -> None:
+        raise MemoryError
+
+    required = {"optimize-dataset": ("--objective", "deep_inversion"), "train-generator": ("kegnet",),
+                "generate": ("kegnet",), "import-model": ("model.py:build",)}.get(name, ())  # fmt: skip
+    stage = dataclasses.replace(STAGES[name], plan=exhaust, before=lambda *arguments: None)
+    monkeypatch.setattr(commands, "run_stage", lambda _, *rest: RUN_STAGE(stage, *rest))
+    line = error_of(here(name, *required, "--run", run_copy), 7)
+    named = set(re.findall(r"--[a-z-]+", line))
+    shown = here(name, "--help", *(required[:1] if name == "train-generator" else ()))
+    assert named <= set(re.findall(r"--[a-z-]+", shown.stdout)), line
+    if name in ("train", "distill", "optimize-dataset", "generate", "train-generator", "compute-stats", "evaluate"):
+        assert "--batch-size" in named
+    if name == "compute-stats":
+        assert {"--max-units", "--covariance-rank"} <= named
 
 
 # ---- 8: storage ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
 from test_live_methods import classifier, num_hooks, statistics_of
+from test_statistics import Tokens, statistics_teacher
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdextract
@@ -144,6 +145,21 @@ def test_pooled_statistics_are_those_of_all_images_and_places() -> None:
         values = activations[name].transpose(0, 1).flatten(1).double()
         assert torch.allclose(mean.double(), values.mean(1), rtol=1e-3, atol=1e-4)
         assert torch.allclose(variance.double(), values.var(1, correction=0), rtol=1e-3, atol=1e-4)
+
+
+def test_tokens_are_matched_by_the_channels_of_their_last_dimension() -> None:
+    """Images with the recorded statistics are at no distance, whatever the number of tokens."""
+    torch.manual_seed(0)
+    teacher = statistics_teacher(Tokens(3, 4), (3, 6, 6), 4)
+    images, labels = torch.randint(0, 256, (16, 3, 6, 6), dtype=torch.uint8), torch.arange(16) % 4
+    statistics = compute_statistics(teacher, images, labels, StatisticsOptions(10, 3, None), lambda amount: None)
+    with torch.no_grad(), watch_statistics(teacher, statistics) as watch:
+        teacher(to_pixels(images))
+        seen = watch()
+    assert [len(layer.mean) for layer in seen] == [5, 5, 5]
+    for layer in seen:
+        torch.testing.assert_close(layer.mean, layer.kept_mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.variance, layer.kept_variance, rtol=1e-4, atol=1e-5)
 
 
 # ---- the course of a batch --------------------------------------------------------------------------------------
@@ -312,7 +328,7 @@ def test_every_class_is_made_equally_often(
     assert counts.max() - counts.min() <= 1
     if from_noise:
         begun = [start is not None for _, start in make.starts]
-        assert begun == [2 <= i and batch * i >= num_classes for i in range(batches)]
+        assert begun == [i >= 2 and batch * i >= num_classes for i in range(batches)]
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])

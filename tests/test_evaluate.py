@@ -13,6 +13,7 @@ from conftest import kdx
 import kdextract
 from kdextract import training
 from kdextract.artifacts import Output, file_sha256, read_manifest, write_manifest
+from kdextract.classifier import Classifier
 
 STEPS = (1000, 80, 400)
 
@@ -100,3 +101,29 @@ def test_the_list_is_not_printed(run_copy: Path, student: Path) -> None:
     assert ["snapshots_scored", "3"] in [line.split() for line in shown.stdout.splitlines()]
     for text in (done.stdout, shown.stdout, of_student.stdout):
         assert "'step'" not in text
+
+
+def test_batch_size_is_the_number_of_images_per_pass(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are the same; no pass of the classifier or the teacher takes more."""
+    before = json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text())
+    sizes: list[int] = []
+    forward = Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", lambda self, p: sizes.append(len(p)) or forward(self, p))
+    assert evaluate(run_copy, batch_size=70) == before
+    assert max(sizes) == 70
+    assert sum(sizes) == 2 * before["num_images"]
+    sizes.clear()
+    again = kdextract.compute_stats(
+        run=run_copy, covariance_rank=16, spectral_max=8, threads=1, batch_size=40, force=True
+    )
+    assert again.manifest is not None
+    assert max(sizes) == 40
+    assert sum(sizes) == again.manifest.budget["teacher_queries"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compute-stats"])
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_a_batch_has_an_image(command: str, value: str, run_copy: Path) -> None:
+    done = kdx(command, "--run", run_copy, "--batch-size", value, cwd=run_copy)
+    assert done.returncode == 2
+    assert "--batch-size must be at least 1" in done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,13 @@ from torch import nn
 
 from kdextract.errors import ConfigError
 from kdextract.hooks import (
+    LayerOutput,
     batch_norm_layers,
     count_multiply_adds,
     evaluation_mode,
+    hand_over_activations,
     last_layer,
+    layer_outputs,
     record_activations,
     record_batch_statistics,
     record_features,
@@ -325,3 +330,31 @@ def test_frozen_batch_normalization_keeps_statistics_too() -> None:
 
     network = nn.Sequential(FrozenBatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
     assert batch_norm_layers(network) == ["0"]
+
+
+def test_outputs_are_handed_over_and_not_kept() -> None:
+    network, images = Twice().eval(), torch.rand(4, 3, 8, 8)
+    seen: list[tuple[str, Any]] = []
+
+    def take(name: str, output: torch.Tensor) -> None:
+        assert all(of_before() is None for _, of_before in seen), "what was handed over before is gone"
+        seen.append((name, weakref.ref(output)))
+
+    network.norm = nn.Identity()  # a normalization would hold the output of the convolution until it is done
+    with torch.no_grad(), hand_over_activations(network, ["conv", "fc"], take):
+        network(images)
+    assert [name for name, _ in seen] == ["conv", "fc"], "the second call of the convolution has a name of its own"
+    assert num_hooks(network) == 0
+
+
+def test_layer_outputs_say_which_dimension_counts_channels() -> None:
+    network = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), last=nn.Flatten(2), fc=nn.Linear(64, 5)))
+    outputs = layer_outputs(network, torch.rand(2, 3, 8, 8))
+    assert outputs == {"conv": LayerOutput((2, 4, 8, 8), 1), "fc": LayerOutput((2, 4, 5), 2)}
+
+
+def test_running_statistics_of_instances_are_not_those_of_batches() -> None:
+    both = nn.Sequential(
+        nn.InstanceNorm1d(3, track_running_stats=True), nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)
+    )
+    assert batch_norm_layers(both) == ["1"]

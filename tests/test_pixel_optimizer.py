@@ -135,7 +135,15 @@ def test_images_of_every_live_method(
     method = live_method(name)
 
     def make(lr: float) -> torch.Tensor:
-        options = {**SMALL, "pixel_steps": 5, "pixel_lr": lr, "generator_lr": lr, "jitter": 2, "course": "cifar", "replay": 0.5}
+        options = {
+            **SMALL,
+            "pixel_steps": 5,
+            "pixel_lr": lr,
+            "generator_lr": lr,
+            "jitter": 2,
+            "course": "cifar",
+            "replay": 0.5,
+        }
         config = chosen(method.config, **options)
         source = method.open_source(Given(teacher, statistics if method.inverts else None), config, 0)
         return torch.cat([batch.images for batch in drawn(source, ours("lenet_half"))])

@@ -17,6 +17,7 @@ from torch import nn
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.errors import ArtifactError, ConfigError
 from kdextract.images import to_pixels
+from kdextract.moments import ChannelSums
 from kdextract.spectra import SpectralOptions
 from kdextract.statistics import (
     LAYERS,
@@ -81,6 +82,13 @@ def activations_by_hand(teacher: Classifier, images: torch.Tensor) -> dict[str, 
     return values
 
 
+def statistics_teacher(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """A frozen classifier of a network of any kind."""
+    names = tuple(f"class {index}" for index in range(num_classes))
+    spec = ClassifierSpec("hinton800", shape, names, (0.4,) * shape[0], (0.3,) * shape[0])
+    return Classifier(spec, network).frozen()
+
+
 def nothing(amount: int) -> None:
     """Take no notice of progress."""
 
@@ -118,7 +126,7 @@ def test_every_image_goes_through_the_teacher_once() -> None:
     passed: list[torch.Tensor] = []
     teacher.network.register_forward_hook(lambda module, inputs, output: passed.append(inputs[0].detach().clone()))
     progress: list[int] = []
-    compute_statistics(teacher, images, labels, OPTIONS, progress.append, chunk=16)
+    compute_statistics(teacher, images, labels, OPTIONS, progress.append, batch_size=16)
     probe, *batches = passed
     assert len(probe) == 1
     assert max(map(len, batches)) <= 16
@@ -128,24 +136,38 @@ def test_every_image_goes_through_the_teacher_once() -> None:
     assert seen == sorted(tuple(image.flatten().tolist()) for image in expected)
 
 
-def test_layers_counts_means_and_deviations(statistics: Statistics, per_class: list[dict[str, np.ndarray]]) -> None:
+def test_layers_counts_means_and_variances(statistics: Statistics, per_class: list[dict[str, np.ndarray]]) -> None:
     assert {layer.name: layer.units for layer in statistics.layers} == UNITS
     assert [layer.shape for layer in statistics.layers] == [(2, 3, 3), (12,), (10,), (3,)]
+    assert [layer.channels for layer in statistics.layers] == [2, 12, 10, 3]
     assert statistics.logits == "logits"
     assert statistics.counts.tolist() == COUNTS
     assert statistics.counts.dtype == torch.int64
-    for label, values in enumerate(per_class):
-        for name in UNITS:
-            np.testing.assert_allclose(statistics.means[name][label], values[name].mean(0), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(statistics.deviations[name][label], values[name].std(0), rtol=1e-4, atol=1e-5)
+    for layer in statistics.layers:
+        together = np.concatenate([values[layer.name] for values in per_class])
+        channels = np.moveaxis(together.reshape(-1, layer.channels, layer.units // layer.channels), 1, 0)
+        channels = channels.reshape(layer.channels, -1)
+        np.testing.assert_allclose(statistics.means[layer.name], channels.mean(1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(statistics.variances[layer.name], channels.var(1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_statistics_do_not_depend_on_the_chunk(chunk: int, teacher: Classifier, statistics: Statistics) -> None:
-    other = compute_statistics(teacher, *tiny_images(), replace(OPTIONS, spectra=None), nothing, chunk=chunk)
+@pytest.mark.parametrize("batch_size", [1, 7, 1000, None])
+def test_statistics_do_not_depend_on_the_batch_size(
+    batch_size: int | None, teacher: Classifier, statistics: Statistics
+) -> None:
+    other = compute_statistics(teacher, *tiny_images(), OPTIONS, nothing, batch_size)
+    assert other.counts.tolist() == COUNTS
     for name in UNITS:
-        torch.testing.assert_close(other.means[name], statistics.means[name], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(other.deviations[name], statistics.deviations[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.means[name], statistics.means[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other.variances[name], statistics.variances[name], rtol=1e-5, atol=1e-6)
+    for name in (LAYERS, SPECTRAL_ALL, SPECTRAL_PAIRS):
+        record, expected = other.record(name), statistics.record(name)
+        assert record.blocks == expected.blocks
+        if name == LAYERS:  # the signs of eigenvectors are free
+            torch.testing.assert_close(record.mean, expected.mean, rtol=1e-4, atol=1e-5)
+            for ours, theirs in zip(record.factor, expected.factor, strict=True):
+                torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=1e-3, atol=1e-4)
+        assert record.explained == pytest.approx(expected.explained, abs=1e-4)
 
 
 def test_factor_gives_the_covariance_over_all_layers(
@@ -223,8 +245,8 @@ def test_layers_of_many_units_have_no_covariance(teacher: Classifier, statistics
     assert [graph.layers for graph in record.graphs[SPECTRAL_PAIRS]] == PAIRS[1:]
     assert record.layers == statistics.layers
     for name in UNITS:
-        torch.testing.assert_close(record.means[name], statistics.means[name])
-        torch.testing.assert_close(record.deviations[name], statistics.deviations[name])
+        assert torch.equal(record.means[name], statistics.means[name])
+        assert torch.equal(record.variances[name], statistics.variances[name])
 
 
 @pytest.mark.parametrize("spectral", [True, False])
@@ -255,9 +277,11 @@ def test_class_of_equal_images_gives_finite_records(teacher: Classifier) -> None
     statistics = compute_statistics(teacher, images, labels, OPTIONS, nothing)
     tensors, _ = statistics.to_tensors()
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    drawn = statistics.record(LAYERS).sample(torch.ones(50, dtype=torch.int64), torch.Generator().manual_seed(0))
+    record = statistics.record(LAYERS)
+    means = record.split(record.mean[1])
+    drawn = record.sample(torch.ones(50, dtype=torch.int64), torch.Generator().manual_seed(0))
     for name, target in drawn.items():
-        torch.testing.assert_close(target, statistics.means[name][1].expand(50, -1), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(target, means[name].expand(50, -1), rtol=1e-3, atol=1e-3)
 
 
 def test_teacher_is_left_as_it_was(teacher: Classifier) -> None:
@@ -265,6 +289,143 @@ def test_teacher_is_left_as_it_was(teacher: Classifier) -> None:
     compute_statistics(teacher, *tiny_images(), OPTIONS, nothing)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+# ---- networks of other kinds ------------------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """Patches of 2x2 pixels as tokens, through one linear layer that is used twice."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 5, 2, stride=2)
+        self.mix = nn.Linear(5, 5)
+        self.head = nn.Linear(5, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        for _ in range(2):
+            tokens = self.mix(tokens).relu()
+        return self.head(tokens.mean(1))
+
+
+class Windows(nn.Module):
+    """A linear layer whose leading dimension is four windows of each image, as in attention in windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        windows = images.unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, 1)
+        return self.head(self.inner(windows.transpose(1, 2)).view(len(images), 4, 6).mean(1))
+
+
+class Normed(nn.Module):
+    """Two convolutions, with batch normalization or none."""
+
+    def __init__(self, channels: int, num_classes: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
+        self.second = nn.Conv2d(6, 4, 3)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.norm(self.first(images)).relu()).mean((2, 3)))
+
+
+def outputs_by_hand(teacher: Classifier, pixels: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    """Return module name -> its outputs in one pass over all images, call by call."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        module.register_forward_hook(lambda m, i, output, name=name: seen.setdefault(name, []).append(output.double()))
+        for name, module in teacher.network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        teacher(pixels)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("kind", ["tokens", "batch norm", "plain", "channels last"])
+@pytest.mark.parametrize("max_units", [100, 1000])
+def test_figures_per_channel_are_those_of_all_images_and_places(
+    channels: int, num_classes: int, kind: str, max_units: int
+) -> None:
+    """Also of a layer that is used twice, and of tokens, whose channels come last; whatever the memory layout."""
+    torch.manual_seed(channels + num_classes)
+    network = Tokens(channels, num_classes) if kind == "tokens" else Normed(channels, num_classes, kind == "batch norm")
+    teacher = statistics_teacher(network, (channels, 6, 6), num_classes)
+    if kind == "channels last":
+        teacher.placed(torch.device("cpu"))
+    labels = torch.arange(num_classes).repeat_interleave(torch.arange(num_classes) % 3 + 2)
+    labels = labels[torch.randperm(len(labels))]
+    images = torch.randint(0, 256, (len(labels), channels, 6, 6), dtype=torch.uint8)
+    spectra = SpectralOptions(0.1, 4, "energy") if max_units == 100 else None
+    statistics = compute_statistics(teacher, images, labels, StatisticsOptions(max_units, 3, spectra), nothing, 3)
+    seen = outputs_by_hand(teacher, to_pixels(images))
+    assert len(statistics.layers) == sum(map(len, seen.values())) == (4 if kind == "tokens" else 3)
+    for layer in statistics.layers:
+        module, _, call = layer.name.partition("#")
+        output = seen[module][int(call or 1) - 1]
+        rows = output if output.dim() == 2 else output.movedim(-1 if module == "mix" else 1, -1).flatten(0, -2)
+        assert layer.channels == rows.shape[1]
+        torch.testing.assert_close(statistics.means[layer.name].double(), rows.mean(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            statistics.variances[layer.name].double(), rows.var(0, correction=0), rtol=1e-4, atol=1e-6
+        )
+    assert statistics.counts.tolist() == labels.bincount(minlength=num_classes).tolist()
+    joined = [layer.units for layer in statistics.layers if layer.units <= max_units]
+    assert statistics.record(LAYERS).mean.shape == (num_classes, sum(joined))
+    assert statistics.record(LAYERS).factor.shape == (num_classes, sum(joined), 3)
+
+
+def test_layers_that_put_out_several_rows_per_image_are_not_joined() -> None:
+    """They once ended in an error of PyTorch's about tensors of different lengths."""
+    torch.manual_seed(0)
+    teacher = statistics_teacher(Windows(), (1, 4, 4), 2)
+    images = torch.randint(0, 256, (9, 1, 4, 4), dtype=torch.uint8)
+    labels = torch.arange(9) % 2
+    statistics = compute_statistics(teacher, images, labels, StatisticsOptions(100, 3, SPECTRA), nothing, 4)
+    assert [name for name, _ in statistics.record(LAYERS).blocks] == ["head"]
+    (inner,) = outputs_by_hand(teacher, to_pixels(images))["inner"]
+    assert inner.shape == (36, 1, 6)
+    torch.testing.assert_close(statistics.means["inner"].double(), inner.mean((0, 1)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_in_double_precision_has_statistics() -> None:
+    torch.manual_seed(0)
+    teacher = statistics_teacher(Normed(3, 4, True).double(), (3, 6, 6), 4)
+    images = torch.randint(0, 256, (16, 3, 6, 6), dtype=torch.uint8)
+    statistics = compute_statistics(teacher, images, torch.arange(16) % 4, OPTIONS, nothing)
+    tensors, _ = statistics.to_tensors()
+    assert {tensor.dtype for name, tensor in tensors.items() if name != "counts"} == {torch.float32}
+
+
+def test_large_means_do_not_drown_small_deviations() -> None:
+    """Sums of squares in single precision would lose the variance here."""
+    sums = ChannelSums(2, 1, torch.device("cpu"))
+    values = torch.randn((40, 2, 50), generator=torch.Generator().manual_seed(0)) * 0.1 + 1000
+    for part in values.split(7):
+        sums.add(part)
+    torch.testing.assert_close(sums.variance.double(), values.double().var((0, 2), correction=0), rtol=1e-6, atol=0)
+
+
+def test_parts_of_a_batch_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn((10, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    whole, parts = (ChannelSums(3, 1, torch.device("cpu")) for _ in range(2))
+    whole.add(values.contiguous(memory_format=torch.channels_last))
+    monkeypatch.setattr(ChannelSums, "VALUES_AT_A_TIME", 20)  # less than an image
+    parts.add(values)
+    torch.testing.assert_close(whole.mean, parts.mean)
+    torch.testing.assert_close(whole.variance, parts.variance)
 
 
 # ---- sampling ---------------------------------------------------------------------------------------------------
@@ -299,16 +460,17 @@ def test_samples_of_different_layers_belong_together(statistics: Statistics) -> 
     assert np.abs(np.corrcoef(fc2, logits, rowvar=False)[:10, 10:]).max() > 0.3
 
 
-def test_samples_follow_their_labels(statistics: Statistics) -> None:
+def test_samples_follow_their_labels(statistics: Statistics, per_class: list[dict[str, np.ndarray]]) -> None:
     labels = torch.arange(3).repeat(8_000)
     drawn = statistics.record(LAYERS).sample(labels, torch.Generator().manual_seed(6))
     for name in UNITS:
         assert drawn[name].shape == (24_000, UNITS[name])
         for label in range(3):
             rows = drawn[name][labels == label]
-            error = (rows.mean(0) - statistics.means[name][label]).abs()
-            assert (error < 6 * statistics.deviations[name][label] / 8_000**0.5 + 1e-4).all()
-            torch.testing.assert_close(rows.std(0), statistics.deviations[name][label], rtol=0.06, atol=1e-3)
+            mean, deviation = (torch.from_numpy(part(per_class[label][name], 0)) for part in (np.mean, np.std))
+            error = (rows.mean(0) - mean).abs()
+            assert (error < 6 * deviation / 8_000**0.5 + 1e-4).all()
+            torch.testing.assert_close(rows.std(0).double(), deviation, rtol=0.06, atol=1e-3)
 
 
 def test_sampling_depends_on_the_generator_alone(statistics: Statistics) -> None:
@@ -515,6 +677,73 @@ def test_statistics_move_to_a_device(statistics: Statistics) -> None:
     assert_same(statistics.to(torch.device("cpu")), statistics)
 
 
+def as_version_0_1(
+    statistics: Statistics, per_class: list[dict[str, np.ndarray]]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and metadata of the file that version 0.1 wrote: figures of each class and unit."""
+    tensors, metadata = statistics.to_tensors()
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("channel_")}
+    for name in UNITS:
+        for kind, figure in (("mean", np.mean), ("std", np.std)):
+            rows = [torch.from_numpy(figure(values[name], 0)).float() for values in per_class]
+            tensors[f"{kind}.{name}"] = torch.stack(rows)
+    metadata = json.loads(json.dumps(metadata))
+    for entry in metadata["layers"]:
+        del entry["channel_axis"]
+    return tensors, metadata
+
+
+def test_a_file_of_version_0_1_is_read(
+    statistics: Statistics, per_class: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    path = tmp_path / "statistics.safetensors"
+    path.write_bytes(encode_safetensors(*as_version_0_1(statistics, per_class)))
+    restored = Statistics.from_tensors(*read_safetensors(path))
+    for name in UNITS:
+        torch.testing.assert_close(restored.means[name], statistics.means[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(restored.variances[name], statistics.variances[name], rtol=1e-4, atol=1e-5)
+    rounded = replace(restored, means=statistics.means, variances=statistics.variances)
+    assert_same(rounded, statistics)
+    again = encode_safetensors(*restored.to_tensors())
+    assert len(again) < path.stat().st_size
+    assert_same(Statistics.from_tensors(*restored.to_tensors()), restored)
+
+
+def test_tokens_of_version_0_1_have_their_channels_last() -> None:
+    torch.manual_seed(0)
+    teacher = statistics_teacher(Tokens(1, 2), (1, 6, 6), 2)
+    images, labels = torch.randint(0, 256, (8, 1, 6, 6), dtype=torch.uint8), torch.arange(8) % 2
+    statistics = compute_statistics(teacher, images, labels, StatisticsOptions(10, 3, None), nothing)
+    tensors, metadata = statistics.to_tensors()
+    metadata = json.loads(json.dumps(metadata))
+    old = {name: tensor for name, tensor in tensors.items() if not name.startswith("channel_")}
+    seen = outputs_by_hand(teacher, to_pixels(images))
+    for entry in metadata["layers"]:
+        del entry["channel_axis"]
+        module, _, call = entry["name"].partition("#")
+        output = seen[module][int(call or 1) - 1].flatten(1)
+        of_class = [output[labels == label] for label in range(2)]
+        old[f"mean.{entry['name']}"] = torch.stack([rows.mean(0).float() for rows in of_class])
+        old[f"std.{entry['name']}"] = torch.stack([rows.std(0, correction=0).float() for rows in of_class])
+    restored = Statistics.from_tensors(old, metadata)
+    assert restored.layers == statistics.layers
+    for name, mean in statistics.means.items():
+        torch.testing.assert_close(restored.means[name], mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(restored.variances[name], statistics.variances[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean.fc1", "std.fc1"])
+def test_damaged_files_of_version_0_1_are_refused(
+    name: str, statistics: Statistics, per_class: list[dict[str, np.ndarray]]
+) -> None:
+    tensors, metadata = as_version_0_1(statistics, per_class)
+    for wrong in (tensors[name][:-1], tensors[name].unsqueeze(0), torch.cat([tensors[name]] * 2, dim=-1)):
+        with pytest.raises(ArtifactError):
+            Statistics.from_tensors(tensors | {name: wrong}, metadata)
+    with pytest.raises(ArtifactError):
+        Statistics.from_tensors({other: tensor for other, tensor in tensors.items() if other != name}, metadata)
+
+
 def plain_metadata(statistics: Statistics) -> dict[str, Any]:
     return json.loads(json.dumps(statistics.to_tensors()[1]))
 
@@ -542,8 +771,8 @@ def test_statistics_with_malformed_metadata_are_refused(key: str, value: Any, st
 
 @pytest.mark.parametrize(
     "name",
-    ["counts", "mean.fc1", "std.fc1", "record.layers.mean", "record.layers.factor", "graph.all.basis",
-     "graph.all.eigenvalues"],
+    ["counts", "channel_mean.fc1", "channel_variance.fc1", "record.layers.mean", "record.layers.factor",
+     "graph.all.basis", "graph.all.eigenvalues"],
 )  # fmt: skip
 def test_statistics_with_a_tensor_of_another_size_are_refused(name: str, statistics: Statistics) -> None:
     tensors, _ = statistics.to_tensors()

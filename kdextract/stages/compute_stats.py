@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import DataAccess, TeacherConfig, option
 from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .inputs import images_for, open_real_data, real_data_input, teacher_data
+from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..classifier import Classifier
+    from ..statistics import StatisticsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeStatsConfig(TeacherConfig, DataAccess):
-    """Record the teacher's activation statistics per class: what is handed over instead of the data.
+    """Record the teacher's activation statistics: what is handed over instead of the data.
 
-    One pass over the training images. Afterwards no data-free stage opens real data again.
+    One pass over the training images. Kept of each layer: mean and variance per channel, over all images. Kept of each
+    class, for the layers of at most --max-units units: means, a covariance factor and spectra. Afterwards no data-free
+    stage opens real data again.
 
     Examples:
 
@@ -28,7 +37,7 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
     min_count: int = option(32, "Refuse a class of fewer images: its record would give single images away.", minimum=2)
     max_units: int = option(
-        8192, "Layers of more units get a mean and a standard deviation only, no covariance and no spectrum.", minimum=2
+        8192, "Layers of more units get mean and variance per channel only, no covariance and no spectrum.", minimum=2
     )
     covariance_rank: int = option(100, "Columns of the covariance factor, per class.", minimum=1)
     spectral: bool = option(True, "Make the records of the two spectral objectives.")
@@ -41,6 +50,7 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
         "Which eigenvectors: energy (eigenvalue farthest from 1) or smooth (smallest eigenvalue).",
         choices=["energy", "smooth"],
     )
+    batch_size: int | None = option(None, IMAGES_PER_PASS, minimum=1)
 
 
 def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
@@ -69,8 +79,10 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
         if config.spectral
         else None,
     )
+    batch_size = config.batch_size or teacher.images_per_pass
+    _check_memory(teacher, data.labels, options, batch_size, context)
     with context.phase("statistics"), context.reporter.task("compute-stats", len(images)) as task:
-        statistics = compute_statistics(teacher, images, data.labels, options, task.advance)
+        statistics = compute_statistics(teacher, images, data.labels, options, task.advance, batch_size)
     context.count(teacher_queries=len(images))
     content = encode_safetensors(*statistics.to_tensors())
     context.write("statistics.safetensors", content)
@@ -83,6 +95,43 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
         "explained_variance": round(statistics.records[LAYERS].explained, 4),
         "records": sorted(statistics.records),
     }
+
+
+def _check_memory(
+    teacher: Classifier, labels: torch.Tensor, options: StatisticsOptions, batch_size: int, context: StageContext
+) -> None:
+    """Say so when the work may take more memory than the machine has.
+
+    Raises:
+        ConfigError: the statistics and their file alone take more.
+    """
+    from ..memory import Work, statistics_memory
+    from ..statistics import recorded_layers
+
+    work = Work(
+        input_shape=teacher.input_shape,
+        num_classes=teacher.num_classes,
+        weights=sum(tensor.numel() for tensor in teacher.network.state_dict().values()),
+        images=len(labels),
+        largest_class=int(labels.bincount().max()),
+        batch_size=batch_size,
+    )
+    needed = statistics_memory(recorded_layers(teacher, options.max_units), options, work)
+    present = _machine_memory()
+    if 2 * needed.kept > present:
+        raise ConfigError(
+            f"the records would take {needed.kept / 1e9:.1f} GB and their file as much, and this machine has "
+            f"{present / 1e9:.1f} GB of memory; try a smaller --max-units or --covariance-rank, or --no-spectral"
+        )
+    if needed.most > present:
+        context.reporter.line(
+            f"compute-stats: may take {needed.most / 1e9:.1f} GB of memory, and this machine has {present / 1e9:.1f} GB"
+        )
+
+
+def _machine_memory() -> int:
+    """Return the bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spec: str) -> None:

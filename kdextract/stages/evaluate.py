@@ -13,7 +13,7 @@ from ..errors import GateError
 from ..run_dir import RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input
 from .classifiers import classifier_input
-from .inputs import images_for, open_real_data, real_data_input, teacher_data
+from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
         positional=True,
     )
     data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
+    batch_size: int | None = option(None, IMAGES_PER_PASS, minimum=1)
     min_accuracy: float | None = option(
         None, "Fail (exit 5) below this accuracy, in [0, 1].", minimum=0, maximum=1, recorded=False
     )
@@ -81,13 +82,12 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         teachers_images = images
         if (teacher.input_shape, teacher.spec.class_names) != (classifier.input_shape, names):
             teachers_images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
-        answers = predict(classifier, images).argmax(1)
-        teacher_answers = predict(teacher, teachers_images).argmax(1)
+        answers = predict(classifier, images, config.batch_size).argmax(1)
+        teacher_answers = predict(teacher, teachers_images, config.batch_size).argmax(1)
     with context.phase("snapshots"):
-        curve = _curve(source, images, data.labels, teacher_answers, context)
+        curve = _curve(source, images, data.labels, teacher_answers, config.batch_size, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
     confusion = confusion.view(len(names), len(names))
-    sample = torch.zeros(1, *classifier.input_shape, device=context.device)
     per_class = confusion.diagonal() / confusion.sum(1).clamp_min(1)
     scores = {
         "artifact": source.path,
@@ -97,7 +97,7 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         "agreement": round(float((answers == teacher_answers).float().mean()), 6),
         "teacher_accuracy": round(float((teacher_answers == data.labels).float().mean()), 6),
         "num_parameters": classifier.num_parameters,
-        "multiply_adds": count_multiply_adds(classifier.network, sample),
+        "multiply_adds": count_multiply_adds(classifier.network, classifier.blank(1)),
         "per_class_accuracy": {name: round(float(v), 6) for name, v in zip(names, per_class, strict=True)},
         "confusion_matrix": confusion.tolist(),
     }
@@ -109,13 +109,19 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
 
 
 def _curve(
-    source: Input, images: torch.Tensor, labels: torch.Tensor, teacher_answers: torch.Tensor, context: StageContext
+    source: Input,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    teacher_answers: torch.Tensor,
+    batch_size: int | None,
+    context: StageContext,
 ) -> list[dict[str, float]]:
     """Return {step, accuracy, agreement} of each snapshot of a student of the run, in the order of their steps.
 
     Args:
         images: the test images as the student takes them, uint8 [N, channels, height, width].
         labels, teacher_answers: int64 [N].
+        batch_size: images per forward pass; see `training.predict`.
     """
     from ..classifier import load_classifier
     from ..training import predict
@@ -128,7 +134,7 @@ def _curve(
     with context.reporter.task("evaluate snapshots", len(files)) as task:
         for step in sorted(files):
             snapshot = context.placed(load_classifier(student.directory / files[step]).frozen())
-            answers = predict(snapshot, images).argmax(1)
+            answers = predict(snapshot, images, batch_size).argmax(1)
             accuracy = float((answers == labels).float().mean())
             agreement = float((answers == teacher_answers).float().mean())
             curve.append({"step": step, "accuracy": round(accuracy, 6), "agreement": round(agreement, 6)})

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..stage_runner import StageContext
 
 SHOWN_NAMES = 3
+IMAGES_PER_PASS = "Images per forward pass; the default is as many, up to 500, as give at most 1 GB of layer outputs."
+"""Help of --batch-size where images only pass through networks."""
 
 
 class OpensRealData(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input, read_header, read_manifest, strongest
-from ..errors import ConfigError
+from ..artifacts import BATCH_NORM_KEY, Input, read_header, read_manifest, strongest
+from ..errors import ArtifactError, ConfigError
 from ..methods import TWO_WAYS, Given, LiveMethod, Method, Objective
-from ..run_dir import ArtifactRef, RunDir
+from ..run_dir import MODEL_FILE, ArtifactRef, RunDir
 from ..stage_runner import StageContext, artifact_input
 from ..tables import is_table
 
@@ -86,26 +87,45 @@ def materials(method: Objective | LiveMethod, run: RunDir, student: str | None =
 def lacking(method: Method, run: RunDir) -> str:
     """Return what a method lacks in this run, in words, and '' if it can be used."""
     try:
-        _, spec = _header(run)
-        if method.images_only and is_table(tuple(spec["input_shape"])):
+        shape = tuple(_header(run)["classifier"]["input_shape"])
+    except ConfigError as error:
+        return str(error)
+    try:
+        if method.images_only and is_table(shape):
             return "images: the teacher takes rows of a table"
         if isinstance(method, Objective | LiveMethod):
             materials(method, run)
         if isinstance(method, Objective) and method.competes and not run.artifacts("student"):
             return f"{run.root} has no student; make one with: kdx distill"
-    except ConfigError as error:
+    except (ConfigError, ArtifactError) as error:
         return str(error)
     return ""
 
 
-def _header(run: RunDir) -> tuple[list[str], dict[str, Any]]:
-    """Return the names of the teacher's tensors, and what its file says of the classifier."""
-    names, metadata = read_header(run.teacher().directory / "model.safetensors")
-    return names, metadata["classifier"]
+def _header(run: RunDir) -> dict[str, Any]:
+    """Return what the teacher's file says of itself."""
+    return read_header(_teacher_file(run))[1]
+
+
+def _teacher_file(run: RunDir) -> Path:
+    return run.teacher().directory / MODEL_FILE
 
 
 def _has_batch_norm(run: RunDir) -> bool:
-    return any(name.endswith("running_mean") for name in _header(run)[0])
+    """Whether the teacher has batch normalization that keeps statistics, as `hooks.batch_norm_layers` finds it.
+
+    Files of version 0.1 do not say so; then the teacher is loaded.
+
+    Raises:
+        ArtifactError: it is such a file, and the teacher cannot be loaded.
+    """
+    recorded = _header(run).get(BATCH_NORM_KEY)
+    if isinstance(recorded, bool):
+        return recorded
+    from ..classifier import load_classifier
+    from ..hooks import batch_norm_layers
+
+    return bool(batch_norm_layers(load_classifier(_teacher_file(run)).network))
 
 
 def _with_record(run: RunDir, name: str, record: str) -> ArtifactRef:

@@ -39,7 +39,9 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
 
     objective: str = option("spectral_all_layers", "What to match; `kdx methods` explains.", choices=objective_names)
     images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
-    batch_size: int = option(500, "Images optimized at a time; fewer where that makes batches of equal size.", minimum=1)
+    batch_size: int = option(
+        500, "Images optimized at a time; fewer where that makes batches of equal size.", minimum=1
+    )
     student: str | None = option(
         None, "Student of the run that images compete with, for adaptive_deep_inversion.", metavar="NAME"
     )
