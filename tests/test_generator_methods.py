@@ -358,6 +358,16 @@ def test_every_value_of_a_fresh_generator_has_a_gradient(
     assert float((made[0].grad == 0).float().mean()) < 0.01
 
 
+@networks_and_shapes(list(TRAINED_BY))
+def test_pixels_are_normalized_values_with_the_scale_of_the_data_and_clipped(network: str, shape: InputShape) -> None:
+    teacher, training = fresh_training(network, shape, DARK)
+    generator = training.generator.frozen()
+    noise, labels = generator.draw(4, torch.Generator().manual_seed(0)), torch.arange(4)
+    values, pixels = generator.normalized(noise, labels), generator(noise, labels)
+    torch.testing.assert_close(pixels, (teacher.mean + teacher.std * values).clamp(0, 1))
+    assert 0 <= float(pixels.min()) < float(pixels.max()) <= 1
+
+
 @networks_and_shapes(STANDARDIZED)
 def test_a_teacher_sees_what_a_standardized_network_puts_out_and_students_see_it_clipped(
     network: str, shape: InputShape
