@@ -5,8 +5,8 @@
 RUN has a teacher of `2d:NAME` data, and transfer sets of points. Writes RUN/points.png, and prints one JSON document:
 the sliced Wasserstein distance of each class to the real test points (Bonneel et al. 2015; the mean over 200 directions
 of the distance between projections, in sides of the square), and the share of points that the teacher gives to their
-class. Beside them, the distances of uniform points that the teacher sorted, and of other real points: what is easy to
-reach, and what is the best to hope for.
+class. Beside them stand the same figures for other real points, and for uniform points of which each has the class that
+the teacher gives it: these need no generator, and they are what a flow without data is trained towards.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kdextract.data import load_data
 from kdextract.training import predict
 
 DIRECTIONS = 200
+BASELINE = "uniform points, sorted by the teacher"
 Points = dict[int, np.ndarray]
 
 
@@ -61,11 +62,9 @@ def main() -> None:
     truth = by_class(real.images.numpy(), real.labels.numpy())
     uniform = np.random.default_rng(0).integers(0, 256, (5000, 1, 1, 2), dtype=np.uint8)
     answers = predict(teacher, torch.from_numpy(uniform)).argmax(1).numpy()
-    shown = {"real": truth}
-    compared = {
-        "other real points": by_class(other.images.numpy(), other.labels.numpy()),
-        "uniform points, sorted by the teacher": by_class(uniform, answers),
-    }
+    baseline = by_class(uniform, answers)
+    shown = {"real": truth, BASELINE: baseline}
+    compared = {"other real points": by_class(other.images.numpy(), other.labels.numpy()), BASELINE: baseline}
     for directory in sorted((run / "transfer-sets").iterdir(), reverse=True):
         images, labels = (np.load(directory / name) for name in ("images.npy", "labels.npy"))
         shown[directory.name] = compared[directory.name] = by_class(images, labels)
@@ -77,7 +76,8 @@ def main() -> None:
     for axis, (name, points) in zip(axes[0], shown.items(), strict=True):
         for label, colour in ((0, "tab:blue"), (1, "tab:orange")):
             axis.scatter(*points[label][:1000].T, s=3, color=colour)
-        axis.set(title=f"{spec}: {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axis.set_title(f"{spec}: {name}", fontsize=10)
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     figure.tight_layout()
     figure.savefig(run / "points.png", dpi=100)
     print(json.dumps(document, indent=2))

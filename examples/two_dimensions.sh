@@ -1,6 +1,7 @@
 #!/bin/sh
-# Two classes in the plane, a teacher, and what a flow recovers of them: without data, and with 20 real points. About
-# two minutes per distribution on two cores; it ends with runs/2d-NAME/points.png and distances.
+# Two classes in the plane, a teacher, and the points that a flow makes of them: without data, and with 20 real points.
+# About two minutes per distribution on two cores; it ends with runs/2d-NAME/points.png, and with distances to real points:
+# those of the flows beside those of uniform points that the teacher sorted into classes.
 #
 #     sh two_dimensions.sh            # all seven
 #     sh two_dimensions.sh pizza      # or: moon1 moon2 mixed circle moons circles

@@ -13,6 +13,8 @@ from .sources import HELD_OUT_SEED, Batch, State
 class GeneratorSource:
     """Draws labels evenly and noise afresh for each batch, as wide as is good for students; generators do not change.
 
+    Images are pixels, clipped to [0, 1], as a transfer set of the same generators holds them.
+
     Args:
         mix: the generators, on the teacher's device.
         seed: fixes labels and noise.

@@ -30,16 +30,21 @@ def test_the_pipeline_scripts_are_sound_shell(name: str) -> None:
     assert subprocess.run(["sh", "-n", str(EXAMPLES / name)], check=False).returncode == 0
 
 
-def test_a_flow_recovers_points_of_the_plane_and_the_script_says_how_well(tmp_path: Path) -> None:
+def test_points_that_flows_make_stand_beside_uniform_ones_that_the_teacher_sorted(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "STEPS": "150", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PATH": path}
     script = ["sh", str(EXAMPLES / "two_dimensions.sh"), "pizza"]
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout[done.stdout.index("{") :])
     assert document["data"] == "2d:pizza"
-    best, worst = (document[name] for name in ("other real points", "alone"))
+    baseline = "uniform points, sorted by the teacher"
+    assert list(document) == ["data", "other real points", baseline, "alone", "aided"]
+    best, sorted_points, worst = (document[name] for name in ("other real points", baseline, "alone"))
+    assert sorted_points["agreement"] == 1.0
     for label in ("0", "1"):
-        assert 0 < best["sliced_wasserstein"][label] < 0.02 < worst["sliced_wasserstein"][label] < 0.4
+        distances = [row["sliced_wasserstein"][label] for row in (best, sorted_points, worst)]
+        assert 0 < distances[0] < 0.02 < distances[2] < 0.4
+        assert distances[0] < distances[1] < 0.1
     assert document["aided"]["agreement"] > 0.8
     assert document["alone"]["agreement"] > 0.8
-    assert Image.open(tmp_path / "runs" / "2d-pizza" / "points.png").size == (1200, 420)
+    assert Image.open(tmp_path / "runs" / "2d-pizza" / "points.png").size == (1600, 420)

@@ -22,15 +22,18 @@ from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.generator_source import GeneratorSource
-from kdextract.generator_training import Samples, multiply_adds
+from kdextract.generator_training import GeneratorTraining, Samples, multiply_adds
 from kdextract.generators.encodings import Encodings
+from kdextract.generators.flows import Flow
 from kdextract.generators.generator import encode_generator, load_generator
 from kdextract.generators.mix import GeneratorMix
+from kdextract.generators.networks import NETWORKS
 from kdextract.hooks import count_multiply_adds
 from kdextract.images import to_uint8
 from kdextract.methods import generator_method, generator_names
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
+from kdextract.models import InputShape
 from kdextract.stages.distill import DistillConfig
 from kdextract.stages.distill_settings import fill_in
 from kdextract.stages.student_source import Choice
@@ -296,6 +299,95 @@ def loss_of(teacher: Classifier, method: str, samples: Samples | None = None, **
         for weight in training.network.train().parameters():
             weight.add_(0.02 * torch.randn(weight.shape))
     return float(training.loss().detach())
+
+
+TRAINED_BY: dict[str, dict[str, Any]] = {
+    "resized": {"method": "kegnet", "network": "resized"},
+    "strided": {"method": "kegnet", "network": "strided"},
+    "dense": {"method": "kegnet", "network": "dense"},
+    "latent": {"method": "dafl"},
+    **{flow: {"method": "keflow", "flow": flow} for flow in FLOWS},
+}
+"""Every network that a generator may have -> the method that trains it, with its options."""
+STANDARDIZED = ["resized", "strided", "dense", "latent"]
+DARK, BRIGHT, MIDDLE = (0.13, 0.31), (0.87, 0.31), (0.44, 0.2)
+"""Mean and deviation of a teacher's data: drawings, for which a third of a fresh image is out of [0, 1], or others."""
+
+
+def fresh_training(network: str, shape: InputShape, data: tuple[float, float]) -> tuple[Classifier, GeneratorTraining]:
+    """Return a teacher in which every value of an image has a say, and the training of a fresh generator for it."""
+    mean, std = ((value,) * shape[0] for value in data)
+    torch.manual_seed(0)
+    teacher = Classifier(ClassifierSpec("hinton800", shape, tuple("abcd"), mean, std)).frozen()
+    options = dict(TRAINED_BY[network])
+    method = generator_method(options.pop("method"))
+    training = method.set_up(teacher, method.config(batch_size=8, width=8, **options), 0, None)
+    training.network.train()
+    return teacher, training
+
+
+def networks_and_shapes(networks: list[str]) -> pytest.MarkDecorator:
+    """Run a test for these networks with images of one and of three channels, and with tables if they take them."""
+    cases = [(name, (channels, 16, 16)) for name in networks for channels in (1, 3)]
+    cases += [(name, (1, 1, 12)) for name in networks if name in ("dense", "nice", "nice_affine")]
+    return pytest.mark.parametrize(("network", "shape"), cases)
+
+
+def test_every_network_is_trained_by_a_method() -> None:
+    assert TRAINED_BY.keys() == NETWORKS.keys()
+    built = {name: fresh_training(name, (1, 16, 16), DARK)[1].generator.network for name in NETWORKS}
+    assert {name for name, network in built.items() if network.standardized} == {*STANDARDIZED}
+
+
+@pytest.mark.parametrize("data", [DARK, BRIGHT, MIDDLE])
+@networks_and_shapes(list(TRAINED_BY))
+def test_every_value_of_a_fresh_generator_has_a_gradient(
+    network: str, shape: InputShape, data: tuple[float, float]
+) -> None:
+    _, training = fresh_training(network, shape, data)
+    made: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: object, output: Any) -> None:
+        made.append(output[0] if isinstance(output, tuple) else output)
+        made[0].retain_grad()
+
+    layers = training.generator.network
+    (layers.steps if isinstance(layers, Flow) else layers).register_forward_hook(keep)
+    training.loss().backward()
+    assert made[0].grad is not None
+    assert float((made[0].grad == 0).float().mean()) < 0.01
+
+
+@networks_and_shapes(list(TRAINED_BY))
+def test_pixels_are_normalized_values_with_the_scale_of_the_data_and_clipped(network: str, shape: InputShape) -> None:
+    teacher, training = fresh_training(network, shape, DARK)
+    generator = training.generator.frozen()
+    noise, labels = generator.draw(4, torch.Generator().manual_seed(0)), torch.arange(4)
+    values, pixels = generator.normalized(noise, labels), generator(noise, labels)
+    torch.testing.assert_close(pixels, (teacher.mean + teacher.std * values).clamp(0, 1))
+    assert 0 <= float(pixels.min()) < float(pixels.max()) <= 1
+
+
+@networks_and_shapes(STANDARDIZED)
+def test_a_teacher_sees_what_a_standardized_network_puts_out_and_students_see_it_clipped(
+    network: str, shape: InputShape
+) -> None:
+    teacher, training = fresh_training(network, shape, DARK)
+    made: list[torch.Tensor] = []
+    training.generator.network.register_forward_hook(lambda module, inputs, output: made.append(output.detach()))
+    shown = {"teacher": teacher.network, **training.helpers}
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in shown.items():
+        module.register_forward_pre_hook(lambda module, inputs, name=name: seen.update({name: inputs[0].detach()}))
+    training.loss()
+    assert seen.keys() == shown.keys()
+    for values in seen.values():
+        assert torch.equal(values, made[0])
+    pixels = DARK[0] + DARK[1] * made[0]
+    assert float(((pixels < 0) | (pixels > 1)).float().mean()) > 0.1
+    mix = GeneratorMix([training.generator])
+    images = mix.sample(torch.arange(4), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(images, (DARK[0] + DARK[1] * made[-1]).clamp(0, 1))
 
 
 @pytest.mark.parametrize(

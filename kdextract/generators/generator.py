@@ -1,4 +1,4 @@
-"""`Generator`: a network from noise and labels to pixels in [0, 1] that carries everything needed to rebuild it."""
+"""`Generator`: a network from noise and labels to images that carries everything needed to rebuild it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,11 @@ class GeneratorSpec:
 class Generator(nn.Module):
     """Noise [batch, *noise_shape] and labels (int64 [batch]) -> pixels [batch, channels, height, width] in [0, 1].
 
-    A network whose `conditional` is False takes no notice of the labels. Images of a `standardized` one get the mean
-    and the standard deviation of the teacher's data, and are clipped; a flow's are about as bright as these at first.
+    A network whose `conditional` is False takes no notice of the labels. Images of a `standardized` one are in the
+    teacher's normalized coordinates, and many of their values are no pixels: outside [0, 1] once they have the mean and
+    the standard deviation of the teacher's data. Such a generator is trained through `normalized`, where these values
+    have gradients; calling the generator clips them, for files and for students. A flow's images are pixels, about as
+    bright as the teacher's data at first.
     """
 
     mean: torch.Tensor
@@ -126,8 +129,13 @@ class Generator(nn.Module):
             tensors = {name: value for name, value in tensors.items() if name not in kept}
         self.network.load_state_dict(tensors)
 
+    def normalized(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return images in the teacher's normalized coordinates, unclipped, for `Classifier.of_normalized`."""
+        images = self.network(noise, labels.to(noise.device))
+        return images if self.network.standardized else (images - self.mean) / self.std
+
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return pixels in [0, 1]."""
+        """Return pixels, clipped to [0, 1] as in a file of uint8, but not rounded."""
         images = self.network(noise, labels.to(noise.device))
         return (self.mean + self.std * images).clamp(0, 1) if self.network.standardized else images
 

@@ -126,7 +126,7 @@ class DenseImages(nn.Module):
 
 
 class NoiseDecoder(nn.Module):
-    """KegNet's decoder: (`width`, ELU, batch normalization) x (1 + `layers`) from all pixels, then the noise."""
+    """KegNet's decoder: (`width`, ELU, batch normalization) x (1 + `layers`) from all values, then the noise."""
 
     def __init__(self, shape: InputShape, layers: int, width: int) -> None:
         super().__init__()

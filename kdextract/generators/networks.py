@@ -44,4 +44,5 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "glow": glow,
 }
 """Name -> (input shape, number of classes, **options) -> network with `noise_shape`, `conditional`, `standardized` and
-`forward(noise, labels)`. A standardized network returns images of mean 0 and variance 1, the others pixels."""
+`forward(noise, labels)`. A standardized network returns images of mean 0 and variance 1 per channel, unclipped, the
+others pixels."""

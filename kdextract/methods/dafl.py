@@ -92,7 +92,7 @@ def dafl_generator(
 
     def terms() -> Terms:
         with record_features(teacher.network, teacher.feature_layer) as features:
-            logits = teacher(generator(*draws.next()))
+            logits = teacher.of_normalized(generator.normalized(*draws.next()))
         return config.terms(logits, features[-1])
 
     return GeneratorTraining(generator, draws, terms, 1e-3 if config.lr is None else config.lr)

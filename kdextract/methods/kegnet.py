@@ -3,6 +3,9 @@
 A generator makes images of given classes; a decoder finds the noise again that they were made from, so that the noise
 cannot be ignored; a diversity term keeps images of different noise apart. The published code leaves the teacher in
 training mode, which lets its batch normalization drift to the generator's images; here teachers are frozen.
+
+As published, teacher, decoder and diversity term get the standardized images as the generator puts them out, whether or
+not they are pixels.
 """
 
 from __future__ import annotations
@@ -88,11 +91,11 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
 
     def terms() -> Terms:
         noise, labels = draws.next()
-        images = generator(noise, labels)
-        found = {"ce": F.cross_entropy(teacher(images), labels)}
+        images = generator.normalized(noise, labels)
+        found = {"ce": F.cross_entropy(teacher.of_normalized(images), labels)}
         if alpha:
             found["noise"] = alpha * F.mse_loss(decoder(images), noise)
-        return {**found, "sameness": beta * sameness(images / teacher.std, noise)} if beta else found
+        return {**found, "sameness": beta * sameness(images, noise)} if beta else found
 
     lr = config.setting("lr", is_table)
     return GeneratorTraining(generator, draws, terms, lr, helpers={"decoder": decoder})
