@@ -21,6 +21,7 @@ from .classifier import Classifier
 from .errors import ArtifactError, ConfigError
 from .hooks import record_activations, weighted_layers
 from .images import to_pixels
+from .queries import BLANK
 from .spectra import Graph, SpectralOptions, class_graphs, leading_directions
 
 LAYERS, SPECTRAL_ALL, SPECTRAL_PAIRS = "layers", "spectral_all_layers", "spectral_layer_pairs"
@@ -203,6 +204,7 @@ def compute_statistics(
         advance: called with the number of images done since the last call.
     """
     device = teacher.device
+    teacher.queries.add(1, BLANK)
     shapes = weighted_layers(teacher.network, torch.zeros(1, *teacher.input_shape, device=device))
     layers = tuple(Layer(name, shape, math.prod(shape)) for name, shape in shapes.items())
     small = [layer for layer in layers if layer.units <= options.max_units]
