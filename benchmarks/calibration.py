@@ -20,6 +20,7 @@ from kdextract.artifacts import read_manifest
 from kdextract.classifier import load_classifier
 from kdextract.data import load_data
 from kdextract.estimate import (
+    FEWEST_STEPS,
     LEAST_AGREEMENT,
     Estimate,
     Line,
@@ -33,8 +34,6 @@ from kdextract.run_dir import RunDir
 from kdextract.training import predict
 
 Row = dict[str, Any]
-FEWEST_STEPS = 400
-"""Students that had fewer steps are listed, but not fitted to."""
 FEATURES = ("intercept", "disagreement", "teacher_error", "other_images")
 
 

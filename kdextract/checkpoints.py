@@ -24,13 +24,17 @@ Json = dict[str, Any]
 
 
 class Checkpoints:
-    """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically."""
+    """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically.
+
+    `saved` is called after each time that it was saved.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._path = directory, directory / CHECKPOINT_FILE
         self._last = time.monotonic()
         self._stop_signal: int | None = None
         self._deferring = False
+        self.saved: Callable[[], None] = lambda: None
 
     def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
         """Return (tensors, values) of the last checkpoint, or None; a damaged one counts as none."""
@@ -57,15 +61,17 @@ class Checkpoints:
 
         tensors, values = state()
         write_file(self._path, encode_safetensors(tensors, {**values, "sha256": _digest(tensors, values)}))
+        self.saved()
         self._last = time.monotonic()
         if self._stop_signal is not None:
             raise Interrupted(self._stop_signal)
 
-    def once(self, name: str, decide: Callable[[], int]) -> int:
+    def once(self, name: str, decide: Callable[[], Json]) -> Json:
         """Return `decide()`, or what it returned before an interruption: for what depends on the clock."""
         path = self._directory / f"{name}.json"
         if path.exists():
-            return int(json.loads(path.read_bytes()))
+            decided: Json = json.loads(path.read_bytes())
+            return decided
         value = decide()
         write_file(path, json.dumps(value).encode())
         return value

@@ -15,7 +15,7 @@ from torch import nn
 
 from .artifacts import BATCH_NORM_KEY, read_header
 from .errors import ConfigError
-from .hooks import batch_norm_layers, evaluation_mode, last_layer, layer_outputs
+from .hooks import batch_norm_layers, count_multiply_adds, evaluation_mode, last_layer, layer_outputs
 from .models import InputShape
 from .models.factorized import LayerRanks, factorize
 from .networks.build import Blueprint
@@ -24,6 +24,7 @@ from .networks.heads import KINDS, Head
 from .networks.names import parse_name
 from .networks.probing import number_type
 from .networks.program import Program
+from .queries import BLANK, Queries
 from .run_dir import MODEL_FILE
 from .tensor_files import encode_safetensors, read_safetensors, rebuilding
 
@@ -90,6 +91,7 @@ class Classifier(nn.Module):
     The input is [batch, channels, height, width] float; the output is logits [batch, K]. Normalization with the
     training data's mean and standard deviation is the first operation inside. The network may compute in another
     `precision` than float32 (autocast), and be compiled; logits are float32, and weights are, all the same.
+    `queries` counts the images that it is shown, but for those of a program that is made of it.
     """
 
     mean: torch.Tensor
@@ -105,6 +107,7 @@ class Classifier(nn.Module):
         self._compiled = False
         self._own_code = spec.code is not None or isinstance(self.network, Program)
         self._number = number_type(self.network)
+        self.queries = Queries()
 
     @property
     def input_shape(self) -> InputShape:
@@ -137,6 +140,8 @@ class Classifier(nn.Module):
 
     def of_normalized(self, values: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, K] for pixels that are normalized already."""
+        if not torch.compiler.is_compiling():  # an exported program takes batches of any size
+            self.queries.add(len(values))
         values = values.to(self._number)
         if self._own_code:  # which may view a tensor in ways that only the usual layout allows
             values = values.contiguous()
@@ -180,6 +185,7 @@ class Classifier(nn.Module):
         if linear and not self.spec.is_foreign:
             return linear[-1]
         outputs = 1 if self.spec.head.kind in ("logit", "probability") else self.num_classes
+        self.queries.add(2, BLANK)
         with evaluation_mode(self.network):
             return last_layer(self.network, outputs, self.blank(2))
 
@@ -187,6 +193,7 @@ class Classifier(nn.Module):
     def images_per_pass(self) -> int:
         """Images that a forward pass without gradients takes well: up to 500, of at most 1 GB of layer outputs."""
         network = deepcopy(self.network) if self._compiled else self.network  # a copy is not compiled again for hooks
+        self.queries.add(1, BLANK)
         with evaluation_mode(network):
             outputs = layer_outputs(network, self.blank(1)).values()
         values = sum(math.prod(output.shape) for output in outputs)
@@ -195,6 +202,11 @@ class Classifier(nn.Module):
     def blank(self, count: int) -> torch.Tensor:
         """Return what the network itself takes, [count, channels, height, width], all zeros."""
         return torch.zeros(count, *self.input_shape, device=self.device, dtype=self._number)
+
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds of convolutions and linear layers for one image; a blank one is shown for it."""
+        with evaluation_mode(self), self.queries.purpose(BLANK):
+            return count_multiply_adds(self, torch.zeros(1, *self.input_shape, device=self.device))
 
     def frozen(self) -> Classifier:
         """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""

@@ -25,6 +25,7 @@ class OptionInfo:
     env: str | None = None
     metavar: str | None = None
     common: bool = False
+    otherwise: str | None = None
 
 
 def option(
@@ -40,6 +41,7 @@ def option(
     env: str | None = None,
     metavar: str | None = None,
     common: bool = False,
+    otherwise: str | None = None,
 ) -> Any:
     """Declare one option of a config dataclass.
 
@@ -49,9 +51,10 @@ def option(
         minimum, maximum: inclusive bounds of a number; `above` is an exclusive lower bound.
         recorded: whether it is part of what must be equal for a finished stage to count as done.
         common: whether help shows it among the options that many commands have.
+        otherwise: for help, what holds where the default is None and nothing is given.
     """
     known = (lambda: choices) if isinstance(choices, list) else choices
-    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar, common)
+    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar, common, otherwise)
     return field(default=default, metadata={"option": info})
 
 

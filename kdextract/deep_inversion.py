@@ -25,6 +25,7 @@ from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, Grow
 from .methods.registry import TWO_WAYS, Given
 from .moments import channel_moments
 from .pixel_optimizer import PixelAdam
+from .queries import BLANK
 from .statistics import Statistics
 
 COMPETITION_TEMPERATURE = 3.0
@@ -255,7 +256,7 @@ def _require_half_size(teacher: Classifier) -> None:
     """Raise `ConfigError` unless the teacher takes images of half its size, as networks with a global average do."""
     channels, height, width = teacher.input_shape
     try:
-        with torch.no_grad():
+        with torch.no_grad(), teacher.queries.purpose(BLANK):
             teacher(torch.zeros((2, channels, height // 2, width // 2), device=teacher.device))
     except RuntimeError as error:
         raise ConfigError("the teacher takes images of one size alone; leave out --coarse-steps") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from .classifier import Classifier
 from .hooks import batch_norm_layers
 from .losses import DISTILLATION_LOSSES
 from .progress import Reporter
+from .queries import TARGETS
 from .sources import Source
 from .training import CheckpointSaver, Monitor, Row, Schedule, Stateful, take_steps
 
@@ -23,18 +25,6 @@ class DistillationLossOptions:
     kind: str
     temperature: float
     scale: bool
-
-
-@dataclass(frozen=True)
-class DistillationResult:
-    """Metric rows of the loop, how many images the teacher was asked about, and the source's share of the seconds.
-
-    `teacher_queries` leaves out what the source asked for itself.
-    """
-
-    rows: list[Row]
-    teacher_queries: int
-    source_seconds: float
 
 
 def distill(
@@ -49,14 +39,17 @@ def distill(
     reporter: Reporter,
     monitor: Monitor[Classifier] | None = None,
     batch_norm: str = "train",
-) -> DistillationResult:
+    in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[Row]:
     """Train `student`, in place, to answer like `teacher`; its last weights are the result.
 
     `batch_norm` says what the student's batch normalization does: `train`; `frozen`, it normalizes with the statistics
-    that it has; `frozen-affine`, it keeps its scales and shifts as well.
+    that it has; `frozen-affine`, it keeps its scales and shifts as well. `in_source` makes a block around what the
+    source does, for books of its time.
 
     The teacher is frozen and in evaluation mode. Targets that the source already knows are used as they are unless
-    the images are augmented; otherwise the teacher is asked about the very images that the student sees.
+    the images are augmented; otherwise the teacher is asked about the very images that the student sees. Returns the
+    metric rows of `training.take_steps`.
     """
     teacher.frozen()
     student.train().requires_grad_(True)
@@ -64,27 +57,18 @@ def distill(
         for layer in batch_norm_layers(student):
             student.get_submodule(layer).eval().requires_grad_(batch_norm == "frozen")
     loss_function = DISTILLATION_LOSSES[loss_options.kind]
-    known_targets = False
-    source_seconds = 0.0
 
     def loss() -> torch.Tensor:
-        nonlocal known_targets, source_seconds
-        started = time.perf_counter()
-        source.update(student)
-        batch = source.sample(batch_size)
-        source_seconds += time.perf_counter() - started
-        images = augmenter(batch.images)
-        known_targets = batch.targets is not None and not augmenter.active
-        if known_targets:
-            targets = batch.targets
-        else:
-            with torch.no_grad():
+        with in_source():
+            source.update(student)
+            batch = source.sample(batch_size)
+        images, targets = augmenter(batch.images), batch.targets
+        if targets is None or augmenter.active:
+            with torch.no_grad(), teacher.queries.purpose(TARGETS):
                 targets = teacher(images)
-        assert targets is not None
         return loss_function(student(images), targets, loss_options.temperature, loss_options.scale)
 
     members: dict[str, Stateful] = {"source": source, "augmenter": augmenter}
     rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill", monitor)
     student.eval().requires_grad_(True)
-    asked = 0 if known_targets else int(rows[-1]["step"]) * batch_size
-    return DistillationResult(rows, asked, source_seconds)
+    return rows

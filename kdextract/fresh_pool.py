@@ -10,6 +10,7 @@ import torch
 from .class_index import ClassIndex
 from .classifier import Classifier
 from .images import to_pixels, to_uint8
+from .queries import HELD_OUT, TARGETS
 from .sources import HELD_OUT_SEED, Batch, State
 from .training import predict
 
@@ -48,23 +49,18 @@ class FreshPool:
         self._images = self._images.to(teacher.device)
         self._targets = torch.empty((len(self._images), teacher.num_classes), device=teacher.device)
         self._entered, self._updates = 0, 0
-        self._fill(0, self._num_chunks)
+        self._let_enter(self._num_chunks)
 
     @property
     def num_images(self) -> int:
         """Images made so far."""
         return self._entered * self._chunk
 
-    @property
-    def teacher_queries(self) -> int:
-        """One for each image."""
-        return self.num_images
-
     def update(self, student: Classifier) -> dict[str, float]:
         """Let a new chunk enter if it is time to."""
         self._updates += 1
         if self._period and self._updates % self._period == 0:
-            self._fill(self._entered, self._entered + 1)
+            self._let_enter(self._entered + 1)
         return {}
 
     def sample(self, num_images: int) -> Batch:
@@ -76,7 +72,8 @@ class FreshPool:
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return images from another pool, each class equally often."""
         size = max(num_images, at_most(HELD_OUT_POOL * num_images, MAX_HELD_OUT_BYTES, self._teacher))
-        other = FreshPool(self._make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
+        with self._teacher.queries.purpose(HELD_OUT):
+            other = FreshPool(self._make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
         return to_uint8(other.sample(num_images).images)
 
     def state(self) -> State:
@@ -85,21 +82,25 @@ class FreshPool:
         return {"counters": counters, "generator": self._generator.get_state()}
 
     def restore(self, state: State) -> None:
-        """Make the chunks that were in the pool again."""
+        """Make the chunks again that were in the pool and are not now."""
         entered, self._updates = state["counters"].tolist()
         self._generator.set_state(state["generator"])
         if entered != self._entered:
-            self._fill(max(0, entered - self._num_chunks), entered)
+            self._let_enter(entered)
 
-    def _fill(self, first: int, last: int) -> None:
-        """Let chunks number `first` to `last` - 1 enter, and index the classes anew."""
-        for index in range(first, last):
+    def _let_enter(self, entered: int) -> None:
+        """Hold the chunks that are there once so many have entered, and index the classes anew."""
+        there = range(max(0, self._entered - self._num_chunks), self._entered)
+        for index in range(max(0, entered - self._num_chunks), entered):
+            if index in there:
+                continue
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index + 1)
             images = to_uint8(self._make(self._chunk, generator))
             place = slice(index % self._num_chunks * self._chunk, (index % self._num_chunks + 1) * self._chunk)
             self._images[place] = images.to(self._images.device)
-            self._targets[place] = predict(self._teacher, images).to(self._targets.device)
-        self._entered = last
+            with self._teacher.queries.purpose(TARGETS):
+                self._targets[place] = predict(self._teacher, images).to(self._targets.device)
+        self._entered = entered
         answers = self._targets.argmax(1).cpu()
         self._index = ClassIndex(answers, self._targets.shape[1])
         fair = RARE * len(answers) / self._targets.shape[1]

@@ -17,13 +17,13 @@ from .generators.makers import MAKERS, ImageMaker, fitting_width, multiply_adds
 from .hooks import (
     BatchStatistics,
     batch_norm_layers,
-    count_multiply_adds,
     frozen_evaluation,
     record_batch_statistics,
     record_features,
 )
 from .losses import Terms, total
 from .methods.options import GameConfig
+from .queries import HELD_OUT, TARGETS
 from .sources import Batch, State
 from .structured_noise import maker, structured_pool
 from .training import optimizer_state, restore_optimizer
@@ -106,7 +106,7 @@ class Game:
         self._rules, self._config = rules, config
         self._optimizer = torch.optim.Adam(generator.parameters(), lr=config.generator_lr, fused=True)
         self._random = torch.Generator().manual_seed(seed)
-        self._updates, self._made, self._asked = 0, 0, 0
+        self._updates, self._made = 0, 0
         self._kept: Batch | None = None
         self._uses_left = 0
         self._losses: dict[str, list[float]] = {}
@@ -115,11 +115,6 @@ class Game:
     def num_images(self) -> int:
         """Images that the generator made for the student, and those of the pool."""
         return self._made + (self._pool.num_images if self._pool else 0)
-
-    @property
-    def teacher_queries(self) -> int:
-        """Images made for either player, and those of the pool."""
-        return self._asked + (self._pool.teacher_queries if self._pool else 0)
 
     @property
     def curve(self) -> list[dict[str, float]]:
@@ -161,7 +156,6 @@ class Game:
 
     def _play(self, student: Classifier) -> Answers:
         images = self._generator(self._inputs(self._config.generator_batch))
-        self._asked += len(images)
         with ExitStack() as stack:
             features = [images.new_empty((len(images), 0))]
             if self._rules.watches_features:
@@ -187,17 +181,17 @@ class Game:
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return structured noise that is in no pool, each class equally often: images of the game do not last."""
-        pool = self._pool or FreshPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
-        return pool.held_out(num_images)
+        with self._teacher.queries.purpose(HELD_OUT):
+            pool = self._pool or FreshPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
+            return pool.held_out(num_images)
 
     def _newest(self, num_images: int) -> Batch:
         """Return the images of the last call as long as they are to be repeated, then new ones."""
         if self._kept is None or self._uses_left == 0 or len(self._kept.images) != num_images:
-            with torch.no_grad():
+            with torch.no_grad(), self._teacher.queries.purpose(TARGETS):
                 images = self._generator(self._inputs(num_images))
                 self._kept = Batch(images, self._teacher(images))
             self._made += num_images
-            self._asked += num_images
             self._uses_left = self._rules.repeat
         self._uses_left -= 1
         return self._kept
@@ -215,7 +209,7 @@ class Game:
         state = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
         state |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
         state["random"] = self._random.get_state()
-        state["counters"] = torch.tensor([self._updates, self._made, self._asked, self._uses_left])
+        state["counters"] = torch.tensor([self._updates, self._made, self._uses_left])
         if self._pool is not None:
             state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
         state |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
@@ -232,7 +226,7 @@ class Game:
         self._generator.load_state_dict(below("generator."))
         restore_optimizer(self._optimizer, {name: value.clone() for name, value in below("adam.").items()})
         self._random.set_state(state["random"])
-        self._updates, self._made, self._asked, self._uses_left = state["counters"].tolist()
+        self._updates, self._made, self._uses_left = state["counters"].tolist()
         if self._pool is not None:
             self._pool.restore(below("pool."))
         self._losses = {name: values.tolist() for name, values in below("loss.").items()}
@@ -245,8 +239,7 @@ class Game:
 def open_game(teacher: Classifier, rules: Rules, config: GameConfig, seed: int) -> Game:
     """Return a game with a fresh generator, as wide as the teacher's cost allows, and the pool that it needs."""
     shape = teacher.input_shape
-    blank = torch.zeros((1, *shape), device=teacher.device)
-    cost = count_multiply_adds(teacher.frozen(), blank)
+    cost = teacher.frozen().multiply_adds()
     width = config.generator_width or fitting_width(config.start, shape, cost)
     facts = {
         "generator_width": width,

@@ -30,11 +30,6 @@ class GeneratorSource:
         """Images made so far."""
         return self._drawn
 
-    @property
-    def teacher_queries(self) -> int:
-        """None: the loop asks."""
-        return 0
-
     def update(self, student: Classifier) -> dict[str, float]:
         """Finished generators do not change."""
         return {}

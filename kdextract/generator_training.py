@@ -55,7 +55,7 @@ class Draws:
 class TermLog:
     """A `training.Monitor` that says what the terms of a loss were in the mean since the last look."""
 
-    landing = None
+    landing = replan = None
 
     def __init__(self) -> None:
         self._sums: Terms = {}
@@ -172,7 +172,7 @@ def sized_generator(
         return GeneratorSpec(network, shape, classes, {**options, "width": width}, *pixels, noise_scale, widen)
 
     if width is None:
-        affordable = count_multiply_adds(teacher.network, torch.zeros((1, *teacher.input_shape), device=teacher.device))
+        affordable = teacher.multiply_adds()
         width = largest_width(lambda width: multiply_adds(spec(width)), affordable, NARROWEST, WIDEST)
     generator = new_generator(spec(width), seed)
     generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

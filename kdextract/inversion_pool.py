@@ -6,6 +6,7 @@ every few student steps, used at once, and kept; the student then learns from al
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from .classifier import Classifier
 from .hooks import frozen_evaluation
 from .images import to_pixels, to_uint8
 from .inversion import Inverted
+from .queries import HELD_OUT, TARGETS
 from .sources import HELD_OUT_SEED, Batch, State
 
 MakeBatch = Callable[[torch.Tensor, Classifier | None, torch.Generator, torch.Tensor | None], Inverted]
@@ -42,24 +44,20 @@ class InversionPool:
     def __init__(
         self, make: MakeBatch, teacher: Classifier, batch: int, period: int, seed: int, from_noise: int = 0
     ) -> None:
-        self._make, self._teacher, self._batch, self._period, self._seed = make, teacher, batch, period, seed
+        self._make, self._teacher, self._batch, self.period, self._seed = make, teacher, batch, period, seed
         self._from_noise = from_noise
         self._random = torch.Generator().manual_seed(seed)
         shape = (0, *teacher.input_shape)
         self._images = torch.empty(shape, dtype=torch.uint8, device=teacher.device)
         self._targets = torch.empty((0, teacher.num_classes), device=teacher.device)
-        self._size, self._updates, self._asked, self._unseen = 0, 0, 0, 0
+        self._size, self._updates, self._unseen = 0, 0, 0
         self._ends: list[list[float]] = []
+        self.batch_seconds = 0.0
 
     @property
     def num_images(self) -> int:
         """Images made so far."""
         return self._size
-
-    @property
-    def teacher_queries(self) -> int:
-        """Once per image and step that made it, and once for its target."""
-        return self._asked
 
     @property
     def curve(self) -> list[dict[str, float]]:
@@ -70,7 +68,7 @@ class InversionPool:
         """Make a batch if it is time to, and return its loss, {} otherwise."""
         self._begin()
         self._updates += 1
-        if self._updates % self._period:
+        if self._updates % self.period:
             return {}
         with frozen_evaluation(student.network):
             return {"inversion_loss": self._enter(student)}
@@ -93,12 +91,14 @@ class InversionPool:
         """
         num_classes = self._teacher.num_classes
         labels = torch.arange(self._batch) * max(num_classes, self._batch) // self._batch % num_classes
-        return to_uint8(self._make(labels, None, _seeded(HELD_OUT_SEED), None).images)[:num_images].cpu()
+        with self._teacher.queries.purpose(HELD_OUT):
+            made = self._make(labels, None, _seeded(HELD_OUT_SEED), None)
+        return to_uint8(made.images)[:num_images].cpu()
 
     def state(self) -> State:
         """The images themselves, for the students that they were made against are gone."""
         self._begin()
-        counters = torch.tensor([self._updates, self._asked, self._unseen])
+        counters = torch.tensor([self._updates, self._unseen])
         kept = {"images": self._images[: self._size], "targets": self._targets[: self._size]}
         ends = torch.tensor(self._ends, dtype=torch.float64)
         return {**kept, "counters": counters, "ends": ends, "random": self._random.get_state()}
@@ -107,7 +107,7 @@ class InversionPool:
         """Continue with the pool of `state`."""
         self._images, self._targets = (state[name].to(self._images.device) for name in ("images", "targets"))
         self._size = len(self._images)
-        self._updates, self._asked, self._unseen = state["counters"].tolist()
+        self._updates, self._unseen = state["counters"].tolist()
         self._ends = state["ends"].tolist()
         self._random.set_state(state["random"])
 
@@ -118,16 +118,17 @@ class InversionPool:
 
     def _enter(self, student: Classifier | None) -> float:
         """Let a new batch enter, and return its loss."""
+        began = time.monotonic()
         made = self._next_batch(student)
         images = to_uint8(made.images)
         last = self._size + len(images)
         if last > len(self._images):
             self._images, self._targets = (_roomier(pool, last) for pool in (self._images, self._targets))
         self._images[self._size : last] = images
-        with torch.no_grad():
+        with torch.no_grad(), self._teacher.queries.purpose(TARGETS):
             self._targets[self._size : last] = self._teacher(to_pixels(images))
         self._size, self._unseen = last, len(images)
-        self._asked += made.teacher_queries + len(images)
+        self.batch_seconds = time.monotonic() - began
         self._ends.append([made.curve[-1].get(term, 0.0) for term in TERMS])
         return made.loss
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
+from .budget import Replan, Timetable
 from .classifier import Classifier, encode_classifier
 from .hooks import evaluation_mode
 from .images import to_pixels, to_uint8, warp
 from .sources import State
-from .training import LANDING_SHARE, predict
+from .training import predict
 
 LOOKS = 40
 """How often a student is looked at on its way."""
@@ -81,27 +82,37 @@ class Observer:
         steps: number of steps that are planned.
         patience: land when the agreement has not grown at this many looks in a row; None: never.
         num_snapshots: so many snapshots, evenly spaced, none of them at the end.
-        seconds: land early enough to end within so many seconds, should the steps take longer; None: never.
+        timetable: says whether the rest of the schedule has to be spread over fewer or more steps; None: never.
     """
 
     def __init__(
-        self, probe: Probe, steps: int, patience: int | None, num_snapshots: int, seconds: float | None = None
+        self,
+        probe: Probe,
+        steps: int,
+        patience: int | None,
+        num_snapshots: int,
+        timetable: Timetable | None = None,
     ) -> None:
         self._probe, self._patience = probe, patience
-        self._steps, self._limit = steps, seconds
+        self._steps, self._timetable = steps, timetable
         self._every = max(1, steps // LOOKS)
         self._snapshot_steps = [round(steps * (i + 1) / (num_snapshots + 1)) for i in range(num_snapshots)]
         self._next_look = self._every
         self._best, self._looks_since = -1.0, 0
         self._landing: int | None = None
+        self._replan: Replan | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
-        self._last_look = 0, 0.0
         self.snapshots: list[Snapshot] = []
 
     @property
     def landing(self) -> int | None:
-        """The step at which the patience, or the time, ran out."""
+        """The step at which the patience ran out."""
         return self._landing
+
+    @property
+    def replan(self) -> Replan | None:
+        """How the rest of the schedule is spread to end in time, if it is not as planned."""
+        return self._replan
 
     @property
     def seconds(self) -> float:
@@ -109,9 +120,11 @@ class Observer:
         return self._earlier_seconds + time.monotonic() - self._started
 
     def look(self, student: Classifier, step: int) -> dict[str, float]:
-        """Take a snapshot and measure agreement, each when it is due."""
+        """Take a snapshot and measure agreement, each when it is due; see whether the steps end in time."""
         if len(self.snapshots) < len(self._snapshot_steps) and step >= self._snapshot_steps[len(self.snapshots)]:
             self.snapshots.append(Snapshot(step, round(self.seconds, 3), encode_classifier(student)))
+        if self._timetable is not None and self._landing is None:
+            self._keep_to(self._timetable, step)
         if step < self._next_look:
             return {}
         self._next_look = step + self._every
@@ -120,27 +133,23 @@ class Observer:
         self._looks_since = 0 if improved else self._looks_since + 1
         self._best = max(self._best, agreement)
         out_of_patience = self._patience is not None and self._looks_since >= self._patience
-        if self._landing is None and (out_of_patience or self._late(step)):
+        if self._landing is None and out_of_patience:
             self._landing = step
         return {"agreement": round(agreement, 6)}
 
-    def _late(self, step: int) -> bool:
-        """Whether the steps that are planned would take too long, and the next look would be too late to land.
-
-        Steps are taken to cost what those since the last look cost, or more if all of them did.
-        """
-        if self._limit is None:
-            return False
-        last_step, last_seconds = self._last_look
-        self._last_look = step, self.seconds
-        pace = max(self.seconds / step, (self.seconds - last_seconds) / max(1, step - last_step))
-        left = self._limit - self.seconds
-        return (self._steps - step) * pace > left and (LANDING_SHARE * step + self._every) * pace > left
+    def _keep_to(self, timetable: Timetable, step: int) -> None:
+        planned = self._steps if self._replan is None else self._replan.last
+        last = timetable.last_step(step, planned)
+        if last != planned:
+            progress = step / self._steps if self._replan is None else self._replan.progress_at(step)
+            self._replan = Replan(step, progress, last)
 
     def state(self) -> State:
         """All of it but the probe."""
         numbers = [self._next_look, self._best, self._looks_since, -1 if self._landing is None else self._landing]
         state = {"numbers": torch.tensor([*numbers, self.seconds], dtype=torch.float64)}
+        if self._replan is not None:
+            state["replan"] = torch.tensor(astuple(self._replan), dtype=torch.float64)
         for snapshot in self.snapshots:
             content = torch.frombuffer(bytearray(snapshot.content), dtype=torch.uint8)
             state[f"snapshot.{snapshot.step}.{snapshot.seconds}"] = content
@@ -152,7 +161,10 @@ class Observer:
         self._next_look, self._looks_since = int(next_look), int(since)
         self._landing = None if landing < 0 else int(landing)
         self._started = time.monotonic()
-        self._last_look = self._next_look - self._every, self._earlier_seconds
+        self._replan = None
+        if "replan" in state:
+            begun, progress, last = state["replan"].tolist()
+            self._replan = Replan(int(begun), progress, int(last))
         self.snapshots = []
         for name, content in state.items():
             if name.startswith("snapshot."):

@@ -177,27 +177,29 @@ def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
     for None, where one of them has no default of its own."""
     takers: dict[str, list[str]] = {}
     declared_as: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
-    defaults: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, dict[str, str]] = {}
     for method_name, options in methods.items():
         for declared in option_fields(options):
             kind = _type(declared, options)
             known = declared_as.setdefault(declared.name, (declared, kind))
             assert _required(known[1]) == _required(kind), f"{declared.name} has two types"
             takers.setdefault(declared.name, []).append(method_name)
-            defaults.setdefault(declared.name, {})[method_name] = declared.default
+            said = option_info(declared).otherwise if declared.default is None else _spell(declared.default)
+            if said is not None:
+                defaults.setdefault(declared.name, {})[method_name] = said
     return [
-        _method_entry(declared, kind, takers[name], defaults[name], len(methods))
+        _method_entry(declared, kind, takers[name], defaults.get(name, {}), len(methods))
         for name, (declared, kind) in declared_as.items()
     ]
 
 
 def _method_entry(
-    declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, Any], num_methods: int
+    declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, str], num_methods: int
 ) -> Entry:
     help_text = option_info(declared).help
     if len(takers) < num_methods:
         help_text += f" Only for {', '.join(takers)}."
-    if any(value is not None for value in defaults.values()):
+    if defaults:
         help_text += f" Default: {_describe(defaults)}."
     choices = option_info(declared).choices
     if choices is not None:
@@ -205,16 +207,18 @@ def _method_entry(
     return Entry(declared, kind if _is_optional(kind) else kind | None, None, help_text, of_method=True)
 
 
-def _describe(defaults: dict[str, Any]) -> str:
+def _describe(defaults: dict[str, str]) -> str:
     """Say the usual default, and which methods have another."""
-    values = list(defaults.values())
-    usual = max(values, key=values.count)
-    others = [f"{name}: {_spell(value)}" for name, value in defaults.items() if value != usual]
-    return "; ".join([_spell(usual), *others])
+    said = list(defaults.values())
+    usual = max(said, key=said.count)
+    others = [text for text in dict.fromkeys(said) if text != usual]
+    return "; ".join([usual, *(f"{', '.join(name for name in defaults if defaults[name] == t)}: {t}" for t in others)])
 
 
 def _spell(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _required(kind: Any) -> Any:

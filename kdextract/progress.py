@@ -21,6 +21,13 @@ class Task:
         self._done, self._note, self._last_line = 0, "", time.monotonic()
         self._bar = reporter.bars.add_task(title, total=total, note="") if reporter.bars else None
 
+    def expect(self, total: int) -> None:
+        """Change the units of work that there are."""
+        if total != self._total:
+            self._total = total
+            if self._bar is not None and self._reporter.bars is not None:
+                self._reporter.bars.update(self._bar, total=total)
+
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more units as done; `note` is a short figure such as `loss 0.123`."""
         self._done += amount

@@ -35,11 +35,6 @@ class Source(Protocol):
         """Different images that it holds, or has made so far."""
         ...
 
-    @property
-    def teacher_queries(self) -> int:
-        """Images about which it has asked the teacher itself."""
-        ...
-
     def update(self, student: Classifier) -> dict[str, float]:
         """Improve what is sampled, using the student as it is; return what was measured, {} when frozen."""
         ...
@@ -81,6 +76,21 @@ class Optimized(Protocol):
         ...
 
 
+@runtime_checkable
+class Batched(Protocol):
+    """A source in which every `period`-th update makes a costly batch; the newest one took `batch_seconds`."""
+
+    @property
+    def period(self) -> int:
+        """Updates from one batch to the next."""
+        ...
+
+    @property
+    def batch_seconds(self) -> float:
+        """What the newest batch took."""
+        ...
+
+
 class ImagePool:
     """Images kept in memory as uint8, drawn in epochs: each image once, in a new random order every time.
 
@@ -112,11 +122,6 @@ class ImagePool:
     def num_images(self) -> int:
         """Images in the pool."""
         return len(self._images)
-
-    @property
-    def teacher_queries(self) -> int:
-        """None: what it knows, it was given."""
-        return 0
 
     def update(self, student: Classifier) -> dict[str, float]:
         """A pool does not change."""
@@ -194,11 +199,6 @@ class NoiseSource:
     def num_images(self) -> int:
         """Images drawn so far."""
         return self._drawn
-
-    @property
-    def teacher_queries(self) -> int:
-        """None: the loop asks."""
-        return 0
 
     def update(self, student: Classifier) -> dict[str, float]:
         """Noise does not change."""

@@ -27,6 +27,7 @@ from .artifacts import (
     read_manifest,
     write_file,
 )
+from .attempts import Attempts, forget_peak_memory, peak_memory
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
 from .config import MethodStageConfig, NetworkConfig, StageConfig, difference, option_fields, spelling, to_record
 from .errors import ArtifactError, ConfigError, OutOfMemoryError, from_os_error
@@ -34,6 +35,7 @@ from .outcome import Outcome as Outcome
 from .outcome import Plan as Plan
 from .process_state import CUBLAS, process_as_it_was
 from .progress import Reporter
+from .queries import SYNTHESIS, Queries
 from .run_dir import ArtifactRef, RunDir, verified
 
 if TYPE_CHECKING:
@@ -85,8 +87,8 @@ def file_input(role: str, path: Path) -> Input:
 class StageContext:
     """What a running stage gets: its run, its place to write, checkpoints, progress, and the books it keeps.
 
-    `started` is the `time.monotonic()` at which the stage was called. `precision` and `compiled` are what networks run
-    with; see `Classifier.placed`.
+    `started` is the `time.monotonic()` at which the stage was called; `earlier` is what attempts before this one have
+    cost. `precision` and `compiled` are what networks run with; see `Classifier.placed`.
     """
 
     run: RunDir
@@ -95,17 +97,28 @@ class StageContext:
     checkpoints: Checkpoints
     device: torch.device
     started: float
+    earlier: Attempts = field(default_factory=Attempts)
     precision: torch.dtype | None = None
     compiled: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     budget: Json = field(default_factory=dict)
     real_data: list[Json] = field(default_factory=list)
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, float] = field(default_factory=dict)
+    _queries: list[Queries] = field(default_factory=list)
 
-    def teacher(self) -> Classifier:
-        """Return the run's teacher on the stage's device, frozen and in evaluation mode."""
+    def teacher(self, purpose: str = SYNTHESIS) -> Classifier:
+        """Return the run's teacher on the stage's device, frozen and in evaluation mode.
+
+        Args:
+            purpose: what it is shown images for, where no block around says otherwise; see `queries`.
+        """
         from .classifier import load_classifier
 
-        return self.placed(load_classifier(self.run.place("teacher").directory / "model.safetensors").frozen())
+        teacher = load_classifier(self.run.place("teacher").directory / "model.safetensors").frozen()
+        teacher.queries.usual = purpose
+        self._queries.append(teacher.queries)
+        return self.placed(teacher)
 
     def placed(self, classifier: Classifier) -> Classifier:
         """Move a classifier to the stage's device, to run as the options say, and return it."""
@@ -122,15 +135,30 @@ class StageContext:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Book the seconds of the block under `name` in the budget."""
-        started = time.monotonic()
+        self._running[name] = time.monotonic()
         try:
             yield
         finally:
-            seconds = self.budget.setdefault("seconds", {})
-            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 2)
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - self._running.pop(name)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the stage so far, those of earlier attempts included."""
+        return self.earlier.seconds.get("total", 0.0) + time.monotonic() - self.started
+
+    def costs(self) -> Attempts:
+        """Return what the stage has cost so far, earlier attempts included."""
+        now = time.monotonic()
+        seconds = dict(self._seconds)
+        for name, began in self._running.items():
+            seconds[name] = seconds.get(name, 0.0) + now - began
+        queries: dict[str, int] = {}
+        for one in self._queries:
+            queries |= {name: queries.get(name, 0) + count for name, count in one.counts.items()}
+        return self.earlier.with_one_more(seconds | {"total": now - self.started}, queries, peak_memory(self.device))
 
     def count(self, **amounts: int) -> None:
-        """Add to the budget's counters (images, teacher_queries, student_steps)."""
+        """Add to the budget's counters (images, student_steps)."""
         for name, amount in amounts.items():
             self.budget[name] = self.budget.get(name, 0) + amount
 
@@ -208,15 +236,31 @@ def _execute(
     _import_what_is_set(config)
     with process_as_it_was(), signals_to(checkpoints.stop):
         device = _set_up_torch(config)
-        context = StageContext(run, plan, reporter, checkpoints, device, started, *_how_networks_run(config, device))
-        metrics = stage.execute(config, context)
-        context.budget.setdefault("seconds", {})["total"] = round(time.monotonic() - started, 2)
-        context.budget["peak_memory_mb"] = _peak_memory_mb()
+        how = _how_networks_run(config, device)
+        context = StageContext(run, plan, reporter, checkpoints, device, started, Attempts.read(partial), *how)
+        forget_peak_memory(device)
+        metrics = _execute_in_books(stage, config, context, partial)
+        context.budget |= context.costs().record(context.earlier)
         metrics_manifest = publish(
             plan.target.directory, lambda staged: _write_payload(staged, stage.name, plan, record, context, metrics)
         )
     shutil.rmtree(partial, ignore_errors=True)
     return Outcome("made", plan.target.directory, metrics_manifest, plan)
+
+
+def _execute_in_books(stage: Stage[ConfigT], config: ConfigT, context: StageContext, partial: Path) -> Json:
+    """Execute the stage; write down what this attempt costs when it begins, at each checkpoint, and if it fails."""
+
+    def write() -> None:
+        context.costs().write(partial)
+
+    context.checkpoints.saved = write
+    write()
+    try:
+        return stage.execute(config, context)
+    except BaseException:
+        write()
+        raise
 
 
 def _prepare_partial(stage: str, plan: Plan, record: Json, reporter: Reporter) -> Path:
@@ -261,14 +305,6 @@ def _write_payload(
         budget=context.budget,
         metrics=metrics,
     )
-
-
-def _peak_memory_mb() -> int:
-    """Return the most memory that the process has held so far, in MB (10^6 bytes)."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1024 if platform.system() == "Linux" else 1) / 1e6)
 
 
 def _environment(context: StageContext) -> Json:

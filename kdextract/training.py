@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .augmentation import Augmenter
+from .budget import Replan
 from .classifier import Classifier
 from .errors import DivergedError
 from .images import to_pixels
@@ -87,6 +88,11 @@ class Monitor(Stateful, Protocol[TraineeT_contra]):
         """The step from which on the rate should fall to zero, None while it need not."""
         ...
 
+    @property
+    def replan(self) -> Replan | None:
+        """How the rest of the schedule is spread, None while it goes on as planned."""
+        ...
+
     def look(self, trainee: TraineeT_contra, step: int, /) -> Row:
         """Measure it after `step` steps, and return what the metric row should say besides."""
         ...
@@ -98,7 +104,8 @@ class Schedule:
 
     `optimizer` is one of `OPTIMIZERS`. `weight_decay` is for adam, decoupled from the gradient (Loshchilov and Hutter
     2019), and for sgd. `clip` is the largest norm of the gradient; longer ones are shortened.
-    `landing` is the step from which on a schedule that ends early falls to zero instead.
+    `landing` is the step from which on a schedule that ends early falls to zero instead. `replan` spreads what is left
+    of the schedule over fewer or more steps.
     """
 
     steps: int
@@ -109,6 +116,7 @@ class Schedule:
     optimizer: str = "adam"
     clip: float | None = None
     weight_decay: float = 0.0
+    replan: Replan | None = None
 
     def rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
@@ -118,14 +126,19 @@ class Schedule:
 
     @property
     def last(self) -> int:
-        """Number of steps that are taken: `steps`, or fewer after an early landing."""
+        """Number of steps that are taken: `steps`, those of another plan, or fewer after an early landing."""
+        planned = self.steps if self.replan is None else self.replan.last
         if self.landing is None:
-            return self.steps
-        return min(self.steps, self.landing + max(1, round(self.landing * LANDING_SHARE)))
+            return planned
+        return min(planned, self.landing + max(1, round(self.landing * LANDING_SHARE)))
+
+    def progress(self, step: int) -> float:
+        """Where in the schedule, in [0, 1], a step is, landings aside."""
+        return step / self.steps if self.replan is None else self.replan.progress_at(step)
 
     def _planned_rate(self, step: int) -> float:
         rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
-        return rate if self.kind == "constant" else rate * _fall(step / self.steps)
+        return rate if self.kind == "constant" else rate * _fall(self.progress(step))
 
 
 def _fall(share: float) -> float:
@@ -148,7 +161,7 @@ def take_steps(
     Args:
         loss_of_next_batch: draws the next batch and returns its scalar loss.
         stateful: everything that `loss_of_next_batch` draws from, by name, so that it continues after a resume.
-        monitor: looks at the network now and then, and may end the schedule early; it is stateful as well.
+        monitor: looks at the network now and then, and may change the end of the schedule; it is stateful as well.
 
     Returns:
         Metric rows {step, loss, lr} and what the monitor measured: about `METRIC_ROWS` of them, losses averaged over
@@ -169,6 +182,7 @@ def take_steps(
         task.advance(step)
         while step < _landed(schedule, monitor).last:
             reported, schedule = step, _landed(schedule, monitor)
+            task.expect(schedule.last)
             while step < min(schedule.last, reported + every):
                 optimizer.param_groups[0]["lr"] = schedule.rate(step)
                 loss = loss_of_next_batch()
@@ -193,10 +207,10 @@ def take_steps(
 
 
 def _landed(schedule: Schedule, monitor: Monitor[TraineeT] | None) -> Schedule:
-    """Return the schedule with the landing that the monitor asks for, if it does."""
-    if monitor is None or monitor.landing is None:
+    """Return the schedule with the landing and the other plan that the monitor asks for, if it does."""
+    if monitor is None:
         return schedule
-    return replace(schedule, landing=monitor.landing)
+    return replace(schedule, landing=monitor.landing, replan=monitor.replan)
 
 
 def _state(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,31 @@ CLICK = get_command(cli.app).commands  # type: ignore[attr-defined]
 SPEECH = {declared.name for declared in option_fields(OutputOptions)} | {"help"}
 FUNCTIONS = [name for name in api.__all__ if name != "load_classifier"]
 CALLBACKS = {registered.name: registered.callback for registered in cli.app.registered_commands}
+
+
+# ---- help ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLICK)
+def test_no_help_gives_none_as_a_default(name: str) -> None:
+    for parameter in CLICK[name].params:
+        told = f"{getattr(parameter, 'help', '') or ''} [{parameter.default if parameter.show_default else ''}]"
+        assert not re.search(r"\bNone\b", told), f"{name} {parameter.name}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "defaults"),
+    [
+        ("distill", "bn", "Default: as --course says; dfq: 1."),
+        ("distill", "student_steps", "Default: 10; dafl: 1; dfad: 5."),
+        ("distill", "clip", "Default: on."),
+        ("optimize-dataset", "lr",
+         "Default: 0.3; adaptive_deep_inversion, deep_dream, deep_inversion: as --course says; top_layer: 0.02."),
+    ],
+)  # fmt: skip
+def test_help_gives_the_default_of_every_method(command: str, option: str, defaults: str) -> None:
+    (parameter,) = [parameter for parameter in CLICK[command].params if parameter.name == option]
+    assert defaults in parameter.help
 
 
 # ---- the same commands with the same options -----------------------------------------------------------------------

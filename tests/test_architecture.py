@@ -26,6 +26,7 @@ LEVELS = [
         "pickles",
         "process_state",
         "progress",
+        "queries",
         "report.",
         "soap",
         "spectra",
@@ -34,7 +35,7 @@ LEVELS = [
     ],
     ["budget", "config", "headers", "hooks", "models.", "notebook", "records"],
     ["artifacts", "images", "methods.options", "methods.registry", "options", "tensor_files", "weights"],
-    ["checkpoints", "data.", "generators.", "looks", "networks.", "run_dir"],
+    ["attempts", "checkpoints", "data.", "generators.", "looks", "networks.", "run_dir"],
     ["classifier"],
     ["auto", "examination", "exporting", "importing", "inheritance", "nearest", "outcome", "sources", "statistics"],
     ["augmentation", "generator_source", "inversion", "memory", "stage_runner"],
@@ -188,6 +189,7 @@ def test_a_model_family_knows_no_other(module: str) -> None:
 def test_stages_meet_only_through_artifacts(module: str) -> None:
     others = {name for name in IMPORTS[module] if name.startswith("stages.")} - {
         "stages.classifiers",
+        "stages.distill_budget",
         "stages.distill_settings",
         "stages.inputs",
         "stages.lineage",

@@ -16,7 +16,7 @@ from kdextract import training
 from kdextract.augmentation import Augmenter
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
 from kdextract.data import load_data
-from kdextract.distillation import DistillationLossOptions, DistillationResult, distill
+from kdextract.distillation import DistillationLossOptions, distill
 from kdextract.errors import ConfigError, DivergedError, Interrupted
 from kdextract.images import fit_images, to_pixels
 from kdextract.losses import DISTILLATION_LOSSES, kl_divergence
@@ -25,7 +25,16 @@ from kdextract.progress import Reporter
 from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
 from kdextract.stages.student_start import StudentStart
 from kdextract.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training import OPTIMIZERS, Schedule, fit, predict, random_states, set_random_states, take_steps
+from kdextract.training import (
+    OPTIMIZERS,
+    Row,
+    Schedule,
+    fit,
+    predict,
+    random_states,
+    set_random_states,
+    take_steps,
+)
 
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)
@@ -101,7 +110,7 @@ def run(
     augmenter: Augmenter | None = None,
     checkpoints: Any = None,
     batch_norm: str = "train",
-) -> DistillationResult:
+) -> list[Row]:
     schedule = Schedule(steps, lr)
     return distill(
         teacher,
@@ -187,12 +196,13 @@ def test_known_targets_are_used_and_the_teacher_is_not_asked(images: torch.Tenso
     targets = predict(teacher, images)
     asked = watch(teacher)
     cached, fresh = make_student(), make_student()
-    result = run(teacher, cached, ImagePool(images, targets, 0, CPU), steps=12)
+    before = teacher.queries.total
+    run(teacher, cached, ImagePool(images, targets, 0, CPU), steps=12)
     assert asked == []
-    assert result.teacher_queries == 0
-    result = run(teacher, fresh, ImagePool(images, None, 0, CPU), steps=12)
+    assert teacher.queries.total == before
+    run(teacher, fresh, ImagePool(images, None, 0, CPU), steps=12)
     assert len(asked) == 12
-    assert result.teacher_queries == 12 * 32
+    assert teacher.queries.counts["targets"] == 12 * 32
     for name, value in weights(cached).items():
         torch.testing.assert_close(value, weights(fresh)[name], rtol=1e-3, atol=1e-4)
 
@@ -210,8 +220,8 @@ def test_augmented_images_are_shown_to_the_teacher_as_the_student_sees_them(imag
     teacher, student = make_teacher(), make_student()
     targets = predict(teacher, images)
     asked, shown = watch(teacher), watch(student)
-    result = run(teacher, student, ImagePool(images, targets, 0, CPU), steps=5, augmenter=shifting())
-    assert result.teacher_queries == 5 * 32
+    run(teacher, student, ImagePool(images, targets, 0, CPU), steps=5, augmenter=shifting())
+    assert teacher.queries.counts["targets"] == 5 * 32
     assert len(asked) == len(shown) == 5
     assert all(torch.equal(a, b) for a, b in zip(asked, shown, strict=True))
     originals = {tuple(image.flatten().tolist()) for image in to_pixels(images)}
@@ -226,8 +236,8 @@ def test_augmented_images_are_shown_to_the_teacher_as_the_student_sees_them(imag
 def test_each_loss_falls(kind: str, teacher: Classifier, images: torch.Tensor) -> None:
     student, targets = make_student(), predict(teacher, images)
     loss = DistillationLossOptions(kind, 4.0, True)
-    result = run(teacher, student, ImagePool(images, targets, 0, CPU), steps=60, lr=3e-3, loss=loss)
-    first, last = result.rows[0]["loss"], result.rows[-1]["loss"]
+    rows = run(teacher, student, ImagePool(images, targets, 0, CPU), steps=60, lr=3e-3, loss=loss)
+    first, last = rows[0]["loss"], rows[-1]["loss"]
     floor = float(DISTILLATION_LOSSES[kind](targets, targets, 4.0, True))  # the cross-entropy's is not zero
     assert last - floor < 0.6 * (first - floor)
 
@@ -238,8 +248,8 @@ def test_loss_options_matter(teacher: Classifier, images: torch.Tensor) -> None:
         for temperature, scale in ((4.0, True), (1.0, True), (4.0, False)):
             options = DistillationLossOptions(kind, temperature, scale)
             student = make_student()
-            result = run(teacher, student, ImagePool(images, None, 0, CPU), steps=1, loss=options)
-            made[kind, temperature, scale] = result.rows[0]["loss"]
+            rows = run(teacher, student, ImagePool(images, None, 0, CPU), steps=1, loss=options)
+            made[kind, temperature, scale] = rows[0]["loss"]
     assert len(set(made.values())) >= 10
     for kind, power in (("kl", 2), ("ce", 2), ("l1", 1), ("mse", 2)):
         assert made[kind, 4.0, True] == pytest.approx(made[kind, 4.0, False] * 4**power, rel=1e-2)
@@ -327,12 +337,12 @@ def test_a_resumed_student_equals_one_that_was_not_stopped(
     small = {"steps": 18, "batch_size": 24, "lr": 3e-3}
     path = tmp_path / "checkpoint.safetensors"
 
-    def attempt(stop: int | None, seed: int) -> tuple[DistillationResult, dict[str, torch.Tensor]]:
+    def attempt(stop: int | None, seed: int) -> tuple[list[Row], dict[str, torch.Tensor]]:
         torch.manual_seed(seed)
         student = make_student(architecture, seed)
         source, checkpoints = make_source(images, teacher), StopAt(path, stop)
-        result = run(teacher, student, source, augmenter=shifting(), checkpoints=checkpoints, **small)
-        return result, weights(student)
+        metric_rows = run(teacher, student, source, augmenter=shifting(), checkpoints=checkpoints, **small)
+        return metric_rows, weights(student)
 
     straight, expected = attempt(None, seed=1)
     for stop in (5, 11):
@@ -341,8 +351,7 @@ def test_a_resumed_student_equals_one_that_was_not_stopped(
     assert read_safetensors(path)[1]["rows"][-1]["step"] in (11, 12)
     resumed, got = attempt(None, seed=77)  # other weights and other randomness, all of which the checkpoint replaces
     assert equal(got, expected)
-    assert resumed.rows == straight.rows
-    assert resumed.teacher_queries == straight.teacher_queries
+    assert resumed == straight
 
 
 # ---- sources ----------------------------------------------------------------------------------------------------

@@ -9,19 +9,31 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import kdx
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kdextract
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.estimate import (
+    ACCURACIES,
+    FEWEST_STEPS,
+    LEARNED_FROM,
     LEAST_AGREEMENT,
     LINE,
+    MOST_AGREEMENT,
+    MOST_PARAMETERS,
+    SIDES,
     Estimate,
     TeacherAccuracy,
     estimate,
     structured_agreement,
+    why_not,
+    why_not_student,
 )
+from kdextract.methods import live_method
+from kdextract.models import architecture
+from kdextract.stages.student_source import Choice
 
 CALIBRATION = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration.json").read_text())
 EXACT = TeacherAccuracy(0.99, 0.0)
@@ -101,7 +113,9 @@ def test_structured_agreement_leaves_everything_as_it_is() -> None:
 
 
 def test_distill_estimates_without_real_data(run_copy: Path) -> None:
-    with_it = kdextract.distill(run=run_copy, method="structured_noise", steps=120, name="a", teacher_accuracy=0.97)
+    with_it = kdextract.distill(
+        run=run_copy, method="structured_noise", steps=400, batch_size=16, name="a", teacher_accuracy=0.97, threads=1
+    )
     assert not with_it.manifest.real_data
     metrics = with_it.manifest.metrics
     assert LEAST_AGREEMENT <= metrics["structured_agreement"] <= 1
@@ -116,3 +130,103 @@ def test_an_unknown_teacher_accuracy_means_no_estimate(tmp_path: Path) -> None:
     assert "validation_accuracy" not in teacher.manifest.metrics
     student = kdextract.distill(run=tmp_path, method="structured_noise", steps=2, threads=1)
     assert not [name for name in student.manifest.metrics if name.startswith("estimated")]
+
+
+# ---- where it is made ----------------------------------------------------------------------------------------------
+
+
+def teacher_of(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, parameters: int = 100) -> Classifier:
+    """A teacher of so many parameters, which need not work."""
+    names = tuple(f"class {index}" for index in range(classes))
+    spec = ClassifierSpec("hinton800", shape, names, (0.1,) * shape[0], (0.3,) * shape[0])
+    return Classifier(spec, torch.nn.Linear(parameters, 1, bias=False))
+
+
+FITTED = [
+    row
+    for row in CALIBRATION["students"]
+    if row["steps"] >= FEWEST_STEPS and row["structured_agreement"] >= LEAST_AGREEMENT
+    and not row["data"].startswith("cifar10")
+]  # fmt: skip
+
+
+def test_it_is_made_for_every_student_that_the_line_was_fitted_to() -> None:
+    for row in FITTED:
+        shape = architecture(row["teacher_model"]).input_shape
+        images = "real images" if row["images"] in ("mnist", "folder") else row["images"]
+        network = architecture(row["teacher_model"]).build(shape, 10)
+        teacher = teacher_of(shape, parameters=sum(p.numel() for p in network.parameters()))
+        assert why_not(teacher, images, TeacherAccuracy(row["teacher_accuracy"], 0.0)) == ""
+        assert why_not_student(row["structured_agreement"], row["steps"]) == ""
+
+
+def test_its_borders_are_near_recorded_students() -> None:
+    accuracies, agreements = ([row[name] for row in FITTED] for name in ("teacher_accuracy", "structured_agreement"))
+    assert pytest.approx((min(accuracies), max(accuracies)), abs=0.01) == ACCURACIES
+    assert pytest.approx(max(agreements), abs=0.01) == MOST_AGREEMENT
+    assert {row["images"] for row in FITTED} - {"mnist"} == set(LEARNED_FROM) - {"real images"}
+    assert {architecture(row["teacher_model"]).input_shape for row in FITTED} == {(1, side, side) for side in SIDES}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"shape": (3, 32, 32)}, "grey images of 28x28 to 32x32, not of 3x32x32"),
+        ({"shape": (1, 27, 28)}, "not of 1x27x28"),
+        ({"shape": (1, 28, 33)}, "not of 1x28x33"),
+        ({"shape": (1, 1, 28)}, "not of 1x1x28"),
+        ({"classes": 9}, "10 classes, not of 9"),
+        ({"classes": 100}, "10 classes, not of 100"),
+        ({"parameters": MOST_PARAMETERS + 1}, "not of 2,500,001"),
+    ],
+)
+def test_other_teachers_get_no_estimate(changed: dict[str, Any], reason: str) -> None:
+    assert why_not(teacher_of(), "dfq", EXACT) == ""
+    assert why_not(teacher_of(parameters=MOST_PARAMETERS), "dfq", EXACT) == ""
+    assert reason in why_not(teacher_of(**changed), "dfq", EXACT)
+
+
+@pytest.mark.parametrize(
+    "images", ["dafl", "noise:normal", "trained generators", "deep_inversion", "dfq with --replay 0"]
+)
+def test_students_of_other_images_get_no_estimate(images: str) -> None:
+    assert f"not of {images}" in why_not(teacher_of(), images, EXACT)
+
+
+@pytest.mark.parametrize("accuracy", [0.959, 0.997])
+def test_teachers_of_other_accuracy_get_no_estimate(accuracy: float) -> None:
+    assert "96 to 99.6 % accuracy" in why_not(teacher_of(), "dfq", TeacherAccuracy(accuracy, 0.0))
+    for inside in ACCURACIES:
+        assert why_not(teacher_of(), "dfq", TeacherAccuracy(inside, 0.0)) == ""
+    assert "--teacher-accuracy says it" in why_not(teacher_of(), "dfq", None)
+
+
+@pytest.mark.parametrize(("agreement", "steps", "estimated"), [
+    (0.5, 400, True), (0.96, 400, True), (0.49, 400, False), (0.97, 400, False), (0.7, 399, False),
+])  # fmt: skip
+def test_other_students_get_no_estimate(agreement: float, steps: int, estimated: bool) -> None:
+    assert (why_not_student(agreement, steps) == "") == estimated
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "dfq"),
+        ({"replay": 0.9}, "dfq"),
+        ({"replay": 0.7}, "dfq with --replay 0.7"),
+        ({"start": "noise"}, "dfq with --start noise"),
+        ({"start": "noise", "replay": 0.0}, "dfq with --start noise"),
+    ],
+)
+def test_a_game_from_noise_is_another_one(options: dict[str, Any], expected: str) -> None:
+    assert Choice("live", "dfq").learned_from(live_method("dfq").config(**options)) == expected
+
+
+def test_one_line_says_why_there_is_none(teacher_run: Path, tmp_path: Path) -> None:
+    options = ["--method", "dfq", "--start", "noise", "--replay", "0", "--steps", "2", "--batch-size", "8"]
+    done = kdx("distill", *options, "--threads", "1", "--run", teacher_run, "--json", cwd=tmp_path)
+    assert [line for line in done.stderr.splitlines() if "estimate" in line] == [
+        f"no estimate of accuracy: it was calibrated on students of {', '.join(LEARNED_FROM)}, "
+        "not of dfq with --start noise"
+    ]
+    assert not [name for name in json.loads(done.stdout) if name.startswith(("estimated", "structured"))]

@@ -42,7 +42,7 @@ def test_new_images_enter_and_the_oldest_leave(teacher: Classifier) -> None:
     pool.update(teacher)
     assert not torch.equal(pool._images[:10], first[:10])
     assert torch.equal(pool._images[10:], first[10:])
-    assert pool.num_images == pool.teacher_queries == 50
+    assert pool.num_images == teacher.queries.counts["targets"] == 50
     for _ in range(8):
         pool.update(teacher)
     assert not any(torch.equal(pool._images[i], first[i]) for i in range(40))

@@ -128,10 +128,11 @@ def test_replayed_images_are_structured_noise_as_it_is(
 
 def test_a_game_from_noise_alone_needs_no_pool(teacher: Classifier, student: Classifier) -> None:
     game = opened("dfad", teacher, start="noise", replay=0.0)
-    assert (game.num_images, game.teacher_queries) == (0, 0)
+    assert game.num_images == 0
+    assert teacher.queries.counts == {"blank": 1}, "for its cost"
     drawn(game, student, steps=5, num_images=10)
     assert game.num_images == 50
-    assert game.teacher_queries == 50 + 2 * 6, "two steps of the generator, 6 images each"
+    assert teacher.queries.counts == {"blank": 1, "targets": 50, "synthesis": 2 * 6}, "two steps of the generator"
 
 
 # ---- turns --------------------------------------------------------------------------------------------------------
@@ -150,11 +151,11 @@ def test_the_generator_moves_after_so_many_student_steps(
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_images_are_repeated_and_the_teacher_asked_once(repeat: int, teacher: Classifier, student: Classifier) -> None:
     game = opened("zskt", teacher, student_steps=100, repeat=repeat, replay=0.0, fresh=0)
-    before = game.teacher_queries
+    before = teacher.queries.total
     batches = drawn(game, student, steps=7)
     for index in range(1, 7):
         assert torch.equal(batches[index].images, batches[index - 1].images) == (index % repeat != 0)
-    assert game.teacher_queries - before == 10 * -(-7 // repeat)
+    assert teacher.queries.total - before == 10 * -(-7 // repeat)
 
 
 def test_published_turns_are_the_defaults() -> None:

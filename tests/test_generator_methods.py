@@ -34,6 +34,7 @@ from kdextract.methods import generator_method, generator_names
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
 from kdextract.models import InputShape
+from kdextract.observer import HELD_OUT_IMAGES
 from kdextract.stages.distill import DistillConfig
 from kdextract.stages.distill_settings import fill_in
 from kdextract.stages.student_source import Choice
@@ -71,7 +72,7 @@ def test_it_makes_generators_from_the_teacher_alone(way: str, teacher_run: Path)
     manifest = read_manifest(outcome.directory)
     assert manifest.needs == ("teacher+samples" if "samples" in WAYS[way] else "teacher")
     assert len(manifest.real_data) == ("samples" in WAYS[way])
-    assert manifest.budget["teacher_queries"] == 2 * 3 * 6
+    assert manifest.budget["teacher_queries_by_purpose"]["synthesis"] == 2 * 3 * 6
     assert 0 <= manifest.metrics["mean_confidence"] <= 1
     assert 0 <= manifest.metrics["rarest_class_share"] <= 0.1
     assert sha256s(teacher_run / "teacher") == before
@@ -185,7 +186,9 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     outcome = kdextract.distill(run=teacher_run, steps=3, batch_size=16, threads=1)
     assert outcome.manifest.metrics["source"] == "kegnet"
     assert outcome.manifest.budget["images"] == 3 * 16
-    assert outcome.manifest.budget["teacher_queries"] == 3 * 16 + SHOWN
+    assert outcome.manifest.budget["teacher_queries_by_purpose"] == {
+        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": SHOWN
+    }  # fmt: skip
     assert outcome.manifest.needs == "teacher"
 
 

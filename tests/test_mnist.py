@@ -29,7 +29,7 @@ def test_chain_on_mnist(tmp_path: Path) -> None:
     statistics = kdextract.compute_stats(run=run, covariance_rank=30, max_units=2000, spectral=False, **data)
     assert statistics.manifest.metrics["smallest_class"] == 5421, "the number of fives among MNIST's training images"
     assert statistics.manifest.metrics["layers_without_covariance"] == ["conv1"]
-    assert statistics.manifest.budget["teacher_queries"] == 60_000
+    assert statistics.manifest.budget["teacher_queries_by_purpose"]["statistics"] == 60_000
 
     made = kdextract.optimize_dataset(run=run, objective="all_layers", images_per_class=IMAGES_PER_CLASS)
     images = np.load(made.directory / "images.npy")

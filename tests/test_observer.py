@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdextract.budget import Timetable
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.observer import LOOKS, Observer, Probe
 from kdextract.training import Schedule
@@ -109,6 +110,21 @@ def test_a_restored_observer_goes_on_as_if_nothing_had_happened() -> None:
         assert walk(stop) == walk(None)
 
 
+def test_another_plan_is_kept_with_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("kdextract.budget.time.monotonic", lambda: now)
+    timetable = Timetable(budget=100.0, spent=0.0, closing=0.0)
+    observer = Observer(Scripted([0.5] * 20), 10 * LOOKS, None, 0, timetable)
+    for step in range(10, 110, 10):
+        now += 5.0
+        observer.look(make_classifier(0), step)
+    assert observer.replan is not None
+    assert 180 <= observer.replan.last <= 200, "half a second each, and 46.5 are left"
+    restored = Observer(Scripted([0.5]), 10 * LOOKS, None, 0, timetable)
+    restored.restore(observer.state())
+    assert restored.replan == observer.replan
+
+
 def test_a_landing_falls_from_where_the_rate_was_to_zero() -> None:
     for kind in ("constant", "cosine"):
         planned, landed = Schedule(1000, 0.1, kind), Schedule(1000, 0.1, kind, landing=500)
@@ -119,36 +135,3 @@ def test_a_landing_falls_from_where_the_rate_was_to_zero() -> None:
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert Schedule(1000, 0.1, landing=950).last == 1000, "a landing never takes longer than was planned"
-
-
-class Clock:
-    """A clock on which every step takes as long as it is told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr("kdextract.observer.time.monotonic", lambda: self.now)
-
-
-def steps_taken(clock: Clock, steps: int, limit: float | None, seconds_of_step: float, slow_from: int = 10**9) -> int:
-    """Take the steps of a schedule that an observer may end early, and return how many there were."""
-    observer = Observer(Scripted([0.5] * (LOOKS + 1)), steps, None, 0, limit)
-    step = 0
-    while step < Schedule(steps, 1.0, landing=observer.landing).last:
-        step += 1
-        clock.now += seconds_of_step * (3 if step > slow_from else 1)
-        observer.look(make_classifier(0), step)
-    return step
-
-
-@pytest.mark.parametrize(("seconds_of_step", "slow_from"), [(0.13, 10**9), (0.2, 10**9), (0.5, 10**9), (0.1, 500)])
-def test_it_lands_to_be_in_time(monkeypatch: pytest.MonkeyPatch, seconds_of_step: float, slow_from: int) -> None:
-    clock = Clock(monkeypatch)
-    taken = steps_taken(clock, 1000, 110.0, seconds_of_step, slow_from)
-    assert taken < 1000
-    assert 0.85 * 110 < clock.now < 1.03 * 110
-
-
-def test_it_does_not_land_when_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in (110.0, None):
-        assert steps_taken(Clock(monkeypatch), 1000, limit, 0.1) == 1000
-    assert steps_taken(Clock(monkeypatch), 1000, 101.0, 0.1) == 1000

@@ -30,7 +30,7 @@ class Entry:
     `command` is its line with RUN and DIR for the run and data directories; `seconds` the wall clock of its process
     from start to end, imports included; `exit_code` 0 or that of its failure, whose sentence is `message`; `identity`
     that of the artifact it made. `side_by_side` is the number of commands that could run at the same time, and
-    `resumed` says that an earlier attempt was cut short, whose seconds are missing here.
+    `resumed` says that an earlier attempt was cut short, whose seconds the manifest has.
     """
 
     command: str

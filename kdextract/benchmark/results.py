@@ -28,12 +28,14 @@ def collect(suite: Suite, runs: list[Run], setting: Setting) -> Json:
     row are {mean, sd, n} over the seeds that are done; `sd` is the sample standard deviation, None for one seed.
     """
     teachers, cells, entries, manifests = [], [], [], []
+    several: list[tuple[bool, int | None]] = []
     for run in runs:
         books = _RunBooks(run, setting)
         teachers.append(_teacher(run, books))
         cells += [_cell(cell, run, books) for cell in run.cells]
         entries += books.used
         manifests += books.manifests
+        several += books.attempts
     return {
         "schema_version": SCHEMA_VERSION,
         "suite": {
@@ -48,7 +50,8 @@ def collect(suite: Suite, runs: list[Run], setting: Setting) -> Json:
         "machines": _distinct({"cpus": entry.cpus, "cpu": entry.cpu} for entry in entries),
         "measured": _first_and_last([m.environment.get("made_at") for m in manifests]),
         "side_by_side": max((entry.side_by_side for entry in entries), default=1),
-        "resumed": sum(entry.resumed for entry in entries),
+        "resumed": sum(resumed for resumed, attempts in several if attempts is None),
+        "several_attempts": sum(attempts is not None and attempts > 1 for _, attempts in several),
         "counts": {status: sum(c["status"] == status for c in cells) for status in (DONE, FAILED, NOT_RUN)},
         "teachers": _teacher_rows(teachers),
         "rows": condense(cells),
@@ -74,6 +77,17 @@ class _RunBooks:
         """Every finished result that was asked for."""
         return [manifest for manifest in self._manifests.values() if manifest is not None]
 
+    @property
+    def attempts(self) -> list[tuple[bool, int | None]]:
+        """Whether each result was interrupted as the books know, and in how many attempts as its manifest says."""
+        results = []
+        for label, manifest in self._manifests.items():
+            if manifest is not None:
+                entry = self._books.entry(label)
+                known = entry is not None and entry.identity == manifest.identity and entry.resumed
+                results.append((known, manifest.budget.get("attempts")))
+        return results
+
     def manifest(self, command: Command) -> Manifest | None:
         """Return the manifest of a command's finished result."""
         if command.label not in self._manifests:
@@ -88,10 +102,14 @@ class _RunBooks:
         return entry if entry is not None and manifest is not None and entry.identity == manifest.identity else None
 
     def seconds(self, command: Command) -> float | None:
-        """Return the wall clock of the process that made the result; None where another way made it."""
-        self.manifest(command)
-        entry = self._entry(command)
-        return entry.seconds if entry else None
+        """Return the wall clock of the process that made the result, with the seconds of attempts that were cut short.
+
+        None where another way made it.
+        """
+        manifest, entry = self.manifest(command), self._entry(command)
+        if manifest is None or entry is None:
+            return None
+        return entry.seconds + float(manifest.budget["seconds"].get("earlier_attempts", 0.0))
 
     def failure(self, command: Command) -> Entry | None:
         """Return how this very command failed, if it did when it was last run."""
@@ -182,6 +200,7 @@ def _figures(cell: Cell, books: _RunBooks) -> Json:
             "end_to_end": None if None in walls else round(sum(wall for wall in walls if wall), 2),
         },
         "peak_memory_mb": max(m.budget["peak_memory_mb"] for m in (*before, student)),
+        "peak_gpu_memory_mb": max(m.budget.get("peak_gpu_memory_mb") or 0 for m in (*before, student)) or None,
         "curve": curve,
     }
 
@@ -257,6 +276,7 @@ def _row(members: list[Json]) -> Json:
         "needs": first.get("needs"),
         "seconds": {name: seconds(name) for name in ("synthesis", "distillation", "evaluation", "end_to_end")},
         "peak_memory_mb": max((cell["peak_memory_mb"] for cell in done), default=None),
+        "peak_gpu_memory_mb": max((cell.get("peak_gpu_memory_mb") or 0 for cell in done), default=0) or None,
         "curve": _mean_curve([cell["curve"] for cell in done]),
     }
 

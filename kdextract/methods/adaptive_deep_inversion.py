@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import option
-from .options import AdaptiveTerms, BatchCourse, GrowingPool
+from .options import AS_COURSE, AdaptiveTerms, BatchCourse, GrowingPool
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class LiveAdaptiveConfig(AdaptiveTerms, GrowingPool):
         "Batches that begin from noise; later ones begin from images of the pool, which then come to differ from what "
         "the student knows. 0: all begin from noise.",
         minimum=0,
+        otherwise=AS_COURSE,
     )
-    adapt_steps: int | None = option(None, "Adam steps of a batch that begins from images of the pool.", minimum=1)
+    adapt_steps: int | None = option(
+        None, "Adam steps of a batch that begins from images of the pool.", minimum=1, otherwise=AS_COURSE
+    )
 
 
 @register_live(

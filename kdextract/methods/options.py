@@ -83,6 +83,7 @@ COURSES: dict[str, dict[str, float]] = {
 Images of a live pool may lose the class that they were begun for: it is the teacher's answer that counts.
 """
 COURSE_INITS = {"small": "smooth", "cifar": "normal", "imagenet": "normal"}
+AS_COURSE = "as --course says"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +101,35 @@ class DreamTerms(OptionSet):
         "What images start from: normal noise in the teacher's coordinates, or what other methods start from; the "
         "default is smooth with --course small, else normal.",
         choices=INITS,
+        otherwise=AS_COURSE,
     )
-    coarse_steps: int | None = option(None, "Adam steps before these, at half the size.", minimum=0)
-    beta1: float | None = option(None, "Adam's decay of the mean gradient.", minimum=0, maximum=0.9999)
-    beta2: float | None = option(None, "Adam's decay of the mean square.", minimum=0, maximum=0.99999)
+    coarse_steps: int | None = option(
+        None, "Adam steps before these, at half the size.", minimum=0, otherwise=AS_COURSE
+    )
+    beta1: float | None = option(
+        None, "Adam's decay of the mean gradient.", minimum=0, maximum=0.9999, otherwise=AS_COURSE
+    )
+    beta2: float | None = option(
+        None, "Adam's decay of the mean square.", minimum=0, maximum=0.99999, otherwise=AS_COURSE
+    )
     warmup: int | None = option(
-        None, "Steps in which the rate rises; it then falls along a cosine. 0: it is constant.", minimum=0
+        None,
+        "Steps in which the rate rises; it then falls along a cosine. 0: it is constant.",
+        minimum=0,
+        otherwise=AS_COURSE,
     )
-    jitter: int | None = option(None, "Shift the batch at random by up to so many pixels, round the edges.", minimum=0)
+    jitter: int | None = option(
+        None, "Shift the batch at random by up to so many pixels, round the edges.", minimum=0, otherwise=AS_COURSE
+    )
     clip: bool = option(True, "Keep pixels in [0, 1] after every step, not just at the end.")
     ce: float = option(1.0, "Weight of the teacher's cross-entropy to the class.", minimum=0)
-    tv: float | None = option(None, "Weight of the total variation, four norms over the batch.", minimum=0)
-    tv_l1: float | None = option(None, "Weight of the total variation as mean absolute differences.", minimum=0)
-    l2: float | None = option(None, "Weight of the norm of the batch.", minimum=0)
+    tv: float | None = option(
+        None, "Weight of the total variation, four norms over the batch.", minimum=0, otherwise=AS_COURSE
+    )
+    tv_l1: float | None = option(
+        None, "Weight of the total variation as mean absolute differences.", minimum=0, otherwise=AS_COURSE
+    )
+    l2: float | None = option(None, "Weight of the norm of the batch.", minimum=0, otherwise=AS_COURSE)
 
     def setting(self, name: str, shape: tuple[int, int, int]) -> float:
         """Return an option as given, or as the course for images of this shape says."""
@@ -139,24 +156,30 @@ class DreamTerms(OptionSet):
 class DeepInversionTerms(DreamTerms):
     """With the statistics of the teacher's layers."""
 
-    bn: float | None = option(None, "Weight of the distance to the statistics of the teacher's layers.", minimum=0)
-    first_bn: float | None = option(None, "How much more the first of these layers counts.", minimum=0)
+    bn: float | None = option(
+        None, "Weight of the distance to the statistics of the teacher's layers.", minimum=0, otherwise=AS_COURSE
+    )
+    first_bn: float | None = option(
+        None, "How much more the first of these layers counts.", minimum=0, otherwise=AS_COURSE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveTerms(DeepInversionTerms):
     """With a student's disagreement."""
 
-    compete: float | None = option(None, "Weight of the likeness of the student's answers.", minimum=0)
+    compete: float | None = option(
+        None, "Weight of the likeness of the student's answers.", minimum=0, otherwise=AS_COURSE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCourse(OptionSet):
     """What an objective calls its steps."""
 
-    steps: int | None = option(None, "Adam steps per batch, at full size.", minimum=1)
-    lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0)
-    flip: bool | None = option(None, "Show the batch mirrored at every other step, at random.")
+    steps: int | None = option(None, "Adam steps per batch, at full size.", minimum=1, otherwise=AS_COURSE)
+    lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=AS_COURSE)
+    flip: bool | None = option(None, "Show the batch mirrored at every other step, at random.", otherwise=AS_COURSE)
 
 
 IN_DISTILL = {"steps": "pixel_steps", "lr": "pixel_lr", "flip": "pixel_flip"}
@@ -167,8 +190,12 @@ IN_DISTILL = {"steps": "pixel_steps", "lr": "pixel_lr", "flip": "pixel_flip"}
 class GrowingPool(OptionSet):
     """How the pool grows while the student learns."""
 
-    pixel_steps: int | None = option(None, "Adam steps per batch of images, at full size.", minimum=1)
-    pixel_lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0)
-    pixel_flip: bool | None = option(None, "Show the batch mirrored at every other such step, at random.")
+    pixel_steps: int | None = option(
+        None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=AS_COURSE
+    )
+    pixel_lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=AS_COURSE)
+    pixel_flip: bool | None = option(
+        None, "Show the batch mirrored at every other such step, at random.", otherwise=AS_COURSE
+    )
     pool_batch: int = option(256, "Images made at a time.", minimum=2)
     period: int = option(50, "Student steps from one batch to the next.", minimum=1)

@@ -117,6 +117,9 @@ COSTS: list[tuple[str, Callable[[Json], str]]] = [
     ("s end to end", _seconds("end_to_end")),
     ("peak MB", lambda row: "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,}"),
 ]
+GPU_COSTS: list[tuple[str, Callable[[Json], str]]] = [
+    ("peak GPU MB", lambda row: f"{row['peak_gpu_memory_mb']:,}" if row.get("peak_gpu_memory_mb") else "-"),
+]
 ESTIMATES: list[tuple[str, Callable[[Json], str]]] = [
     ("estimate without data %", lambda row: percent(row["estimated_accuracy"])),
     ("its stated error", lambda row: percent(row["estimated_accuracy_error"])),
@@ -137,7 +140,8 @@ def sections(results: Json) -> list[Section]:
 def _section(results: Json, rows: list[Json], teacher: Json) -> Section:
     student, budget = rows[0]["student"], rows[0]["budget"]
     estimates = ESTIMATES if any(row["estimated_accuracy"] for row in rows) else []
-    columns = [*COLUMNS, *estimates, *COSTS]
+    on_gpu = GPU_COSTS if any(row.get("peak_gpu_memory_mb") for row in rows) else []
+    columns = [*COLUMNS, *estimates, *COSTS, *on_gpu]
     if any(row["best_snapshot_on_test_data"] for row in rows):
         columns.append((BEST, lambda row: percent(row["best_snapshot_on_test_data"])))
     lines = [
@@ -188,6 +192,10 @@ def header(results: Json) -> list[tuple[str, str]]:
     if results["resumed"]:
         entries.append(
             ("resumed", f"{results['resumed']} of the commands; the seconds before the interruption are missing")
+        )
+    if results.get("several_attempts"):
+        entries.append(
+            ("attempts", f"{results['several_attempts']} of the commands took several; their seconds are the sum")
         )
     return [(name, text) for name, text in entries if text]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import DataAccess, TeacherConfig, option
 from ..errors import ConfigError
+from ..queries import STATISTICS
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
@@ -67,7 +68,7 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
     from ..tensor_files import encode_safetensors
 
     spec = teacher_data(config.data, context.run)
-    teacher = context.teacher()
+    teacher = context.teacher(STATISTICS)
     with context.phase("data"):
         data = open_real_data(config, spec, "train", "statistics", context)
         images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
@@ -83,7 +84,6 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
     _check_memory(teacher, data.labels, options, batch_size, context)
     with context.phase("statistics"), context.reporter.task("compute-stats", len(images)) as task:
         statistics = compute_statistics(teacher, images, data.labels, options, task.advance, batch_size)
-    context.count(teacher_queries=len(images))
     content = encode_safetensors(*statistics.to_tensors())
     context.write("statistics.safetensors", content)
     skipped = [layer.name for layer in statistics.layers if layer.units > config.max_units]

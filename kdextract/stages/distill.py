@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import read_manifest
-from ..budget import CLOSING_SECONDS, parse_duration, steps_within
+from ..budget import Timetable, parse_duration
 from ..config import DataAccess, MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import live_method, live_names
 from ..progress import Reporter
+from ..queries import ESTIMATE, HELD_OUT, PROBE
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from .distill_budget import plan_steps
 from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, Settings, fill_in
 from .student_source import AUTO, STORED, Choice, choose, inputs_of, open_source
 from .student_start import student_start
@@ -23,12 +25,12 @@ from .transfer_sets import show_source, verifier_input
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
-    from ..distillation import DistillationResult
+    from ..estimate import TeacherAccuracy
+    from ..observer import Probe, Snapshot
     from ..sources import Source
-    from ..training import CheckpointSaver, Monitor
+    from ..training import CheckpointSaver, Monitor, Row
 
 WARMUP_SHARE = 0.05
-TRIAL_BLOCK = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +74,8 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
     )
     budget: str | None = option(
         None,
-        "Wall-clock time for all of it, such as 120s or 2m; a short trial turns it into a number of steps, which is "
-        "recorded. If they turn out to take longer, the rate falls to zero early.",
+        "Wall-clock time for all of it, such as 120s or 2m; a trial of at most 5 % of it turns it into a number of "
+        "steps, which is recorded. If they turn out to be slower or faster, fewer or more are taken.",
         metavar="TIME",
     )
     patience: int | None = option(
@@ -180,9 +182,9 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     import torch
 
     from ..classifier import encode_classifier
+    from ..estimate import why_not
     from ..inheritance import inherit
-    from ..observer import HELD_OUT_IMAGES, Observer, Probe
-    from ..sources import Described
+    from ..observer import Observer
 
     torch.manual_seed(config.seed)
     choice = choose(config, context.run)
@@ -193,32 +195,28 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     student = context.placed(start.build(teacher))
     inherited = config.inherit and not start.is_given and inherit(teacher, student)
     settings = fill_in(config, choice, teacher, student)
-    with context.phase("source"):
-        source = open_source(choice, config, _method_config(config, choice), teacher, context)
-        held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
-        probe = Probe.of(teacher, held_out)
-    facts = source.facts if isinstance(source, Described) else {}
-    if facts:
-        context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    method_config = _method_config(config, choice)
+    source, probe, facts = _open(choice, config, method_config, teacher, context)
+    accuracy = _teacher_accuracy(config, context)
+    reason = why_not(teacher, choice.learned_from(method_config), accuracy)
     loop = Loop(config, settings, teacher, source)
-    steps = _planned_steps(loop, choice, student, context)
-    observer = Observer(probe, steps, config.patience, config.snapshots, _seconds_left(config, context))
+    steps, timetable = _steps_and_timetable(loop, choice, probe, student, not reason, context)
+    observer = Observer(probe, steps, config.patience, config.snapshots, timetable)
     with context.phase("distillation"), context.checkpoints.loop():
-        result = loop.run(student, steps, context.checkpoints, context.reporter, observer)
-    taken = int(result.rows[-1]["step"])
-    queries = result.teacher_queries + source.teacher_queries
-    num_images = source.num_images
-    context.count(images=num_images, teacher_queries=queries, student_steps=taken)
-    context.budget["seconds"]["synthesis"] = round(result.source_seconds, 2)
+        rows = loop.run(
+            student, steps, context.checkpoints, context.reporter, observer, lambda: context.phase("synthesis")
+        )
+    taken, num_images = int(rows[-1]["step"]), source.num_images
+    context.count(images=num_images, student_steps=taken)
     context.write("model.safetensors", encode_classifier(student))
-    context.write_metrics(result.rows)
+    context.write_metrics(rows)
     verified = show_source(config, context, teacher, source) if choice.makes_images else {}
-    for snapshot in observer.snapshots:
-        context.write(snapshot.file_name, snapshot.content)
-    context.budget["snapshots"] = [
-        {"file": snapshot.file_name, "step": snapshot.step, "seconds": snapshot.seconds}
-        for snapshot in observer.snapshots
-    ]
+    _write_snapshots(observer.snapshots, context)
+    estimated: dict[str, float] = {}
+    if accuracy is None or reason:
+        context.reporter.line(f"no estimate of accuracy: {reason}")
+    else:
+        estimated = _estimate(teacher, student, accuracy, choice.structured, taken, settings.batch_size, context)
     return {
         "student": student.spec.architecture,
         "num_parameters": student.num_parameters,
@@ -228,48 +226,78 @@ def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         "num_images": num_images,
         "steps": taken,
         "stopped_early": taken < steps,
-        "loss": result.rows[-1]["loss"],
+        "loss": rows[-1]["loss"],
         "held_out_agreement": round(probe.agreement(student), 6),
         **({} if probe.stability is None else {"held_out_stability": round(probe.stability, 6)}),
         **verified,
-        **_estimate(config, choice, teacher, student, taken * settings.batch_size, context),
+        **estimated,
         "settings": vars(settings),
         **({"source_facts": facts} if facts else {}),
     }
 
 
+def _open(
+    choice: Choice, config: DistillConfig, method_config: Any, teacher: Classifier, context: StageContext
+) -> tuple[Source, Probe, dict[str, int]]:
+    """Return the source of images, held-out images with the teacher's answers, and what the source decided."""
+    from ..observer import HELD_OUT_IMAGES, Probe
+    from ..sources import Described
+
+    with context.phase("source"):
+        source = open_source(choice, config, method_config, teacher, context)
+        with teacher.queries.purpose(HELD_OUT):
+            held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
+        with teacher.queries.purpose(PROBE):
+            probe = Probe.of(teacher, held_out)
+    facts = source.facts if isinstance(source, Described) else {}
+    if facts:
+        context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    return source, probe, facts
+
+
+def _write_snapshots(snapshots: list[Snapshot], context: StageContext) -> None:
+    for snapshot in snapshots:
+        context.write(snapshot.file_name, snapshot.content)
+    context.budget["snapshots"] = [
+        {"file": snapshot.file_name, "step": snapshot.step, "seconds": snapshot.seconds} for snapshot in snapshots
+    ]
+
+
+def _teacher_accuracy(config: DistillConfig, context: StageContext) -> TeacherAccuracy | None:
+    """Return the teacher's accuracy as it was given or measured, None if it is not known."""
+    from ..estimate import TeacherAccuracy
+
+    if config.teacher_accuracy is not None:
+        return TeacherAccuracy(config.teacher_accuracy, 0.0)
+    measured = read_manifest(context.run.teacher().directory).metrics
+    if "validation_accuracy" not in measured:
+        return None
+    return TeacherAccuracy.measured(measured["validation_accuracy"], measured["validation_images"])
+
+
 def _estimate(
-    config: DistillConfig,
-    choice: Choice,
     teacher: Classifier,
     student: Classifier,
-    images_seen: int,
+    accuracy: TeacherAccuracy,
+    structured: bool,
+    steps: int,
+    batch_size: int,
     context: StageContext,
 ) -> dict[str, float]:
     """Return what the student's agreement and accuracy on real images should be, as far as that can be said.
 
-    The teacher's accuracy has to be known, and the student must be like it on structured noise, which tables lack, and
-    have learned from images of a kind that estimates were calibrated on.
+    Args:
+        structured: whether the student learned from structured noise.
+        steps: that the student has taken, with batches of `batch_size`.
     """
-    from ..estimate import TeacherAccuracy, estimate, structured_agreement
+    from ..estimate import estimate, structured_agreement, why_not_student
 
-    if teacher.is_table:
-        return {}
-    if choice.alike:  # it came out up to 7 points too high for generators, and more for inversion
-        context.reporter.line("no estimate of accuracy: it was not calibrated on students of such images")
-        return {}
-    measured = read_manifest(context.run.teacher().directory).metrics
-    if config.teacher_accuracy is not None:
-        accuracy = TeacherAccuracy(config.teacher_accuracy, 0.0)
-    elif "validation_accuracy" in measured:
-        accuracy = TeacherAccuracy.measured(measured["validation_accuracy"], measured["validation_images"])
-    else:
-        return {}
-    with context.phase("estimate"):
-        agreement = structured_agreement(teacher, student, images_seen)
-    estimated = estimate(agreement, accuracy, choice.structured)
-    if estimated is None:
-        context.reporter.line("no estimate of accuracy: the student is too unlike its teacher on structured noise")
+    with context.phase("estimate"), teacher.queries.purpose(ESTIMATE):
+        agreement = structured_agreement(teacher, student, steps * batch_size)
+    reason = why_not_student(agreement, steps)
+    estimated = None if reason else estimate(agreement, accuracy, structured)
+    if reason:
+        context.reporter.line(f"no estimate of accuracy: {reason}")
     figures = {} if estimated is None else vars(estimated)
     return {
         "structured_agreement": round(agreement, 6),
@@ -277,23 +305,24 @@ def _estimate(
     }
 
 
-def _seconds_left(config: DistillConfig, context: StageContext) -> float | None:
-    """Return the seconds of the budget that are left for the loop, the stage's end apart; None without a budget."""
-    if config.budget is None:
-        return None
-    return max(0.0, parse_duration(config.budget) - (time.monotonic() - context.started) - CLOSING_SECONDS)
-
-
-def _planned_steps(loop: Loop, choice: Choice, student: Classifier, context: StageContext) -> int:
-    """Return the number of steps that was asked for, or that the budget allows."""
+def _steps_and_timetable(
+    loop: Loop, choice: Choice, probe: Probe, student: Classifier, estimates: bool, context: StageContext
+) -> tuple[int, Timetable | None]:
+    """Return the number of steps that was asked for, or the one that the budget allows and how to keep to it."""
     config = loop.config
     if config.budget is None:
-        return config.steps or int((USUAL_SETTINGS | choice.settings)["steps"])
-    left = parse_duration(config.budget) - (time.monotonic() - context.started)
+        return config.steps or int((USUAL_SETTINGS | choice.settings)["steps"]), None
+    budget = parse_duration(config.budget)
+
+    def decide() -> dict[str, float]:
+        sizes = loop.settings.batch_size, estimates
+        return plan_steps(budget, loop.run, loop.source, loop.teacher, student, probe, *sizes, context)
+
     with context.phase("trial"):
-        steps = context.checkpoints.once("steps", lambda: loop.steps_within(left, student))
+        planned = context.checkpoints.once("steps", decide)
+    steps = int(planned["steps"])
     context.reporter.line(f"--budget {config.budget}: {steps} steps")
-    return steps
+    return steps, Timetable(budget, context.elapsed, planned["closing"])
 
 
 def _method_config(config: DistillConfig, choice: Choice) -> Any:
@@ -319,7 +348,8 @@ class Loop:
         checkpoints: CheckpointSaver,
         reporter: Reporter,
         monitor: Monitor[Classifier] | None = None,
-    ) -> DistillationResult:
+        in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> list[Row]:
         """Train the student, in place."""
         from ..distillation import DistillationLossOptions, distill
         from ..training import Schedule
@@ -337,32 +367,8 @@ class Loop:
             reporter,
             monitor,
             config.batch_norm or "train",
+            in_source,
         )
-
-    def steps_within(self, seconds: float, student: Classifier) -> int:
-        """Return how many steps fit into the seconds; leaves student, source and random state as they are."""
-        import torch
-
-        trial, state, random_state = student.copy(), self.source.state(), torch.get_rng_state()
-        silent = Reporter(quiet=True)
-
-        def take(count: int) -> None:
-            self.run(trial, count, NoCheckpoints(), silent)
-
-        steps = steps_within(seconds, take, TRIAL_BLOCK)
-        self.source.restore(state)
-        torch.set_rng_state(random_state)
-        return steps
-
-
-class NoCheckpoints:
-    """A `training.CheckpointSaver` that keeps nothing."""
-
-    def load(self) -> None:
-        """There is nothing to go on from."""
-
-    def offer(self, state: Callable[[], Any]) -> None:
-        """Forget it."""
 
 
 STAGE = Stage("distill", DistillConfig, plan, execute)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Input, read_manifest
 from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import GateError
+from ..queries import EVALUATION
 from ..run_dir import RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input
 from .classifiers import classifier_input
@@ -74,7 +75,7 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     path, source, _ = classifier_input(config.artifact, context.run)
     spec = teacher_data(config.data, context.run)
     classifier = context.placed(load_classifier(path).frozen())
-    teacher = context.teacher()
+    teacher = context.teacher(EVALUATION)
     data = open_real_data(config, spec, "test", "evaluation", context)
     names = classifier.spec.class_names
     with context.phase("evaluation"):

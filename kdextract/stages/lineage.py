@@ -138,7 +138,7 @@ def _distillation(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]
     if "teacher_queries" in budget:
         before = sum(source.budget.get("teacher_queries", 0) for source in _synthesis(student, sources))
         also = f", and {before:,} before that, for what it learned from" if before else ""
-        queries = f"The teacher was asked about {budget['teacher_queries']:,} images while the student learned{also}."
+        queries = f"The teacher was shown {budget['teacher_queries']:,} images by kdx distill{also}."
         facts.append(("Teacher queries", queries))
     if "steps" in metrics:
         text = f"{metrics['steps']:,} steps"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Input
 from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError
+from ..queries import NEIGHBOURS
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .inputs import images_for, open_real_data, real_data_input, teacher_data
@@ -67,7 +68,7 @@ def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
     from ..nearest import in_features, in_pixels, nearest
     from ..tensor_files import encode_npy
 
-    teacher = context.teacher()
+    teacher = context.teacher(NEIGHBOURS)
     kept = stored(config.artifact, context.run, "ARTIFACT", ["transfer-set"])
     made = read_transfer_set(kept.directory, teacher.input_shape, teacher.num_classes)[0][: config.images]
     labels = _labels(kept.directory, len(made))

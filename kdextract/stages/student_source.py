@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 STORED = ["transfer-set", "generator"]
+REAL_IMAGES = "real images"
 NOISE = ["noise:normal", "noise:uniform"]
 
 
@@ -75,6 +76,28 @@ class Choice:
             inverted = name in objective_names() and objective(name).images_only and not self.structured
             return self.generated or inverted
         return self.kind == "generator" or (self.kind == "live" and not self.structured)
+
+    def learned_from(self, method_config: Any) -> str:
+        """Return what the student learns from, as `estimate.LEARNED_FROM` spells it, or in other words.
+
+        Args:
+            method_config: options of the live method, None where there is none.
+        """
+        from ..methods.options import GameConfig
+
+        if isinstance(method_config, GameConfig):
+            usual = GameConfig()
+            if method_config.start != usual.start:
+                return f"{self.name} with --start {method_config.start}"
+            if method_config.replay < usual.replay:
+                return f"{self.name} with --replay {method_config.replay:g}"
+        if self.kind == "data":
+            return REAL_IMAGES
+        if self.generated:
+            return "trained generators"
+        if self.kind == "transfer-set":
+            return str(read_manifest(Path(self.name)).config.get("objective"))
+        return self.name
 
     @property
     def makes_images(self) -> bool:

@@ -9,6 +9,7 @@ from ..checkpoints import Chapters
 from ..config import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
 from ..errors import UsageError
 from ..methods import generator_method, generator_names
+from ..queries import PICTURES
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext, artifact_input
 from .inputs import few_images, images_for, open_real_data, real_data_input, teacher_data
@@ -85,7 +86,6 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
     """Train one generator after the other; write them, their pictures and losses."""
     from ..generator_training import multiply_adds
     from ..generators.generator import encode_generator
-    from ..hooks import count_multiply_adds
     from ..report.curves import term_curves
 
     teacher = context.teacher()
@@ -103,20 +103,20 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
         context.write(f"generator-{index}.safetensors", encode_generator(generator))
     context.write_metrics(rows)
     context.write("terms.png", term_curves([{k: v for k, v in row.items() if k != "lr"} for row in rows]))
-    asked = options.generators * options.steps * options.batch_size
-    context.count(images=asked, teacher_queries=asked)
-    blank = teacher.mean.new_zeros((1, *teacher.input_shape))
+    context.count(images=options.generators * options.steps * options.batch_size)
+    with teacher.queries.purpose(PICTURES):
+        pictured = _draw_pictures(trained, teacher, config.seed, context)
     return {
         "method": config.method,
         "generators": options.generators,
         "num_parameters": trained[0].num_parameters,
         "generator_multiply_adds": multiply_adds(trained[0].spec),
-        "teacher_multiply_adds": count_multiply_adds(teacher.network, blank),
+        "teacher_multiply_adds": teacher.multiply_adds(),
         "network": trained[0].spec.network,
         "network_options": trained[0].spec.options,
         "steps": options.steps,
         "loss": rows[-1]["loss"],
-        **_draw_pictures(trained, teacher, config.seed, context),
+        **pictured,
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Input
 from ..config import VerifierConfig
 from ..errors import ConfigError
+from ..queries import PICTURES, TARGETS
 from ..run_dir import RunDir
 from ..stage_runner import file_input
 from .inputs import fitted
@@ -52,16 +53,15 @@ def write_transfer_set(
     Args:
         images: uint8 [N, channels, height, width].
         labels: the class that each was made for, int64 [N].
-        rows: one per batch, with what making it asked of the teacher as `teacher_queries`.
+        rows: one per batch.
     """
     from ..report.pictures import class_grid
     from ..tensor_files import encode_npy
     from ..training import predict
 
-    with context.phase("targets"):
+    with context.phase("targets"), teacher.queries.purpose(TARGETS):
         targets = predict(teacher, images)
-    queries = sum(int(row["teacher_queries"]) for row in rows)
-    context.count(images=len(images), teacher_queries=len(images) + queries)
+    context.count(images=len(images))
     context.write("images.npy", encode_npy(images.numpy()))
     context.write("labels.npy", encode_npy(labels.numpy()))
     context.write("targets.npy", encode_npy(targets.numpy()))
@@ -95,10 +95,10 @@ def show_source(config: VerifierConfig, context: StageContext, teacher: Classifi
     from ..sources import Optimized
     from ..training import predict
 
-    images = to_uint8(torch.cat([source.sample(SHOWN // SHOWN_BATCHES).images for _ in range(SHOWN_BATCHES)])).cpu()
-    probabilities = predict(teacher, images).softmax(dim=1)
+    with teacher.queries.purpose(PICTURES):  # some sources ask about what they give
+        images = to_uint8(torch.cat([source.sample(SHOWN // SHOWN_BATCHES).images for _ in range(SHOWN_BATCHES)])).cpu()
+        probabilities = predict(teacher, images).softmax(dim=1)
     answers = probabilities.argmax(1)
-    context.count(teacher_queries=len(images))
     context.write("grid.png", class_grid(images, answers, probabilities, teacher.spec.class_names))
     if isinstance(source, Optimized) and source.curve:
         context.write("terms.png", term_curves(source.curve, next(iter(source.curve[0]))))
