@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer._click.exceptions import ClickException
 from typer.main import get_command
 
 from . import __version__
@@ -19,6 +18,10 @@ from .errors import Interrupted, KdxError, ReaderGone, from_os_error
 from .options import OutputOptions, command_function, reader_may_leave
 from .progress import Reporter
 from .report.tables import print_line
+
+# What the parser raises for a mistake in the arguments. The class itself has no public name that every allowed version
+# of typer has: in older ones it belongs to the package click, in newer ones to a private module. Its subclass has one.
+_UsageMistake: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="kdx",
@@ -71,7 +74,7 @@ def main() -> None:
             sys.stdout.flush()
     except KdxError as error:
         code = _report(error, error.exit_code, as_json, verbose)
-    except ClickException as error:
+    except _UsageMistake as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
             sys.exit(0)

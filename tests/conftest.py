@@ -20,6 +20,7 @@ from kdextract.checkpoints import Checkpoints
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kdx-state-")  # whose code may run is not written into the home
+HANGS_AFTER = 600.0  # seconds: against a process that never ends, and no measure of how fast the machine is
 SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR", "KDX_TRUST_CODE")
 
 
@@ -33,7 +34,7 @@ def kdx(
     *arguments: str | Path,
     cwd: Path,
     env: Mapping[str, str] | None = None,
-    timeout: float = 120.0,
+    timeout: float = HANGS_AFTER,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m kdextract` in `cwd` and wait for it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment, kdx
+from conftest import HANGS_AFTER, environment, kdx
 from test_evaluate import add_snapshots
 
 from kdextract import cli
@@ -102,16 +102,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     process = subprocess.Popen(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HANGS_AFTER
     while process.poll() is None and not Books(work, "lenet-0").entry(f"distill {CELL}"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS_AFTER)
     first = subprocess.CompletedProcess(command, process.returncode, out, err)
     one_seed = changed_suite(folder, ONE_SEED)
     options = ("--jobs", "2", "--only", "all_layers")
-    second = kdx("benchmark", one_seed, "--work", work, *options, cwd=folder, timeout=250)
+    second = kdx("benchmark", one_seed, "--work", work, *options, cwd=folder)
     assert benchmark_here(DIGITS, "--work", work).returncode == 0
     return Finished(work, first, second)
 

@@ -505,11 +505,13 @@ def test_at_a_terminal(run_copy: Path, tmp_path: Path) -> None:
     pixels = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(2))
     (answer,) = session.run(None, {"pixels": pixels.numpy()})
     assert torch.allclose(torch.from_numpy(answer), student(pixels), atol=1e-4)
-    assert document["largest_difference"] > 0
     strict = kdx(*command, "--atol", "0", "--name", "strict", cwd=tmp_path)
-    assert strict.returncode == 5
-    assert strict.stderr.splitlines()[-1].startswith("kdx: error: the logits of model.onnx differ")
-    assert not (run_copy / "exports" / "strict").exists()
+    if document["largest_difference"] > 0:  # by rounding, which on some processors may be the same in both programs
+        assert strict.returncode == 5
+        assert strict.stderr.splitlines()[-1].startswith("kdx: error: the logits of model.onnx differ")
+    else:
+        assert strict.returncode == 0, strict.stderr
+    assert (run_copy / "exports" / "strict").exists() == (strict.returncode == 0)
     shown = kdx("show", "--run", run_copy, cwd=tmp_path)
     assert "exports/lenet_half-onnx" in shown.stdout
 

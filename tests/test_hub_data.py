@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import HANGS_AFTER, environment
 from PIL import Image
 
 from kdextract.data import check_spec, fingerprint, load_data
@@ -239,7 +239,7 @@ def test_no_module_opens_a_connection_when_it_is_imported(tmp_path: Path) -> Non
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment({"HF_HOME": str(tmp_path / "hf")}), cwd=tmp_path, text=True,
-        capture_output=True, check=False, timeout=120,
+        capture_output=True, check=False, timeout=HANGS_AFTER,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert "kdx: error: hf:ylecun/mnist is not on this machine" in done.stderr
@@ -443,7 +443,7 @@ def test_fingerprint_is_that_of_the_files_in_every_process(parquet_dir: Path) ->
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment({"PYTHONHASHSEED": "7"}), text=True, capture_output=True,
-        check=True, timeout=120,
+        check=True, timeout=HANGS_AFTER,
     )  # fmt: skip
     before = fingerprint(spec, "train", NOWHERE)
     assert done.stdout.strip() == before

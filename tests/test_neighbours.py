@@ -68,7 +68,7 @@ def test_copies_are_found_out(space: str, finished_run: Path, tmp_path: Path) ->
     assert made.metrics["num_images"] == 40
     with_copies(run)
     copies = kdextract.neighbours(run=run, artifact="all_layers", space=space, force=True, threads=1).manifest
-    assert copies.metrics["distance"] == pytest.approx(0, abs=1e-2)
+    assert copies.metrics["distance"] < 0.01 * copies.metrics["distance_among_real"], "zero but for rounding"
     assert copies.metrics["nearer_than_real_ones"] == 1.0
     assert copies.metrics["neighbour_has_its_class"] == 1.0
     assert copies.real_data == ({"spec": "digits", "split": "train", "purpose": "neighbours"},)

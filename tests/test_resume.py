@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment, sha256s
+from conftest import HANGS_AFTER, environment, sha256s
 
 import kdextract
 from kdextract import checkpoints
@@ -98,7 +98,7 @@ class Process:
 
     def stop_after(self, rows: int, number: signal.Signals) -> tuple[int, str]:
         """Send a signal once the checkpoint has so many rows; return exit code and stderr."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS_AFTER
         while self.rows() < rows:
             assert self._process.poll() is None, "it ended before it could be stopped"
             assert time.monotonic() < deadline
@@ -109,7 +109,7 @@ class Process:
     def wait(self) -> tuple[int, str]:
         """Return exit code and stderr."""
         try:
-            _, err = self._process.communicate(timeout=120)
+            _, err = self._process.communicate(timeout=HANGS_AFTER)
         finally:
             self._process.kill()
         return self._process.returncode, err
