@@ -15,6 +15,8 @@ from kdextract.artifacts import BATCH_NORM_KEY, read_header
 from kdextract.classifier import load_classifier
 from kdextract.errors import ConfigError
 from kdextract.hooks import batch_norm_layers
+from kdextract.networks import consent
+from kdextract.networks.names import parse_name
 from kdextract.tensor_files import encode_safetensors, read_safetensors
 
 NORMS = {
@@ -125,7 +127,6 @@ def test_a_file_of_version_0_1_is_opened_to_see(norm: str, tmp_path: Path) -> No
 
 def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:
     """torch.export leaves one type for all modules; what they compute says what they are."""
-    from kdextract.networks import consent
     from kdextract.networks.program import Program
 
     for norm in ("batch", "instance", "forgets"):
@@ -135,5 +136,5 @@ def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:
         exported = torch.export.export(scope["build"]().eval(), (torch.rand(4, 1, 8, 8),), dynamic_shapes=(batch,))
         path = tmp_path / f"{norm}.pt2"
         torch.export.save(exported, path)
-        consent.allow(path.read_bytes(), path)
+        consent.allow(path.read_bytes(), parse_name(str(path)), path)
         assert bool(batch_norm_layers(Program(path.read_bytes()))) is NORMS[norm][1], norm
