@@ -282,6 +282,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def share_of_errors(metrics: dict[str, Any], data: str) -> float:
+    """Return a classifier's errors on test data as a share of those of one that always says the commonest class."""
+    counts = torch.bincount(load_data(data, "test", NOWHERE).labels)
+    return (1 - metrics["accuracy"]) / (1 - float(counts.max() / counts.sum()))
+
+
 def test_kegnets_teacher_learns_a_table(run: Path) -> None:
     teacher = load_classifier(run / "teacher" / "model.safetensors")
     assert teacher.input_shape == (1, 1, 30)
@@ -289,14 +295,14 @@ def test_kegnets_teacher_learns_a_table(run: Path) -> None:
     assert teacher.spec.class_names == ("malignant", "benign")
     metrics = kdextract.evaluate(run=run, artifact="teacher", threads=1).manifest.metrics
     assert metrics["num_images"] == 113
-    assert metrics["accuracy"] >= 0.9
+    assert share_of_errors(metrics, "breast_cancer") < 0.25
 
 
 def test_bdnfs_classifier_learns_the_plane(tmp_path: Path) -> None:
     kdextract.train(run=tmp_path / "run", data="2d:moons", model="bdnf_mlp", epochs=5, threads=1)
     metrics = kdextract.evaluate(run=tmp_path / "run", artifact="teacher", threads=1).manifest.metrics
     assert metrics["num_images"] == TEST_POINTS
-    assert metrics["accuracy"] >= 0.9
+    assert share_of_errors(metrics, "2d:moons") < 0.1
 
 
 def test_rows_are_not_changed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +377,7 @@ def test_distill_from_noise_works_and_estimates_nothing(run: Path) -> None:
     )
     assert ceiling.manifest.real_data
     scores = kdextract.evaluate(run=run, artifact="students/ceiling", threads=1).manifest.metrics
-    assert scores["accuracy"] >= 0.9
+    assert share_of_errors(scores, "breast_cancer") < 0.25
 
 
 @pytest.mark.parametrize("method", ["auto", None, "structured_noise", "dafl", "dfq"])
@@ -402,7 +408,7 @@ def test_kegnet_makes_generators_of_rows(run: Path) -> None:
     )
     assert "held_out_stability" not in student.manifest.metrics
     scores = kdextract.evaluate(run=run, artifact="students/from_rows", threads=1).manifest.metrics
-    assert scores["accuracy"] > 0.8
+    assert share_of_errors(scores, "breast_cancer") < 0.5
 
 
 def test_the_objective_of_structured_noise_is_refused_for_tables(run: Path) -> None:
