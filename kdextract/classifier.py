@@ -185,7 +185,7 @@ class Classifier(nn.Module):
         if linear and not self.spec.is_foreign:
             return linear[-1]
         outputs = 1 if self.spec.head.kind in ("logit", "probability") else self.num_classes
-        self.queries.add(2, BLANK)
+        self.queries.add_blank(2)
         with evaluation_mode(self.network):
             return last_layer(self.network, outputs, self.blank(2))
 
@@ -193,7 +193,7 @@ class Classifier(nn.Module):
     def images_per_pass(self) -> int:
         """Images that a forward pass without gradients takes well: up to 500, of at most 1 GB of layer outputs."""
         network = deepcopy(self.network) if self._compiled else self.network  # a copy is not compiled again for hooks
-        self.queries.add(1, BLANK)
+        self.queries.add_blank(1)
         with evaluation_mode(network):
             outputs = layer_outputs(network, self.blank(1)).values()
         values = sum(math.prod(output.shape) for output in outputs)

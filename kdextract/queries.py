@@ -39,6 +39,10 @@ class Queries:
         name = self._named or purpose or self.usual
         self.counts[name] = self.counts.get(name, 0) + images
 
+    def add_blank(self, images: int) -> None:
+        """Count images of zeros, whatever block is around: they are shown once, by whoever is first to need a shape."""
+        self.counts[BLANK] = self.counts.get(BLANK, 0) + images
+
     @contextmanager
     def purpose(self, name: str) -> Iterator[None]:
         """Count what the network is shown in the block for this purpose; of blocks within blocks the outermost counts.

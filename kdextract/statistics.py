@@ -25,7 +25,6 @@ from .errors import ArtifactError, ConfigError
 from .hooks import hand_over_activations, layer_outputs
 from .images import to_pixels
 from .moments import ChannelSums
-from .queries import BLANK
 from .records import LAYERS as LAYERS
 from .records import SPECTRAL_ALL as SPECTRAL_ALL
 from .records import SPECTRAL_PAIRS as SPECTRAL_PAIRS
@@ -218,7 +217,7 @@ def recorded_layers(teacher: Classifier, max_units: int) -> Recorded:
         ConfigError: the last layer is not among these.
     """
     layers, joined = [], []
-    teacher.queries.add(1, BLANK)
+    teacher.queries.add_blank(1)
     for name, output in layer_outputs(teacher.network, teacher.blank(1)).items():
         shape = output.shape[1:]
         layers.append(Layer(name, shape, math.prod(shape), output.channel_axis - 1))

@@ -8,6 +8,7 @@ import torch
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.fresh_pool import FreshPool
 from kdextract.images import to_pixels
+from kdextract.queries import Queries
 from kdextract.sources import ImagePool
 from kdextract.structured_noise import images_of_classes, structured_pool
 
@@ -16,7 +17,9 @@ from kdextract.structured_noise import images_of_classes, structured_pool
 def teacher() -> Classifier:
     torch.manual_seed(0)
     names = tuple("abcd")
-    return Classifier(ClassifierSpec("lenet_half", (1, 32, 32), names, (0.2,), (0.3,))).frozen()
+    classifier = Classifier(ClassifierSpec("lenet_half", (1, 32, 32), names, (0.2,), (0.3,))).frozen()
+    assert classifier.images_per_pass == 500, "and the blank image that tells is not counted with a pool's"
+    return classifier
 
 
 def uniform(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -35,6 +38,7 @@ def test_it_knows_the_teachers_answers(teacher: Classifier) -> None:
 
 
 def test_new_images_enter_and_the_oldest_leave(teacher: Classifier) -> None:
+    asked = teacher.queries.total
     pool = make_pool(teacher)
     first = pool._images.clone()
     pool.update(teacher)
@@ -42,7 +46,7 @@ def test_new_images_enter_and_the_oldest_leave(teacher: Classifier) -> None:
     pool.update(teacher)
     assert not torch.equal(pool._images[:10], first[:10])
     assert torch.equal(pool._images[10:], first[10:])
-    assert pool.num_images == teacher.queries.counts["targets"] == 50
+    assert pool.num_images == teacher.queries.total - asked == 50
     for _ in range(8):
         pool.update(teacher)
     assert not any(torch.equal(pool._images[i], first[i]) for i in range(40))
@@ -61,6 +65,7 @@ def test_classes_are_drawn_equally_often() -> None:
     class Bright(torch.nn.Module):
         mean = torch.zeros(1)
         input_shape, num_classes, device, training = (1, 4, 4), 2, torch.device("cpu"), False
+        queries, images_per_pass = Queries(), 500
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             bright = (pixels[:, 0, 0, 0] > 0.9).float()
