@@ -70,14 +70,27 @@ def forget_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Return the most MB (10^6 bytes) that the process has held so far and, on a GPU, that its tensors have."""
+def peak_bytes() -> int:
+    """Return the most bytes of memory that the process has held so far.
+
+    On Linux it is the process's own high-water mark: `getrusage` also counts what the process that started it held.
+    """
     import resource
 
+    status = Path("/proc/self/status")
+    if status.is_file():
+        marks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if marks:
+            return int(marks[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1024 if platform.system() == "Linux" else 1)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the most MB (10^6 bytes) that the process has held so far and, on a GPU, that its tensors have."""
     import torch
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = {"host": round(peak * (1024 if platform.system() == "Linux" else 1) / 1e6)}
+    memory = {"host": round(peak_bytes() / 1e6)}
     if device.type == "cuda":
         memory["gpu"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
     return memory

@@ -793,7 +793,7 @@ COMMANDS = {
     "import-model": "MODEL --run --seed --device --threads --force --dry-run --data --weights --input-size "
     "--num-classes --class-names --mean --std --feature-layer --download --trust-code --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
-    "--max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
+    "--batch-size --max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
     "--teacher --weights --json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
@@ -818,7 +818,7 @@ COMMANDS = {
     "--shift --warp --flip --remix/--no-remix --inherit/--no-inherit --batch-norm --teacher-accuracy "
     "--teacher --weights --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
-    "--min-accuracy --min-agreement --teacher --weights --json --quiet/-q --verbose/-v",
+    "--batch-size --min-accuracy --min-agreement --teacher --weights --json --quiet/-q --verbose/-v",
     "neighbours": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--space --images --teacher --weights --json --quiet/-q --verbose/-v",
     "export": "ARTIFACT --run --seed --device --threads --force --dry-run --name --format --atol "

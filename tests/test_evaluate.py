@@ -118,7 +118,7 @@ def test_batch_size_is_the_number_of_images_per_pass(run_copy: Path, monkeypatch
     )
     assert again.manifest is not None
     assert max(sizes) == 40
-    assert sum(sizes) == again.manifest.budget["teacher_queries"]
+    assert sum(sizes) == again.manifest.budget["teacher_queries_by_purpose"]["statistics"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compute-stats"])

@@ -187,7 +187,7 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     assert outcome.manifest.metrics["source"] == "kegnet"
     assert outcome.manifest.budget["images"] == 3 * 16
     assert outcome.manifest.budget["teacher_queries_by_purpose"] == {
-        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": SHOWN
+        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": SHOWN, "blank": 1
     }  # fmt: skip
     assert outcome.manifest.needs == "teacher"
 

@@ -100,12 +100,8 @@ CASES = {
 
 def measure(case: str) -> dict[str, int]:
     """Return how much the peak of this process's memory grows while statistics are recorded and put into a file."""
-    import resource
-
+    from kdextract.attempts import peak_bytes
     from kdextract.tensor_files import encode_safetensors
-
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
 
     options, per_class, batch_size = CASES[case]
     shape, num_classes = STAND_IN
@@ -115,7 +111,7 @@ def measure(case: str) -> dict[str, int]:
         teacher, small, torch.arange(2 * num_classes) % num_classes,
         StatisticsOptions(num_classes, 2, None), lambda amount: None, 1,
     )  # fmt: skip
-    before = peak()
+    before = peak_bytes()
     labels = torch.arange(per_class * num_classes) % num_classes
     if case == "large layers":
         labels = torch.cat([labels, torch.zeros(batch_size, dtype=torch.int64)])
@@ -125,7 +121,7 @@ def measure(case: str) -> dict[str, int]:
     work = Work(shape, num_classes, 0, len(images), int(labels.bincount().max()), batch_size)
     needed = statistics_memory(recorded_layers(teacher, options.max_units), options, work)
     return {
-        "measured": peak() - before,
+        "measured": peak_bytes() - before,
         "most": needed.most,
         "kept": needed.kept,
         "written": len(content),

@@ -52,6 +52,7 @@ def collect(suite: Suite, runs: list[Run], setting: Setting) -> Json:
         "side_by_side": max((entry.side_by_side for entry in entries), default=1),
         "resumed": sum(resumed for resumed, attempts in several if attempts is None),
         "several_attempts": sum(attempts is not None and attempts > 1 for _, attempts in several),
+        "partly_counted": sum(m.stage == "distill" and "teacher_queries_by_purpose" not in m.budget for m in manifests),
         "counts": {status: sum(c["status"] == status for c in cells) for status in (DONE, FAILED, NOT_RUN)},
         "teachers": _teacher_rows(teachers),
         "rows": condense(cells),

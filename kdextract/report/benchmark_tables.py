@@ -197,6 +197,14 @@ def header(results: Json) -> list[tuple[str, str]]:
         entries.append(
             ("attempts", f"{results['several_attempts']} of the commands took several; their seconds are the sum")
         )
+    if results.get("partly_counted"):
+        entries.append(
+            (
+                "teacher queries",
+                f"of {results['partly_counted']} students without held-out images, their probe, trials and the "
+                "estimate: an earlier version made them, which did not count these",
+            )
+        )
     return [(name, text) for name, text in entries if text]
 
 

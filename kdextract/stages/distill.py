@@ -241,12 +241,15 @@ def _open(
 ) -> tuple[Source, Probe, dict[str, int]]:
     """Return the source of images, held-out images with the teacher's answers, and what the source decided."""
     from ..observer import HELD_OUT_IMAGES, Probe
-    from ..sources import Described
+    from ..sources import Batched, Described
 
     with context.phase("source"):
         source = open_source(choice, config, method_config, teacher, context)
         with teacher.queries.purpose(HELD_OUT):
-            held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
+            if isinstance(source, Batched):  # whose images take long to make
+                held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
+            else:
+                held_out = source.held_out(HELD_OUT_IMAGES)
         with teacher.queries.purpose(PROBE):
             probe = Probe.of(teacher, held_out)
     facts = source.facts if isinstance(source, Described) else {}
