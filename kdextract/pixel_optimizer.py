@@ -23,7 +23,7 @@ class PixelAdam:
     """
 
     def __init__(self, start: torch.Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        values = start.detach().clone(memory_format=torch.channels_last)
+        values = start.detach().contiguous(memory_format=torch.channels_last).clone()
         self.values = values.requires_grad_(True)
         self.values.grad = torch.empty_like(values)
         self.restart(lr, betas)

@@ -793,8 +793,8 @@ COMMANDS = {
     "import-model": "MODEL --run --seed --device --threads --force --dry-run --data --weights --input-size "
     "--num-classes --class-names --mean --std --feature-layer --download --trust-code --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
-    "--batch-size --max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max --spectral-order "
-    "--teacher --weights --json --quiet/-q --verbose/-v",
+    "--batch-size --max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max "
+    "--spectral-order --teacher --weights --json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
     "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
     "--student --course --coarse-steps --beta1 --beta2 --warmup --jitter --flip/--no-flip --ce --tv-l1 --l2 --bn "
