@@ -188,6 +188,15 @@ def test_a_column_without_figures_is_left_out() -> None:
     assert "picked on test data" not in text
 
 
+def test_attempts_and_images_that_were_not_counted_are_flagged() -> None:
+    plain = benchmark_markdown(document())
+    assert "attempts:" not in plain
+    assert "- teacher queries:" not in plain
+    text = benchmark_markdown(document() | {"several_attempts": 3, "partly_counted": 2})
+    assert "- attempts: 3 of the commands took several; their seconds are the sum" in text
+    assert "- teacher queries: of 2 students without held-out images" in text
+
+
 def test_times_taken_side_by_side_and_resumed_are_flagged() -> None:
     plain = benchmark_markdown(document())
     assert "side by side" not in plain
