@@ -130,7 +130,6 @@ def test_imports_are_read_as_they_are_written() -> None:
     assert imports_of("cli", "from . import __version__\nfrom .errors import KdxError", False) == {"errors"}
     assert imports_of("cli", "import kdextract.data\nfrom kdextract.errors import KdxError", False) == {
         "data",
-        "class_index",
         "errors",
     }
     assert imports_of(
