@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,9 +136,12 @@ class Timetable:
         now = time.monotonic() - self._began
         self._passed.append((step, now))
         left = self._until - now
-        first, then = next(passed for passed in self._passed if passed[0] >= WINDOW * step)
+        first, then = self._passed[bisect_left(self._passed, (WINDOW * step,))]
         if first == step or now < EARLY * self._until:
             return planned
         pace = (now - then) / (step - first)
         late = (planned - step) * pace - left
-        return planned if abs(late) <= self._slack + UNSURE * max(0.0, left) else step + max(1, int(left / pace))
+        if abs(late) <= self._slack + UNSURE * max(0.0, left):
+            return planned
+        last = step + max(1, int(left / pace))
+        return min(last, planned) if late > 0 else last  # a loop that is late ends: it gets no step more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ class Simulation:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, budget: float, cost: Callable[[int, float], float]) -> None:
         self.now, self.budget, self.cost = 0.0, budget, cost
-        monkeypatch.setattr("kdextract.budget.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("kdextract.budget.time", SimpleNamespace(monotonic=lambda: self.now))  # not every thread's
 
     def loop(self, steps: int, monitor: StepTimes | Observer) -> list[Row]:
         trainee, taken = Weight(), 0
@@ -123,7 +124,7 @@ EVEN = {
 }
 
 
-@pytest.mark.parametrize("budget", [200.0, 600.0])
+@pytest.mark.parametrize("budget", [200.0, 600.0, 1200.0])
 @pytest.mark.parametrize("name", EVEN)
 def test_a_budget_is_used_and_kept(name: str, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     trial, whole, _, rows = Simulation(monkeypatch, budget, EVEN[name]).run()
@@ -154,6 +155,19 @@ def test_a_step_that_is_longer_than_a_trial_is_tried_once(monkeypatch: pytest.Mo
     times = StepTimes(TRIAL_SHARE * 100, TRIAL_STEPS)
     simulation.loop(TRIAL_STEPS, times)
     assert times.times == [20.0]
+
+
+def test_a_loop_that_is_late_gets_no_step_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("kdextract.budget.time", SimpleNamespace(monotonic=lambda: now))
+    timetable = Timetable(100.0, 0.0, 1.0)
+    planned = 10
+    for step in range(1, 10):
+        now += 50.0
+        planned = timetable.last_step(step, planned)
+        if step >= planned:
+            break
+    assert step == planned <= 4
 
 
 def test_few_steps_have_a_look_each() -> None:
