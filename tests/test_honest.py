@@ -197,14 +197,14 @@ def test_later_stages_leave_the_teacher_alone(run_copy: Path) -> None:
 def test_budgets_are_counted(finished_run: Path) -> None:
     images = json.loads((finished_run / "transfer-sets" / "all_layers" / "manifest.json").read_text())["budget"]
     assert images["images"] == 40
-    assert images["teacher_queries"] == 40 * (3 + 1) + 1  # and a blank one, for the shapes of layers
-    assert images["teacher_queries_by_purpose"] == {"synthesis": 40 * 3, "targets": 40}
+    assert images["teacher_queries"] == 40 * (3 + 1) + 1
+    assert images["teacher_queries_by_purpose"] == {"synthesis": 40 * 3, "targets": 40, "blank": 1}
     student = json.loads((finished_run / "students" / "lenet_half" / "manifest.json").read_text())
     assert student["budget"]["student_steps"] == 20
     batch_size = student["metrics"]["settings"]["batch_size"]
     learned, held_out = 20 * batch_size, 2  # shifted images are new ones; one of 20 is held out
     by_purpose = student["budget"]["teacher_queries_by_purpose"]
-    assert by_purpose == {"probe": 2 * held_out, "targets": learned}, "held-out images are shown distorted as well"
+    assert by_purpose == {"probe": 2 * held_out, "targets": learned, "blank": 1}, "held-out images: distorted as well"
     assert student["budget"]["teacher_queries"] == sum(by_purpose.values())
     assert student["budget"]["attempts"] == 1
 
