@@ -406,7 +406,7 @@ def test_kegnet_makes_generators_of_rows(run: Path) -> None:
     )
     assert made["network"] == "dense"
     errors, errors_before = (1 - metrics["teacher_agrees_with_label"] for metrics in (made, untrained))
-    assert errors < 0.25 * errors_before
+    assert errors < 0.5 * errors_before
     kdextract.compress(run=run, preset="kegnet-2", threads=1)
     student = kdextract.distill(
         run=run, data="generators/kegnet", student="compressed/kegnet-2", steps=150, name="from_rows", threads=1
