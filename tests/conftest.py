@@ -10,13 +10,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import kdextract
 from kdextract import checkpoints
 from kdextract.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kdx-state-")  # whose code may run is not written into the home
@@ -50,6 +53,25 @@ def sha256s(directory: Path) -> dict[str, str]:
         for path in sorted(directory.iterdir())
         if path.name != "manifest.json"
     }
+
+
+def errors_of_one_answer(labels: torch.Tensor) -> float:
+    """Return the share of errors of a classifier that gives the commonest of these labels to every image.
+
+    It is what a trained classifier's errors are compared with: their share itself differs between processors.
+    """
+    return 1 - float(labels.bincount().max()) / len(labels)
+
+
+def rounding(expected: torch.Tensor) -> float:
+    """Return how far from `expected` a network's output may be that differs by the order of floating-point sums alone.
+
+    A thousand roundings of the largest value, 1.2e-4 of it in single precision: far more than processors, layouts in
+    memory and sizes of batches differ by, and far less than what another operation would change.
+    """
+    import torch
+
+    return 1000 * torch.finfo(expected.dtype).eps * float(expected.detach().abs().max())
 
 
 @pytest.fixture(scope="session")

@@ -160,7 +160,7 @@ def test_the_results_say_what_it_came_to_and_what_it_took(finished: Finished) ->
     assert [row["method"] for row in results["rows"]] == ["all_layers", "structured_noise", "ceiling", "floor"]
     for row in results["rows"]:
         assert row["seeds"] == [0, 1]
-        assert 0 < row["accuracy"]["mean"] < 1
+        assert 0 < row["accuracy"]["mean"] <= 1
         assert row["accuracy"]["n"] == 2
         assert row["accuracy"]["sd"] >= 0
         teacher = results["teachers"][0]["accuracy"]["mean"]
@@ -442,8 +442,9 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
 
 
 def test_a_curve_of_snapshots_that_were_better(bench: Bench, work: Path) -> None:
+    """A student of noise, which is far below its teacher; the teacher itself stands in the place of a snapshot."""
     for run in ("lenet-0", "lenet-1"):
-        student = work / run / "students" / CELL
+        student = work / run / "students" / "lenet_half.floor.100"
         for old in student.glob("snapshot-*"):
             old.unlink()
         manifest = read_manifest(student)
@@ -453,7 +454,7 @@ def test_a_curve_of_snapshots_that_were_better(bench: Bench, work: Path) -> None
     done = bench(DIGITS, "--work", work)
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["evaluate"] * 2
-    cell = read(work)["cells"][0]
+    cell = next(cell for cell in read(work)["cells"] if cell["method"] == "floor")
     assert [point["step"] for point in cell["curve"]] == [50, 100]
     assert cell["best_snapshot_on_test_data"] == {"step": 50, "accuracy": cell["teacher_accuracy"]}
     assert cell["accuracy"] < cell["teacher_accuracy"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rounding
 from torch import nn
 
 import kdextract
@@ -51,7 +52,8 @@ def test_full_ranks_answer_like_the_teacher(name: str) -> None:
     assert max(errors.values()) < 1e-3
     pixels = torch.rand((3, *teacher.input_shape), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(compressed(pixels), teacher(pixels), atol=1e-4, rtol=1e-3)
+        expected = teacher(pixels)
+        torch.testing.assert_close(compressed(pixels), expected, rtol=0, atol=rounding(expected))
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -125,7 +127,7 @@ def test_distill_and_evaluate_take_the_result(run: Path) -> None:
     trained_student = load_classifier(student.directory / "model.safetensors")
     assert trained_student.spec == start.spec
     cores = [c.network.state_dict()["conv3.core.weight"] for c in (start, trained_student)]
-    assert 0 < float((cores[0] - cores[1]).abs().max()) < 0.2, "it began as the compressed teacher"
+    assert 0 < float((cores[0] - cores[1]).norm()) < 0.5 * float(cores[0].norm()), "it began as the compressed teacher"
     scores = [kdextract.evaluate(run=run, artifact=a, threads=1) for a in ("compressed/small", "students/small")]
     assert scores[0].directory != scores[1].directory
 

@@ -210,7 +210,7 @@ def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: i
     with torch.no_grad(), watch_statistics(teacher, None) as watch:
         terms = terms_of(teacher, None, values, labels, weights, watch)
     assert sum(map(float, terms.values())) == pytest.approx(made.loss, rel=1e-3)
-    assert made.loss <= min(row["loss"] for row in made.curve) + 1e-4
+    assert made.loss <= min(row["loss"] for row in made.curve) * (1 + 1e-5)
     assert made.loss < made.curve[0]["loss"]
     assert [row["step"] for row in made.curve] == list(range(1, 31))
     assert made.curve[0].keys() == {"step", "loss", "ce", "tv", "l2", "bn"}
@@ -242,13 +242,13 @@ def test_competition_finds_images_on_which_the_student_differs() -> None:
     teacher, student = classifier().frozen(), classifier(seed=5).frozen()
     labels = torch.arange(20) % teacher.num_classes
     course = Course(steps=60, lr=0.1, betas=(0.9, 0.999))
-    alike = []
+    apart = []
     for compete in (0.0, 10.0):
         weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=0.1, compete=compete)
         images = invert(teacher, student, None, labels, weights, course, seeded()).images
         with torch.no_grad():
-            alike.append(float(likeness(student(images), teacher(images), 3.0)))
-    assert alike[1] < alike[0] - 0.05
+            apart.append(1 - float(likeness(student(images), teacher(images), 3.0)))
+    assert apart[1] > 1.5 * apart[0]
 
 
 def test_settings_are_those_of_the_course() -> None:
@@ -406,7 +406,8 @@ def test_a_batch_that_begins_from_images_stays_near_them() -> None:
     course = Course(steps=2, lr=1e-4, betas=(0.9, 0.999))
     labels = torch.arange(6) % teacher.num_classes
     made = invert(teacher, None, None, labels, Weights(1, 0, 0, 0, bn=1.0), course, seeded(), start)
-    assert torch.allclose(made.images, start, atol=1e-3)
+    moves = course.steps * course.lr * float(teacher.std.max())  # Adam's first steps are as long as its rate
+    assert 0 < float((made.images - start).abs().max()) < 2 * moves
 
 
 @pytest.mark.parametrize("init", INITS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import rounding
 from torch import nn
 
 from kdextract import training
@@ -130,6 +131,12 @@ def weights(classifier: Classifier) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in classifier.network.state_dict().items()}
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Return the Euclidean distance of two networks' weights."""
+    assert one.keys() == other.keys()
+    return float(torch.cat([(value - other[name]).flatten() for name, value in one.items()]).norm())
+
+
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -203,17 +210,21 @@ def test_known_targets_are_used_and_the_teacher_is_not_asked(images: torch.Tenso
     run(teacher, fresh, ImagePool(images, None, 0, CPU), steps=12)
     assert len(asked) == 12
     assert teacher.queries.counts["targets"] == 12 * 32
-    for name, value in weights(cached).items():
-        torch.testing.assert_close(value, weights(fresh)[name], rtol=1e-3, atol=1e-4)
+    start, end = weights(make_student()), weights(fresh)
+    assert distance(weights(cached), end) < 0.01 * distance(start, end), "apart by rounding alone"
 
 
 def test_targets_that_are_known_are_what_the_student_learns(teacher: Classifier, images: torch.Tensor) -> None:
     """The targets name each digit's successor, which the teacher knows nothing of."""
     wanted = (load_data("digits", "train", Path()).labels[:200] + 1) % 10
     student = make_student()
+
+    def errors(network: Classifier) -> float:
+        return float((predict(network, images).argmax(1) != wanted).float().mean())
+
+    before = errors(student.eval())
     run(teacher, student, ImagePool(images, 10 * F.one_hot(wanted, 10).float(), 0, CPU), steps=60, lr=3e-3)
-    assert float((predict(student, images).argmax(1) == wanted).float().mean()) > 0.6
-    assert float((predict(teacher, images).argmax(1) == wanted).float().mean()) < 0.3
+    assert errors(student) < 0.5 * min(before, errors(teacher))
 
 
 def test_augmented_images_are_shown_to_the_teacher_as_the_student_sees_them(images: torch.Tensor) -> None:
@@ -260,6 +271,7 @@ def test_last_weights_are_kept_and_nothing_is_averaged(teacher: Classifier, imag
     steps, lr, batch_size = 15, 2e-3, 32
     targets = predict(teacher, images)
     student, by_hand = make_student(), make_student()
+    start = weights(student)
     run(teacher, student, ImagePool(images, targets, 7, CPU), steps=steps, lr=lr, batch_size=batch_size)
 
     pool, schedule = ImagePool(images, targets, 7, CPU), Schedule(steps, lr)
@@ -271,8 +283,8 @@ def test_last_weights_are_kept_and_nothing_is_averaged(teacher: Classifier, imag
         optimizer.zero_grad()
         kl_divergence(by_hand(batch.images), batch.targets, 4.0, True).backward()
         optimizer.step()
-    for name, value in weights(student).items():
-        torch.testing.assert_close(value, weights(by_hand)[name], rtol=1e-4, atol=1e-5)
+    end = weights(by_hand)
+    assert distance(weights(student), end) < 0.01 * distance(start, end), "apart by rounding alone"
 
 
 def test_same_seed_gives_the_same_student(teacher: Classifier, images: torch.Tensor) -> None:
@@ -517,7 +529,8 @@ def test_predict_does_not_depend_on_the_batch(teacher: Classifier, images: torch
     with torch.no_grad():
         expected = teacher(to_pixels(images))
     for batch_size in (1, 64, 500):
-        torch.testing.assert_close(predict(teacher, images[:70], batch_size), expected[:70], rtol=1e-4, atol=1e-4)
+        answers = predict(teacher, images[:70], batch_size)
+        torch.testing.assert_close(answers, expected[:70], rtol=0, atol=rounding(expected))
 
 
 # ---- batch normalization of the student ----------------------------------------------------------------------------

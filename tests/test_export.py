@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import environment, kdx, sha256s
+from conftest import environment, kdx, rounding, sha256s
+from test_cli import Here, error_of, here  # noqa: F401 - a fixture
 from torch import nn
 
 import kdextract
@@ -81,7 +82,7 @@ def test_programs_answer_like_the_classifier_at_any_batch_size(name: str) -> Non
         pixels = torch.rand(size, *classifier.input_shape)
         expected = classifier(pixels)
         (answer,) = session.run(["logits"], {"pixels": pixels.numpy()})
-        atol = 1e-5 * max(1.0, float(expected.abs().max()))
+        atol = rounding(expected)
         assert torch.allclose(torch.from_numpy(answer), expected, rtol=0, atol=atol)
         assert torch.allclose(program(pixels), expected, rtol=0, atol=atol)
         assert answer.shape == (size, 10)
@@ -247,7 +248,7 @@ def test_the_comparison_finds_differences() -> None:
     same = compare(classifier, classifier, images)
     assert (same.num_images, same.largest_difference, same.same_class) == (64, 0.0, 1.0)
     shifted = compare(classifier, lambda pixels: classifier(pixels) + 0.5, images)
-    assert shifted.largest_difference == pytest.approx(0.5, abs=1e-5)
+    assert shifted.largest_difference == pytest.approx(0.5, rel=1e-5)
     assert shifted.same_class == 1.0
     assert compare(classifier, lambda pixels: classifier(pixels).flip(1), images).same_class < 0.5
     assert compare(classifier, lambda pixels: classifier(pixels) * float("nan"), images).largest_difference > 1e30
@@ -285,7 +286,8 @@ def test_every_format_answers_like_the_student(run_copy: Path, format: str) -> N
     assert ("opset" in metrics) == (format == "onnx")
     student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors").frozen()
     pixels = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(logits_of(directory, pixels), student(pixels), atol=1e-4)
+    expected = student(pixels)
+    assert torch.allclose(logits_of(directory, pixels), expected, rtol=0, atol=rounding(expected))
     card = (directory / "README.md").read_bytes()
     for trace in (str(run_copy).encode(), *TRACES):
         assert trace not in card
@@ -508,16 +510,33 @@ def test_at_a_terminal(run_copy: Path, tmp_path: Path) -> None:
     student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors").frozen()
     pixels = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(2))
     (answer,) = session.run(None, {"pixels": pixels.numpy()})
-    assert torch.allclose(torch.from_numpy(answer), student(pixels), atol=1e-4)
-    strict = kdx(*command, "--atol", "0", "--name", "strict", cwd=tmp_path)
-    if document["largest_difference"] > 0:  # by rounding, which on some processors may be the same in both programs
-        assert strict.returncode == 5
-        assert strict.stderr.splitlines()[-1].startswith("kdx: error: the logits of model.onnx differ")
-    else:
-        assert strict.returncode == 0, strict.stderr
-    assert (run_copy / "exports" / "strict").exists() == (strict.returncode == 0)
+    expected = student(pixels)
+    assert torch.allclose(torch.from_numpy(answer), expected, rtol=0, atol=rounding(expected))
     shown = kdx("show", "--run", run_copy, cwd=tmp_path)
     assert "exports/lenet_half-onnx" in shown.stdout
+
+
+def test_no_tolerance_means_no_difference(
+    here: Here,  # noqa: F811
+    run_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some processors round alike in both programs, so one logit of the exported one is moved by 20 roundings."""
+    command = ("export", "--run", run_copy, "--threads", "1", "--atol", "0")
+    assert here(*command, "--format", "safetensors").returncode == 0, "the classifier itself does not differ"
+    student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors").frozen()
+    images = images_to_compare(student, 0)
+    largest = compare(student, student, images).largest_logit
+    moved = 20 * torch.finfo(torch.float32).eps * largest
+    list(student.network.parameters())[-1][3] += moved
+    content = to_onnx(student)
+    monkeypatch.setattr(exporting, "to_onnx", lambda classifier: content)
+    said = error_of(here(*command, "--name", "strict"), 5)
+    assert said.startswith("kdx: error: the logits of model.onnx differ")
+    assert said.endswith("nothing was written")
+    assert not (run_copy / "exports" / "strict").exists()
+    _, manifest = export(run_copy, atol=10 * moved, name="strict")
+    assert 0 < manifest.metrics["largest_difference"] <= 10 * moved
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,8 +76,8 @@ def test_the_two_directions_undo_each_other(name: str, shape: Shape, spread: flo
         assert pixels.shape == (count, *shape)
         assert 0 < float(pixels.min()) <= float(pixels.max()) < 1
         assert back.shape == noise.shape
-        assert float((again - pixels).abs().max()) < 1e-4
-        assert float((exact - noise).abs().max()) < 1e-4
+        assert float((again - pixels).abs().max()) < rounding(pixels)
+        assert float((exact - noise).abs().max()) < 1000 * rounding(exactly), "pixels near 0 and 1 lose digits"
         assert logdet.shape == inverse_logdet.shape == (count,)
         assert bool(logdet.isfinite().all())
         torch.testing.assert_close(exact_inverse, -exact_logdet, rtol=1e-6, atol=1e-6)

@@ -178,11 +178,16 @@ def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> N
 
 @every_method
 def test_teacher_comes_to_see_the_class(name: str, teacher: Classifier, statistics: Statistics) -> None:
+    """Twice as often as in noise, and as the class that was asked for of another image."""
     labels = torch.arange(100) % 10
-    made = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0, ce=30.0)
-    with torch.no_grad():
-        agreement = float((teacher(made.images).argmax(1) == labels).float().mean())
-    assert agreement > 0.2, "chance is 0.1, and dropout leaves 0.3"
+    images = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0, ce=30.0).images
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+
+    def seen(pixels: torch.Tensor, classes: torch.Tensor) -> float:
+        with torch.no_grad():
+            return float((teacher(pixels).argmax(1) == classes).float().mean())
+
+    assert seen(images, labels) > 2 * max(seen(noise, labels), seen(images, labels.roll(1)))
 
 
 def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
@@ -446,14 +451,15 @@ def test_objectives_make_different_images(
     monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start.clone())
     options = {"steps": 20, "lr": 0.1, "init": "uniform", "tv": 0.0}
     made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in PIXEL_METHODS}
+    way = min(float((images - start).abs().mean()) for images in made.values())
     for index, one in enumerate(made):
         for other in list(made)[:index]:
-            assert float((made[one] - made[other]).abs().mean()) > 0.01, (one, other)
+            assert float((made[one] - made[other]).abs().mean()) > 0.1 * way, (one, other)
 
 
 # What one image becomes alone and among others differs by the order of floating-point sums alone. Adam divides each
 # gradient by its size, so where a gradient is close to zero that difference can turn a step around: a few pixels may
-# move by a step or two, but the mean stays far below one step.
+# move by a step or two, but the mean stays far below what the pixels move in all.
 @pytest.mark.usefixtures("targets_are_means")
 @every_pixel_method
 def test_image_does_not_depend_on_the_rest_of_its_batch(
@@ -472,9 +478,9 @@ def test_image_does_not_depend_on_the_rest_of_its_batch(
 
     together = made(slice(None))
     for rows in (slice(2, 3), slice(5, 8)):
-        difference = (made(rows) - together[rows]).abs()
-        assert float(difference.mean()) < 1e-4
-        assert float((difference > 1e-3).float().mean()) < 0.01
+        difference, moved = (made(rows) - together[rows]).abs(), (together[rows] - start[rows]).abs()
+        assert float(difference.mean()) < 0.01 * float(moved.mean())
+        assert float((difference > 0.1 * options["lr"]).float().mean()) < 0.01
 
 
 # ---- dropout ----------------------------------------------------------------------------------------------------
@@ -523,7 +529,8 @@ def test_masks_are_fixed_for_a_batch_and_new_for_the_next(
         assert len(masks) == 5
         assert all(torch.equal(mask, masks[0]) for mask in masks)
         assert float(masks[0].max()) == pytest.approx(1 / keep)
-        assert float((masks[0] > 0).float().mean()) == pytest.approx(keep, abs=0.1)
+        error = (keep * (1 - keep) / masks[0].numel()) ** 0.5
+        assert float((masks[0] > 0).float().mean()) == pytest.approx(keep, abs=5 * error)
     first = {layer: masks[0] for layer, masks in used.items()}
     used.clear()
     make("all_layers_dropout", teacher, statistics, torch.arange(4), seed=1, steps=1)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Crash, sha256s
+from conftest import Crash, errors_of_one_answer, sha256s
 
 import kdextract
 from kdextract.classifier import load_classifier
-from kdextract.data import RealData
+from kdextract.data import RealData, load_data
 from kdextract.errors import ConfigError, UsageError
 from kdextract.images import fit_images
 from kdextract.sources import ImagePool, Mixture
@@ -90,11 +90,11 @@ def test_a_recipe_sets_what_is_not_given() -> None:
 
 
 def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) -> None:
-    made = {}
+    made, of_one_answer = {}, errors_of_one_answer(load_data("digits", "train", Path()).labels)
     for recipe in RECIPES:
         options: dict[str, Any] = {"model": "lenet5_bn", "recipe": recipe, "epochs": 15, "threads": 1}
         made[recipe] = kdextract.train(run=tmp_path / recipe, **options)
-        assert made[recipe].manifest.metrics["validation_accuracy"] > 0.9
+        assert 1 - made[recipe].manifest.metrics["validation_accuracy"] < 0.25 * of_one_answer
     one, other = (sha256s(outcome.directory)["model.safetensors"] for outcome in made.values())
     assert one != other
 
