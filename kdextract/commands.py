@@ -37,7 +37,7 @@ class Command:
     check: Callable[[Any, Any], None] = lambda config, result: None
 
 
-def _of_stage(stage: Stage[Any]) -> Command:
+def _of_stage(stage: Stage[Any, Any]) -> Command:
     def show(config: Any, outcome: Outcome, output: OutputOptions) -> None:
         if output.quiet:
             print_line(str(outcome.directory))

@@ -77,7 +77,7 @@ def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None
 
 def methods(config: MethodsConfig) -> Json:
     """Return every method with the option that chooses it and, where there is a run, what it lacks there."""
-    from .stages.materials import lacking
+    from .stages.materials import missing_inputs
 
     rows = [
         {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}
@@ -85,7 +85,7 @@ def methods(config: MethodsConfig) -> Json:
     ]
     if (config.run / RUN_FILE).is_file():
         run = RunDir(config.run)
-        rows = [{**row, "lacks": lacking(m, run)} for row, (_, m) in zip(rows, every_method(), strict=True)]
+        rows = [{**row, "lacks": missing_inputs(m, run)} for row, (_, m) in zip(rows, every_method(), strict=True)]
     return {"methods": rows}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .artifacts import Input, Manifest, verify_file
 from .errors import ArtifactError, ConfigError, did_you_mean
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 
 IMAGES, GRID = "images.npy", "grid.png"
 
+ResolvedT = TypeVar("ResolvedT")
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[ResolvedT]):
     """What a stage will read and write: decided from the config and the run alone, before any work.
 
-    `needs` is what kind of access the result took: `teacher`, `teacher+statistics`, or '' (made from real data).
+    `needs` is the access to the teacher and its data that the result takes: one of `artifacts.NEEDS`. `resolved` is
+    what the options name, found and hashed, for the stage's `execute`; nothing is looked for a second time.
     """
 
     target: ArtifactRef
     inputs: tuple[Input, ...]
-    needs: str = ""
+    needs: str
+    resolved: ResolvedT
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +47,7 @@ class Outcome:
     status: str
     directory: Path
     manifest: Manifest | None
-    plan: Plan
+    plan: Plan[Any]
 
     def __repr__(self) -> str:
         return f"<{self.plan.target.kind} {self.status}: {self.directory}>"

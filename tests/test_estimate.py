@@ -33,7 +33,8 @@ from kdextract.estimate import (
 )
 from kdextract.methods import live_method
 from kdextract.models import architecture
-from kdextract.stages.student_source import Choice
+from kdextract.stages.materials import MethodInputs
+from kdextract.stages.student_source import LiveImages
 
 CALIBRATION = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration.json").read_text())
 EXACT = TeacherAccuracy(0.99, 0.0)
@@ -219,7 +220,8 @@ def test_other_students_get_no_estimate(agreement: float, steps: int, estimated:
     ],
 )
 def test_a_game_from_noise_is_another_one(options: dict[str, Any], expected: str) -> None:
-    assert Choice("live", "dfq").learned_from(live_method("dfq").config(**options)) == expected
+    dfq = live_method("dfq")
+    assert LiveImages.of(dfq, dfq.config(**options), MethodInputs()).learned_from == expected
 
 
 def test_one_line_says_why_there_is_none(teacher_run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from test_augmentation import drawings
 from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
 import kdextract
-from kdextract.artifacts import read_manifest
+from kdextract.artifacts import Input, Manifest, read_manifest
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.generator_source import GeneratorSource
@@ -30,14 +30,16 @@ from kdextract.generators.mix import GeneratorMix
 from kdextract.generators.networks import NETWORKS
 from kdextract.hooks import count_multiply_adds
 from kdextract.images import to_uint8
-from kdextract.methods import generator_method, generator_names
+from kdextract.methods import generator_method, generator_names, live_method
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
 from kdextract.models import InputShape
 from kdextract.observer import HELD_OUT_IMAGES
+from kdextract.run_dir import Artifact, RunDir
 from kdextract.stages.distill import DistillConfig
 from kdextract.stages.distill_settings import fill_in
-from kdextract.stages.student_source import Choice
+from kdextract.stages.materials import MethodInputs
+from kdextract.stages.student_source import GeneratorImages, LiveImages, NoiseImages, RealImages, TransferSetImages
 from kdextract.stages.transfer_sets import SHOWN
 from kdextract.tensor_files import encode_safetensors, read_npy, read_safetensors
 
@@ -496,8 +498,10 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
     assert not learned("plain")["remix"], "digits are neither drawings on black nor on white"
     assert learned("remixed", remix=True)["remix"]
     made = kdextract.generate(run=teacher_run, images_per_class=2, threads=1)
-    assert Choice("transfer-set", str(made.directory)).generated
-    assert not Choice("live", "dafl").generated
+    images = TransferSetImages.of(RunDir(teacher_run).artifact_at(made.directory))
+    assert (images.learned_from, images.low_diversity, images.makes_images) == ("trained generators", True, False)
+    live = LiveImages.of(live_method("dafl"), live_method("dafl").config(), MethodInputs())
+    assert (live.learned_from, live.low_diversity, live.makes_images) == ("dafl", True, True)
     students = teacher_run / "students"
     assert sha256s(students / "plain")["model.safetensors"] != sha256s(students / "remixed")["model.safetensors"]
 
@@ -506,9 +510,12 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
 def test_drawings_are_remixed_by_default(brightness: float, remix: bool) -> None:
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
-    assert fill_in(given, Choice("generator", "kegnet"), teacher, teacher).remix == remix
-    assert not fill_in(given, Choice("noise", "noise:normal"), teacher, teacher).remix
-    settings = fill_in(DistillConfig(remix=True), Choice("data", "mnist"), teacher, teacher)
+    noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
+    manifest = Manifest("generator", "generators/kegnet", "train-generator", "0.1.0", {}, (), ())
+    generators = GeneratorImages.of(Artifact(Path("generators/kegnet"), "generators/kegnet", manifest, {}))
+    assert fill_in(given, generators, teacher, teacher).remix == remix
+    assert not fill_in(given, noise, teacher, teacher).remix
+    settings = fill_in(DistillConfig(remix=True), real, teacher, teacher)
     assert settings.augmenter(False, teacher, 0).paper == float(brightness >= 0.5)
 
 

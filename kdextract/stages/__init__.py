@@ -25,12 +25,12 @@ from . import (
 )
 
 
-def _with_its_teacher(stage: Stage[Any]) -> Stage[Any]:
+def _with_its_teacher(stage: Stage[Any, Any]) -> Stage[Any, Any]:
     """Return a stage that makes what `--teacher` names the run's teacher first, if it has this option."""
     return replace(stage, before=import_model.bring_teacher) if issubclass(stage.config, TeacherConfig) else stage
 
 
-STAGES: dict[str, Stage[Any]] = {
+STAGES: dict[str, Stage[Any, Any]] = {
     module.STAGE.name: _with_its_teacher(module.STAGE)
     for module in (
         train,

@@ -12,7 +12,7 @@ from ..methods import Method, Objective, every_method
 from ..options import OutputOptions
 from ..report.tables import print_line, print_table
 from ..run_dir import MODEL_FILE, RunDir
-from .own_model import ModelConfig, described, model_inputs, opened, trust_code_of
+from .own_model import ModelConfig, load_user_model, model_files, model_summary, trust_code_of
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -50,7 +50,7 @@ def gather(config: CheckTeacherConfig) -> Json:
     real, lines = _real_images(config, teacher)
     examination = examine(teacher, real)
     return {
-        **described(teacher),
+        **model_summary(teacher),
         "found": findings.lines + lines,
         "checks": [vars(check) for check in examination.checks],
         "methods": _methods(teacher, examination),
@@ -86,8 +86,7 @@ def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
         if config.trust_code:
             trust_code_of(path)
         return load_classifier(path)
-    model_inputs(config)
-    return opened(config, findings)
+    return load_user_model(config, model_files(config, RunDir(config.run)), findings)
 
 
 def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:

@@ -10,7 +10,7 @@ from ..config import DataAccess, TeacherConfig, option
 from ..errors import ConfigError
 from ..queries import STATISTICS
 from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from ..stage_runner import Plan, Stage, StageContext
 from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
@@ -54,20 +54,19 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     batch_size: int | None = option(None, IMAGES_PER_PASS, minimum=1)
 
 
-def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
-    """Reads the run's teacher and its training data."""
-    teacher = run.teacher()
-    data = real_data_input(config, teacher_data(config.data, run), "train")
-    return Plan(run.place("statistics"), (artifact_input("teacher", teacher), data))
+def plan(config: ComputeStatsConfig, run: RunDir) -> Plan[str]:
+    """Reads the run's teacher and its training data, whose name is resolved."""
+    spec = teacher_data(config.data, run)
+    data = real_data_input(config, spec, "train")
+    return Plan(run.place("statistics"), (run.artifact(run.teacher()).input("teacher"), data), "", spec)
 
 
-def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dict[str, Any]:
     """Run every training image through the teacher once and write `statistics.safetensors`."""
     from ..spectra import SpectralOptions
     from ..statistics import LAYERS, StatisticsOptions, compute_statistics
     from ..tensor_files import encode_safetensors
 
-    spec = teacher_data(config.data, context.run)
     teacher = context.teacher(STATISTICS)
     with context.phase("data"):
         data = open_real_data(config, spec, "train", "statistics", context)
