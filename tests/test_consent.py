@@ -26,6 +26,7 @@ from kdextract.networks.build import Blueprint
 from kdextract.networks.code import function_of, read_code
 from kdextract.networks.definitions import module_file
 from kdextract.networks.names import parse_name
+from kdextract.progress import Reporter
 from kdextract.run_dir import MODEL_FILE
 from kdextract.tensor_files import encode_safetensors, read_safetensors
 
@@ -131,7 +132,7 @@ def received(mine: Path, architecture: str, **changes: Any) -> Path:
 
 def check_teacher(**options: Any) -> Any:
     command = COMMANDS["check-teacher"]
-    return command.gather(command.config(**options))
+    return command.run(command.config(**options), Reporter(quiet=True))
 
 
 LIVE: dict[str, Any] = {"data": "noise:uniform", "steps": 1, "batch_size": 4, "threads": 1}

@@ -533,24 +533,24 @@ def test_what_a_live_method_makes_is_shown(teacher_run: Path, tmp_path: Path) ->
         kdextract.distill(data="noise:normal", name="floor", **options)
 
 
-def test_methods_say_what_a_run_lacks(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
-    def lacks(run: Path) -> dict[tuple[str, str], str]:
+def test_methods_say_what_a_run_has_to_have(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
+    def missing(run: Path) -> dict[tuple[str, str], str]:
         done = kdx("methods", "--json", "--run", run, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return {
-            (row["command"].split()[0], row["method"]): row.get("lacks") for row in json.loads(done.stdout)["methods"]
+            (row["command"].split()[0], row["method"]): row.get("missing") for row in json.loads(done.stdout)["methods"]
         }
 
-    alone = lacks(teacher_run)
+    alone = missing(teacher_run)
     assert "no batch normalization" in alone["distill", "deep_inversion"]
     assert "kdx compute-stats" in alone["optimize-dataset", "all_layers"]
     assert "no batch normalization" in alone["optimize-dataset", "adaptive_deep_inversion"]
     assert alone["distill", "deep_dream"] == alone["train-generator", "kegnet"] == ""
-    finished = lacks(finished_run)
+    finished = missing(finished_run)
     assert set(finished.values()) == {""}
-    assert set(lacks(tmp_path / "nowhere").values()) == {None}
+    assert set(missing(tmp_path / "nowhere").values()) == {None}
     kdextract.train(run=tmp_path / "table", model="kegnet_mlp", data="iris", epochs=1, threads=1)
-    table = lacks(tmp_path / "table")
+    table = missing(tmp_path / "table")
     assert table["distill", "deep_dream"] == "images: the teacher takes rows of a table"
     assert table["train-generator", "kegnet"] == ""
     assert "kdx compute-stats" in table["optimize-dataset", "all_layers"]

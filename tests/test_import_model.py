@@ -23,6 +23,7 @@ from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.hooks import record_features
 from kdextract.inspection import COMMANDS
 from kdextract.networks.consent import TRUST_ALL
+from kdextract.progress import Reporter
 
 SOURCE = """
 import torch
@@ -468,10 +469,10 @@ def test_students_that_do_not_fit_are_refused_before_anything_runs(
 
 
 def checked(**options: Any) -> dict[str, Any]:
-    look = COMMANDS["check-teacher"]
-    config = look.config(**options)
-    record = look.gather(config)
-    look.check(config, record)
+    command = COMMANDS["check-teacher"]
+    config = command.config(**options)
+    record = command.run(config, Reporter(quiet=True))
+    command.check(config, record)
     return record
 
 
@@ -574,17 +575,17 @@ class Constant(Base):
 def test_what_is_wrong_with_a_teacher_is_found(tmp_path: Path, kind: str, check: str, result: str) -> None:
     path = tmp_path / "model.py"
     path.write_text(PROBLEMS)
-    look = COMMANDS["check-teacher"]
-    config = look.config(model=f"{path}:{kind}", input_size="1x8x8")
-    record = look.gather(config)
+    command = COMMANDS["check-teacher"]
+    config = command.config(model=f"{path}:{kind}", input_size="1x8x8")
+    record = command.run(config, Reporter(quiet=True))
     assert results(record)[check] == result, record["checks"]
     if kind == "NoGradient":
         assert applies(record)["distill --method", "structured_noise"] == "yes"
         assert applies(record)["distill --method", "dfad"] == "no"
-        look.check(config, record)
+        command.check(config, record)
     else:
         with pytest.raises(ConfigError, match=f"cannot be a teacher: {check}"):
-            look.check(config, record)
+            command.check(config, record)
 
 
 def test_weights_of_a_file_of_kdx_that_are_not_finite_are_found(tmp_path: Path) -> None:
@@ -593,9 +594,9 @@ def test_weights_of_a_file_of_kdx_that_are_not_finite_are_found(tmp_path: Path) 
         next(damaged.parameters())[0] = torch.nan
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(damaged))
-    look = COMMANDS["check-teacher"]
-    config = look.config(model=str(path))
-    record = look.gather(config)
+    command = COMMANDS["check-teacher"]
+    config = command.config(model=str(path))
+    record = command.run(config, Reporter(quiet=True))
     assert results(record)["weights"] == "problem"
     with pytest.raises(ConfigError, match=r"weights: conv1\.weight has values that are not finite"):
-        look.check(config, record)
+        command.check(config, record)

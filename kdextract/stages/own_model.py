@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(OptionSet):
-    """What a user says of a model of their own; what is left out is found."""
+    """What the user tells of a model; what is not given is found in the model and its weights."""
 
     model: str | None = option(None, "The model; see above.", positional=True)
     weights: str | None = option(
@@ -91,7 +91,7 @@ def model_files(config: ModelConfig, run: RunDir) -> dict[str, InputFile]:
         files = {"model": run.file(ours)}
         check_weights_file(ours)
         if config.trust_code:
-            trust_code_of(ours)
+            trust_code(ours)
         return files
     name = located(parse_name(config.model))
     files = {}
@@ -123,10 +123,10 @@ def _refuse_options(config: ModelConfig, ours: Path) -> None:
         if declared.name in ("model", "feature_layer", "trust_code"):
             continue
         if getattr(config, declared.name) != declared.default:
-            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which says all of itself")
+            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which holds this itself")
 
 
-def trust_code_of(ours: Path) -> None:
+def trust_code(ours: Path) -> None:
     """Allow what a classifier's file names: the call of a function with its arguments, or the program that it holds.
 
     Raises:
@@ -153,8 +153,7 @@ def _require_trusted(path: Path, trusted: bool) -> None:
         consent.require(content, NetworkName(PROGRAM))
     except ArtifactError as error:
         raise ArtifactError(
-            f"{path} is a program, which can run anything when it is loaded; if you trust where it comes from, say so "
-            "with --trust-code"
+            f"{path} is a program: loading it runs its code. If you trust its source, use --trust-code"
         ) from error
 
 
