@@ -272,9 +272,9 @@ class RunDir:
     def _check_run_file(self) -> None:
         path = self.root / RUN_FILE
         if not path.exists():
-            strangers = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
-            if strangers:
-                raise ConfigError(f"{self.root} is not a run directory: it holds {strangers[0]} and no {RUN_FILE}")
+            others = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise ConfigError(f"{self.root} is not a run directory: it holds {others[0]} and no {RUN_FILE}")
             return
         try:
             version = json.loads(path.read_text(encoding="utf-8"))["format_version"]
@@ -287,7 +287,8 @@ class RunDir:
         """Say whether `ref` is published, sound, and made from just this config and these inputs.
 
         Raises:
-            ConfigError: it was made otherwise, and `force` is not set; the sentence lists the differences.
+            ConfigError: it was made with other options or from other inputs, and `force` is not set; the sentence lists
+                the differences.
             ArtifactError: it is damaged, and `force` is not set.
         """
         recover(ref.directory)
@@ -297,8 +298,8 @@ class RunDir:
         changes = difference(manifest.config, config) + _changed_inputs(manifest, inputs)
         if changes:
             raise ConfigError(
-                f"{ref.directory} was made otherwise ({'; '.join(changes)}); replace it with --force"
-                + (", or keep both with --name" if PLACES[ref.kind].endswith("/") else ", or use another --run")
+                f"{ref.directory} already exists with different options or inputs ({'; '.join(changes)}). Use --force "
+                f"to overwrite it, or {'--name' if PLACES[ref.kind].endswith('/') else 'another --run'} to keep both."
             )
         verify_artifact(ref.directory, manifest)
         return True

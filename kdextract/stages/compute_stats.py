@@ -36,7 +36,9 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     """
 
     data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
-    min_count: int = option(32, "Refuse a class of fewer images: its record would give single images away.", minimum=2)
+    min_count: int = option(
+        32, "Stop if a class has fewer than N images: its record would disclose single images.", minimum=2
+    )
     max_units: int = option(
         8192, "Layers of more units get mean and variance per channel only, no covariance and no spectrum.", minimum=2
     )
@@ -45,7 +47,7 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     spectral_fraction: float = option(
         0.1, "Share of the graph's eigenvectors to keep, before --spectral-max.", above=0, maximum=1
     )
-    spectral_max: int = option(64, "Keep at most so many eigenvectors per graph.", minimum=2)
+    spectral_max: int = option(64, "Keep at most N eigenvectors per graph.", minimum=2)
     spectral_order: str = option(
         "energy",
         "Which eigenvectors: energy (eigenvalue farthest from 1) or smooth (smallest eigenvalue).",
@@ -99,7 +101,7 @@ def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dic
 def _check_memory(
     teacher: Classifier, labels: torch.Tensor, options: StatisticsOptions, batch_size: int, context: StageContext
 ) -> None:
-    """Say so when the work may take more memory than the machine has.
+    """Print one line when the work may take more memory than the machine has.
 
     Raises:
         ConfigError: the statistics and their file alone take more.
@@ -139,8 +141,8 @@ def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spe
     for name, count in zip(class_names, counts, strict=True):
         if count < min_count:
             raise ConfigError(
-                f"class {name!r} has {count} images in {spec}, fewer than --min-count {min_count}: "
-                "so small a record could give single images away"
+                f"class {name!r} has {count} images in {spec}, fewer than --min-count {min_count}: a record of so few "
+                "could disclose single images"
             )
 
 

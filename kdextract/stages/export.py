@@ -134,7 +134,7 @@ def _opened(format: str, content: bytes) -> Any:
 
 
 def _check(found: Comparison, file: str, atol: float) -> None:
-    """Raise `GateError` when the exported file answers otherwise than the classifier."""
+    """Raise `GateError` when logits of the exported file differ from the classifier's by more than `atol`."""
     if found.largest_difference > atol:
         raise GateError(
             f"the logits of {file} differ from the classifier's by up to {found.largest_difference:.3g}, more than "

@@ -23,11 +23,11 @@ SHOWN = 11
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig(NamedStageConfig, TeacherConfig, DataAccess):
-    """Show the nearest real training images of a transfer set's images: did the teacher give away its data?
+    """Show the nearest real training images of a transfer set's images: were training images reproduced?
 
-    Writes neighbours.png, each image with its nearest real ones, and neighbours.npy, which those are. It says how far
-    the nearest real image is in the median, next to how far real images are from each other: images that are much
-    nearer than that are copies.
+    Writes neighbours.png, images beside their nearest real ones, and neighbours.npy, the numbers of these in the data.
+    Prints the median distance to the nearest real image, and the median distance between real images: images that are
+    much nearer than that are copies.
 
     Examples:
 
@@ -45,7 +45,7 @@ class NeighboursConfig(NamedStageConfig, TeacherConfig, DataAccess):
         "What distances are taken between: features, what enters the teacher's last layer, or pixels.",
         choices=["features", "pixels"],
     )
-    images: int = option(500, "Images to look at, the first of the transfer set.", minimum=1)
+    images: int = option(500, "Compare the first N images of the transfer set.", minimum=1)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     )
     shift: int | None = option(
         None,
-        "Shift images at random by up to so many pixels; the default is 2, with sgd 4; images only, not tables.",
+        "Shift images at random by up to N pixels; the default is 2, with sgd 4; images only, not tables.",
         minimum=0,
     )
     warp: float | None = option(
@@ -111,12 +111,11 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
         maximum=0.9,
     )
     shots: int | None = option(
-        None, "Use so many images of each class, drawn by the seed, instead of all of them.", minimum=1
+        None, "Use N images of each class, drawn by the seed, instead of all of them.", minimum=1
     )
     augment: str | None = option(
         None,
-        "Transfer set to learn from besides: synthetic images that another teacher's run has made. Its directory, or "
-        "its name in this run.",
+        "Also train on this transfer set, made with another teacher: its directory, or its name in this run.",
         metavar="ARTIFACT",
     )
     augment_share: float | None = option(

@@ -47,7 +47,7 @@ class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
     method: str = option(MISSING, "How: `kdx methods` explains.", choices=generator_names, positional=True)
     samples: int | None = option(
         None,
-        "Also learn from so many real images, evenly over the classes, drawn by the seed; the manifest says so.",
+        "Also learn from N real images, evenly over the classes, drawn by the seed; the manifest records it.",
         minimum=1,
     )
     data: str | None = option(
@@ -166,7 +166,7 @@ def _train(
 
 
 def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, context: StageContext) -> dict[str, float]:
-    """Write grid.png and walk.png; return what the teacher says about images of all generators."""
+    """Write grid.png and walk.png; return figures of the teacher's answers to images of all generators."""
     import torch
 
     from ..generators.mix import GeneratorMix
