@@ -17,31 +17,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .commands import COMMANDS
 from .errors import UsageError, did_you_mean
 from .looks import Command
 from .options import Entry, config_from_options, entries
-from .process_state import process_as_it_was
+from .outcome import load_classifier as load_classifier
 from .progress import Reporter
 
-if TYPE_CHECKING:
-    from .classifier import Classifier
-
 Parameter = inspect.Parameter
-
-
-def load_classifier(path: str | Path) -> Classifier:
-    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
-
-    Raises:
-        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
-    """
-    from . import classifier
-
-    with process_as_it_was():
-        return classifier.load_classifier(path)
 
 
 def _function(name: str, command: Command) -> Callable[..., Any]:

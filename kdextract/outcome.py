@@ -36,6 +36,21 @@ class Plan(Generic[ResolvedT]):
     resolved: ResolvedT
 
 
+def load_classifier(path: str | Path) -> Classifier:
+    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
+
+    Random states and settings of the process stay as they are.
+
+    Raises:
+        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
+    """
+    from . import classifier
+    from .process_state import process_as_it_was
+
+    with process_as_it_was():
+        return classifier.load_classifier(path)
+
+
 @dataclass(frozen=True, repr=False)
 class Outcome:
     """Result of a stage: where it is, what its manifest says, and whether it was `made`, `cached` or `planned`.
@@ -76,12 +91,7 @@ class Outcome:
 
     def classifier(self) -> Classifier:
         """Return the classifier that was made, in evaluation mode on the CPU. Raises `ConfigError` if none was."""
-        path = self._file(MODEL_FILE)
-        from .classifier import load_classifier
-        from .process_state import process_as_it_was
-
-        with process_as_it_was():
-            return load_classifier(path)
+        return load_classifier(self._file(MODEL_FILE))
 
     def images(self) -> np.ndarray:
         """Return a transfer set's images, uint8 [N, channels, height, width]. Raises `ConfigError` if it is none."""

@@ -13,7 +13,7 @@ from conftest import kdx
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kdextract
+from kdextract import api
 from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.estimate import (
     ACCURACIES,
@@ -114,7 +114,7 @@ def test_structured_agreement_leaves_everything_as_it_is() -> None:
 
 
 def test_distill_estimates_without_real_data(run_copy: Path) -> None:
-    with_it = kdextract.distill(
+    with_it = api.distill(
         run=run_copy, method="structured_noise", steps=400, batch_size=16, name="a", teacher_accuracy=0.97, threads=1
     )
     assert not with_it.manifest.real_data
@@ -127,9 +127,9 @@ def test_distill_estimates_without_real_data(run_copy: Path) -> None:
 
 
 def test_an_unknown_teacher_accuracy_means_no_estimate(tmp_path: Path) -> None:
-    teacher = kdextract.train(run=tmp_path, epochs=1, validation=0.0, threads=1)
+    teacher = api.train(run=tmp_path, epochs=1, validation=0.0, threads=1)
     assert "validation_accuracy" not in teacher.manifest.metrics
-    student = kdextract.distill(run=tmp_path, method="structured_noise", steps=2, threads=1)
+    student = api.distill(run=tmp_path, method="structured_noise", steps=2, threads=1)
     assert not [name for name in student.manifest.metrics if name.startswith("estimated")]
 
 

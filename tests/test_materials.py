@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import kdx
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import BATCH_NORM_KEY, read_header
 from kdextract.classifier import load_classifier
 from kdextract.errors import ConfigError
@@ -56,7 +56,7 @@ def imported(norm: str, folder: Path) -> Path:
     network(torch.rand(16, 1, 8, 8))
     torch.save(network.state_dict(), folder / "weights.pth")
     run = folder / "run"
-    kdextract.import_model(
+    api.import_model(
         model=f"{code}:build", weights=folder / "weights.pth", input_size="1x8x8", mean="0.5", std="0.5", run=run,
         threads=1,
     )  # fmt: skip
@@ -110,10 +110,10 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
         assert applies(run) == ("yes" if batch_norm else "with data")
     if not batch_norm:
         with pytest.raises(ConfigError, match="compute-stats"):
-            kdextract.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
-        kdextract.compute_stats(run=run, data="digits", threads=1, spectral=False, covariance_rank=2)
+            api.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
+        api.compute_stats(run=run, data="digits", threads=1, spectral=False, covariance_rank=2)
         assert missing(run) == ""
-    made = kdextract.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
+    made = api.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
     assert made.manifest is not None
     assert made.manifest.needs == ("teacher" if batch_norm else "teacher+statistics")
 

@@ -228,6 +228,7 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     """Build the student, open the source of images, and find out whether there can be an estimate."""
     import torch
 
+    from ..classifier import load_classifier
     from ..estimate import why_not
     from ..inheritance import inherit
 
@@ -237,7 +238,7 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
         context.reporter.line(f"--method auto: {images.name}, because {images.reason}")
         # building a network draws random numbers; kdx 0.1 built the teacher here once more, to pick the method, and a
         # student's random first weights are to be the same as there
-        context.teacher()
+        context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
     teacher = context.teacher()
     student = context.placed(start.build(teacher))
     inherited = config.inherit and not start.is_given and inherit(teacher, student)
