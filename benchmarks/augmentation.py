@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.run_dir import RunDir
 
@@ -55,8 +55,8 @@ def train(cell: Cell, run: Path, data_dir: Path, model: str, steps: int) -> tupl
     with TemporaryDirectory() as directory:
         common: dict[str, Any] = {"run": directory, "data_dir": data_dir, "threads": 1}
         few = {"shots": shots, "epochs": epochs, "batch_size": BATCH, "validation": 0.0}
-        kdextract.train(data=data, model=model, seed=cell.seed, **few, **added, **common)
-        outcome = kdextract.evaluate(artifact="teacher", data=data, **common)
+        api.train(data=data, model=model, seed=cell.seed, **few, **added, **common)
+        outcome = api.evaluate(artifact="teacher", data=data, **common)
         return cell, 100 * float(outcome.manifest.metrics["accuracy"])
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in arguments.runs:
         for name in arguments.generators:
-            kdextract.generate(run=run, generator=name, images_per_class=500, threads=1)
+            api.generate(run=run, generator=name, images_per_class=500, threads=1)
     results: dict[Cell, float] = {}
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         work = [

@@ -72,13 +72,13 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 
 def is_structured(source: str, run: RunDir) -> bool:
     """Whether a student's images were structured noise, or began as such."""
-    from kdextract.methods import live_names
-    from kdextract.stages.student_source import Choice
+    from kdextract.methods import live_method, live_names
+    from kdextract.stages.student_source import TransferSetImages
 
     if source in live_names():
-        return Choice("live", source).structured
+        return live_method(source).structured
     refs = [ref for ref in run.artifacts("transfer-set") if ref.name == source]
-    return bool(refs) and Choice("transfer-set", str(refs[0].directory)).structured
+    return bool(refs) and TransferSetImages.of(run.artifact(refs[0])).structured
 
 
 def share(equal: torch.Tensor) -> float:

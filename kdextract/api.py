@@ -6,9 +6,9 @@
     kdx.optimize_dataset(run="runs/a", objective="deep_inversion")  # a notebook draws the images
     kdx.show("teacher", run="runs/a")
 
-Commands that make an artifact return an `Outcome`, those that look a dict of what `--json` prints. A call prints
-nothing, changes nothing but files, and raises the errors of `kdextract.errors`. The functions are made from the
-commands themselves, so there is none that the command line lacks.
+Commands that write an artifact return an `Outcome`, the others a dict of what `--json` prints. A call prints nothing,
+changes nothing but files, and raises the errors of `kdextract.errors`. The functions are made from the commands
+themselves: both have the same names and options.
 """
 
 from __future__ import annotations
@@ -17,30 +17,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .commands import COMMANDS, Command
+from .commands import COMMANDS
 from .errors import UsageError, did_you_mean
+from .looks import Command
 from .options import Entry, config_from_options, entries
-from .process_state import process_as_it_was
+from .outcome import load_classifier as load_classifier
 from .progress import Reporter
 
-if TYPE_CHECKING:
-    from .classifier import Classifier
-
 Parameter = inspect.Parameter
-
-
-def load_classifier(path: str | Path) -> Classifier:
-    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
-
-    Raises:
-        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
-    """
-    from . import classifier
-
-    with process_as_it_was():
-        return classifier.load_classifier(path)
 
 
 def _function(name: str, command: Command) -> Callable[..., Any]:
@@ -55,7 +41,7 @@ def _function(name: str, command: Command) -> Callable[..., Any]:
         for twice in given.keys() & options.keys():
             raise UsageError(f"{twice} is given twice")
         config = config_from_options(command.config, given | options)
-        result = command.call(config, Reporter(quiet=True))
+        result = command.run(config, Reporter(quiet=True))
         command.check(config, result)
         return result
 

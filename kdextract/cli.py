@@ -13,8 +13,9 @@ import typer
 from typer.main import get_command
 
 from . import __version__
-from .commands import COMMANDS, Command
+from .commands import COMMANDS
 from .errors import Interrupted, KdxError, ReaderGone, from_os_error
+from .looks import Command
 from .options import OutputOptions, command_function, reader_may_leave
 from .progress import Reporter
 from .report.tables import print_line
@@ -49,7 +50,7 @@ def _root(
 
 def _function(command: Command) -> Callable[..., None]:
     def run(config: Any, output: OutputOptions) -> None:
-        result = command.call(config, Reporter(quiet=output.quiet))
+        result = command.run(config, Reporter(quiet=output.quiet))
         if output.json:  # an error is a document of its own, and there is one document only
             command.check(config, result)
             print(json.dumps(command.record(result), indent=2))

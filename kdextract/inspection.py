@@ -1,4 +1,4 @@
-"""The commands that only look, and those of them that look at runs. None of them takes the lock or writes."""
+"""The commands that write no artifact, and those of them that read runs. None of them takes the lock or writes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from .artifacts import Manifest
 from .config import OptionSet, RunConfig, option
 from .errors import ArtifactError, ConfigError
 from .listing import COMMANDS as LISTS
-from .looks import Json, Look
+from .looks import Command, Json
+from .notebook import Record
 from .options import OutputOptions
+from .progress import Reporter
 from .report.tables import figure, print_line, print_table, shown_metrics
 from .run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
-from .stages.check_teacher import LOOK as CHECK_TEACHER
+from .stages.check_teacher import COMMAND as CHECK_TEACHER
 
 MADE_FROM = {"import-model": "a model"}
 """What a stage makes artifacts from that need nothing, if not from data."""
@@ -48,7 +50,7 @@ class ShowConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RunsConfig(OptionSet):
-    """List the run directories below a folder.
+    """List the run directories in a folder.
 
     Examples:
 
@@ -57,7 +59,7 @@ class RunsConfig(OptionSet):
       kdx runs experiments --json
     """
 
-    folder: Path = option(Path("runs"), "Folder that holds run directories; runs if none is named.", positional=True)
+    folder: Path = option(Path("runs"), "Folder that holds run directories; the default is runs.", positional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +76,16 @@ class VerifyConfig(RunConfig):
     """
 
 
-def show(config: ShowConfig) -> Json:
+def show(config: ShowConfig, reporter: Reporter) -> Record:
     """Return what a run holds, or one artifact's manifest."""
     run = _existing_run(config.run)
     if config.artifact is not None:
         manifest = in_its_place(run.find(config.artifact))
-        return {**asdict(manifest), "identity": manifest.identity}
+        return Record(asdict(manifest), identity=manifest.identity)
     refs = run.artifacts()
     if not refs:
         raise ConfigError(f"{config.run} holds nothing yet; start with: kdx train")
-    return {"run": str(config.run), "artifacts": [_brief(ref, in_its_place(ref)) for ref in refs]}
+    return Record(run=str(config.run), artifacts=[_brief(ref, in_its_place(ref)) for ref in refs])
 
 
 def print_shown(config: ShowConfig, record: Json, output: OutputOptions) -> None:
@@ -124,7 +126,7 @@ def _print_artifact(run: RunDir, record: Json, output: OutputOptions) -> None:
         print_line(f"  {file['file']:<26} {file['bytes']:>12,} bytes  sha256 {file['sha256'][:16]}")
 
 
-def runs(config: RunsConfig) -> Json:
+def runs(config: RunsConfig, reporter: Reporter) -> Record:
     """Return a record per run directory."""
     folder = config.folder
     found = sorted(p.parent for p in folder.glob(f"*/{RUN_FILE}")) if folder.is_dir() else []
@@ -143,7 +145,7 @@ def runs(config: RunsConfig) -> Json:
                 "accuracy": {name: m["accuracy"] for name, m in evaluations.items()},
             }
         )
-    return {"runs": records}
+    return Record(runs=records)
 
 
 def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
@@ -167,11 +169,11 @@ def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
         print_table(["run", "teacher", "transfer sets", "students"], rows)
 
 
-def verify(config: VerifyConfig) -> Json:
+def verify(config: VerifyConfig, reporter: Reporter) -> Record:
     """Check everything and return what is wrong with each artifact."""
     run = _existing_run(config.run)
     results: list[dict[str, Any]] = []
-    identities: dict[str, str | None] = {}  # None: damaged, which is said once and not again of what was made from it
+    identities: dict[str, str | None] = {}  # None: damaged; what was made from it is not reported for that as well
     for ref in run.artifacts():
         try:
             manifest = verified(ref)
@@ -181,7 +183,7 @@ def verify(config: VerifyConfig) -> Json:
             problem = str(error)
             identities[ref.label] = None
         results.append({"artifact": ref.label, "ok": problem is None, "problem": problem})
-    return {"run": str(config.run), "artifacts": results}
+    return Record(run=str(config.run), artifacts=results)
 
 
 def print_verified(config: VerifyConfig, record: Json, output: OutputOptions) -> None:
@@ -203,9 +205,9 @@ def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, 
     for entry in manifest.inputs:
         inside = entry.path.split("/")[0] in {place.rstrip("/") for place in PLACES.values()}
         if inside and entry.path not in identities:
-            return f"{ref.directory} was made from {entry.path}, which is gone"
+            return f"{ref.directory} was made from {entry.path}, which the run no longer has"
         if identities.get(entry.path) not in (None, entry.sha256):
-            return f"{ref.directory} was made from another {entry.path} than the one in the run"
+            return f"{ref.directory} was made from another {entry.path} than the run has now"
     return None
 
 
@@ -229,10 +231,6 @@ def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
         "budget": manifest.budget,
         "metrics": manifest.metrics,
     }
-
-
-def _made_from(artifact: Json) -> str:
-    return artifact["needs"] or MADE_FROM.get(artifact["stage"], "data")
 
 
 def _headline(artifact: Json) -> str:
@@ -260,10 +258,10 @@ def _with_accuracy(name: str, accuracies: dict[str, float]) -> str:
     return f"{name} {figure('accuracy', accuracies[name])}" if name in accuracies else name
 
 
-COMMANDS: dict[str, Look] = {
-    "show": Look(ShowConfig, show, print_shown),
-    "runs": Look(RunsConfig, runs, print_runs),
-    "verify": Look(VerifyConfig, verify, print_verified, refuse_damage),
+COMMANDS: dict[str, Command] = {
+    "show": Command(ShowConfig, show, print_shown),
+    "runs": Command(RunsConfig, runs, print_runs),
+    "verify": Command(VerifyConfig, verify, print_verified, refuse_damage),
     "check-teacher": CHECK_TEACHER,
     **LISTS,
 }

@@ -1,4 +1,4 @@
-"""The commands that list what kdx has: models and methods."""
+"""The commands that list the network architectures and the methods."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import OptionSet, RunConfig
-from .looks import Json, Look
+from .looks import Command, Json
 from .methods import every_method
+from .notebook import Record
 from .options import OutputOptions
+from .progress import Reporter
 from .report.tables import figure, print_line, print_table
 from .run_dir import RUN_FILE, RunDir
 
@@ -29,7 +31,7 @@ class ListConfig(OptionSet):
 class MethodsConfig(RunConfig):
     """List the synthesis methods: what each matches, what it needs, where it comes from.
 
-    Where there is a run, it says as well what each method lacks in it.
+    In a run directory, the column `missing` says what a run has to have before the method can be used.
 
     Examples:
 
@@ -41,7 +43,7 @@ class MethodsConfig(RunConfig):
     """
 
 
-def models(config: ListConfig) -> Json:
+def models(config: ListConfig, reporter: Reporter) -> Record:
     """Return every architecture with its size."""
     import torch
 
@@ -63,7 +65,7 @@ def models(config: ListConfig) -> Json:
                 "source": entry.source,
             }
         )
-    return {"models": rows}
+    return Record(models=rows)
 
 
 def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None:
@@ -75,9 +77,9 @@ def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None
         print_table(list(rows[0]), [[figure(k, v) for k, v in row.items()] for row in rows])
 
 
-def methods(config: MethodsConfig) -> Json:
-    """Return every method with the option that chooses it and, where there is a run, what it lacks there."""
-    from .stages.materials import lacking
+def methods(config: MethodsConfig, reporter: Reporter) -> Record:
+    """Return every method with the option that chooses it and, for a run, what is missing there to use it."""
+    from .stages.materials import missing_inputs
 
     rows = [
         {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}
@@ -85,8 +87,8 @@ def methods(config: MethodsConfig) -> Json:
     ]
     if (config.run / RUN_FILE).is_file():
         run = RunDir(config.run)
-        rows = [{**row, "lacks": lacking(m, run)} for row, (_, m) in zip(rows, every_method(), strict=True)]
-    return {"methods": rows}
+        rows = [{**row, "missing": missing_inputs(m, run)} for row, (_, m) in zip(rows, every_method(), strict=True)]
+    return Record(methods=rows)
 
 
 def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> None:
@@ -99,6 +101,6 @@ def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> 
 
 
 COMMANDS = {
-    "models": Look(ListConfig, models, show_models),
-    "methods": Look(MethodsConfig, methods, show_methods),
+    "models": Command(ListConfig, models, show_models),
+    "methods": Command(MethodsConfig, methods, show_methods),
 }

@@ -1,4 +1,4 @@
-"""The shape of a command that only looks: what it finds, and how it says so."""
+"""The shape of a command: what it does, what comes back, and how that is shown."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import Any
 
 from .config import OptionSet
 from .options import OutputOptions
+from .progress import Reporter
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Look:
-    """One command that makes no artifact.
+class Command:
+    """A command of `kdx`, and a function of `kdextract.api`.
 
-    `gather` returns the record that `--json` prints and a Python call returns; it may raise any user error. `show`
-    prints it for people, in full or quietly. `check` judges it after it was shown, and raises what the exit code is to
-    be.
+    Attributes:
+        config: its options.
+        run: does the work and returns the result; it may raise any user error.
+        show: prints the result for people, in full or quietly.
+        check: judges the result after it was shown, and raises the error whose exit code the command ends with.
+        record: returns the document that `--json` prints of the result.
+        returns: says what the result is, for the documentation in Python.
     """
 
     config: type[OptionSet]
-    gather: Callable[[Any], Json]
-    show: Callable[[Any, Json, OutputOptions], None]
-    check: Callable[[Any, Json], None] = lambda config, record: None
+    run: Callable[[Any, Reporter], Any]
+    show: Callable[[Any, Any, OutputOptions], None]
+    check: Callable[[Any, Any], None] = lambda config, result: None
+    record: Callable[[Any], Json] = dict
+    returns: str = "Record: the dict that --json prints."

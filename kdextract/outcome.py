@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .artifacts import Input, Manifest, verify_file
 from .errors import ArtifactError, ConfigError, did_you_mean
@@ -18,19 +18,37 @@ if TYPE_CHECKING:
 
 IMAGES, GRID = "images.npy", "grid.png"
 
+ResolvedT = TypeVar("ResolvedT")
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[ResolvedT]):
     """What a stage will read and write: decided from the config and the run alone, before any work.
 
-    `needs` is what kind of access the result took: `teacher`, `teacher+statistics`, or '' (made from real data).
+    `needs` is the access to the teacher and its data that the result takes: one of `artifacts.NEEDS`. `resolved` is
+    what the options name, found and hashed, for the stage's `execute`; nothing is looked for a second time.
     """
 
     target: ArtifactRef
     inputs: tuple[Input, ...]
-    needs: str = ""
+    needs: str
+    resolved: ResolvedT
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
+
+    Random states and settings of the process stay as they are.
+
+    Raises:
+        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
+    """
+    from . import classifier
+    from .process_state import process_as_it_was
+
+    with process_as_it_was():
+        return classifier.load_classifier(path)
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +62,7 @@ class Outcome:
     status: str
     directory: Path
     manifest: Manifest | None
-    plan: Plan
+    plan: Plan[Any]
 
     def __repr__(self) -> str:
         return f"<{self.plan.target.kind} {self.status}: {self.directory}>"
@@ -73,12 +91,7 @@ class Outcome:
 
     def classifier(self) -> Classifier:
         """Return the classifier that was made, in evaluation mode on the CPU. Raises `ConfigError` if none was."""
-        path = self._file(MODEL_FILE)
-        from .classifier import load_classifier
-        from .process_state import process_as_it_was
-
-        with process_as_it_was():
-            return load_classifier(path)
+        return load_classifier(self._file(MODEL_FILE))
 
     def images(self) -> np.ndarray:
         """Return a transfer set's images, uint8 [N, channels, height, width]. Raises `ConfigError` if it is none."""

@@ -1,4 +1,4 @@
-"""The run directory: what is where, who may write, what is already done."""
+"""The run directory: what is where, who may write, what is already done, and what a command reads."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import __version__
 from .artifacts import (
     FORMAT_VERSION,
     Input,
     Manifest,
+    file_sha256,
     read_manifest,
     recover,
     verify_artifact,
@@ -42,6 +43,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / holds any number of na
 MODEL_FILE = "model.safetensors"
 """What a classifier is called in its artifact."""
 
+ContentT = TypeVar("ContentT")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -60,11 +62,126 @@ class ArtifactRef:
         return place + self.name if place.endswith("/") else place
 
 
+@dataclass(frozen=True)
+class FileState:
+    """What changes when a file is replaced or written to: its number, its size, the time of its last change (ns)."""
+
+    number: int
+    size: int
+    changed_at: int
+
+    @staticmethod
+    def of(path: Path) -> FileState | None:
+        """Return the present state of a file, None where there is none."""
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that a command reads: its sha256, and the state that it had before it was hashed."""
+
+    path: Path
+    sha256: str
+    state: FileState
+
+    def input(self, role: str) -> Input:
+        """Return the file as an input of a stage."""
+        return Input(role, str(self.path), self.sha256)
+
+    def read(self, reader: Callable[[Path], ContentT]) -> ContentT:
+        """Return what `reader` makes of the file. Raises `ArtifactError` if these are not the bytes of the sha256."""
+        content = reader(self.path)
+        self.require_unchanged()
+        return content
+
+    def require_unchanged(self) -> None:
+        """Raise `ArtifactError` if the file was replaced, removed or written to since it was hashed."""
+        if FileState.of(self.path) != self.state:
+            raise ArtifactError(f"{self.path} was changed while the command ran; nothing was written. Run it again")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published result whose files agree with its manifest.
+
+    `label` is its place in the run, or the path of its directory if it is of another run; `files` are its payload
+    files by name.
+    """
+
+    directory: Path
+    label: str
+    manifest: Manifest
+    files: dict[str, InputFile]
+
+    @property
+    def kind(self) -> str:
+        """One of the keys of `PLACES`."""
+        return self.manifest.kind
+
+    @property
+    def name(self) -> str:
+        """Its name in its run."""
+        return self.directory.name
+
+    def file(self, name: str) -> InputFile:
+        """Return one payload file. Raises `ArtifactError` when there is none of this name."""
+        return self.files[self.manifest.output(name).file]
+
+    def input(self, role: str) -> Input:
+        """Return the artifact as an input of a stage."""
+        return Input(role, self.label, self.manifest.identity)
+
+
 class RunDir:
-    """A run directory. Reading needs no lock; every writer holds `lock`."""
+    """A run directory, as one command sees it. Reading needs no lock; every writer holds `lock`.
+
+    Each file that the command reads is hashed once, however often it is asked for.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._files: dict[Path, InputFile] = {}
+        self._artifacts: dict[Path, Artifact] = {}
+
+    def file(self, path: Path) -> InputFile:
+        """Return a file that the command reads. Raises `ArtifactError` when it is not there."""
+        known = self._files.get(path.resolve())
+        if known is None:
+            state = FileState.of(path)
+            if state is None or not path.is_file():
+                raise ArtifactError(f"{path} does not exist")
+            known = self._files[path.resolve()] = InputFile(path, file_sha256(path), state)
+        return InputFile(path, known.sha256, known.state)
+
+    def artifact(self, ref: ArtifactRef) -> Artifact:
+        """Return an artifact of the run, every file of it checked.
+
+        Raises:
+            ArtifactError: a file is missing or was changed, or it is not the artifact that belongs there.
+        """
+        artifact = self.artifact_at(ref.directory)
+        _require_place(ref, artifact.manifest)
+        return artifact
+
+    def artifact_at(self, directory: Path) -> Artifact:
+        """Return the artifact of a directory, of this run or of another, every file of it checked.
+
+        Raises:
+            ArtifactError: a file is missing or was changed, or there is no artifact.
+        """
+        known = self._artifacts.get(directory.resolve())
+        if known is not None:
+            return known
+        manifest = verify_artifact(directory, sha256_of=lambda path: self.file(path).sha256)
+        inside = self.root.resolve() in (directory.parent.resolve(), directory.parent.parent.resolve())
+        label = manifest.label if inside else str(directory)
+        files = {output.file: self.file(directory / output.file) for output in manifest.outputs}
+        artifact = self._artifacts[directory.resolve()] = Artifact(directory, label, manifest, files)
+        return artifact
 
     def place(self, kind: str, name: str | None = None) -> ArtifactRef:
         """Return where an artifact of this kind and name belongs. Raises `UsageError` for an unsafe name."""
@@ -155,9 +272,9 @@ class RunDir:
     def _check_run_file(self) -> None:
         path = self.root / RUN_FILE
         if not path.exists():
-            strangers = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
-            if strangers:
-                raise ConfigError(f"{self.root} is not a run directory: it holds {strangers[0]} and no {RUN_FILE}")
+            others = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise ConfigError(f"{self.root} is not a run directory: it holds {others[0]} and no {RUN_FILE}")
             return
         try:
             version = json.loads(path.read_text(encoding="utf-8"))["format_version"]
@@ -170,7 +287,8 @@ class RunDir:
         """Say whether `ref` is published, sound, and made from just this config and these inputs.
 
         Raises:
-            ConfigError: it was made otherwise, and `force` is not set; the sentence lists the differences.
+            ConfigError: it was made with other options or from other inputs, and `force` is not set; the sentence lists
+                the differences.
             ArtifactError: it is damaged, and `force` is not set.
         """
         recover(ref.directory)
@@ -180,8 +298,8 @@ class RunDir:
         changes = difference(manifest.config, config) + _changed_inputs(manifest, inputs)
         if changes:
             raise ConfigError(
-                f"{ref.directory} was made otherwise ({'; '.join(changes)}); replace it with --force"
-                + (", or keep both with --name" if PLACES[ref.kind].endswith("/") else ", or use another --run")
+                f"{ref.directory} already exists with different options or inputs ({'; '.join(changes)}). Use --force "
+                f"to overwrite it, or {'--name' if PLACES[ref.kind].endswith('/') else 'another --run'} to keep both."
             )
         verify_artifact(ref.directory, manifest)
         return True
@@ -190,9 +308,14 @@ class RunDir:
 def in_its_place(ref: ArtifactRef) -> Manifest:
     """Return an artifact's manifest. Raises `ArtifactError` when it is not the artifact that belongs there."""
     manifest = read_manifest(ref.directory)
+    _require_place(ref, manifest)
+    return manifest
+
+
+def _require_place(ref: ArtifactRef, manifest: Manifest) -> None:
+    """Raise `ArtifactError` when the manifest is not that of the artifact that belongs there."""
     if manifest.kind != ref.kind or manifest.label != ref.label:
         raise ArtifactError(f"{ref.directory} holds the {manifest.kind} {manifest.label}: it was renamed or moved")
-    return manifest
 
 
 def verified(ref: ArtifactRef) -> Manifest:

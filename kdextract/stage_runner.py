@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import __version__
 from .artifacts import (
-    Input,
     Manifest,
     Output,
     file_sha256,
@@ -30,13 +29,14 @@ from .artifacts import (
 from .attempts import Attempts, forget_peak_memory, peak_memory
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
 from .config import MethodStageConfig, NetworkConfig, StageConfig, difference, option_fields, spelling, to_record
-from .errors import ArtifactError, ConfigError, OutOfMemoryError, from_os_error
+from .errors import ConfigError, OutOfMemoryError, from_os_error
 from .outcome import Outcome as Outcome
 from .outcome import Plan as Plan
+from .outcome import ResolvedT
 from .process_state import CUBLAS, process_as_it_was
 from .progress import Reporter
 from .queries import SYNTHESIS, Queries
-from .run_dir import ArtifactRef, RunDir, verified
+from .run_dir import MODEL_FILE, InputFile, RunDir
 
 if TYPE_CHECKING:
     import torch
@@ -54,45 +54,33 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Stage(Generic[ConfigT]):
-    """One command that makes an artifact.
+class Stage(Generic[ConfigT, ResolvedT]):
+    """What a command that writes an artifact does.
 
-    `plan` must be quick and may raise any user error; `execute` does the work and returns summary metrics. With
-    `replaces_stale`, a result whose inputs or options changed is made again without `--force`. `check` judges an
-    outcome after it was reported, cached or not. `before` does what the stage relies on, outside of it.
+    `plan` finds and hashes the inputs; it must be quick and may raise any user error. `execute` gets what `plan` found
+    (`Plan.resolved`), does the work and returns summary metrics. With `replaces_stale`, a result whose inputs or
+    options changed is made again without `--force`. `check` judges an outcome after it was reported, cached or not.
+    `before` does what the stage relies on, outside of it.
     """
 
     name: str
     config: type[ConfigT]
-    plan: Callable[[ConfigT, RunDir], Plan]
-    execute: Callable[[ConfigT, StageContext], Json]
+    plan: Callable[[ConfigT, RunDir], Plan[ResolvedT]]
+    execute: Callable[[ConfigT, ResolvedT, StageContext], Json]
     replaces_stale: bool = False
     check: Callable[[ConfigT, Outcome], None] = lambda config, outcome: None
     before: Callable[[ConfigT, Reporter], None] = lambda config, reporter: None
 
 
-def artifact_input(role: str, ref: ArtifactRef) -> Input:
-    """Return the `Input` of an artifact of the run, after checking every file of it."""
-    return Input(role, ref.label, verified(ref).identity)
-
-
-def file_input(role: str, path: Path) -> Input:
-    """Return the `Input` of a single file. Raises `ArtifactError` when it is not there."""
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist")
-    return Input(role, str(path), file_sha256(path))
-
-
 @dataclass
 class StageContext:
-    """What a running stage gets: its run, its place to write, checkpoints, progress, and the books it keeps.
+    """What a running stage gets: its run, its place to write, checkpoints, progress, and the counters of its budget.
 
     `started` is the `time.monotonic()` at which the stage was called; `earlier` is what attempts before this one have
     cost. `precision` and `compiled` are what networks run with; see `Classifier.placed`.
     """
 
     run: RunDir
-    plan: Plan
     reporter: Reporter
     checkpoints: Checkpoints
     device: torch.device
@@ -113,12 +101,24 @@ class StageContext:
         Args:
             purpose: what it is shown images for, where no block around says otherwise; see `queries`.
         """
+        teacher = self.run.artifact(self.run.teacher()).file(MODEL_FILE)
+        classifier = self._load(teacher)
+        classifier.queries.usual = purpose
+        self._queries.append(classifier.queries)
+        return self.placed(classifier)
+
+    def classifier(self, file: InputFile) -> Classifier:
+        """Return the classifier of a file on the stage's device, frozen and in evaluation mode.
+
+        Raises:
+            ArtifactError: the file is malformed, or was changed since it was hashed.
+        """
+        return self.placed(self._load(file))
+
+    def _load(self, file: InputFile) -> Classifier:
         from .classifier import load_classifier
 
-        teacher = load_classifier(self.run.place("teacher").directory / "model.safetensors").frozen()
-        teacher.queries.usual = purpose
-        self._queries.append(teacher.queries)
-        return self.placed(teacher)
+        return file.read(load_classifier).frozen()
 
     def placed(self, classifier: Classifier) -> Classifier:
         """Move a classifier to the stage's device, to run as the options say, and return it."""
@@ -134,7 +134,7 @@ class StageContext:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book the seconds of the block under `name` in the budget."""
+        """Add the seconds of the block to those of `name` in the budget."""
         self._running[name] = time.monotonic()
         try:
             yield
@@ -163,7 +163,7 @@ class StageContext:
             self.budget[name] = self.budget.get(name, 0) + amount
 
 
-def run_stage(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter) -> Outcome:
+def run_stage(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter) -> Outcome:
     """Run one stage, or find it done, or (with `dry_run`) say what would happen.
 
     The process keeps its settings and random states; stages of several threads run one after the other.
@@ -197,14 +197,15 @@ def what_takes_less(config: StageConfig) -> str:
     return f"try a smaller {' or '.join(options)}"
 
 
-def _run(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
+def _run(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
     run = RunDir(config.run)
+    plan: Plan[ResolvedT] | None = None
     if config.dry_run or not run.root.exists():
         plan = stage.plan(config, run)  # a request that cannot work leaves no directory behind
         if config.dry_run:
             return Outcome("planned", plan.target.directory, None, plan)
     with run.lock():
-        plan = stage.plan(config, run)
+        plan = plan or stage.plan(config, run)
         record = to_record(config)
         force = config.force or (stage.replaces_stale and _is_stale(plan, record))
         if run.is_done(plan.target, record, plan.inputs, force):
@@ -212,7 +213,7 @@ def _run(stage: Stage[ConfigT], config: ConfigT, reporter: Reporter, started: fl
         return _execute(stage, config, run, plan, record, reporter, started)
 
 
-def _is_stale(plan: Plan, record: Json) -> bool:
+def _is_stale(plan: Plan[Any], record: Json) -> bool:
     directory = plan.target.directory
     if not directory.exists():
         return False
@@ -223,10 +224,10 @@ def _is_stale(plan: Plan, record: Json) -> bool:
 
 
 def _execute(
-    stage: Stage[ConfigT],
+    stage: Stage[ConfigT, ResolvedT],
     config: ConfigT,
     run: RunDir,
-    plan: Plan,
+    plan: Plan[ResolvedT],
     record: Json,
     reporter: Reporter,
     started: float,
@@ -237,9 +238,9 @@ def _execute(
     with process_as_it_was(), signals_to(checkpoints.stop):
         device = _set_up_torch(config)
         how = _how_networks_run(config, device)
-        context = StageContext(run, plan, reporter, checkpoints, device, started, Attempts.read(partial), *how)
+        context = StageContext(run, reporter, checkpoints, device, started, Attempts.read(partial), *how)
         forget_peak_memory(device)
-        metrics = _execute_in_books(stage, config, context, partial)
+        metrics = _execute_and_count(stage, config, plan.resolved, context, partial)
         context.budget |= context.costs().record(context.earlier)
         metrics_manifest = publish(
             plan.target.directory, lambda staged: _write_payload(staged, stage.name, plan, record, context, metrics)
@@ -248,7 +249,9 @@ def _execute(
     return Outcome("made", plan.target.directory, metrics_manifest, plan)
 
 
-def _execute_in_books(stage: Stage[ConfigT], config: ConfigT, context: StageContext, partial: Path) -> Json:
+def _execute_and_count(
+    stage: Stage[ConfigT, ResolvedT], config: ConfigT, resolved: ResolvedT, context: StageContext, partial: Path
+) -> Json:
     """Execute the stage; write down what this attempt costs when it begins, at each checkpoint, and if it fails."""
 
     def write() -> None:
@@ -257,13 +260,13 @@ def _execute_in_books(stage: Stage[ConfigT], config: ConfigT, context: StageCont
     context.checkpoints.saved = write
     write()
     try:
-        return stage.execute(config, context)
+        return stage.execute(config, resolved, context)
     except BaseException:
         write()
         raise
 
 
-def _prepare_partial(stage: str, plan: Plan, record: Json, reporter: Reporter) -> Path:
+def _prepare_partial(stage: str, plan: Plan[Any], record: Json, reporter: Reporter) -> Path:
     """Return the directory of the stage's checkpoint, emptied unless it belongs to just this work."""
     partial = partial_path(plan.target.directory)
     key = json.dumps(
@@ -285,7 +288,7 @@ def _prepare_partial(stage: str, plan: Plan, record: Json, reporter: Reporter) -
 
 
 def _write_payload(
-    staged: Path, stage: str, plan: Plan, record: Json, context: StageContext, metrics: Json
+    staged: Path, stage: str, plan: Plan[Any], record: Json, context: StageContext, metrics: Json
 ) -> Manifest:
     outputs = []
     for name, content in context.files.items():

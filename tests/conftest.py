@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import kdextract
-from kdextract import checkpoints
+from kdextract import api, checkpoints
 from kdextract.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
@@ -78,11 +77,11 @@ def rounding(expected: torch.Tensor) -> float:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small but complete run. Tests only read it; `run_copy` is for those that change something."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    kdextract.train(run=run, epochs=3, threads=1)
-    kdextract.compute_stats(run=run, covariance_rank=16, spectral_max=8, threads=1)
-    kdextract.optimize_dataset(run=run, objective="all_layers", images_per_class=4, batch_size=20, steps=3, threads=1)
-    kdextract.distill(run=run, steps=20, student="lenet_half", threads=1)
-    kdextract.evaluate(run=run, threads=1)
+    api.train(run=run, epochs=3, threads=1)
+    api.compute_stats(run=run, covariance_rank=16, spectral_max=8, threads=1)
+    api.optimize_dataset(run=run, objective="all_layers", images_per_class=4, batch_size=20, steps=3, threads=1)
+    api.distill(run=run, steps=20, student="lenet_half", threads=1)
+    api.evaluate(run=run, threads=1)
     return run
 
 

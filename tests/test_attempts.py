@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Crash
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import partial_path
 from kdextract.attempts import Attempts, forget_peak_memory, peak_memory
 from kdextract.queries import Queries
@@ -35,12 +35,12 @@ def test_a_resumed_student_has_the_costs_of_all_attempts(
     left = saves_until_crash()
     left[0] = 5
     with pytest.raises(Crash):
-        kdextract.distill(**options)
+        api.distill(**options)
     kept = Attempts.read(partial_path(run_copy / "students" / "made"))
     assert (kept.number, kept.queries) == (1, {"blank": 1, "probe": 4, "targets": 50})
     assert kept.seconds["total"] >= kept.seconds["distillation"] >= kept.seconds["synthesis"] > 0
     left[0] = 10_000
-    budget = kdextract.distill(**options).manifest.budget
+    budget = api.distill(**options).manifest.budget
     assert budget["attempts"] == 2
     by_purpose = budget["teacher_queries_by_purpose"]
     assert by_purpose == {"blank": 2, "probe": 8, "targets": 120}, "held-out images are shown again"

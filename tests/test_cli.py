@@ -19,7 +19,7 @@ from conftest import environment, kdx, sha256s
 from typer.main import get_command
 
 import kdextract
-from kdextract import cli, commands
+from kdextract import api, cli, commands
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
 from kdextract.run_dir import RunDir
 from kdextract.stages import STAGES
@@ -215,7 +215,7 @@ def test_0_force_or_another_name_resolve_the_conflict(here: Here, run_copy: Path
 
 
 def test_3_a_spectral_objective_without_its_record(here: Here, run_copy: Path) -> None:
-    kdextract.compute_stats(run=run_copy, spectral=False, covariance_rank=2, force=True, threads=1)
+    api.compute_stats(run=run_copy, spectral=False, covariance_rank=2, force=True, threads=1)
     for objective in ("spectral_all_layers", "spectral_layer_pairs"):
         line = error_of(here("optimize-dataset", "--objective", objective, "--run", run_copy), 3)
         assert objective in line
@@ -250,7 +250,7 @@ def test_3_several_candidates_are_listed(here: Here, run_copy: Path) -> None:
     assert here(*AS_FINISHED["optimize-dataset"], "--run", run_copy, "--name", "b").returncode == 0
     line = error_of(here(*DISTILL, "--run", run_copy), 3)
     assert "transfer-sets/all_layers, transfer-sets/b" in line
-    kdextract.distill(run=run_copy, data="b", steps=2, name="second", threads=1)
+    api.distill(run=run_copy, data="b", steps=2, name="second", threads=1)
     line = error_of(here("evaluate", "--run", run_copy), 3)
     assert "students/lenet_half, students/second" in line
 
@@ -382,7 +382,7 @@ def test_4_verify_lists_everything_that_is_wrong(here: Here, run_copy: Path) -> 
 
 
 def test_4_verify_notices_an_input_that_was_replaced(here: Here, run_copy: Path) -> None:
-    kdextract.optimize_dataset(
+    api.optimize_dataset(
         run=run_copy, objective="all_layers", images_per_class=4, batch_size=20, steps=2, force=True, threads=1
     )
     line = error_of(here("verify", "--run", run_copy), 4)
@@ -853,10 +853,10 @@ def test_commands_and_options_are_these() -> None:
 
 def test_the_python_functions_take_the_same_options(tmp_path: Path) -> None:
     for name in STAGES:
-        function = getattr(kdextract, name.replace("-", "_"))
+        function = getattr(api, name.replace("-", "_"))
         planned = {"run": tmp_path / "new", "dry_run": True}
         with pytest.raises(kdextract.errors.UsageError, match=r"nonsense"):
             function(nonsense=1, **planned, **({"method": "kegnet"} if name == "train-generator" else {}))
-    assert kdextract.train(run=str(tmp_path / "new"), dry_run=True).directory == tmp_path / "new" / "teacher"
+    assert api.train(run=str(tmp_path / "new"), dry_run=True).directory == tmp_path / "new" / "teacher"
     with pytest.raises(AttributeError, match="nonsense"):
         _ = kdextract.nonsense

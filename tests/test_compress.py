@@ -11,7 +11,7 @@ import torch
 from conftest import rounding
 from torch import nn
 
-import kdextract
+from kdextract import api
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.models import architecture, model_names
@@ -24,7 +24,7 @@ SMALL = ("lenet", "lenet5", "hinton800", "resnet18")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("compress") / "run"
-    kdextract.train(run=run, model="lenet5", epochs=3, threads=1)
+    api.train(run=run, model="lenet5", epochs=3, threads=1)
     return run
 
 
@@ -95,19 +95,19 @@ def test_a_file_with_impossible_factors_is_refused(tmp_path: Path, factors: tupl
 
 
 def test_the_default_leaves_the_first_and_the_last_layer(run: Path) -> None:
-    made = kdextract.compress(run=run, tucker_ratio=0.5, threads=1)
+    made = api.compress(run=run, tucker_ratio=0.5, threads=1)
     metrics = made.manifest.metrics
     assert metrics["ranks"] == ["conv2 3x8", "conv3 8x60", "fc1 60x42"]
     assert metrics["num_parameters"] < metrics["teacher_parameters"] == 61_706
     assert metrics["multiply_adds"] < metrics["teacher_multiply_adds"] == 416_520
     assert made.manifest.needs == "teacher"
     assert not made.manifest.real_data
-    assert kdextract.compress(run=run, tucker_ratio=0.5, threads=1).status == "cached"
+    assert api.compress(run=run, tucker_ratio=0.5, threads=1).status == "cached"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_take_their_layers_apart(run: Path, preset: str) -> None:
-    metrics = kdextract.compress(run=run, preset=preset, threads=1).manifest.metrics
+    metrics = api.compress(run=run, preset=preset, threads=1).manifest.metrics
     named = [entry.split("=")[0] for entry in PRESETS[preset]["lenet5"].split(",")]
     assert [entry.split()[0] for entry in metrics["ranks"]] == named
     assert metrics["num_parameters"] < metrics["teacher_parameters"]
@@ -118,10 +118,10 @@ def test_presets_take_their_layers_apart(run: Path, preset: str) -> None:
 
 
 def test_distill_and_evaluate_take_the_result(run: Path) -> None:
-    kdextract.compress(run=run, layers="conv3=5x8", name="small", threads=1)
+    api.compress(run=run, layers="conv3=5x8", name="small", threads=1)
     start = load_classifier(run / "compressed" / "small" / "model.safetensors")
     options = {"method": "structured_noise", "steps": 3, "threads": 1}
-    student = kdextract.distill(run=run, student="compressed/small", **options)
+    student = api.distill(run=run, student="compressed/small", **options)
     assert student.directory == run / "students" / "small"
     assert [i.path for i in student.manifest.inputs] == ["teacher", "compressed/small"]
     trained_student = load_classifier(student.directory / "model.safetensors")
@@ -180,18 +180,18 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
 )
 def test_what_does_not_fit_the_teacher_is_refused(run: Path, options: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        kdextract.compress(run=run, threads=1, **options)
+        api.compress(run=run, threads=1, **options)
     assert not (run / "compressed").exists() or not list((run / "compressed").glob("[!.]*"))
 
 
 def test_a_preset_is_for_its_network(run_copy: Path) -> None:
     with pytest.raises(ConfigError, match="is for lenet5, resnet14"):
-        kdextract.compress(run=run_copy, preset="bdnf-1", threads=1)
+        api.compress(run=run_copy, preset="bdnf-1", threads=1)
 
 
 def test_a_student_that_was_never_compressed_is_named(run: Path) -> None:
     with pytest.raises(ConfigError, match="nothing compressed"):
-        kdextract.distill(run=run, student="compressed/tucker", method="structured_noise", steps=1)
+        api.distill(run=run, student="compressed/tucker", method="structured_noise", steps=1)
 
 
 def test_rules_are_read_per_layer() -> None:

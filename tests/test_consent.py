@@ -17,6 +17,7 @@ import torch
 from conftest import environment, sha256s
 
 import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest, write_manifest
 from kdextract.classifier import load_classifier, read_spec
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
@@ -26,6 +27,7 @@ from kdextract.networks.build import Blueprint
 from kdextract.networks.code import function_of, read_code
 from kdextract.networks.definitions import module_file
 from kdextract.networks.names import parse_name
+from kdextract.progress import Reporter
 from kdextract.run_dir import MODEL_FILE
 from kdextract.tensor_files import encode_safetensors, read_safetensors
 
@@ -93,7 +95,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mine(tmp_path: Path) -> Path:
     """A run whose teacher was imported from one's own model.py."""
     (tmp_path / "model.py").write_text(MINE)
-    kdextract.import_model(model=f"{tmp_path}/model.py:build", input_size="1x8x8", run=tmp_path / "mine", threads=1)
+    api.import_model(model=f"{tmp_path}/model.py:build", input_size="1x8x8", run=tmp_path / "mine", threads=1)
     return tmp_path / "mine"
 
 
@@ -131,26 +133,24 @@ def received(mine: Path, architecture: str, **changes: Any) -> Path:
 
 def check_teacher(**options: Any) -> Any:
     command = COMMANDS["check-teacher"]
-    return command.gather(command.config(**options))
+    return command.run(command.config(**options), Reporter(quiet=True))
 
 
 LIVE: dict[str, Any] = {"data": "noise:uniform", "steps": 1, "batch_size": 4, "threads": 1}
 ROUTES: dict[str, Callable[[Path, Path], Any]] = {
-    "import-model FILE": lambda run, own: kdextract.import_model(
+    "import-model FILE": lambda run, own: api.import_model(
         model=str(run / "teacher" / MODEL_FILE), run=run.parent / "new", threads=1
     ),
-    "import-model RUN": lambda run, own: kdextract.import_model(model=str(run), run=run.parent / "new", threads=1),
-    "--teacher RUN": lambda run, own: kdextract.distill(run=run.parent / "new", teacher=str(run), **LIVE),
-    "distill --student FILE": lambda run, own: kdextract.distill(
-        run=own, student=str(run / "teacher" / MODEL_FILE), **LIVE
-    ),
-    "distill --student half": lambda run, own: kdextract.distill(run=run, student="half", **LIVE),
-    "distill": lambda run, own: kdextract.distill(run=run, student="hinton800", **LIVE),
+    "import-model RUN": lambda run, own: api.import_model(model=str(run), run=run.parent / "new", threads=1),
+    "--teacher RUN": lambda run, own: api.distill(run=run.parent / "new", teacher=str(run), **LIVE),
+    "distill --student FILE": lambda run, own: api.distill(run=own, student=str(run / "teacher" / MODEL_FILE), **LIVE),
+    "distill --student half": lambda run, own: api.distill(run=run, student="half", **LIVE),
+    "distill": lambda run, own: api.distill(run=run, student="hinton800", **LIVE),
     "check-teacher": lambda run, own: check_teacher(run=run),
     "check-teacher FILE": lambda run, own: check_teacher(model=str(run / "teacher" / MODEL_FILE)),
-    "evaluate": lambda run, own: kdextract.evaluate("teacher", run=run, data="digits", threads=1),
-    "export": lambda run, own: kdextract.export("teacher", run=run, format="safetensors", threads=1),
-    "optimize-dataset": lambda run, own: kdextract.optimize_dataset(
+    "evaluate": lambda run, own: api.evaluate("teacher", run=run, data="digits", threads=1),
+    "export": lambda run, own: api.export("teacher", run=run, format="safetensors", threads=1),
+    "optimize-dataset": lambda run, own: api.optimize_dataset(
         run=run, objective="structured_noise", images_per_class=1, threads=1
     ),
     "load_classifier": lambda run, own: load_classifier(run / "teacher"),
@@ -218,7 +218,7 @@ def test_what_code_does_not_define_is_not_called_even_if_it_is_trusted(
     for trusting in (
         lambda: check_teacher(model=str(run), trust_code=not everything),
         lambda: check_teacher(run=run, trust_code=not everything),
-        lambda: kdextract.import_model(model=str(run), run=run.parent / "new", trust_code=not everything),
+        lambda: api.import_model(model=str(run), run=run.parent / "new", trust_code=not everything),
         lambda: load_classifier(run / "teacher"),
     ):
         with pytest.raises(KdxError) as caught:
@@ -503,9 +503,9 @@ def test_students_of_a_received_teacher_need_its_authors_code_allowed(mine: Path
     run = received(mine, "model.py:build(num_classes=3, width=8)")
     shutil.rmtree(state)
     with pytest.raises(ArtifactError, match="nobody has allowed"):
-        kdextract.distill(run=run, student="half", **LIVE)
+        api.distill(run=run, student="half", **LIVE)
     check_teacher(run=run, trust_code=True)
-    made = kdextract.distill(run=run, student="half", **LIVE)
+    made = api.distill(run=run, student="half", **LIVE)
     assert read_spec(made.directory / MODEL_FILE).architecture == "model.py:build(num_classes=3, width=4)"
     load_classifier(made.directory)
 
@@ -519,11 +519,11 @@ def test_files_that_kdx_has_written_load_in_another_process(mine: Path) -> None:
         "d": f"{model}:build(width=5)",
     }
     for name, spec in specs.items():
-        kdextract.distill(run=mine, student=spec, name=name, **LIVE)
-    kdextract.export("students/a", run=mine, format="safetensors", threads=1)
+        api.distill(run=mine, student=spec, name=name, **LIVE)
+    api.export("students/a", run=mine, format="safetensors", threads=1)
     model.write_text("raise SystemExit('edited since')")
     named = "torchvision.models:squeezenet1_1(num_classes=3)"
-    kdextract.import_model(model=named, input_size="3x40x40", run=mine / "of a module", threads=1)
+    api.import_model(model=named, input_size="3x40x40", run=mine / "of a module", threads=1)
     files = [str(path) for path in mine.rglob("*.safetensors")]
     assert len(files) == 7
     loading = "import sys, kdextract\nfor path in sys.argv[1:]: kdextract.load_classifier(path)"

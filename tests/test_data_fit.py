@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.data import RealData
 from kdextract.errors import ConfigError
@@ -123,18 +123,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_digits(folder / "fewer.npz", NAMES[:2], (0, 1))
     save_digits(folder / "more.npz", (*NAMES, "three"), (0, 1, 2, 3))
     save_digits(folder / "numbers.npz", None, (0, 1, 2))
-    kdextract.train(run=folder / "run", data=spec, epochs=1, threads=1)
-    kdextract.optimize_dataset(
-        run=folder / "run", objective="structured_noise", name="made", images_per_class=2, threads=1
-    )
+    api.train(run=folder / "run", data=spec, epochs=1, threads=1)
+    api.optimize_dataset(run=folder / "run", objective="structured_noise", name="made", images_per_class=2, threads=1)
     return folder / "run"
 
 
 STAGES_WITH_LABELS: dict[str, Callable[..., Any]] = {
-    "compute-stats": lambda run, data: kdextract.compute_stats(run=run, data=data, spectral=False, threads=1),
-    "evaluate": lambda run, data: kdextract.evaluate(run=run, artifact="teacher", data=data, name="x", threads=1),
-    "neighbours": lambda run, data: kdextract.neighbours(run=run, data=data, name="x", threads=1),
-    "train-generator": lambda run, data: kdextract.train_generator(
+    "compute-stats": lambda run, data: api.compute_stats(run=run, data=data, spectral=False, threads=1),
+    "evaluate": lambda run, data: api.evaluate(run=run, artifact="teacher", data=data, name="x", threads=1),
+    "neighbours": lambda run, data: api.neighbours(run=run, data=data, name="x", threads=1),
+    "train-generator": lambda run, data: api.train_generator(
         run=run, method="keflow", samples=3, data=data, steps=1, name="x", threads=1
     ),
 }
@@ -166,14 +164,14 @@ def test_stages_that_use_labels_refuse_other_classes(
 def test_a_student_may_learn_from_images_of_other_classes(run: Path) -> None:
     for name in ("order", "fewer", "more"):
         spec = f"npz:{run.parent / name}.npz"
-        made = kdextract.distill(run=run, data=spec, name=name, student="lenet_half", steps=1, threads=1)
+        made = api.distill(run=run, data=spec, name=name, student="lenet_half", steps=1, threads=1)
         assert read_manifest(made.directory).real_data[0]["spec"] == spec
 
 
 def test_classes_without_names_are_those_of_the_teacher(run: Path) -> None:
     spec = f"npz:{run.parent / 'numbers'}.npz"
     own, numbers = (
-        kdextract.evaluate(run=run, artifact="teacher", data=data, name=name, threads=1).manifest.metrics
+        api.evaluate(run=run, artifact="teacher", data=data, name=name, threads=1).manifest.metrics
         for name, data in (("own", None), ("numbers", spec))
     )
     assert numbers["accuracy"] == own["accuracy"]

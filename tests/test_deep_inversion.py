@@ -20,7 +20,7 @@ from test_live_methods import classifier, num_hooks, statistics_of
 from test_statistics import Tokens, statistics_teacher
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier, load_classifier
 from kdextract.deep_inversion import Course, Weights, _shown, channel_statistics, invert, terms_of, watch_statistics
@@ -454,29 +454,29 @@ def test_a_teacher_without_batch_normalization_needs_statistics(teacher_run: Pat
     options: dict[str, Any] = {"run": teacher_run, "threads": 1}
     few = {"images_per_class": 2, "steps": 3}
     with pytest.raises(ConfigError, match=r"no batch normalization.*kdx compute-stats, or take a method"):
-        kdextract.optimize_dataset(objective="deep_inversion", **few, **options)
+        api.optimize_dataset(objective="deep_inversion", **few, **options)
     with pytest.raises(ConfigError, match="no batch normalization"):
-        kdextract.distill(method="adaptive_deep_inversion", steps=2, **options)
-    assert kdextract.optimize_dataset(objective="deep_dream", **few, **options).manifest.needs == "teacher"
-    kdextract.compute_stats(**options)
-    made = kdextract.optimize_dataset(objective="deep_inversion", **few, **options)
+        api.distill(method="adaptive_deep_inversion", steps=2, **options)
+    assert api.optimize_dataset(objective="deep_dream", **few, **options).manifest.needs == "teacher"
+    api.compute_stats(**options)
+    made = api.optimize_dataset(objective="deep_inversion", **few, **options)
     assert made.manifest.needs == "teacher+statistics"
     assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics"}
-    student = kdextract.distill(method="adaptive_deep_inversion", steps=2, pool_batch=8, pixel_steps=2, **options)
+    student = api.distill(method="adaptive_deep_inversion", steps=2, pool_batch=8, pixel_steps=2, **options)
     assert student.manifest.needs == "teacher+statistics"
     assert Image.open(made.directory / "terms.png").size == (640, 360)
 
 
 @pytest.mark.parametrize("stage", ["optimize_dataset", "generate"])
 def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, tmp_path: Path) -> None:
-    other = kdextract.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
+    other = api.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
     verifier = other.directory / "model.safetensors"
     options: dict[str, Any] = {"run": teacher_run, "images_per_class": 4, "threads": 1}
     if stage == "generate":
-        kdextract.train_generator(method="kegnet", run=teacher_run, generators=1, steps=3, width=4, threads=1)
+        api.train_generator(method="kegnet", run=teacher_run, generators=1, steps=3, width=4, threads=1)
     else:
         options |= {"objective": "deep_dream", "steps": 5}
-    make = getattr(kdextract, stage)
+    make = getattr(api, stage)
     plain = make(**options, name="plain")
     made = make(**options, name="verified", verifier=str(verifier))
     images, labels = (np.load(made.directory / name) for name in ("images.npy", "labels.npy"))
@@ -496,9 +496,9 @@ def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, tmp
 
 def test_batch_normalization_goes_before_statistics(tmp_path: Path) -> None:
     options: dict[str, Any] = {"run": tmp_path / "run", "threads": 1}
-    kdextract.train(model="lenet5_bn", epochs=1, **options)
-    kdextract.compute_stats(**options)
-    made = kdextract.optimize_dataset(objective="deep_inversion", images_per_class=2, steps=3, **options)
+    api.train(model="lenet5_bn", epochs=1, **options)
+    api.compute_stats(**options)
+    made = api.optimize_dataset(objective="deep_inversion", images_per_class=2, steps=3, **options)
     assert made.manifest.needs == "teacher"
     assert [entry.role for entry in made.manifest.inputs] == ["teacher"]
 
@@ -507,51 +507,51 @@ def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None
     run = shutil.copytree(finished_run, tmp_path / "run")
     options: dict[str, Any] = {"run": run, "images_per_class": 2, "steps": 3, "threads": 1}
     with pytest.raises(UsageError, match="--student has no effect on deep_inversion"):
-        kdextract.optimize_dataset(objective="deep_inversion", student="x", **options)
+        api.optimize_dataset(objective="deep_inversion", student="x", **options)
     with pytest.raises(UsageError, match="needs the --student that its images compete with"):
-        kdextract.optimize_dataset(objective="adaptive_deep_inversion", **options)
+        api.optimize_dataset(objective="adaptive_deep_inversion", **options)
     with pytest.raises(UsageError, match="no artifact 'nobody'"):
-        kdextract.optimize_dataset(objective="adaptive_deep_inversion", student="nobody", **options)
+        api.optimize_dataset(objective="adaptive_deep_inversion", student="nobody", **options)
     name = next((run / "students").iterdir()).name
-    made = kdextract.optimize_dataset(objective="adaptive_deep_inversion", student=name, **options)
+    made = api.optimize_dataset(objective="adaptive_deep_inversion", student=name, **options)
     needs = read_manifest(run / "students" / name).needs
     assert made.manifest.needs == max(needs, "teacher+statistics", key=len)
     assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics", "student"}
 
 
 def test_what_a_live_method_makes_is_shown(teacher_run: Path, tmp_path: Path) -> None:
-    other = kdextract.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
+    other = api.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
     verifier = str(other.directory / "model.safetensors")
     options: dict[str, Any] = {"run": teacher_run, "steps": 4, "batch_size": 8, "threads": 1, "verifier": verifier}
-    made = kdextract.distill(method="deep_dream", period=2, pool_batch=16, pixel_steps=3, **options)
+    made = api.distill(method="deep_dream", period=2, pool_batch=16, pixel_steps=3, **options)
     assert 0 <= made.manifest.metrics["verifier_agrees_with_teacher"] <= 1
     assert {"grid.png", "terms.png"} <= set(sha256s(made.directory))
     assert Image.open(made.directory / "terms.png").size == (640, 360)
-    made = kdextract.distill(method="structured_noise", pool=400, name="noise", **options)
+    made = api.distill(method="structured_noise", pool=400, name="noise", **options)
     assert "grid.png" in sha256s(made.directory)
     assert "terms.png" not in sha256s(made.directory)
     with pytest.raises(UsageError, match="--verifier has no effect here"):
-        kdextract.distill(data="noise:normal", name="floor", **options)
+        api.distill(data="noise:normal", name="floor", **options)
 
 
-def test_methods_say_what_a_run_lacks(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
-    def lacks(run: Path) -> dict[tuple[str, str], str]:
+def test_methods_say_what_a_run_has_to_have(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
+    def missing(run: Path) -> dict[tuple[str, str], str]:
         done = kdx("methods", "--json", "--run", run, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return {
-            (row["command"].split()[0], row["method"]): row.get("lacks") for row in json.loads(done.stdout)["methods"]
+            (row["command"].split()[0], row["method"]): row.get("missing") for row in json.loads(done.stdout)["methods"]
         }
 
-    alone = lacks(teacher_run)
+    alone = missing(teacher_run)
     assert "no batch normalization" in alone["distill", "deep_inversion"]
     assert "kdx compute-stats" in alone["optimize-dataset", "all_layers"]
     assert "no batch normalization" in alone["optimize-dataset", "adaptive_deep_inversion"]
     assert alone["distill", "deep_dream"] == alone["train-generator", "kegnet"] == ""
-    finished = lacks(finished_run)
+    finished = missing(finished_run)
     assert set(finished.values()) == {""}
-    assert set(lacks(tmp_path / "nowhere").values()) == {None}
-    kdextract.train(run=tmp_path / "table", model="kegnet_mlp", data="iris", epochs=1, threads=1)
-    table = lacks(tmp_path / "table")
+    assert set(missing(tmp_path / "nowhere").values()) == {None}
+    api.train(run=tmp_path / "table", model="kegnet_mlp", data="iris", epochs=1, threads=1)
+    table = missing(tmp_path / "table")
     assert table["distill", "deep_dream"] == "images: the teacher takes rows of a table"
     assert table["train-generator", "kegnet"] == ""
     assert "kdx compute-stats" in table["optimize-dataset", "all_layers"]

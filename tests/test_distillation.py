@@ -23,6 +23,7 @@ from kdextract.images import fit_images, to_pixels
 from kdextract.losses import DISTILLATION_LOSSES, kl_divergence
 from kdextract.observer import Probe
 from kdextract.progress import Reporter
+from kdextract.run_dir import RunDir
 from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
 from kdextract.stages.student_start import StudentStart
 from kdextract.tensor_files import encode_safetensors, read_safetensors
@@ -166,7 +167,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     start = make_student("lenet5_half")
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(start))
-    student = StudentStart("student", (), path).build(teacher)
+    student = StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher)
     assert student.spec == start.spec
     assert equal(weights(student), weights(start))
     for spec in (
@@ -175,7 +176,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     ):
         path.write_bytes(encode_classifier(Classifier(spec)))
         with pytest.raises(ConfigError, match="must be equal"):
-            StudentStart("student", (), path).build(teacher)
+            StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher)
 
 
 @pytest.mark.parametrize("augmenter", [plain, shifting])

@@ -133,9 +133,9 @@ def test_distill_estimates_without_real_data(run_copy: Path, monkeypatch: pytest
 
 
 def test_an_unknown_teacher_accuracy_means_no_estimate(tmp_path: Path) -> None:
-    teacher = kdextract.train(run=tmp_path, epochs=1, validation=0.0, threads=1)
+    teacher = api.train(run=tmp_path, epochs=1, validation=0.0, threads=1)
     assert "validation_accuracy" not in teacher.manifest.metrics
-    student = kdextract.distill(run=tmp_path, method="structured_noise", steps=2, threads=1)
+    student = api.distill(run=tmp_path, method="structured_noise", steps=2, threads=1)
     assert not [name for name in student.manifest.metrics if name.startswith("estimated")]
 
 
@@ -226,7 +226,8 @@ def test_other_students_get_no_estimate(agreement: float, steps: int, estimated:
     ],
 )
 def test_a_game_from_noise_is_another_one(options: dict[str, Any], expected: str) -> None:
-    assert Choice("live", "dfq").learned_from(live_method("dfq").config(**options)) == expected
+    dfq = live_method("dfq")
+    assert LiveImages.of(dfq, dfq.config(**options), MethodInputs()).learned_from == expected
 
 
 def test_one_line_says_why_there_is_none(teacher_run: Path, tmp_path: Path) -> None:

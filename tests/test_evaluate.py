@@ -11,7 +11,7 @@ import pytest
 from conftest import kdx
 
 import kdextract
-from kdextract import training
+from kdextract import api, training
 from kdextract.artifacts import Output, file_sha256, read_manifest, write_manifest
 from kdextract.classifier import Classifier
 
@@ -42,7 +42,7 @@ def student(run_copy: Path) -> Path:
 
 
 def evaluate(run: Path, **options: Any) -> dict[str, Any]:
-    outcome = kdextract.evaluate(run=run, artifact="students/lenet_half", threads=1, **options)
+    outcome = api.evaluate(run=run, artifact="students/lenet_half", threads=1, **options)
     assert outcome.manifest is not None
     return outcome.manifest.metrics
 
@@ -74,14 +74,14 @@ def test_data_and_teacher_are_read_once(run_copy: Path, student: Path, monkeypat
 
 def test_what_has_no_snapshots_has_no_curve(run_copy: Path, student: Path) -> None:
     for artifact in ("teacher", "untrained", student / "model.safetensors"):
-        outcome = kdextract.evaluate(run=run_copy, artifact=str(artifact), threads=1, name="other", force=True)
+        outcome = api.evaluate(run=run_copy, artifact=str(artifact), threads=1, name="other", force=True)
         assert outcome.manifest is not None
         assert "curve" not in outcome.manifest.metrics
 
 
 def test_the_path_of_an_artifact_is_the_artifact(run_copy: Path, student: Path) -> None:
     by_label = evaluate(run_copy)
-    outcome = kdextract.evaluate(run=run_copy, artifact=str(student), threads=1)
+    outcome = api.evaluate(run=run_copy, artifact=str(student), threads=1)
     assert outcome.manifest is not None
     assert outcome.manifest.metrics == by_label
 
@@ -114,9 +114,7 @@ def test_batch_size_is_the_number_of_images_per_pass(run_copy: Path, monkeypatch
     assert max(sizes) == 70
     assert sum(sizes) == 2 * before["num_images"]
     sizes.clear()
-    again = kdextract.compute_stats(
-        run=run_copy, covariance_rank=16, spectral_max=8, threads=1, batch_size=40, force=True
-    )
+    again = api.compute_stats(run=run_copy, covariance_rank=16, spectral_max=8, threads=1, batch_size=40, force=True)
     assert again.manifest is not None
     assert max(sizes) == 40
     assert sum(sizes) == again.manifest.budget["teacher_queries_by_purpose"]["statistics"]

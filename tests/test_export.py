@@ -21,7 +21,7 @@ from test_cli import Here, error_of, here  # noqa: F401 - a fixture
 from torch import nn
 
 import kdextract
-from kdextract import exporting
+from kdextract import api, exporting
 from kdextract.artifacts import Manifest, read_manifest, write_manifest
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, GateError, UsageError
@@ -58,7 +58,7 @@ def classifier_of(
 
 def export(run: Path, **options: Any) -> tuple[Path, Manifest]:
     """Export, and return the directory and the manifest."""
-    outcome = kdextract.export(run=run, threads=1, **options)
+    outcome = api.export(run=run, threads=1, **options)
     assert outcome.manifest is not None
     return outcome.directory, outcome.manifest
 
@@ -296,13 +296,13 @@ def test_every_format_answers_like_the_student(run_copy: Path, format: str) -> N
 
 def test_a_second_time_it_is_cached_until_something_changes(run_copy: Path) -> None:
     def status(**options: Any) -> str:
-        return kdextract.export(run=run_copy, format="pt2", threads=1, **options).status
+        return api.export(run=run_copy, format="pt2", threads=1, **options).status
 
     assert [status(), status()] == ["made", "cached"]
     before = sha256s(run_copy / "exports" / "lenet_half-pt2")
     assert status(atol=1e-3) == "made", "another option"
     assert sha256s(run_copy / "exports" / "lenet_half-pt2") == before
-    kdextract.evaluate(run=run_copy, artifact="students/lenet_half", name="again", threads=1)
+    api.evaluate(run=run_copy, artifact="students/lenet_half", name="again", threads=1)
     assert status(atol=1e-3) == "cached", "an evaluation with the same figures is nothing new"
     shutil.rmtree(run_copy / "evaluations")
     assert status(atol=1e-3) == "made"
@@ -328,7 +328,7 @@ def test_what_answers_otherwise_is_not_written(run_copy: Path, monkeypatch: pyte
 
 
 def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Path) -> None:
-    kdextract.compress(run=run_copy, threads=1)
+    api.compress(run=run_copy, threads=1)
     names = {"teacher": "teacher-pt2", "compressed/tucker": "tucker-compressed-pt2"}
     for label, name in names.items():
         directory, manifest = export(run_copy, artifact=label, format="pt2")
@@ -352,7 +352,7 @@ def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Pat
         assert str(tmp_path) not in card
     other_name = shutil.copy(elsewhere, elsewhere.with_name("snapshot-000400.safetensors"))
     assert export(run_copy, artifact=str(other_name), format="pt2")[0].name == "elsewhere-snapshot-000400-pt2"
-    kdextract.evaluate(run=run_copy, artifact=str(elsewhere), threads=1)
+    api.evaluate(run=run_copy, artifact=str(elsewhere), threads=1)
     directory, manifest = export(run_copy, artifact=str(elsewhere), format="pt2")
     assert [entry.role for entry in manifest.inputs] == ["classifier", "evaluation"]
 
@@ -414,10 +414,10 @@ def test_the_card_of_a_student(run_copy: Path) -> None:
 
 def test_the_card_follows_the_hashes(run_copy: Path) -> None:
     """What is in the run under the same name, but was made anew, says nothing of a student that was made before."""
-    kdextract.optimize_dataset(
+    api.optimize_dataset(
         run=run_copy, objective="all_layers", images_per_class=2, batch_size=20, steps=2, threads=1, force=True
     )
-    kdextract.train(run=run_copy, epochs=1, seed=3, threads=1, force=True)
+    api.train(run=run_copy, epochs=1, seed=3, threads=1, force=True)
     directory, manifest = export(run_copy, format="safetensors")
     card = (directory / "README.md").read_text()
     facts = facts_of(card)
@@ -431,7 +431,7 @@ def test_the_card_follows_the_hashes(run_copy: Path) -> None:
 
 def test_the_card_of_other_students(teacher_run: Path) -> None:
     def facts(name: str, **options: Any) -> tuple[dict[str, str], str]:
-        kdextract.distill(run=teacher_run, steps=2, name=name, threads=1, **options)
+        api.distill(run=teacher_run, steps=2, name=name, threads=1, **options)
         directory, _ = export(teacher_run, artifact=f"students/{name}", format="safetensors")
         card = (directory / "README.md").read_text()
         return facts_of(card), card
@@ -450,15 +450,15 @@ def test_the_card_of_other_students(teacher_run: Path) -> None:
     assert real["Learned from"] == "1,442 real images of digits."
     assert real["Access to data"] == "The teacher, and real images."
     assert "digits (train) by students/ceiling for distillation" in real["Real data opened on the way"]
-    kdextract.train_generator(run=teacher_run, method="kegnet", generators=1, steps=2, batch_size=8, threads=1)
-    kdextract.generate(run=teacher_run, images_per_class=2, name="drawn", threads=1)
+    api.train_generator(run=teacher_run, method="kegnet", generators=1, steps=2, batch_size=8, threads=1)
+    api.generate(run=teacher_run, images_per_class=2, name="drawn", threads=1)
     drawn, _ = facts("drawn", data="transfer-sets/drawn")
     assert drawn["Method"].startswith("kegnet: Generators")
     sources = [teacher_run / "generators" / "kegnet", teacher_run / "transfer-sets" / "drawn"]
     asked = sum(read_manifest(source).budget["teacher_queries"] for source in sources)
     assert asked > 2 * 8 + 20
     assert f"and {asked} before that" in drawn["Teacher queries"]
-    kdextract.compress(run=teacher_run, threads=1)
+    api.compress(run=teacher_run, threads=1)
     started, _ = facts("started", student="compressed/tucker", data="transfer-sets/drawn")
     assert "It started as compressed/tucker." in started["Training"]
 

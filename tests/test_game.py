@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_live_methods import classifier, drawn, opened
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier
 from kdextract.errors import DivergedError, UsageError
@@ -349,7 +349,7 @@ def test_rules_are_frozen() -> None:
 
 def test_what_was_chosen_stands_in_the_manifest(run_copy: Path) -> None:
     options: dict[str, Any] = {"method": "dfq", "steps": 12, "pool": 100, "fresh": 4, "batch_size": 10}
-    outcome = kdextract.distill(run=run_copy, name="game", threads=1, **options)
+    outcome = api.distill(run=run_copy, name="game", threads=1, **options)
     metrics = read_manifest(outcome.directory).metrics
     assert metrics["source_facts"]["batch_norm_layers"] == 0
     assert metrics["source_facts"]["teacher_multiply_adds"] == 416_520

@@ -17,8 +17,8 @@ from scipy.io import savemat
 from test_augmentation import drawings
 from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
-import kdextract
-from kdextract.artifacts import read_manifest
+from kdextract import api
+from kdextract.artifacts import Input, Manifest, read_manifest
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.generator_source import GeneratorSource
@@ -30,14 +30,16 @@ from kdextract.generators.mix import GeneratorMix
 from kdextract.generators.networks import NETWORKS
 from kdextract.hooks import count_multiply_adds
 from kdextract.images import to_uint8
-from kdextract.methods import generator_method, generator_names
+from kdextract.methods import generator_method, generator_names, live_method
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
 from kdextract.models import InputShape
 from kdextract.observer import HELD_OUT_IMAGES
+from kdextract.run_dir import Artifact, RunDir
 from kdextract.stages.distill import DistillConfig
 from kdextract.stages.distill_settings import fill_in
-from kdextract.stages.student_source import Choice
+from kdextract.stages.materials import MethodInputs
+from kdextract.stages.student_source import GeneratorImages, LiveImages, NoiseImages, RealImages, TransferSetImages
 from kdextract.stages.transfer_sets import SHOWN
 from kdextract.tensor_files import encode_safetensors, read_npy, read_safetensors
 
@@ -58,7 +60,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 def train(run: Path, way: str, **options: Any) -> Any:
     """Train generators quickly, and return the outcome."""
-    return kdextract.train_generator(run=run, **{**QUICK, "name": way, **WAYS[way], **options})
+    return api.train_generator(run=run, **{**QUICK, "name": way, **WAYS[way], **options})
 
 
 def test_every_method_is_tried() -> None:
@@ -141,28 +143,28 @@ def test_multiply_adds_of_a_strided_generator_are_those_of_its_layers(teacher_ru
 
 def test_generate_writes_a_transfer_set_that_a_student_learns_from(teacher_run: Path) -> None:
     train(teacher_run, "kegnet", generators=2)
-    made = kdextract.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1)
+    made = api.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1)
     assert made.manifest.metrics["num_images"] == 70
     assert made.manifest.needs == "teacher"
     images, labels = (read_npy(made.directory / name) for name in ("images.npy", "labels.npy"))
     assert images.shape == (70, 1, 32, 32)
     assert np.bincount(labels).tolist() == [7] * 10
-    again = kdextract.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1, name="again")
+    again = api.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1, name="again")
     assert sha256s(again.directory) == sha256s(made.directory)
-    wider = kdextract.generate(run=teacher_run, images_per_class=7, noise_scale=3.0, threads=1, name="wider")
+    wider = api.generate(run=teacher_run, images_per_class=7, noise_scale=3.0, threads=1, name="wider")
     assert sha256s(wider.directory)["images.npy"] != sha256s(made.directory)["images.npy"]
-    student = kdextract.distill(run=teacher_run, data="transfer-sets/kegnet", steps=2, threads=1)
+    student = api.distill(run=teacher_run, data="transfer-sets/kegnet", steps=2, threads=1)
     assert student.manifest.metrics["num_images"] == 70
 
 
 def test_several_artifacts_are_mixed_and_without_labels_the_teacher_says_which(teacher_run: Path) -> None:
     for way in ("kegnet", "dafl"):
         train(teacher_run, way, generators=1)
-    made = kdextract.generate(run=teacher_run, generator="kegnet,dafl", images_per_class=4, threads=1)
+    made = api.generate(run=teacher_run, generator="kegnet,dafl", images_per_class=4, threads=1)
     assert made.manifest.label == "transfer-sets/kegnet"
     assert {entry.role: entry.path for entry in made.manifest.inputs if entry.role == "generator"}
     assert made.manifest.metrics["teacher_agrees_with_label"] == 1.0
-    alone = kdextract.generate(run=teacher_run, generator="kegnet", images_per_class=4, threads=1, name="alone")
+    alone = api.generate(run=teacher_run, generator="kegnet", images_per_class=4, threads=1, name="alone")
     ours, theirs = (read_npy(d / "images.npy") for d in (made.directory, alone.directory))
     assert not np.array_equal(ours[1::2], theirs[1::2])
 
@@ -183,7 +185,7 @@ def test_a_mix_takes_its_generators_in_turn(teacher_run: Path) -> None:
 
 def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: Path) -> None:
     train(teacher_run, "kegnet", generators=2)
-    outcome = kdextract.distill(run=teacher_run, steps=3, batch_size=16, threads=1)
+    outcome = api.distill(run=teacher_run, steps=3, batch_size=16, threads=1)
     assert outcome.manifest.metrics["source"] == "kegnet"
     assert outcome.manifest.budget["images"] == 3 * 16
     assert outcome.manifest.budget["teacher_queries_by_purpose"] == {
@@ -235,9 +237,9 @@ def test_a_file_that_is_no_generator_is_refused(teacher_run: Path, tmp_path: Pat
 
 def test_needs_are_handed_down(teacher_run: Path) -> None:
     train(teacher_run, "keflow-samples")
-    made = kdextract.generate(run=teacher_run, images_per_class=2, threads=1)
+    made = api.generate(run=teacher_run, images_per_class=2, threads=1)
     assert made.manifest.needs == "teacher+samples"
-    student = kdextract.distill(run=teacher_run, data="generators/keflow-samples", steps=1, threads=1)
+    student = api.distill(run=teacher_run, data="generators/keflow-samples", steps=1, threads=1)
     assert student.manifest.needs == "teacher+samples"
 
 
@@ -246,11 +248,11 @@ def test_needs_are_handed_down(teacher_run: Path) -> None:
 
 def test_a_name_that_fits_both_kinds_is_asked_about(teacher_run: Path) -> None:
     train(teacher_run, "kegnet", generators=1)
-    kdextract.generate(run=teacher_run, images_per_class=1, threads=1)
+    api.generate(run=teacher_run, images_per_class=1, threads=1)
     with pytest.raises(ConfigError, match=r"transfer-sets/kegnet.*generators/kegnet|generators/kegnet.*transfer-sets"):
-        kdextract.distill(run=teacher_run, steps=1, threads=1)
+        api.distill(run=teacher_run, steps=1, threads=1)
     with pytest.raises(ConfigError, match="say which"):
-        kdextract.distill(run=teacher_run, data="kegnet", steps=1, threads=1)
+        api.distill(run=teacher_run, data="kegnet", steps=1, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -265,23 +267,23 @@ def test_a_name_that_fits_both_kinds_is_asked_about(teacher_run: Path) -> None:
 )
 def test_usage(teacher_run: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        kdextract.train_generator(run=teacher_run, threads=1, **options)
+        api.train_generator(run=teacher_run, threads=1, **options)
 
 
 def test_generate_says_what_is_missing(teacher_run: Path) -> None:
     with pytest.raises(ConfigError, match="no generator; make one with: kdx train-generator"):
-        kdextract.generate(run=teacher_run, threads=1)
+        api.generate(run=teacher_run, threads=1)
     train(teacher_run, "dafl")
     with pytest.raises(UsageError, match="Did you mean 'dafl'"):
-        kdextract.generate(run=teacher_run, generator="dalf", threads=1)
+        api.generate(run=teacher_run, generator="dalf", threads=1)
 
 
 def test_generators_of_another_teacher_do_not_fit(teacher_run: Path, tmp_path: Path) -> None:
     train(teacher_run, "kegnet", generators=1)
     other = tmp_path / "other"
-    kdextract.train(run=other, model="hinton800", input_size="1x8x8", epochs=1, threads=1)
+    api.train(run=other, model="hinton800", input_size="1x8x8", epochs=1, threads=1)
     with pytest.raises(ConfigError, match="makes images of shape"):
-        kdextract.generate(run=other, generator=str(teacher_run / "generators" / "kegnet"), threads=1)
+        api.generate(run=other, generator=str(teacher_run / "generators" / "kegnet"), threads=1)
 
 
 # ---- what the losses are about -------------------------------------------------------------------------------------
@@ -488,16 +490,18 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
 
     def learned(name: str, **options: Any) -> dict[str, Any]:
         options = {"data": "generators/kegnet", "steps": 2, "threads": 1, "name": name, **options}
-        outcome = kdextract.distill(run=teacher_run, **options)
+        outcome = api.distill(run=teacher_run, **options)
         assert not [name for name in outcome.manifest.metrics if name.startswith("estimated")]
         settings: dict[str, Any] = outcome.manifest.metrics["settings"]
         return settings
 
     assert not learned("plain")["remix"], "digits are neither drawings on black nor on white"
     assert learned("remixed", remix=True)["remix"]
-    made = kdextract.generate(run=teacher_run, images_per_class=2, threads=1)
-    assert Choice("transfer-set", str(made.directory)).generated
-    assert not Choice("live", "dafl").generated
+    made = api.generate(run=teacher_run, images_per_class=2, threads=1)
+    images = TransferSetImages.of(RunDir(teacher_run).artifact_at(made.directory))
+    assert (images.learned_from, images.low_diversity, images.makes_images) == ("trained generators", True, False)
+    live = LiveImages.of(live_method("dafl"), live_method("dafl").config(), MethodInputs())
+    assert (live.learned_from, live.low_diversity, live.makes_images) == ("dafl", True, True)
     students = teacher_run / "students"
     assert sha256s(students / "plain")["model.safetensors"] != sha256s(students / "remixed")["model.safetensors"]
 
@@ -506,9 +510,12 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
 def test_drawings_are_remixed_by_default(brightness: float, remix: bool) -> None:
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
-    assert fill_in(given, Choice("generator", "kegnet"), teacher, teacher).remix == remix
-    assert not fill_in(given, Choice("noise", "noise:normal"), teacher, teacher).remix
-    settings = fill_in(DistillConfig(remix=True), Choice("data", "mnist"), teacher, teacher)
+    noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
+    manifest = Manifest("generator", "generators/kegnet", "train-generator", "0.1.0", {}, (), ())
+    generators = GeneratorImages.of(Artifact(Path("generators/kegnet"), "generators/kegnet", manifest, {}))
+    assert fill_in(given, generators, teacher, teacher).remix == remix
+    assert not fill_in(given, noise, teacher, teacher).remix
+    settings = fill_in(DistillConfig(remix=True), real, teacher, teacher)
     assert settings.augmenter(False, teacher, 0).paper == float(brightness >= 0.5)
 
 
@@ -550,15 +557,15 @@ def test_presets_run_on_small_files_of_their_data(
         write_idx(tmp_path / "FashionMNIST" / "raw", arrays, dict.fromkeys(arrays, labels))
     run = tmp_path / "run"
     size = "x".join(map(str, shape))
-    kdextract.train(run=run, data=spec, data_dir=tmp_path, model="resnet14", input_size=size, epochs=1, threads=1)
+    api.train(run=run, data=spec, data_dir=tmp_path, model="resnet14", input_size=size, epochs=1, threads=1)
     quick = {**QUICK, "generators": 1}
-    made = kdextract.train_generator(run=run, method="kegnet", preset=preset, **quick).manifest
+    made = api.train_generator(run=run, method="kegnet", preset=preset, **quick).manifest
     assert made.config["preset"] == preset
     flow = {"flow": "realnvp", "samples": 10, "data_dir": tmp_path}
-    flows = kdextract.train_generator(run=run, method="keflow", **flow, **quick).manifest
+    flows = api.train_generator(run=run, method="keflow", **flow, **quick).manifest
     assert flows.real_data[0]["spec"] == spec
-    kdextract.compress(run=run, preset="bdnf-3", threads=1)
-    student = kdextract.distill(
+    api.compress(run=run, preset="bdnf-3", threads=1)
+    student = api.distill(
         run=run,
         data="kegnet",
         student="compressed/bdnf-3",
@@ -567,7 +574,7 @@ def test_presets_run_on_small_files_of_their_data(
         batch_size=8,
         threads=1,
     )
-    scores = kdextract.evaluate(run=run, artifact=student.manifest.label, data_dir=tmp_path, threads=1).manifest.metrics
+    scores = api.evaluate(run=run, artifact=student.manifest.label, data_dir=tmp_path, threads=1).manifest.metrics
     assert scores["num_images"] == 40
 
 

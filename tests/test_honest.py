@@ -17,6 +17,7 @@ import pytest
 from conftest import sha256s
 
 import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.config import option_fields
 from kdextract.errors import ConfigError, DataError
@@ -57,25 +58,25 @@ def npz_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     np.savez(file, images=images, labels=digits.target)
-    kdextract.train(run=run, data=f"npz:{file}", epochs=1, threads=1)
-    kdextract.compute_stats(run=run, covariance_rank=4, spectral_max=4, threads=1)
+    api.train(run=run, data=f"npz:{file}", epochs=1, threads=1)
+    api.compute_stats(run=run, covariance_rank=4, spectral_max=4, threads=1)
     return run, file
 
 
 def data_free_stages(run: Path) -> None:
     for objective in ("top_layer", "all_layers", "spectral_all_layers"):
-        kdextract.optimize_dataset(run=run, objective=objective, images_per_class=2, batch_size=10, steps=2, threads=1)
-        kdextract.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
-    kdextract.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
+        api.optimize_dataset(run=run, objective=objective, images_per_class=2, batch_size=10, steps=2, threads=1)
+        api.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
+    api.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
     for name in live_names():
         small = {"pool": 400, "fresh": 4} | {"pool_batch": 16, "period": 2, "pixel_steps": 3}
         known = [declared.name for declared in option_fields(live_method(name).config)]
         small = {option: value for option, value in small.items() if option in known}
-        kdextract.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1, **small)
+        api.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1, **small)
     for name in generator_names():
-        kdextract.train_generator(run=run, method=name, generators=1, steps=2, batch_size=8, width=4, threads=1)
-        kdextract.distill(run=run, data=f"generators/{name}", name=f"made_{name}", steps=5, batch_size=8, threads=1)
-    kdextract.generate(run=run, generator="kegnet,dafl", images_per_class=2, threads=1)
+        api.train_generator(run=run, method=name, generators=1, steps=2, batch_size=8, width=4, threads=1)
+        api.distill(run=run, data=f"generators/{name}", name=f"made_{name}", steps=5, batch_size=8, threads=1)
+    api.generate(run=run, generator="kegnet,dafl", images_per_class=2, threads=1)
 
 
 def results(run: Path) -> dict[str, dict[str, str]]:
@@ -115,10 +116,10 @@ def test_students_are_the_same_without_the_data(real_and_replaced: tuple[Path, P
         [*live_names(), *generator_names()]
     )
     with openings_of(file) as seen, pytest.raises(DataError):
-        kdextract.evaluate(run=second, artifact="floor", threads=1)
+        api.evaluate(run=second, artifact="floor", threads=1)
     assert seen, "the watch sees those that do open it"
     with pytest.raises(ConfigError, match="data: npz:"):
-        kdextract.compute_stats(run=second, covariance_rank=4, spectral_max=4, threads=1)
+        api.compute_stats(run=second, covariance_rank=4, spectral_max=4, threads=1)
 
 
 def test_students_are_the_same_when_the_data_is_gone(npz_run: tuple[Path, Path], tmp_path: Path) -> None:
@@ -157,8 +158,8 @@ def test_manifests_say_what_a_result_needs(finished_run: Path) -> None:
 
 
 def test_a_student_from_real_data_says_so(run_copy: Path) -> None:
-    kdextract.distill(run=run_copy, data="digits", name="ceiling", steps=2, threads=1)
-    kdextract.distill(run=run_copy, data="noise:uniform", name="floor", steps=2, batch_size=4, threads=1)
+    api.distill(run=run_copy, data="digits", name="ceiling", steps=2, threads=1)
+    api.distill(run=run_copy, data="noise:uniform", name="floor", steps=2, batch_size=4, threads=1)
     ceiling = read_manifest(run_copy / "students" / "ceiling")
     assert ceiling.real_data == ({"spec": "digits", "split": "train", "purpose": "distillation"},)
     assert ceiling.needs == "teacher+data"
@@ -180,16 +181,16 @@ def test_the_test_images_are_opened_by_evaluate_alone(finished_run: Path) -> Non
 def test_later_stages_leave_the_teacher_alone(run_copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in (run_copy / "teacher").iterdir()}
     times = {path.name: path.stat().st_mtime_ns for path in (run_copy / "teacher").iterdir()}
-    kdextract.compute_stats(run=run_copy, covariance_rank=4, spectral=False, force=True, threads=1)
+    api.compute_stats(run=run_copy, covariance_rank=4, spectral=False, force=True, threads=1)
     for objective in ("top_layer", "all_layers", "all_layers_dropout"):
-        kdextract.optimize_dataset(
+        api.optimize_dataset(
             run=run_copy, objective=objective, images_per_class=2, batch_size=10, steps=2, force=True, threads=1
         )
-    kdextract.distill(run=run_copy, data="top_layer", name="a", steps=3, threads=1)
-    kdextract.distill(run=run_copy, data="top_layer", student=str(run_copy / "teacher" / "model.safetensors"),
+    api.distill(run=run_copy, data="top_layer", name="a", steps=3, threads=1)
+    api.distill(run=run_copy, data="top_layer", student=str(run_copy / "teacher" / "model.safetensors"),
                       name="b", steps=3, threads=1)  # fmt: skip
-    kdextract.evaluate(run=run_copy, artifact="a", threads=1)
-    kdextract.evaluate(run=run_copy, artifact="students/b", threads=1)
+    api.evaluate(run=run_copy, artifact="a", threads=1)
+    api.evaluate(run=run_copy, artifact="students/b", threads=1)
     assert {path.name: path.read_bytes() for path in (run_copy / "teacher").iterdir()} == before
     assert {path.name: path.stat().st_mtime_ns for path in (run_copy / "teacher").iterdir()} == times
 

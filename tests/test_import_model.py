@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier, read_spec
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.hooks import record_features
 from kdextract.inspection import COMMANDS
 from kdextract.networks.consent import TRUST_ALL
+from kdextract.progress import Reporter
 
 SOURCE = """
 import torch
@@ -105,7 +106,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def imported(tmp_path: Path, model: Path | str, **options: Any) -> Any:
-    return kdextract.import_model(model=str(model), run=tmp_path / "run", threads=1, **options)
+    return api.import_model(model=str(model), run=tmp_path / "run", threads=1, **options)
 
 
 def test_a_function_and_its_weights_become_the_teacher(tmp_path: Path, model: Path, weights: Path) -> None:
@@ -144,11 +145,11 @@ def test_code_of_a_file_from_elsewhere_does_not_run(
     with pytest.raises(ArtifactError, match=r"the code of model.py .* calls build\(num_classes=7\), which nobody has"):
         load_classifier(made.directory)
     with pytest.raises(ArtifactError, match="--trust-code"):
-        kdextract.import_model(model=str(made.directory), run=tmp_path / "there")
+        api.import_model(model=str(made.directory), run=tmp_path / "there")
     monkeypatch.setenv(TRUST_ALL, "1")
     load_classifier(made.directory)
     monkeypatch.delenv(TRUST_ALL)
-    kdextract.import_model(model=str(made.directory), run=tmp_path / "there", trust_code=True)
+    api.import_model(model=str(made.directory), run=tmp_path / "there", trust_code=True)
     load_classifier(made.directory)
 
 
@@ -156,7 +157,7 @@ def test_the_same_model_gives_the_same_bytes_anywhere(tmp_path: Path, model: Pat
     first = imported(tmp_path, f"{model}:build", weights=str(weights))
     (tmp_path / "elsewhere").mkdir()
     copy = shutil.copy(model, tmp_path / "elsewhere" / "model.py")
-    second = kdextract.import_model(model=f"{copy}:build", weights=str(weights), run=tmp_path / "second")
+    second = api.import_model(model=f"{copy}:build", weights=str(weights), run=tmp_path / "second")
     assert first.manifest.identity == second.manifest.identity
 
 
@@ -204,7 +205,7 @@ def test_files_of_kdx_are_teachers_as_they_are(tmp_path: Path) -> None:
     first = imported(tmp_path, path)
     assert (first.directory / "model.safetensors").read_bytes() == path.read_bytes()
     for spec in (path.parent, tmp_path / "run"):
-        again = kdextract.import_model(model=str(spec), run=tmp_path / f"run of {spec.name}")
+        again = api.import_model(model=str(spec), run=tmp_path / f"run of {spec.name}")
         assert again.manifest.identity == first.manifest.identity
     with pytest.raises(UsageError, match="--mean has no effect"):
         imported(tmp_path, path, mean="0.5")
@@ -228,7 +229,7 @@ def test_programs_are_code(tmp_path: Path) -> None:
     pixels = torch.rand(3, 1, 8, 8)
     path.unlink()
     torch.testing.assert_close(load_classifier(made.directory)(pixels), source(pixels))
-    student = kdextract.distill(
+    student = api.distill(
         run=tmp_path / "run", student="hinton800", data="noise:uniform", steps=2, batch_size=8, threads=1
     )
     assert student.status == "made"
@@ -307,7 +308,7 @@ def test_a_models_own_configuration_is_read(tmp_path: Path) -> None:
     path.write_text(CONFIGURED)
     teacher = load_classifier(imported(tmp_path, f"{path}:of_timm").directory)
     assert (teacher.input_shape, teacher.spec.mean, teacher.spec.std) == ((1, 24, 24), (0.5,), (0.25,))
-    other = load_classifier(kdextract.import_model(model=f"{path}:OfTransformers", run=tmp_path / "b").directory)
+    other = load_classifier(api.import_model(model=f"{path}:OfTransformers", run=tmp_path / "b").directory)
     assert (other.input_shape, other.spec.mean, other.spec.class_names) == ((1, 24, 24), (0.0,), ("cat", "dog", "eel"))
     assert other.spec.head.part == ("logits",)
 
@@ -316,14 +317,14 @@ def test_the_layer_of_the_features_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "lenet5.safetensors"
     path.write_bytes(encode_classifier(Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("ab"), (0.2,), (0.3,)))))
     assert imported(tmp_path, path).manifest.metrics["feature_layer"] == "logits"
-    named = kdextract.import_model(model=str(path), run=tmp_path / "named", feature_layer="fc1")
+    named = api.import_model(model=str(path), run=tmp_path / "named", feature_layer="fc1")
     teacher = load_classifier(named.directory)
     assert teacher.feature_layer == "fc1"
     with record_features(teacher.network, teacher.feature_layer) as features:
         teacher(torch.zeros(2, 1, 32, 32))
     assert features[0].shape == (2, 120)
     with pytest.raises(ConfigError, match="no layer 'fc9'"):
-        kdextract.import_model(model=str(path), run=tmp_path / "x", feature_layer="fc9")
+        api.import_model(model=str(path), run=tmp_path / "x", feature_layer="fc9")
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, model: Path) -> None:
@@ -380,8 +381,8 @@ def test_lazy_layers_and_classes_without_a_default_come_from_weights(tmp_path: P
     torch.testing.assert_close(load_classifier(made.directory)(pixels), source(pixels))
     assert made.manifest.metrics["num_classes"] == 6
     with pytest.raises(ConfigError, match="lazy layers"):
-        kdextract.import_model(model=f"{path}:lazy", weights=str(tmp_path / "w.pth"), run=tmp_path / "other")
-    student = kdextract.distill(
+        api.import_model(model=f"{path}:lazy", weights=str(tmp_path / "w.pth"), run=tmp_path / "other")
+    student = api.distill(
         run=tmp_path / "run", student=f"{path}:lazy", data="noise:uniform", steps=2, batch_size=4, threads=1
     )
     assert student.manifest.metrics["num_parameters"] == sum(p.numel() for p in source.parameters())
@@ -392,20 +393,19 @@ def test_lazy_layers_and_classes_without_a_default_come_from_weights(tmp_path: P
 
 def test_any_stage_can_bring_its_teacher(tmp_path: Path, model: Path, weights: Path) -> None:
     options: dict[str, Any] = {"run": tmp_path / "run", "teacher": f"{model}:build", "weights": str(weights)}
-    made = kdextract.optimize_dataset(objective="structured_noise", images_per_class=2, threads=1, **options)
+    made = api.optimize_dataset(objective="structured_noise", images_per_class=2, threads=1, **options)
     assert read_manifest(tmp_path / "run" / "teacher").stage == "import-model"
     assert (
-        kdextract.optimize_dataset(objective="structured_noise", images_per_class=2, threads=1, **options).status
-        == "cached"
+        api.optimize_dataset(objective="structured_noise", images_per_class=2, threads=1, **options).status == "cached"
     )
-    kdextract.distill(student="half", steps=2, batch_size=4, threads=1, **options)
+    api.distill(student="half", steps=2, batch_size=4, threads=1, **options)
     assert made.manifest.needs == "teacher"
     with pytest.raises(ConfigError, match="has another teacher"):
-        kdextract.distill(student="half", run=tmp_path / "run", teacher=f"{model}:build(width=4)")
+        api.distill(student="half", run=tmp_path / "run", teacher=f"{model}:build(width=4)")
     with pytest.raises(UsageError, match="--weights has no effect without --teacher"):
-        kdextract.distill(run=tmp_path / "run", weights="x")
+        api.distill(run=tmp_path / "run", weights="x")
     with pytest.raises(ConfigError, match="import it first"):
-        kdextract.distill(run=tmp_path / "other", teacher=f"{model}:build", dry_run=True)
+        api.distill(run=tmp_path / "other", teacher=f"{model}:build", dry_run=True)
 
 
 # --student
@@ -429,7 +429,7 @@ def teacher_run(tmp_path: Path, model: Path, weights: Path) -> Path:
     ],
 )
 def test_students_of_any_spelling(teacher_run: Path, model: Path, student: str, name: str, architecture: str) -> None:
-    made = kdextract.distill(
+    made = api.distill(
         run=teacher_run,
         student=student.replace("MODEL", str(model)),
         data="noise:uniform",
@@ -460,7 +460,7 @@ def test_students_that_do_not_fit_are_refused_before_anything_runs(
     teacher_run: Path, model: Path, student: str, error: type[Exception], match: str
 ) -> None:
     with pytest.raises(error, match=match):
-        kdextract.distill(run=teacher_run, student=student.replace("MODEL", str(model)), data="noise:uniform", steps=2)
+        api.distill(run=teacher_run, student=student.replace("MODEL", str(model)), data="noise:uniform", steps=2)
     assert not (teacher_run / "students").exists()
 
 
@@ -468,10 +468,10 @@ def test_students_that_do_not_fit_are_refused_before_anything_runs(
 
 
 def checked(**options: Any) -> dict[str, Any]:
-    look = COMMANDS["check-teacher"]
-    config = look.config(**options)
-    record = look.gather(config)
-    look.check(config, record)
+    command = COMMANDS["check-teacher"]
+    config = command.config(**options)
+    record = command.run(config, Reporter(quiet=True))
+    command.check(config, record)
     return record
 
 
@@ -574,17 +574,17 @@ class Constant(Base):
 def test_what_is_wrong_with_a_teacher_is_found(tmp_path: Path, kind: str, check: str, result: str) -> None:
     path = tmp_path / "model.py"
     path.write_text(PROBLEMS)
-    look = COMMANDS["check-teacher"]
-    config = look.config(model=f"{path}:{kind}", input_size="1x8x8")
-    record = look.gather(config)
+    command = COMMANDS["check-teacher"]
+    config = command.config(model=f"{path}:{kind}", input_size="1x8x8")
+    record = command.run(config, Reporter(quiet=True))
     assert results(record)[check] == result, record["checks"]
     if kind == "NoGradient":
         assert applies(record)["distill --method", "structured_noise"] == "yes"
         assert applies(record)["distill --method", "dfad"] == "no"
-        look.check(config, record)
+        command.check(config, record)
     else:
         with pytest.raises(ConfigError, match=f"cannot be a teacher: {check}"):
-            look.check(config, record)
+            command.check(config, record)
 
 
 def test_weights_of_a_file_of_kdx_that_are_not_finite_are_found(tmp_path: Path) -> None:
@@ -593,9 +593,9 @@ def test_weights_of_a_file_of_kdx_that_are_not_finite_are_found(tmp_path: Path) 
         next(damaged.parameters())[0] = torch.nan
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(damaged))
-    look = COMMANDS["check-teacher"]
-    config = look.config(model=str(path))
-    record = look.gather(config)
+    command = COMMANDS["check-teacher"]
+    config = command.config(model=str(path))
+    record = command.run(config, Reporter(quiet=True))
     assert results(record)["weights"] == "problem"
     with pytest.raises(ConfigError, match=r"weights: conv1\.weight has values that are not finite"):
-        look.check(config, record)
+        command.check(config, record)

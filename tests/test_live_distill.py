@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from conftest import Crash, kdx, sha256s
 
-import kdextract
-from kdextract import checkpoints, deep_inversion
+from kdextract import api, checkpoints, deep_inversion
 from kdextract.artifacts import read_manifest
 from kdextract.budget import Timetable
 from kdextract.checkpoints import Checkpoints
@@ -34,7 +33,7 @@ every_live_method = pytest.mark.parametrize("name", live_names())
 def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
     """Distil with a live method, and return the student's metrics."""
     given = {"steps": 45, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(method, {}), **options}
-    outcome = kdextract.distill(run=run, method=method, **given)
+    outcome = api.distill(run=run, method=method, **given)
     assert outcome.manifest is not None
     return outcome.manifest.metrics
 
@@ -43,7 +42,7 @@ def with_statistics(run: Path, method: str) -> str:
     """Record statistics if the method matches them, the teacher having no batch normalization; return what it needs."""
     if not live_method(method).inverts:
         return "teacher"
-    kdextract.compute_stats(run=run, spectral=False, covariance_rank=4, threads=1)
+    api.compute_stats(run=run, spectral=False, covariance_rank=4, threads=1)
     return "teacher+statistics"
 
 
@@ -111,7 +110,7 @@ def test_without_a_transfer_set_auto_picks_a_method_and_says_why(teacher_run: Pa
 
 
 def test_auto_takes_the_defaults_of_what_it_picks(teacher_run: Path) -> None:
-    metrics = kdextract.distill(run=teacher_run, method="auto", steps=1, threads=1).manifest.metrics
+    metrics = api.distill(run=teacher_run, method="auto", steps=1, threads=1).manifest.metrics
     settings = live_method(metrics["source"]).settings
     assert {name: metrics["settings"][name] for name in settings if name in metrics["settings"]} == settings
 
@@ -133,7 +132,7 @@ def test_every_optimizer_makes_another_student(teacher_run: Path) -> None:
 def test_the_rate_suits_the_student(finished_run: Path, run_copy: Path) -> None:
     rates = {}
     for student in ("lenet_half", "hinton800"):
-        outcome = kdextract.distill(
+        outcome = api.distill(
             run=run_copy, student=student, data="all_layers", steps=1, name=f"one_{student}", threads=1
         )
         rates[student] = outcome.manifest.metrics["settings"]["lr"]

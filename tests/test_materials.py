@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import kdx
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import BATCH_NORM_KEY, read_header
 from kdextract.classifier import load_classifier
 from kdextract.errors import ConfigError
@@ -56,7 +56,7 @@ def imported(norm: str, folder: Path) -> Path:
     network(torch.rand(16, 1, 8, 8))
     torch.save(network.state_dict(), folder / "weights.pth")
     run = folder / "run"
-    kdextract.import_model(
+    api.import_model(
         model=f"{code}:build", weights=folder / "weights.pth", input_size="1x8x8", mean="0.5", std="0.5", run=run,
         threads=1,
     )  # fmt: skip
@@ -79,13 +79,13 @@ def without_the_entry(run: Path) -> None:
     write_manifest(file.parent, replace(manifest, outputs=tuple(outputs)))
 
 
-def lacks(run: Path) -> str:
-    """Return what `kdx methods` says that DeepInversion lacks."""
+def missing(run: Path) -> str:
+    """Return what `kdx methods` says that a run has to have for DeepInversion."""
     done = kdx("methods", "--run", run, "--json", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     rows = record["methods"] if isinstance(record, dict) else record
-    found = {row["lacks"] for row in rows if row["method"] == "deep_inversion"}
+    found = {row["missing"] for row in rows if row["method"] == "deep_inversion"}
     assert len(found) == 1
     return found.pop()
 
@@ -105,15 +105,15 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
     file = run / "teacher" / "model.safetensors"
     assert read_header(file)[1][BATCH_NORM_KEY] is batch_norm
     assert bool(batch_norm_layers(load_classifier(file).network)) is batch_norm
-    assert ("no batch normalization" in lacks(run)) is not batch_norm
+    assert ("no batch normalization" in missing(run)) is not batch_norm
     if norm != "forgets":  # which cannot be a teacher for check-teacher: an image gets other logits in company
         assert applies(run) == ("yes" if batch_norm else "with data")
     if not batch_norm:
         with pytest.raises(ConfigError, match="compute-stats"):
-            kdextract.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
-        kdextract.compute_stats(run=run, data="digits", threads=1, spectral=False, covariance_rank=2)
-        assert lacks(run) == ""
-    made = kdextract.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
+            api.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
+        api.compute_stats(run=run, data="digits", threads=1, spectral=False, covariance_rank=2)
+        assert missing(run) == ""
+    made = api.optimize_dataset(run=run, objective="deep_inversion", **SMALL)
     assert made.manifest is not None
     assert made.manifest.needs == ("teacher" if batch_norm else "teacher+statistics")
 
@@ -122,7 +122,7 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
 def test_a_file_of_version_0_1_is_opened_to_see(norm: str, tmp_path: Path) -> None:
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]
     without_the_entry(run)
-    assert ("no batch normalization" in lacks(run)) is not batch_norm
+    assert ("no batch normalization" in missing(run)) is not batch_norm
 
 
 def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:

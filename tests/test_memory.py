@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.models import resnet50
 
 import kdextract
+from kdextract import api
 from kdextract.classifier import MOST_BYTES, MOST_IMAGES, Classifier
 from kdextract.memory import Work, statistics_memory
 from kdextract.progress import Reporter
@@ -152,7 +153,7 @@ def test_statistics_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(
         kdextract.errors.ConfigError, match=r"smaller --max-units or --covariance-rank, or --no-spectral"
     ):
-        kdextract.compute_stats(run=teacher_run, threads=1)
+        api.compute_stats(run=teacher_run, threads=1)
     assert not (teacher_run / "statistics").exists()
 
 
@@ -160,7 +161,7 @@ def test_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, teacher_run: 
     lines: list[str] = []
     monkeypatch.setattr(Reporter, "line", lambda self, text: lines.append(text))
     monkeypatch.setattr(compute_stats, "_machine_memory", lambda: 40_000_000)
-    kdextract.compute_stats(run=teacher_run, threads=1, covariance_rank=2, spectral=False)
+    api.compute_stats(run=teacher_run, threads=1, covariance_rank=2, spectral=False)
     assert [line for line in lines if "may take 0.1 GB of memory, and this machine has 0.0 GB" in line]
     assert (teacher_run / "statistics").is_dir()
 

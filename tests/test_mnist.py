@@ -38,12 +38,12 @@ def test_chain_on_mnist(tmp_path: Path) -> None:
     assert teacher.manifest.metrics["validation_images"] == 3000
     assert 1 - teacher.manifest.metrics["train_accuracy"] < of_means
 
-    statistics = kdextract.compute_stats(run=run, covariance_rank=30, max_units=2000, spectral=False, **data)
+    statistics = api.compute_stats(run=run, covariance_rank=30, max_units=2000, spectral=False, **data)
     assert statistics.manifest.metrics["smallest_class"] == 5421, "the number of fives among MNIST's training images"
     assert statistics.manifest.metrics["layers_without_covariance"] == ["conv1"]
     assert statistics.manifest.budget["teacher_queries_by_purpose"]["statistics"] == 60_000
 
-    made = kdextract.optimize_dataset(run=run, objective="all_layers", images_per_class=IMAGES_PER_CLASS)
+    made = api.optimize_dataset(run=run, objective="all_layers", images_per_class=IMAGES_PER_CLASS)
     images = np.load(made.directory / "images.npy")
     assert images.shape == (10 * IMAGES_PER_CLASS, 1, 32, 32)
     assert np.bincount(np.load(made.directory / "labels.npy")).tolist() == [IMAGES_PER_CLASS] * 10
@@ -53,12 +53,12 @@ def test_chain_on_mnist(tmp_path: Path) -> None:
     of_noise = 1 - float((answers == torch.arange(1000) % 10).float().mean())
     assert 1 - made.manifest.metrics["teacher_agrees_with_label"] < 0.5 * of_noise
 
-    student = kdextract.distill(run=run, student="lenet_half", data="all_layers", steps=200, batch_size=128)
+    student = api.distill(run=run, student="lenet_half", data="all_layers", steps=200, batch_size=128)
     assert student.manifest.needs == "teacher+statistics"
     assert not student.manifest.real_data
 
     names = ("teacher", "students/lenet_half")
-    of_teacher, of_student = (kdextract.evaluate(run=run, artifact=name, **data).manifest.metrics for name in names)
+    of_teacher, of_student = (api.evaluate(run=run, artifact=name, **data).manifest.metrics for name in names)
     assert of_teacher["num_images"] == 10_000
     assert 1 - of_teacher["accuracy"] < 0.5 * of_means
     assert 1 - of_student["accuracy"] < 0.5 * of_noise

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from test_live_methods import classifier, num_hooks
 
-import kdextract
+from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.data import load_data
 from kdextract.errors import ConfigError, UsageError
@@ -63,12 +63,12 @@ def with_copies(run: Path) -> None:
 @pytest.mark.parametrize("space", ["features", "pixels"])
 def test_copies_are_found_out(space: str, finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    made = kdextract.neighbours(run=run, artifact="all_layers", space=space, threads=1).manifest
+    made = api.neighbours(run=run, artifact="all_layers", space=space, threads=1).manifest
     assert made.metrics["distance"] > 0
     assert made.metrics["distance_among_real"] > 0
     assert made.metrics["num_images"] == 40
     with_copies(run)
-    copies = kdextract.neighbours(run=run, artifact="all_layers", space=space, force=True, threads=1).manifest
+    copies = api.neighbours(run=run, artifact="all_layers", space=space, force=True, threads=1).manifest
     assert copies.metrics["distance"] < 0.01 * copies.metrics["distance_among_real"], "zero but for rounding"
     assert copies.metrics["nearer_than_real_ones"] == 1.0
     assert copies.metrics["neighbour_has_its_class"] == 1.0
@@ -82,16 +82,16 @@ def test_copies_are_found_out(space: str, finished_run: Path, tmp_path: Path) ->
 
 
 def test_what_is_made_opens_no_real_data_for_it(run_copy: Path) -> None:
-    kdextract.neighbours(run=run_copy, images=7, threads=1)
+    api.neighbours(run=run_copy, images=7, threads=1)
     assert read_manifest(run_copy / "transfer-sets" / "all_layers").real_data == ()
     assert read_manifest(run_copy / "neighbours" / "all_layers").metrics["num_images"] == 7
 
 
 def test_what_is_not_there(run_copy: Path, teacher_run: Path) -> None:
     with pytest.raises(UsageError, match=r"'all_layer' is no transfer set.*Did you mean 'all_layers'"):
-        kdextract.neighbours(run=run_copy, artifact="all_layer", threads=1)
+        api.neighbours(run=run_copy, artifact="all_layer", threads=1)
     with pytest.raises(ConfigError, match="has no transfer set"):
-        kdextract.neighbours(run=teacher_run, threads=1)
+        api.neighbours(run=teacher_run, threads=1)
 
 
 def test_at_a_terminal(run_copy: Path, tmp_path: Path) -> None:

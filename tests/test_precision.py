@@ -12,8 +12,7 @@ import torch
 from conftest import kdx, rounding
 from test_live_methods import classifier
 
-import kdextract
-from kdextract import stage_runner
+from kdextract import api, stage_runner
 from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier, load_classifier
 from kdextract.config import option_fields
@@ -50,13 +49,13 @@ def test_live_methods_run_in_bfloat16(name: str, finished_run: Path, tmp_path: P
     known = [declared.name for declared in option_fields(live_method(name).config)]
     options: dict[str, Any] = {option: value for option, value in small.items() if option in known}
     options |= {"run": run, "method": name, "steps": 4, "batch_size": 8, "threads": 1}
-    rounded = kdextract.distill(**options, name="rounded", precision="bf16")
+    rounded = api.distill(**options, name="rounded", precision="bf16")
     assert rounded.manifest.config["precision"] == "bf16"
     assert np.isfinite(rounded.manifest.metrics["loss"])
     if name != "deep_dream":
         return
-    exact = kdextract.distill(**options, name="exact")
-    again = kdextract.distill(**options, name="again", precision="fp32")
+    exact = api.distill(**options, name="exact")
+    again = api.distill(**options, name="again", precision="fp32")
     assert exact.manifest.identity == again.manifest.identity != rounded.manifest.identity
 
 
@@ -65,7 +64,7 @@ def test_objectives_run_in_bfloat16(name: str, finished_run: Path, tmp_path: Pat
     run = shutil.copytree(finished_run, tmp_path / "run")
     few = {} if name == "structured_noise" else {"steps": 2}
     options: dict[str, Any] = {"run": run, "objective": name, "images_per_class": 2, "threads": 1, **few}
-    rounded = kdextract.optimize_dataset(**options, name="rounded", precision="bf16")
+    rounded = api.optimize_dataset(**options, name="rounded", precision="bf16")
     targets = np.load(rounded.directory / "targets.npy")
     assert np.isfinite(targets).all()
     teacher = load_classifier(run / "teacher" / "model.safetensors").frozen()
@@ -106,8 +105,8 @@ def test_a_compiled_network_answers_alike_and_calls_its_hooks() -> None:
 def test_stages_compile(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     options: dict[str, Any] = {"run": run, "data": "all_layers", "steps": 6, "threads": 1}
-    compiled = kdextract.distill(**options, name="compiled", compile=True)
-    plain = kdextract.distill(**options, name="plain")
+    compiled = api.distill(**options, name="compiled", compile=True)
+    plain = api.distill(**options, name="plain")
     assert compiled.manifest.config["compile"] is True
     ours, theirs = (load_classifier(made.directory / "model.safetensors") for made in (compiled, plain))
     with torch.no_grad():
@@ -118,7 +117,7 @@ def test_stages_compile(finished_run: Path, tmp_path: Path) -> None:
 def test_without_a_compiler_it_says_so(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runner, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(ConfigError, match="--compile needs a C\\+\\+ compiler"):
-        kdextract.distill(run=run_copy, data="all_layers", name="x", steps=2, compile=True, threads=1)
+        api.distill(run=run_copy, data="all_layers", name="x", steps=2, compile=True, threads=1)
 
 
 def test_artifacts_of_before_stay_good(run_copy: Path) -> None:

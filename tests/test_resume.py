@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from conftest import HANGS_AFTER, environment, sha256s
 
-import kdextract
-from kdextract import checkpoints
+from kdextract import api, checkpoints
 from kdextract.artifacts import partial_path
 from kdextract.checkpoints import CHECKPOINT_FILE, Checkpoints
 from kdextract.config import spelling
@@ -50,8 +49,8 @@ SHORT: dict[str, dict[str, Any]] = {  # a few checkpoints
 }
 
 
-def api(stage: str) -> Callable[..., Any]:
-    function = getattr(kdextract, stage.replace("-", "_"))
+def function_of(stage: str) -> Callable[..., Any]:
+    function = getattr(api, stage.replace("-", "_"))
     assert callable(function)
     return function
 
@@ -67,7 +66,7 @@ def uninterrupted(finished_run: Path, place: Path, stage: str, options: dict[str
     """Return the sha256 of what the stage makes when nothing happens to it."""
     run = shutil.copytree(finished_run, place)
     target = start_over(run, stage)
-    api(stage)(run=run, **options)
+    function_of(stage)(run=run, **options)
     return sha256s(target)
 
 
@@ -177,7 +176,7 @@ def crashed(run: Path, stage: str, offers: int, **changes: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         crash_after(patch, offers)
         with pytest.raises(Crash):
-            api(stage)(run=run, **{**SHORT[stage], **changes})
+            function_of(stage)(run=run, **{**SHORT[stage], **changes})
     target = run / PLACES[stage]
     assert (partial_path(target) / CHECKPOINT_FILE).is_file()
     assert not target.exists()
@@ -193,7 +192,7 @@ def test_stopped_at_any_checkpoint_it_ends_with_the_same_bytes(
         run = shutil.copytree(finished_run, tmp_path / str(k))
         start_over(run, stage)
         target = crashed(run, stage, k)
-        api(stage)(run=run, **SHORT[stage])
+        function_of(stage)(run=run, **SHORT[stage])
         assert sha256s(target) == straight, f"after checkpoint {k}"
 
 
@@ -204,7 +203,7 @@ def test_saving_checkpoints_changes_nothing(
     straight = uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     target = start_over(run_copy, stage)
-    api(stage)(run=run_copy, **SHORT[stage])
+    function_of(stage)(run=run_copy, **SHORT[stage])
     assert sha256s(target) == straight
 
 
@@ -218,7 +217,7 @@ def test_a_resumed_stage_does_not_begin_again(run_copy: Path, monkeypatch: pytes
         return restored[-1]
 
     monkeypatch.setattr(Checkpoints, "load", load)
-    api("distill")(run=run_copy, **SHORT["distill"])
+    function_of("distill")(run=run_copy, **SHORT["distill"])
     assert [row["step"] for row in restored[0][1]["rows"]] == [1, 2, 3, 4]
 
 
@@ -254,23 +253,23 @@ def test_a_damaged_checkpoint_is_ignored(
 ) -> None:
     target = crashed(run_copy, stage, 3)
     damage(partial_path(target) / CHECKPOINT_FILE)
-    api(stage)(run=run_copy, **SHORT[stage])
+    function_of(stage)(run=run_copy, **SHORT[stage])
     assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
 
 
 def test_a_checkpoint_of_other_work_is_not_used(finished_run: Path, run_copy: Path, tmp_path: Path) -> None:
     target = crashed(run_copy, "distill", 3, seed=4)
-    api("distill")(run=run_copy, **SHORT["distill"])
+    function_of("distill")(run=run_copy, **SHORT["distill"])
     assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", "distill", SHORT["distill"])
 
 
 def test_a_checkpoint_of_another_teacher_is_not_used(run_copy: Path, tmp_path: Path) -> None:
     target = crashed(run_copy, "distill", 3, data="noise:uniform")
-    kdextract.train(run=run_copy, epochs=1, seed=9, force=True, threads=1)
+    api.train(run=run_copy, epochs=1, seed=9, force=True, threads=1)
     fresh = shutil.copytree(run_copy, tmp_path / "fresh")
     shutil.rmtree(partial_path(fresh / PLACES["distill"]))
     for run in (run_copy, fresh):
-        api("distill")(run=run, **{**SHORT["distill"], "data": "noise:uniform"})
+        function_of("distill")(run=run, **{**SHORT["distill"], "data": "noise:uniform"})
     assert sha256s(target) == sha256s(fresh / PLACES["distill"])
 
 
@@ -283,15 +282,15 @@ def payload(run: Path) -> dict[str, dict[str, str]]:
 
 
 def whole_chain(run: Path, seed: int) -> dict[str, dict[str, str]]:
-    kdextract.train(run=run, epochs=1, seed=seed, threads=1)
-    kdextract.compute_stats(run=run, covariance_rank=4, spectral=False, seed=seed, threads=1)
+    api.train(run=run, epochs=1, seed=seed, threads=1)
+    api.compute_stats(run=run, covariance_rank=4, spectral=False, seed=seed, threads=1)
     for objective in ("top_layer", "all_layers_dropout"):
-        kdextract.optimize_dataset(
+        api.optimize_dataset(
             run=run, objective=objective, images_per_class=2, batch_size=10, steps=2, seed=seed, threads=1
         )
-    kdextract.distill(run=run, data="top_layer", steps=3, seed=seed, threads=1)
-    kdextract.distill(run=run, data="noise:normal", steps=3, batch_size=8, seed=seed, name="floor", threads=1)
-    kdextract.evaluate(run=run, artifact="floor", seed=seed, threads=1)
+    api.distill(run=run, data="top_layer", steps=3, seed=seed, threads=1)
+    api.distill(run=run, data="noise:normal", steps=3, batch_size=8, seed=seed, name="floor", threads=1)
+    api.evaluate(run=run, artifact="floor", seed=seed, threads=1)
     return payload(run)
 
 
@@ -305,5 +304,5 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
 
 
 def test_statistics_are_the_same_every_time(finished_run: Path, run_copy: Path) -> None:
-    kdextract.compute_stats(run=run_copy, covariance_rank=16, spectral_max=8, force=True, threads=1)
+    api.compute_stats(run=run_copy, covariance_rank=16, spectral_max=8, force=True, threads=1)
     assert sha256s(run_copy / "statistics") == sha256s(finished_run / "statistics")

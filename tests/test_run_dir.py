@@ -327,7 +327,7 @@ def test_other_work_is_a_conflict_that_says_how(
 
 def test_an_artifact_without_a_name_is_kept_with_another_run(run: RunDir) -> None:
     put(run.place("teacher"))
-    with pytest.raises(ConfigError, match="or use another --run") as caught:
+    with pytest.raises(ConfigError, match="or another --run to keep both") as caught:
         run.is_done(run.place("teacher"), {}, INPUTS, force=False)
     assert "--name" not in str(caught.value)
 

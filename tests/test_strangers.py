@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import kdx, rounding
 
-import kdextract
+from kdextract import api
 from kdextract.classifier import load_classifier
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
 
@@ -68,7 +68,7 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     files = training.save(stranger, network, directory)
     model = str(directory / stranger.file) if stranger.form == "program" else stranger.model
     weights = {"weights": files[1]} if files else {}
-    outcome = kdextract.import_model(model, run=directory / "run", threads=1, **weights, **keywords(stranger))
+    outcome = api.import_model(model, run=directory / "run", threads=1, **weights, **keywords(stranger))
     assert outcome.manifest is not None
     return Imported(stranger, network, directory / "run", outcome.manifest.metrics)
 
@@ -97,7 +97,7 @@ def test_a_student_learns_from_it(imported: Imported, tmp_path: Path) -> None:
         x, y = np.random.default_rng(0).random((10, *stranger.size[1:]), np.float32), np.arange(10)
         np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x, y_test=y)
         source = {"data": f"npz:{tmp_path / 'few.npz'}"}
-    outcome = kdextract.distill(
+    outcome = api.distill(
         run=imported.run, student="networks.py:small_cnn", steps=2, batch_size=8, threads=1, name="pupil", **source
     )
     assert outcome.manifest is not None
@@ -159,7 +159,7 @@ def test_what_cannot_be_a_teacher_is_refused_in_one_line(what: str, files: dict[
     options, error, part = REFUSALS[what]
     given = {name: value.format_map(files) if isinstance(value, str) else value for name, value in options.items()}
     with pytest.raises(error) as caught:
-        kdextract.import_model(**{"input_size": "1x8x8", "run": tmp_path / "run", "threads": 1, **given})
+        api.import_model(**{"input_size": "1x8x8", "run": tmp_path / "run", "threads": 1, **given})
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "teacher").exists()

@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import errors_of_one_answer
 
-import kdextract
-from kdextract import tables
+from kdextract import api, tables
 from kdextract.auto import pick
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.data import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense
@@ -278,8 +277,8 @@ def test_test_rows_without_training_rows_to_scale_them_are_refused(x_train: np.n
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of breast_cancer with statistics."""
     directory = tmp_path_factory.mktemp("tables") / "run"
-    kdextract.train(run=directory, data="breast_cancer", model="kegnet_mlp", epochs=40, threads=1)
-    kdextract.compute_stats(run=directory, spectral=False, threads=1)
+    api.train(run=directory, data="breast_cancer", model="kegnet_mlp", epochs=40, threads=1)
+    api.compute_stats(run=directory, spectral=False, threads=1)
     return directory
 
 
@@ -293,14 +292,14 @@ def test_kegnets_teacher_learns_a_table(run: Path) -> None:
     assert teacher.input_shape == (1, 1, 30)
     assert teacher.is_table
     assert teacher.spec.class_names == ("malignant", "benign")
-    metrics = kdextract.evaluate(run=run, artifact="teacher", threads=1).manifest.metrics
+    metrics = api.evaluate(run=run, artifact="teacher", threads=1).manifest.metrics
     assert metrics["num_images"] == 113
     assert share_of_errors(metrics, "breast_cancer") < 0.25
 
 
 def test_bdnfs_classifier_learns_the_plane(tmp_path: Path) -> None:
-    kdextract.train(run=tmp_path / "run", data="2d:moons", model="bdnf_mlp", epochs=5, threads=1)
-    metrics = kdextract.evaluate(run=tmp_path / "run", artifact="teacher", threads=1).manifest.metrics
+    api.train(run=tmp_path / "run", data="2d:moons", model="bdnf_mlp", epochs=5, threads=1)
+    metrics = api.evaluate(run=tmp_path / "run", artifact="teacher", threads=1).manifest.metrics
     assert metrics["num_images"] == TEST_POINTS
     assert share_of_errors(metrics, "2d:moons") < 0.1
 
@@ -312,13 +311,13 @@ def test_rows_are_not_changed_at_random(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("kdextract.augmentation.augment", never)
     monkeypatch.setattr("kdextract.augmentation.warp", never)
     options = {"run": tmp_path / "run", "threads": 1}
-    kdextract.train(data="iris", model="kegnet_mlp", epochs=2, batch_size=32, shift=2, warp=0.2, flip=True, **options)
-    kdextract.distill(data="noise:uniform", student="kegnet_mlp", steps=2, **options)
+    api.train(data="iris", model="kegnet_mlp", epochs=2, batch_size=32, shift=2, warp=0.2, flip=True, **options)
+    api.distill(data="noise:uniform", student="kegnet_mlp", steps=2, **options)
 
 
 @pytest.mark.parametrize("model", ["hinton800", "bdnf_mlp"])
 def test_other_fully_connected_networks_take_tables_of_any_width(model: str, tmp_path: Path) -> None:
-    kdextract.train(run=tmp_path / "run", data="iris", model=model, epochs=1, threads=1)
+    api.train(run=tmp_path / "run", data="iris", model=model, epochs=1, threads=1)
     assert load_classifier(tmp_path / "run" / "teacher" / "model.safetensors").input_shape == (1, 1, 4)
 
 
@@ -335,7 +334,7 @@ def test_other_fully_connected_networks_take_tables_of_any_width(model: str, tmp
 )
 def test_what_does_not_fit_is_refused_in_one_line(options: dict[str, str], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        kdextract.train(run=tmp_path / "run", threads=1, **options)
+        api.train(run=tmp_path / "run", threads=1, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -346,11 +345,11 @@ def test_rows_are_never_resized(run: Path) -> None:
         with pytest.raises(ConfigError, match="rows of 4 features cannot be given"):
             fitted(rows, shape)
     with pytest.raises(ConfigError, match="rows of 13 features"):
-        kdextract.compute_stats(run=run, data="wine", threads=1, force=True)
+        api.compute_stats(run=run, data="wine", threads=1, force=True)
     with pytest.raises(ConfigError, match="rows of 2 features"):
-        kdextract.evaluate(run=run, artifact="teacher", data="2d:moons", threads=1)
+        api.evaluate(run=run, artifact="teacher", data="2d:moons", threads=1)
     with pytest.raises(ConfigError, match="images of 1x8x8"):
-        kdextract.distill(run=run, data="digits", student="kegnet_mlp", steps=1, threads=1)
+        api.distill(run=run, data="digits", student="kegnet_mlp", steps=1, threads=1)
 
 
 @pytest.mark.parametrize(("preset", "rank"), [("kegnet-1", 10), ("kegnet-2", 5)])
@@ -358,44 +357,40 @@ def test_presets_take_the_hidden_layers_of_kegnets_network_apart(preset: str, ra
     rules = CompressConfig(preset=preset).rules_by_layer("kegnet_mlp", 1)
     network = architecture("kegnet_mlp").build((1, 1, 4), 3)
     assert choose_ranks(network, rules, "evbmf") == [(f"fc{index}", rank, rank) for index in range(2, 11)]
-    metrics = kdextract.compress(run=run, preset=preset, threads=1).manifest.metrics
+    metrics = api.compress(run=run, preset=preset, threads=1).manifest.metrics
     each = 2 * 100 * rank + rank**2 + 100
     assert metrics["num_parameters"] == 31 * 100 + 9 * each + 2 * 101
 
 
 def test_distill_from_noise_works_and_estimates_nothing(run: Path) -> None:
-    kdextract.compress(run=run, preset="kegnet-1", threads=1)
-    made = kdextract.distill(
-        run=run, data="noise:uniform", student="compressed/kegnet-1", steps=50, name="floor", threads=1
-    )
+    api.compress(run=run, preset="kegnet-1", threads=1)
+    made = api.distill(run=run, data="noise:uniform", student="compressed/kegnet-1", steps=50, name="floor", threads=1)
     metrics = made.manifest.metrics
     assert (metrics["settings"]["shift"], metrics["settings"]["warp"]) == (0, 0.0)
     assert not [name for name in metrics if name.startswith("estimated") or name == "structured_agreement"]
     assert not made.manifest.real_data
-    ceiling = kdextract.distill(
-        run=run, data="breast_cancer", student="kegnet_mlp", steps=20, name="ceiling", threads=1
-    )
+    ceiling = api.distill(run=run, data="breast_cancer", student="kegnet_mlp", steps=20, name="ceiling", threads=1)
     assert ceiling.manifest.real_data
-    scores = kdextract.evaluate(run=run, artifact="students/ceiling", threads=1).manifest.metrics
+    scores = api.evaluate(run=run, artifact="students/ceiling", threads=1).manifest.metrics
     assert share_of_errors(scores, "breast_cancer") < 0.25
 
 
 @pytest.mark.parametrize("method", ["auto", None, "structured_noise", "dafl", "dfq"])
 def test_structured_noise_is_refused_for_tables(method: str | None, run: Path) -> None:
     with pytest.raises(ConfigError, match=r"no structured noise; make a generator: .*noise:uniform") as caught:
-        kdextract.distill(run=run, method=method, student="kegnet_mlp", steps=1, name="refused", threads=1)
+        api.distill(run=run, method=method, student="kegnet_mlp", steps=1, name="refused", threads=1)
     assert caught.value.exit_code == 3
     assert not (run / "students" / "refused").exists()
 
 
 def test_objectives_from_statistics_make_rows(run: Path) -> None:
     options = {"run": run, "objective": "all_layers", "images_per_class": 4, "steps": 5, "threads": 1}
-    made = kdextract.optimize_dataset(**options)
+    made = api.optimize_dataset(**options)
     assert made.manifest.metrics["num_images"] == 8
     assert made.manifest.metrics["loss"] == pytest.approx(made.manifest.metrics["loss"])
     for options_of_images in ({"init": "strokes"}, {"blur_every": 1}):
         with pytest.raises(ConfigError, match="rows of a table cannot be blurred"):
-            kdextract.optimize_dataset(**options, **options_of_images, name="refused")
+            api.optimize_dataset(**options, **options_of_images, name="refused")
 
 
 def test_kegnet_makes_generators_of_rows(run: Path) -> None:
@@ -412,13 +407,13 @@ def test_kegnet_makes_generators_of_rows(run: Path) -> None:
         run=run, data="generators/kegnet", student="compressed/kegnet-2", steps=150, name="from_rows", threads=1
     )
     assert "held_out_stability" not in student.manifest.metrics
-    scores = kdextract.evaluate(run=run, artifact="students/from_rows", threads=1).manifest.metrics
+    scores = api.evaluate(run=run, artifact="students/from_rows", threads=1).manifest.metrics
     assert share_of_errors(scores, "breast_cancer") < 0.5
 
 
 def test_the_objective_of_structured_noise_is_refused_for_tables(run: Path) -> None:
     with pytest.raises(ConfigError, match="no structured noise"):
-        kdextract.optimize_dataset(run=run, objective="structured_noise", images_per_class=2, threads=1)
+        api.optimize_dataset(run=run, objective="structured_noise", images_per_class=2, threads=1)
 
 
 def test_auto_says_so_whatever_the_teacher() -> None:

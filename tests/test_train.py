@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Crash, errors_of_one_answer, sha256s
 
-import kdextract
+from kdextract import api
 from kdextract.classifier import load_classifier
 from kdextract.data import RealData, load_data
 from kdextract.errors import ConfigError, UsageError
@@ -36,7 +36,7 @@ def train(directory: Path, images: np.ndarray, validation: float) -> Outcome:
     directory.mkdir()
     file = directory / "data.npz"
     np.savez(file, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
-    return kdextract.train(
+    return api.train(
         run=directory / "run", data=f"npz:{file}", model="lenet_half", epochs=2, threads=1, validation=validation
     )
 
@@ -101,12 +101,12 @@ def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) ->
 
 def test_momentum_survives_a_stop(tmp_path: Path, saves_until_crash: Callable[[], list[int]]) -> None:
     options: dict[str, Any] = {"model": "lenet_half", "recipe": "sgd", "epochs": 2, "threads": 1}
-    straight = kdextract.train(run=tmp_path / "straight", **options)
+    straight = api.train(run=tmp_path / "straight", **options)
     left = saves_until_crash()
     left[0] = 3
     with pytest.raises(Crash):
-        kdextract.train(run=tmp_path / "stopped", **options)
-    again = kdextract.train(run=tmp_path / "stopped", **options)
+        api.train(run=tmp_path / "stopped", **options)
+    again = api.train(run=tmp_path / "stopped", **options)
     assert sha256s(again.directory) == sha256s(straight.directory)
 
 
@@ -161,7 +161,7 @@ def test_augmented_training_learns_from_both(finished_run: Path, tmp_path: Path)
     options: dict[str, Any] = {"shots": 4, "epochs": 30, "validation": 0.0, "threads": 1}
     artifact = str(finished_run / "transfer-sets" / "all_layers")
     made = {
-        name: kdextract.train(run=tmp_path / name, **options, **more)
+        name: api.train(run=tmp_path / name, **options, **more)
         for name, more in {
             "plain": {},
             "soft": {"augment": artifact},
@@ -174,14 +174,14 @@ def test_augmented_training_learns_from_both(finished_run: Path, tmp_path: Path)
     assert {outcome.manifest.metrics["num_images"] for outcome in made.values()} == {40}
     roles = [entry.role for entry in made["soft"].manifest.inputs]
     assert roles == ["data", "transfer-set"]
-    assert kdextract.train(run=tmp_path / "soft", **options, augment=artifact).status == "cached"
+    assert api.train(run=tmp_path / "soft", **options, augment=artifact).status == "cached"
 
 
 def test_what_augments_must_be_there_and_fit(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--augment-share has no effect without --augment"):
-        kdextract.train(run=tmp_path, augment_share=0.3)
+        api.train(run=tmp_path, augment_share=0.3)
     with pytest.raises(UsageError, match="--augment 'nothing' is no transfer set"):
-        kdextract.train(run=tmp_path, augment="nothing")
+        api.train(run=tmp_path, augment="nothing")
     artifact = str(finished_run / "transfer-sets" / "all_layers")
     with pytest.raises(ConfigError, match="needed are"):
-        kdextract.train(run=tmp_path, model="hinton800", augment=artifact, epochs=1)
+        api.train(run=tmp_path, model="hinton800", augment=artifact, epochs=1)

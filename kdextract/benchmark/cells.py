@@ -30,7 +30,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Command:
+class PlannedCommand:
     """One command of a benchmark, and the artifact that it makes in its run.
 
     `words` are its words without where it runs; `config` holds its options without them.
@@ -97,12 +97,12 @@ class Cell:
     student: Student
     method: Method
     budget: Budget
-    before: tuple[Command, ...]
-    distill: Command
-    evaluate: Command
+    before: tuple[PlannedCommand, ...]
+    distill: PlannedCommand
+    evaluate: PlannedCommand
 
     @property
-    def commands(self) -> tuple[Command, ...]:
+    def commands(self) -> tuple[PlannedCommand, ...]:
         """Its commands in the order in which they run, after the teacher's."""
         return (*self.before, self.distill, self.evaluate)
 
@@ -119,8 +119,8 @@ class Run:
 
     teacher: Teacher
     seed: int
-    train: Command
-    evaluate: Command
+    train: PlannedCommand
+    evaluate: PlannedCommand
     cells: tuple[Cell, ...]
 
     @property
@@ -181,17 +181,17 @@ def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: M
     return Cell(teacher, seed, student, method, budget, tuple(before), distill, evaluate)
 
 
-def _before(stage: str, name: str, options: Options, seed: int) -> Command:
+def _before(stage: str, name: str, options: Options, seed: int) -> PlannedCommand:
     """Return a command of a method that runs before distillation; `generate` takes the method's own generators."""
     if stage == "generate":
         options = {"generator": name} | options
     return _command(stage, name if issubclass(STAGES[stage].config, NamedStageConfig) else None, options, seed)
 
 
-def _command(stage: str, name: str | None, options: Options, seed: int, artifact: str | None = None) -> Command:
+def _command(stage: str, name: str | None, options: Options, seed: int, artifact: str | None = None) -> PlannedCommand:
     """Return a command; `artifact` is what `evaluate` scores, whose name it takes by itself."""
     chosen = options if artifact is None else {"artifact": artifact}
     config = stage_config(stage, {**chosen, "seed": seed})
     words = arguments(config, options) if artifact is None else [artifact]
     words += ["--name", name] if name is not None and artifact is None else []
-    return Command(stage, name, (*words, "--seed", str(seed)), config)
+    return PlannedCommand(stage, name, (*words, "--seed", str(seed)), config)

@@ -10,7 +10,7 @@ from .. import __version__
 from ..artifacts import Manifest
 from ..run_dir import RunDir
 from .books import Books, Entry, spelled, without_paths
-from .cells import Cell, Command, Run
+from .cells import Cell, PlannedCommand, Run
 from .runner import Setting
 from .suite import Suite
 
@@ -89,7 +89,7 @@ class _RunBooks:
                 results.append((known, manifest.budget.get("attempts")))
         return results
 
-    def manifest(self, command: Command) -> Manifest | None:
+    def manifest(self, command: PlannedCommand) -> Manifest | None:
         """Return the manifest of a command's finished result."""
         if command.label not in self._manifests:
             self._manifests[command.label] = command.finished(self._place)
@@ -97,12 +97,12 @@ class _RunBooks:
                 self.used.append(entry)
         return self._manifests[command.label]
 
-    def _entry(self, command: Command) -> Entry | None:
+    def _entry(self, command: PlannedCommand) -> Entry | None:
         """Return the entry of the process that made the finished result, if that is known."""
         entry, manifest = self._books.entry(command.label), self._manifests[command.label]
         return entry if entry is not None and manifest is not None and entry.identity == manifest.identity else None
 
-    def seconds(self, command: Command) -> float | None:
+    def seconds(self, command: PlannedCommand) -> float | None:
         """Return the wall clock of the process that made the result, with the seconds of attempts that were cut short.
 
         None where another way made it.
@@ -112,12 +112,12 @@ class _RunBooks:
             return None
         return entry.seconds + float(manifest.budget["seconds"].get("earlier_attempts", 0.0))
 
-    def failure(self, command: Command) -> Entry | None:
+    def failure(self, command: PlannedCommand) -> Entry | None:
         """Return how this very command failed, if it did when it was last run."""
         entry = self._books.entry(command.label)
         return entry if entry is not None and entry.exit_code and self._same(entry, command) else None
 
-    def line(self, command: Command) -> str:
+    def line(self, command: PlannedCommand) -> str:
         """Return the command as it was run, or would be."""
         manifest, entry = self.manifest(command), self._books.entry(command.label)
         if entry is not None and self._same(entry, command):
@@ -125,7 +125,7 @@ class _RunBooks:
         threads = self._setting.threads_each if manifest is None else manifest.config.get("threads")
         return self._spelled(command.line(threads, self._setting.device))
 
-    def _same(self, entry: Entry, command: Command) -> bool:
+    def _same(self, entry: Entry, command: PlannedCommand) -> bool:
         """Say whether an entry is about this command, with any number of threads and on any device."""
         return f"{entry.command} ".startswith(self._spelled(command.line(None, None)) + " ")
 

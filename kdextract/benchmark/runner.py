@@ -22,7 +22,7 @@ from ..stage_runner import signals_to
 from ..stages import STAGES
 from ..stages.student_source import NOISE
 from .books import Books, Entry, num_cpus, processor, spelled, without_paths
-from .cells import DATA, RUN, Cell, Command, Run
+from .cells import DATA, RUN, Cell, PlannedCommand, Run
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -116,7 +116,7 @@ class Runner:
         books = Books(self._setting.work, run.name)
         failed: set[str] = set()
 
-        def succeed(commands: tuple[Command, ...], title: str) -> bool:
+        def succeed(commands: tuple[PlannedCommand, ...], title: str) -> bool:
             for command in commands:
                 if self._stop is not None or command.label in failed:
                     return False
@@ -133,7 +133,7 @@ class Runner:
                 with self._lock:
                     task.advance(1, cell.title)
 
-    def _make(self, run: Run, command: Command, place: RunDir, books: Books, title: str) -> bool:
+    def _make(self, run: Run, command: PlannedCommand, place: RunDir, books: Books, title: str) -> bool:
         """Run one command, write down how it went, and say whether it went well."""
         line = command.line(self._setting.threads_each, self._setting.device)
         places = self._setting.places(run)
@@ -177,7 +177,7 @@ class Runner:
         )
         return code == 0
 
-    def _real(self, line: list[str], command: Command, place: RunDir) -> list[str]:
+    def _real(self, line: list[str], command: PlannedCommand, place: RunDir) -> list[str]:
         """Return the words of the process for a line with `RUN` and `DIR`."""
         real = {RUN: str(place.root), DATA: str(self._setting.data_dir)}
         words = [real.get(word, word) for word in line]

@@ -1,6 +1,6 @@
 """One command per file. A stage's options and plan are light; torch is imported when it executes.
 
-`STAGES` lists the commands that make artifacts, in the order of the pipeline.
+`STAGES` holds the commands that write artifacts, in the order of the pipeline.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from . import (
 )
 
 
-def _with_its_teacher(stage: Stage[Any]) -> Stage[Any]:
-    """Return a stage that makes what `--teacher` names the run's teacher first, if it has this option."""
+def _with_its_teacher(stage: Stage[Any, Any]) -> Stage[Any, Any]:
+    """Return a stage that first imports what `--teacher` names as the run's teacher, if it has this option."""
     return replace(stage, before=import_model.bring_teacher) if issubclass(stage.config, TeacherConfig) else stage
 
 
-STAGES: dict[str, Stage[Any]] = {
+STAGES: dict[str, Stage[Any, Any]] = {
     module.STAGE.name: _with_its_teacher(module.STAGE)
     for module in (
         train,

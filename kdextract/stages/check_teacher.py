@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import DataAccess, RunConfig, option
 from ..errors import ConfigError
-from ..looks import Json, Look
+from ..looks import Command, Json
 from ..methods import Method, Objective, every_method
+from ..notebook import Record
 from ..options import OutputOptions
+from ..progress import Reporter
 from ..report.tables import print_line, print_table
 from ..run_dir import MODEL_FILE, RunDir
-from .own_model import ModelConfig, described, model_inputs, opened, trust_code_of
+from .own_model import ModelConfig, load_user_model, model_files, model_summary, trust_code
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
     """Say whether a model can be a teacher, and which methods suit it. Nothing is written.
 
-    It is asked about plain images, noise, patterns and, with --data, a few real test images: what it answers, whether
-    it repeats itself, whether gradients reach the images, what its batch normalization keeps, and whether its
-    normalization is likely to be right. Without MODEL, it is the run's teacher. Exit code 3 if it cannot be one.
+    The model is run on blank images, noise, patterns and, with --data, some real test images. Checked are its answers,
+    whether equal images get equal answers, whether gradients reach the images, what its batch normalization holds, and
+    whether its normalization is likely to be right. Without MODEL, the run's teacher is checked. Exit code 3 if the
+    model cannot be a teacher.
 
     Examples:
 
@@ -36,11 +39,11 @@ class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
       kdx check-teacher torchvision/resnet18 --weights resnet18.pth --json
     """
 
-    data: str | None = option(None, "Real data to take a few test images of.", metavar="SPEC")
-    images: int = option(256, "How many of them.", minimum=1)
+    data: str | None = option(None, "Real data whose test images the model is run on as well.", metavar="SPEC")
+    images: int = option(256, "Run the model on N of these images, drawn at random.", minimum=1)
 
 
-def gather(config: CheckTeacherConfig) -> Json:
+def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
     """Return what was found of the model, the checks, and which methods apply."""
     from ..examination import examine
     from ..importing import Findings
@@ -49,12 +52,12 @@ def gather(config: CheckTeacherConfig) -> Json:
     teacher = _teacher(config, findings).frozen()
     real, lines = _real_images(config, teacher)
     examination = examine(teacher, real)
-    return {
-        **described(teacher),
-        "found": findings.lines + lines,
-        "checks": [vars(check) for check in examination.checks],
-        "methods": _methods(teacher, examination),
-    }
+    return Record(
+        model_summary(teacher),
+        found=findings.lines + lines,
+        checks=[vars(check) for check in examination.checks],
+        methods=_methods(teacher, examination),
+    )
 
 
 def show(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
@@ -84,14 +87,13 @@ def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
     if config.model is None:
         path = RunDir(config.run).teacher().directory / MODEL_FILE
         if config.trust_code:
-            trust_code_of(path)
+            trust_code(path)
         return load_classifier(path)
-    model_inputs(config)
-    return opened(config, findings)
+    return load_user_model(config, model_files(config, RunDir(config.run)), findings)
 
 
 def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:
-    """Return a few real test images as the teacher takes them, and what is to be said of them."""
+    """Return some real test images as the teacher takes them, and lines about what was changed or left out."""
     import torch
 
     from ..data import load_data
@@ -104,10 +106,12 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealI
     rows = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))[: config.images]
     stored, lines = "x".join(map(str, data.images.shape[1:])), []
     if tuple(data.images.shape[1:]) != teacher.input_shape:
-        lines.append(f"{config.data}: images of {stored} are brought to its input size")
+        lines.append(f"{config.data}: images of {stored} are resized to the model's input size")
     labels = data.labels[rows]
     if len(data.class_names) != teacher.num_classes:
-        lines.append(f"{config.data}: {len(data.class_names)} classes, not {teacher.num_classes}: labels left aside")
+        lines.append(
+            f"{config.data}: has {len(data.class_names)} classes, the model {teacher.num_classes}: labels are ignored"
+        )
         return RealImages(fitted(data.images[rows], teacher.input_shape), None), lines
     return RealImages(fitted(data.images[rows], teacher.input_shape), labels), lines
 
@@ -135,4 +139,4 @@ def _applies(method: Method, teacher: Classifier, examination: Examination) -> t
     return "yes", ""
 
 
-LOOK = Look(CheckTeacherConfig, gather, show, refuse)
+COMMAND = Command(CheckTeacherConfig, check_teacher, show, refuse)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifacts import Input
 from ..errors import ConfigError
-from ..run_dir import MODEL_FILE, ArtifactRef, RunDir
-from ..stage_runner import artifact_input, file_input
+from ..run_dir import MODEL_FILE, Artifact, ArtifactRef, InputFile, RunDir
 
 CLASSIFIERS = ("teacher", "compressed", "student")
 
 
-def classifier_input(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
-    """Return the file of the classifier that `label` names, the input that it is, and a name for what is made from it.
+@dataclass(frozen=True)
+class ChosenClassifier:
+    """The file of a classifier, and its artifact if it is one of the run; `name` is for what is made from it."""
+
+    file: InputFile
+    name: str
+    artifact: Artifact | None = None
+
+    @property
+    def input(self) -> Input:
+        """The classifier as an input of a stage."""
+        return (self.artifact or self.file).input("classifier")
+
+
+def find_classifier(label: str | None, run: RunDir) -> ChosenClassifier:
+    """Return the classifier that `label` names.
 
     Args:
         label: an artifact of the run, the directory of one, or a safetensors file; None for the run's only student.
@@ -24,15 +38,16 @@ def classifier_input(label: str | None, run: RunDir) -> tuple[Path, Input, str]:
         ArtifactError: a file is missing or was changed.
     """
     if label is not None and label.endswith(".safetensors"):
-        return Path(label), file_input("classifier", Path(label)), Path(label).resolve().parent.name
+        return ChosenClassifier(run.file(Path(label)), Path(label).resolve().parent.name)
     if label is not None and (Path(label) / MODEL_FILE).is_file():
         here = [ref for ref in run.artifacts(*CLASSIFIERS) if ref.directory.samefile(label)]
         if not here:
-            return classifier_input(str(Path(label) / MODEL_FILE), run)
+            return find_classifier(str(Path(label) / MODEL_FILE), run)
         label = here[0].label
     ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
     name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
-    return ref.directory / MODEL_FILE, artifact_input("classifier", ref), name
+    artifact = run.artifact(ref)
+    return ChosenClassifier(artifact.file(MODEL_FILE), name, artifact)
 
 
 def only_student(run: RunDir) -> ArtifactRef:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
 from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from ..stage_runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
@@ -142,13 +142,13 @@ def _ranks(text: str, typed: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def plan(config: CompressConfig, run: RunDir) -> Plan:
+def plan(config: CompressConfig, run: RunDir) -> Plan[None]:
     """Reads the teacher alone."""
-    teacher = artifact_input("teacher", run.teacher())
-    return Plan(run.place("compressed", config.name or config.preset or "tucker"), (teacher,), "teacher")
+    teacher = run.artifact(run.teacher()).input("teacher")
+    return Plan(run.place("compressed", config.name or config.preset or "tucker"), (teacher,), "teacher", None)
 
 
-def execute(config: CompressConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: CompressConfig, resolved: None, context: StageContext) -> dict[str, Any]:
     """Choose ranks, decompose, write `model.safetensors`."""
     import torch
 

@@ -10,7 +10,7 @@ from ..config import DataAccess, TeacherConfig, option
 from ..errors import ConfigError
 from ..queries import STATISTICS
 from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from ..stage_runner import Plan, Stage, StageContext
 from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     """
 
     data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
-    min_count: int = option(32, "Refuse a class of fewer images: its record would give single images away.", minimum=2)
+    min_count: int = option(
+        32, "Stop if a class has fewer than N images: its record would disclose single images.", minimum=2
+    )
     max_units: int = option(
         8192, "Layers of more units get mean and variance per channel only, no covariance and no spectrum.", minimum=2
     )
@@ -45,7 +47,7 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     spectral_fraction: float = option(
         0.1, "Share of the graph's eigenvectors to keep, before --spectral-max.", above=0, maximum=1
     )
-    spectral_max: int = option(64, "Keep at most so many eigenvectors per graph.", minimum=2)
+    spectral_max: int = option(64, "Keep at most N eigenvectors per graph.", minimum=2)
     spectral_order: str = option(
         "energy",
         "Which eigenvectors: energy (eigenvalue farthest from 1) or smooth (smallest eigenvalue).",
@@ -54,20 +56,19 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
     batch_size: int | None = option(None, IMAGES_PER_PASS, minimum=1)
 
 
-def plan(config: ComputeStatsConfig, run: RunDir) -> Plan:
-    """Reads the run's teacher and its training data."""
-    teacher = run.teacher()
-    data = real_data_input(config, teacher_data(config.data, run), "train")
-    return Plan(run.place("statistics"), (artifact_input("teacher", teacher), data))
+def plan(config: ComputeStatsConfig, run: RunDir) -> Plan[str]:
+    """Reads the run's teacher and its training data, whose name is resolved."""
+    spec = teacher_data(config.data, run)
+    data = real_data_input(config, spec, "train")
+    return Plan(run.place("statistics"), (run.artifact(run.teacher()).input("teacher"), data), "", spec)
 
 
-def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dict[str, Any]:
     """Run every training image through the teacher once and write `statistics.safetensors`."""
     from ..spectra import SpectralOptions
     from ..statistics import LAYERS, StatisticsOptions, compute_statistics
     from ..tensor_files import encode_safetensors
 
-    spec = teacher_data(config.data, context.run)
     teacher = context.teacher(STATISTICS)
     with context.phase("data"):
         data = open_real_data(config, spec, "train", "statistics", context)
@@ -100,7 +101,7 @@ def execute(config: ComputeStatsConfig, context: StageContext) -> dict[str, Any]
 def _check_memory(
     teacher: Classifier, labels: torch.Tensor, options: StatisticsOptions, batch_size: int, context: StageContext
 ) -> None:
-    """Say so when the work may take more memory than the machine has.
+    """Print one line when the work may take more memory than the machine has.
 
     Raises:
         ConfigError: the statistics and their file alone take more.
@@ -140,8 +141,8 @@ def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spe
     for name, count in zip(class_names, counts, strict=True):
         if count < min_count:
             raise ConfigError(
-                f"class {name!r} has {count} images in {spec}, fewer than --min-count {min_count}: "
-                "so small a record could give single images away"
+                f"class {name!r} has {count} images in {spec}, fewer than --min-count {min_count}: a record of so few "
+                "could disclose single images"
             )
 
 

@@ -129,7 +129,7 @@ def demo(config: DemoConfig, reporter: Reporter) -> DemoResult:
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
 
-    def run(label: str, stage: Stage[Any], **options: Any) -> None:
+    def run(label: str, stage: Stage[Any, Any], **options: Any) -> None:
         outcomes[label] = run_stage(stage, stage.config(**common, **options), reporter)
 
     budget = {"student": STUDENT, "steps": DISTILL_STEPS}

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import read_manifest
 from ..budget import Timetable, parse_duration
 from ..config import DataAccess, MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import live_method, live_names
-from ..progress import Reporter
-from ..queries import ESTIMATE, HELD_OUT, PROBE
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from ..queries import HELD_OUT, PROBE
+from ..run_dir import MODEL_FILE, InputFile, RunDir
+from ..stage_runner import Plan, Stage, StageContext
 from .distill_budget import plan_steps
-from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, Settings, fill_in
-from .student_source import AUTO, STORED, Choice, choose, inputs_of, open_source
-from .student_start import student_start
-from .transfer_sets import show_source, verifier_input
+from .distill_estimate import estimated_figures, teacher_accuracy
+from .distill_loop import Loop
+from .distill_settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, fill_in
+from .student_source import AUTO, ImageSource, choose
+from .student_start import StudentStart, student_start
+from .transfer_sets import find_verifier, verifier_inputs, write_source_pictures
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..estimate import TeacherAccuracy
     from ..observer import Probe, Snapshot
     from ..sources import Source
-    from ..training import CheckpointSaver, Monitor, Row
-
-WARMUP_SHARE = 0.05
+    from ..training import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,87 +159,173 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         return {name: live_method(name).config for name in live_names()}
 
 
-def plan(config: DistillConfig, run: RunDir) -> Plan:
+@dataclass(frozen=True)
+class DistillInputs:
+    """Where images come from, what the student starts as, and the verifier."""
+
+    images: ImageSource
+    start: StudentStart
+    verifier: InputFile | None
+
+
+def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
     """Reads the teacher and one source of images."""
     config.method_config()
-    teacher = artifact_input("teacher", run.teacher())
-    choice = choose(config, run)
-    if config.verifier is not None and not choice.makes_images:
+    teacher = run.artifact(run.teacher()).input("teacher")
+    images = choose(config, run)
+    if config.verifier is not None and not images.makes_images:
         raise UsageError("--verifier has no effect here: nothing makes images while the student learns")
-    more, needs = inputs_of(choice, config, run)
+    verifier = find_verifier(config, run)
     start = student_start(config.student, run)
-    inputs = (teacher, *more, *verifier_input(config, run), *start.inputs)
-    return Plan(run.place("student", config.name or start.name), inputs, needs)
+    inputs = (teacher, *images.inputs, *verifier_inputs(verifier), *start.inputs)
+    place = run.place("student", config.name or start.name)
+    return Plan(place, inputs, images.needs, DistillInputs(images, start, verifier))
 
 
-def execute(config: DistillConfig, context: StageContext) -> dict[str, Any]:
-    """Build the student and its source, distil, write `model.safetensors`."""
+def execute(config: DistillConfig, resolved: DistillInputs, context: StageContext) -> dict[str, Any]:
+    """Distil a student and write it; return the summary."""
+    prepared = prepare(config, resolved, context)
+    trained = train(prepared, context)
+    verified = write(prepared, trained, resolved.verifier, context)
+    return summarize(prepared, trained, verified, context)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a distillation begins with.
+
+    Attributes:
+        images: where images come from, as `plan` found it; `loop.source` is this, opened, and `facts` what it decided.
+        inherited: whether the student starts with units of its teacher.
+        probe: held-out images with the teacher's answers.
+        accuracy: of the teacher on real images, None if it is not known.
+        no_estimate: why the student's accuracy cannot be estimated; '' if it can, as far as is known before training.
+    """
+
+    config: DistillConfig
+    loop: Loop
+    images: ImageSource
+    student: Classifier
+    inherited: bool
+    probe: Probe
+    facts: dict[str, int]
+    accuracy: TeacherAccuracy | None
+    no_estimate: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop did: its metric rows, the number of steps planned and taken, images used, students on the way."""
+
+    rows: list[Row]
+    planned_steps: int
+    steps: int
+    num_images: int
+    snapshots: list[Snapshot]
+
+
+def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContext) -> Prepared:
+    """Build the student, open the source of images, and find out whether there can be an estimate."""
     import torch
 
-    from ..classifier import encode_classifier
+    from ..classifier import load_classifier
     from ..estimate import why_not
     from ..inheritance import inherit
-    from ..observer import Observer
 
     torch.manual_seed(config.seed)
-    choice = choose(config, context.run)
-    if choice.reason:
-        context.reporter.line(f"--method auto: {choice.name}, because {choice.reason}")
+    images, start = resolved.images, resolved.start
+    if images.reason:
+        context.reporter.line(f"--method auto: {images.name}, because {images.reason}")
+        # building a network draws random numbers; kdx 0.1 built the teacher here once more, to pick the method, and a
+        # student's random first weights are to be the same as there
+        context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
     teacher = context.teacher()
-    start = student_start(config.student, context.run)
     student = context.placed(start.build(teacher))
     inherited = config.inherit and not start.is_given and inherit(teacher, student)
-    settings = fill_in(config, choice, teacher, student)
-    method_config = _method_config(config, choice)
-    source, probe, facts = _open(choice, config, method_config, teacher, context)
-    accuracy = _teacher_accuracy(config, context)
-    reason = why_not(teacher, choice.learned_from(method_config), accuracy)
+    settings = fill_in(config, images, teacher, student)
+    source, probe, facts = _open(images, config, teacher, context)
+    accuracy = teacher_accuracy(config.teacher_accuracy, context)
+    reason = why_not(teacher, images.learned_from, accuracy)
     loop = Loop(config, settings, teacher, source)
-    steps, timetable = _steps_and_timetable(loop, choice, probe, student, not reason, context)
-    observer = Observer(probe, steps, config.patience, config.snapshots, timetable)
+    return Prepared(config, loop, images, student, inherited, probe, facts, accuracy, reason)
+
+
+def train(prepared: Prepared, context: StageContext) -> Trained:
+    """Train the student, in place."""
+    from ..observer import Observer
+
+    loop, config = prepared.loop, prepared.config
+    steps, timetable = _steps_and_timetable(prepared, context)
+    observer = Observer(prepared.probe, steps, config.patience, config.snapshots, timetable)
     with context.phase("distillation"), context.checkpoints.loop():
         rows = loop.run(
-            student, steps, context.checkpoints, context.reporter, observer, lambda: context.phase("synthesis")
+            prepared.student,
+            steps,
+            context.checkpoints,
+            context.reporter,
+            observer,
+            lambda: context.phase("synthesis"),
         )
-    taken, num_images = int(rows[-1]["step"]), source.num_images
-    context.count(images=num_images, student_steps=taken)
-    context.write("model.safetensors", encode_classifier(student))
-    context.write_metrics(rows)
-    verified = show_source(config, context, teacher, source) if choice.makes_images else {}
-    _write_snapshots(observer.snapshots, context)
-    estimated: dict[str, float] = {}
-    if accuracy is None or reason:
-        context.reporter.line(f"no estimate of accuracy: {reason}")
-    else:
-        estimated = _estimate(teacher, student, accuracy, choice.structured, taken, settings.batch_size, context)
+    return Trained(rows, steps, int(rows[-1]["step"]), loop.source.num_images, observer.snapshots)
+
+
+def write(prepared: Prepared, trained: Trained, verifier: InputFile | None, context: StageContext) -> dict[str, float]:
+    """Write the student, its snapshots, metric rows and, where images were made, pictures of some.
+
+    Returns:
+        What the verifier, if there is one, says of these images.
+    """
+    from ..classifier import encode_classifier
+
+    context.count(images=trained.num_images, student_steps=trained.steps)
+    context.write(MODEL_FILE, encode_classifier(prepared.student))
+    context.write_metrics(trained.rows)
+    verified = {}
+    if prepared.images.makes_images:
+        verified = write_source_pictures(verifier, context, prepared.loop.teacher, prepared.loop.source)
+    for snapshot in trained.snapshots:
+        context.write(snapshot.file_name, snapshot.content)
+    context.budget["snapshots"] = [
+        {"file": snapshot.file_name, "step": snapshot.step, "seconds": snapshot.seconds}
+        for snapshot in trained.snapshots
+    ]
+    return verified
+
+
+def summarize(
+    prepared: Prepared, trained: Trained, verified: dict[str, float], context: StageContext
+) -> dict[str, Any]:
+    """Estimate the student's accuracy, where that is possible, and return the summary metrics."""
+    student, probe, facts = prepared.student, prepared.probe, prepared.facts
+    estimated = _estimate(prepared, trained, context)
     return {
         "student": student.spec.architecture,
         "num_parameters": student.num_parameters,
-        "teacher_parameters": teacher.num_parameters,
-        "inherited": inherited,
-        "source": Path(choice.name).name if choice.kind in STORED else choice.name,
-        "num_images": num_images,
-        "steps": taken,
-        "stopped_early": taken < steps,
-        "loss": rows[-1]["loss"],
+        "teacher_parameters": prepared.loop.teacher.num_parameters,
+        "inherited": prepared.inherited,
+        "source": prepared.images.name,
+        "num_images": trained.num_images,
+        "steps": trained.steps,
+        "stopped_early": trained.steps < trained.planned_steps,
+        "loss": trained.rows[-1]["loss"],
         "held_out_agreement": round(probe.agreement(student), 6),
         **({} if probe.stability is None else {"held_out_stability": round(probe.stability, 6)}),
         **verified,
         **estimated,
-        "settings": vars(settings),
+        "settings": vars(prepared.loop.settings),
         **({"source_facts": facts} if facts else {}),
     }
 
 
 def _open(
-    choice: Choice, config: DistillConfig, method_config: Any, teacher: Classifier, context: StageContext
+    images: ImageSource, config: DistillConfig, teacher: Classifier, context: StageContext
 ) -> tuple[Source, Probe, dict[str, int]]:
     """Return the source of images, held-out images with the teacher's answers, and what the source decided."""
     from ..observer import HELD_OUT_IMAGES, Probe
     from ..sources import Batched, Described
 
     with context.phase("source"):
-        source = open_source(choice, config, method_config, teacher, context)
+        source = images.open(config, teacher, context)
         with teacher.queries.purpose(HELD_OUT):
             if isinstance(source, Batched):  # whose images take long to make
                 held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
@@ -258,120 +339,34 @@ def _open(
     return source, probe, facts
 
 
-def _write_snapshots(snapshots: list[Snapshot], context: StageContext) -> None:
-    for snapshot in snapshots:
-        context.write(snapshot.file_name, snapshot.content)
-    context.budget["snapshots"] = [
-        {"file": snapshot.file_name, "step": snapshot.step, "seconds": snapshot.seconds} for snapshot in snapshots
-    ]
+def _estimate(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
+    """Return what is estimated of the student; one line says why, if nothing is."""
+    if prepared.accuracy is None or prepared.no_estimate:
+        context.reporter.line(f"no estimate of accuracy: {prepared.no_estimate}")
+        return {}
+    loop, structured = prepared.loop, prepared.images.structured
+    sizes = trained.steps, loop.settings.batch_size
+    return estimated_figures(loop.teacher, prepared.student, prepared.accuracy, structured, *sizes, context)
 
 
-def _teacher_accuracy(config: DistillConfig, context: StageContext) -> TeacherAccuracy | None:
-    """Return the teacher's accuracy as it was given or measured, None if it is not known."""
-    from ..estimate import TeacherAccuracy
-
-    if config.teacher_accuracy is not None:
-        return TeacherAccuracy(config.teacher_accuracy, 0.0)
-    measured = read_manifest(context.run.teacher().directory).metrics
-    if "validation_accuracy" not in measured:
-        return None
-    return TeacherAccuracy.measured(measured["validation_accuracy"], measured["validation_images"])
-
-
-def _estimate(
-    teacher: Classifier,
-    student: Classifier,
-    accuracy: TeacherAccuracy,
-    structured: bool,
-    steps: int,
-    batch_size: int,
-    context: StageContext,
-) -> dict[str, float]:
-    """Return what the student's agreement and accuracy on real images should be, as far as that can be said.
-
-    Args:
-        structured: whether the student learned from structured noise.
-        steps: that the student has taken, with batches of `batch_size`.
-    """
-    from ..estimate import estimate, structured_agreement, why_not_student
-
-    with context.phase("estimate"), teacher.queries.purpose(ESTIMATE):
-        agreement = structured_agreement(teacher, student, steps * batch_size)
-    reason = why_not_student(agreement, steps)
-    estimated = None if reason else estimate(agreement, accuracy, structured)
-    if reason:
-        context.reporter.line(f"no estimate of accuracy: {reason}")
-    figures = {} if estimated is None else vars(estimated)
-    return {
-        "structured_agreement": round(agreement, 6),
-        **{f"estimated_{name}": round(figure, 4) for name, figure in figures.items()},
-    }
-
-
-def _steps_and_timetable(
-    loop: Loop, choice: Choice, probe: Probe, student: Classifier, estimates: bool, context: StageContext
-) -> tuple[int, Timetable | None]:
+def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int, Timetable | None]:
     """Return the number of steps that was asked for, or the one that the budget allows and how to keep to it."""
-    config = loop.config
+    loop, config = prepared.loop, prepared.config
     if config.budget is None:
-        return config.steps or int((USUAL_SETTINGS | choice.settings)["steps"]), None
+        return config.steps or int((USUAL_SETTINGS | prepared.images.settings)["steps"]), None
     budget = parse_duration(config.budget)
 
     def decide() -> dict[str, float]:
-        sizes = loop.settings.batch_size, estimates
-        return plan_steps(budget, loop.run, loop.source, loop.teacher, student, probe, *sizes, context)
+        sizes = loop.settings.batch_size, not prepared.no_estimate
+        return plan_steps(
+            budget, loop.run, loop.source, loop.teacher, prepared.student, prepared.probe, *sizes, context
+        )
 
     with context.phase("trial"):
         planned = context.checkpoints.once("steps", decide)
     steps = int(planned["steps"])
     context.reporter.line(f"--budget {config.budget}: {steps} steps")
     return steps, Timetable(budget, context.elapsed, planned["closing"])
-
-
-def _method_config(config: DistillConfig, choice: Choice) -> Any:
-    """Return the options of the live method, those of the one that `auto` picked being its defaults."""
-    if choice.kind != "live":
-        return None
-    return live_method(choice.name).config() if config.method in (None, AUTO) else config.method_config()
-
-
-@dataclass(frozen=True)
-class Loop:
-    """The distillation that the options describe, but for the student and the number of steps."""
-
-    config: DistillConfig
-    settings: Settings
-    teacher: Classifier
-    source: Source
-
-    def run(
-        self,
-        student: Classifier,
-        steps: int,
-        checkpoints: CheckpointSaver,
-        reporter: Reporter,
-        monitor: Monitor[Classifier] | None = None,
-        in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> list[Row]:
-        """Train the student, in place."""
-        from ..distillation import DistillationLossOptions, distill
-        from ..training import Schedule
-
-        config, settings = self.config, self.settings
-        return distill(
-            self.teacher,
-            student,
-            self.source,
-            settings.batch_size,
-            Schedule(steps, settings.lr, config.schedule, round(WARMUP_SHARE * steps), optimizer=config.optimizer),
-            DistillationLossOptions(settings.loss, settings.temperature, config.temperature_scaling),
-            settings.augmenter(config.flip, self.teacher, config.seed + 1),
-            checkpoints,
-            reporter,
-            monitor,
-            config.batch_norm or "train",
-            in_source,
-        )
 
 
 STAGE = Stage("distill", DistillConfig, plan, execute)

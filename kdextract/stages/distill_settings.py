@@ -10,7 +10,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..augmentation import Augmenter
     from ..classifier import Classifier
-    from .student_source import Choice
+    from .student_source import ImageSource
 
 CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
 USUAL_SETTINGS: dict[str, Any] = {
@@ -45,7 +45,7 @@ class Settings:
         return Augmenter(self.shift, flip, self.warp, seed, paper)
 
 
-def fill_in(given: Any, choice: Choice, teacher: Classifier, student: Classifier) -> Settings:
+def fill_in(given: Any, images: ImageSource, teacher: Classifier, student: Classifier) -> Settings:
     """Return the options of `distill` that are `given`, with defaults where they are None.
 
     Raises:
@@ -58,10 +58,10 @@ def fill_in(given: Any, choice: Choice, teacher: Classifier, student: Classifier
     if student.is_table and given.remix:
         raise ConfigError("--remix makes drawings of images; the teacher takes rows of a table")
     convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
-    usual = {**USUAL_SETTINGS, **choice.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
+    usual = {**USUAL_SETTINGS, **images.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
     if student.is_table:
         usual |= {"shift": 0, "warp": 0.0}
-    elif choice.alike:
+    elif images.low_diversity:
         usual["remix"] = drawings_alone(_brightness(teacher))
     chosen = {name: getattr(given, name) for name in Settings.__dataclass_fields__}
     return Settings(**{name: usual[name] if value is None else value for name, value in chosen.items()})

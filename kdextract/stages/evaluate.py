@@ -7,13 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input, read_manifest
 from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import GateError
 from ..queries import EVALUATION
 from ..run_dir import RunDir
-from ..stage_runner import Outcome, Plan, Stage, StageContext, artifact_input
-from .classifiers import classifier_input
+from ..stage_runner import Outcome, Plan, Stage, StageContext
+from .classifiers import ChosenClassifier, find_classifier
 from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
@@ -54,27 +53,34 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
     )
 
 
-def plan(config: EvaluateConfig, run: RunDir) -> Plan:
+@dataclass(frozen=True)
+class EvaluateInputs:
+    """The classifier to score, and the name of the real data."""
+
+    classifier: ChosenClassifier
+    data: str
+
+
+def plan(config: EvaluateConfig, run: RunDir) -> Plan[EvaluateInputs]:
     """Reads one classifier, the teacher, and real test data."""
-    _, classifier, default_name = classifier_input(config.artifact, run)
+    chosen = find_classifier(config.artifact, run)
     spec = teacher_data(config.data, run)
-    name = config.name or (default_name if config.data is None else f"{default_name}-{_plain(spec)}")
-    teacher = artifact_input("teacher", run.teacher())
-    return Plan(run.place("evaluation", name), (classifier, teacher, real_data_input(config, spec, "test")))
+    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_plain(spec)}")
+    teacher = run.artifact(run.teacher()).input("teacher")
+    inputs = (chosen.input, teacher, real_data_input(config, spec, "test"))
+    return Plan(run.place("evaluation", name), inputs, "", EvaluateInputs(chosen, spec))
 
 
-def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageContext) -> dict[str, Any]:
     """Predict, count, write `scores.json` and `confusion.png`."""
     import torch
 
-    from ..classifier import load_classifier
     from ..hooks import count_multiply_adds
     from ..report.pictures import confusion_picture
     from ..training import predict
 
-    path, source, _ = classifier_input(config.artifact, context.run)
-    spec = teacher_data(config.data, context.run)
-    classifier = context.placed(load_classifier(path).frozen())
+    chosen, spec = resolved.classifier, resolved.data
+    classifier = context.classifier(chosen.file)
     teacher = context.teacher(EVALUATION)
     data = open_real_data(config, spec, "test", "evaluation", context)
     names = classifier.spec.class_names
@@ -86,12 +92,12 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         answers = predict(classifier, images, config.batch_size).argmax(1)
         teacher_answers = predict(teacher, teachers_images, config.batch_size).argmax(1)
     with context.phase("snapshots"):
-        curve = _curve(source, images, data.labels, teacher_answers, config.batch_size, context)
+        curve = _curve(chosen, images, data.labels, teacher_answers, config.batch_size, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
     confusion = confusion.view(len(names), len(names))
     per_class = confusion.diagonal() / confusion.sum(1).clamp_min(1)
     scores = {
-        "artifact": source.path,
+        "artifact": chosen.input.path,
         "data": spec,
         "num_images": len(answers),
         "accuracy": round(float((answers == data.labels).float().mean()), 6),
@@ -110,7 +116,7 @@ def execute(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
 
 
 def _curve(
-    source: Input,
+    chosen: ChosenClassifier,
     images: torch.Tensor,
     labels: torch.Tensor,
     teacher_answers: torch.Tensor,
@@ -124,18 +130,15 @@ def _curve(
         labels, teacher_answers: int64 [N].
         batch_size: images per forward pass; see `training.predict`.
     """
-    from ..classifier import load_classifier
     from ..training import predict
 
-    student = next((ref for ref in context.run.artifacts("student") if ref.label == source.path), None)
-    if student is None:
+    if chosen.artifact is None or chosen.artifact.kind != "student":
         return []
-    files = {int(m[1]): m[0] for o in read_manifest(student.directory).outputs if (m := _SNAPSHOT.fullmatch(o.file))}
+    files = {int(m[1]): file for name, file in chosen.artifact.files.items() if (m := _SNAPSHOT.fullmatch(name))}
     curve: list[dict[str, float]] = []
     with context.reporter.task("evaluate snapshots", len(files)) as task:
         for step in sorted(files):
-            snapshot = context.placed(load_classifier(student.directory / files[step]).frozen())
-            answers = predict(snapshot, images, batch_size).argmax(1)
+            answers = predict(context.classifier(files[step]), images, batch_size).argmax(1)
             accuracy = float((answers == labels).float().mean())
             agreement = float((answers == teacher_answers).float().mean())
             curve.append({"step": step, "accuracy": round(accuracy, 6), "agreement": round(agreement, 6)})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..artifacts import Input, Manifest, read_manifest
+from ..artifacts import Manifest
 from ..config import NamedStageConfig, option
 from ..errors import GateError
-from ..run_dir import MODEL_FILE, RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .classifiers import CLASSIFIERS, classifier_input
+from ..run_dir import MODEL_FILE, InputFile, RunDir
+from ..stage_runner import Plan, Stage, StageContext
+from .classifiers import ChosenClassifier, find_classifier
 from .lineage import ancestors, data_name, evaluations_of, origin
 
 if TYPE_CHECKING:
@@ -52,62 +52,64 @@ class ExportConfig(NamedStageConfig):
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The classifier to export: its file, the input that it is, its manifest if it is of the run, a name for it."""
+class ExportInputs:
+    """The classifier to export and, for its card, what it was made from, by label, and what was measured of it."""
 
-    path: Path
-    input: Input
-    manifest: Manifest | None
-    name: str
+    classifier: ChosenClassifier
+    ancestors: dict[str, Manifest]
+    evaluations: list[Manifest]
 
 
-def choose(label: str | None, run: RunDir) -> Chosen:
-    """Return the classifier that `label` names. Raises as `classifier_input` does."""
+def choose(label: str | None, run: RunDir) -> ChosenClassifier:
+    """Return the classifier that `label` names. Raises as `find_classifier` does."""
     if label is not None and Path(label).name == MODEL_FILE and Path(label).is_file():
         label = str(Path(label).parent)
-    path, entry, name = classifier_input(label, run)
-    ref = next((ref for ref in run.artifacts(*CLASSIFIERS) if ref.label == entry.path), None)
-    if ref is not None:
-        return Chosen(path, entry, read_manifest(ref.directory), name)
-    return Chosen(path, entry, None, name if path.name == MODEL_FILE else f"{name}-{path.stem}")
+    chosen = find_classifier(label, run)
+    if chosen.artifact is not None or chosen.file.path.name == MODEL_FILE:
+        return chosen
+    return replace(chosen, name=f"{chosen.name}-{chosen.file.path.stem}")
 
 
-def plan(config: ExportConfig, run: RunDir) -> Plan:
+def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
     """Reads one classifier; for the card, its teacher and its evaluations as well, where the run has them."""
     if config.format == "onnx":
         from ..exporting import require_onnx
 
         require_onnx()
     chosen = choose(config.artifact, run)
+    manifest = None if chosen.artifact is None else chosen.artifact.manifest
+    sources = {} if manifest is None else ancestors(run, manifest)
     inputs = [chosen.input]
-    if chosen.manifest is not None and any(m.kind == "teacher" for m in ancestors(run, chosen.manifest).values()):
-        inputs.append(artifact_input("teacher", run.place("teacher")))
-    for index, ref in enumerate(evaluations_of(chosen.input, run), start=1):
-        inputs.append(artifact_input("evaluation" if index == 1 else f"evaluation-{index}", ref))
+    if any(source.kind == "teacher" for source in sources.values()):
+        inputs.append(run.artifact(run.place("teacher")).input("teacher"))
+    evaluations = evaluations_of(chosen.input, run)
+    for index, ref in enumerate(evaluations, start=1):
+        inputs.append(run.artifact(ref).input("evaluation" if index == 1 else f"evaluation-{index}"))
     place = run.place("export", config.name or f"{chosen.name}-{config.format}")
-    return Plan(place, tuple(inputs), chosen.manifest.needs if chosen.manifest else "")
+    resolved = ExportInputs(chosen, sources, list(evaluations.values()))
+    return Plan(place, tuple(inputs), manifest.needs if manifest else "", resolved)
 
 
-def execute(config: ExportConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext) -> dict[str, Any]:
     """Write the file, run it beside the classifier, and write the card."""
     from ..classifier import load_classifier
     from ..exporting import OPSET, compare, images_to_compare
 
-    chosen = choose(config.artifact, context.run)
-    classifier = load_classifier(chosen.path).frozen()
+    file = resolved.classifier.file
+    classifier = file.read(load_classifier).frozen()
     with context.phase("export"):
-        content = _content(config.format, classifier, chosen.path)
+        content = _content(config.format, classifier, file)
     with context.phase("check"):
         found = compare(classifier, _opened(config.format, content), images_to_compare(classifier, config.seed))
-    file = f"model.{config.format}"
-    _check(found, file, config.atol)
+    written = f"model.{config.format}"
+    _check(found, written, config.atol)
     opset = OPSET if config.format == "onnx" else None
-    context.write(file, content)
-    card = _card(config, chosen, classifier, content, found, opset, context.run)
+    context.write(written, content)
+    card = _card(config, resolved, classifier, content, found, opset)
     context.write(CARD_FILE, card.encode())
     return {
         "format": config.format,
-        "file": file,
+        "file": written,
         "bytes": len(content),
         "num_images": found.num_images,
         "largest_difference": float(f"{found.largest_difference:.3g}"),
@@ -117,11 +119,11 @@ def execute(config: ExportConfig, context: StageContext) -> dict[str, Any]:
     }
 
 
-def _content(format: str, classifier: Classifier, path: Path) -> bytes:
+def _content(format: str, classifier: Classifier, file: InputFile) -> bytes:
     from ..exporting import to_onnx, to_pt2
 
     if format == "safetensors":
-        return path.read_bytes()
+        return file.read(Path.read_bytes)
     return to_onnx(classifier) if format == "onnx" else to_pt2(classifier)
 
 
@@ -132,7 +134,7 @@ def _opened(format: str, content: bytes) -> Any:
 
 
 def _check(found: Comparison, file: str, atol: float) -> None:
-    """Raise `GateError` when the exported file answers otherwise than the classifier."""
+    """Raise `GateError` when logits of the exported file differ from the classifier's by more than `atol`."""
     if found.largest_difference > atol:
         raise GateError(
             f"the logits of {file} differ from the classifier's by up to {found.largest_difference:.3g}, more than "
@@ -142,19 +144,19 @@ def _check(found: Comparison, file: str, atol: float) -> None:
 
 def _card(
     config: ExportConfig,
-    chosen: Chosen,
+    resolved: ExportInputs,
     classifier: Classifier,
     content: bytes,
     found: Comparison,
     opset: int | None,
-    run: RunDir,
 ) -> str:
     from ..report.card import Exported, model_card
 
-    spec, made = classifier.spec, chosen.manifest
+    spec, chosen = classifier.spec, resolved.classifier
+    made = None if chosen.artifact is None else chosen.artifact.manifest
     exported = Exported(
         name=chosen.name,
-        source=made.label if made else chosen.path.name,
+        source=made.label if made else chosen.file.path.name,
         format=config.format,
         file=f"model.{config.format}",
         num_bytes=len(content),
@@ -169,8 +171,8 @@ def _card(
         opset=opset,
         kdx_version=__version__,
     )
-    facts = origin(made, ancestors(run, made)) if made else []
-    scores = [manifest.metrics for manifest in evaluations_of(chosen.input, run).values()]
+    facts = origin(made, resolved.ancestors) if made else []
+    scores = [manifest.metrics for manifest in resolved.evaluations]
     scores = [{**metrics, "data": data_name(metrics["data"])} for metrics in scores]
     return model_card(exported, facts, scores, made.metrics if made else {})
 

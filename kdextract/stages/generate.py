@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input, strongest
+from ..artifacts import strongest
 from ..config import NamedStageConfig, TeacherConfig, VerifierConfig, option
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .stored import open_generators, stored_generators
-from .transfer_sets import verifier_input, write_transfer_set
+from ..run_dir import InputFile, RunDir
+from ..stage_runner import Plan, Stage, StageContext
+from .stored import ImageArtifact, find_generators, open_generators
+from .transfer_sets import find_verifier, verifier_inputs, write_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -44,26 +44,35 @@ class GenerateConfig(NamedStageConfig, TeacherConfig, VerifierConfig):
     )
 
 
-def plan(config: GenerateConfig, run: RunDir) -> Plan:
+@dataclass(frozen=True)
+class GenerateInputs:
+    """The generators, in the order in which they are named, and the verifier."""
+
+    generators: list[ImageArtifact]
+    verifier: InputFile | None
+
+
+def plan(config: GenerateConfig, run: RunDir) -> Plan[GenerateInputs]:
     """Reads the teacher and the generators."""
-    stored = stored_generators(config.generator, run)
-    inputs = [artifact_input("teacher", run.teacher())]
-    inputs += [Input("generator", one.label, one.identity) for one in stored]
-    inputs += verifier_input(config, run)
-    needs = strongest(*(one.needs for one in stored))
-    return Plan(run.place("transfer-set", config.name or stored[0].name), tuple(inputs), needs)
+    generators = find_generators(config.generator, run)
+    inputs = [run.artifact(run.teacher()).input("teacher")]
+    inputs += [artifact.input("generator") for artifact in generators]
+    verifier = find_verifier(config, run)
+    place = run.place("transfer-set", config.name or generators[0].name)
+    needs = strongest(*(artifact.manifest.needs for artifact in generators))
+    return Plan(place, (*inputs, *verifier_inputs(verifier)), needs, GenerateInputs(generators, verifier))
 
 
-def execute(config: GenerateConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: GenerateConfig, resolved: GenerateInputs, context: StageContext) -> dict[str, Any]:
     """Make the images, ask the teacher about them, write arrays and picture."""
     import torch
 
     teacher = context.teacher()
-    mix = open_generators(stored_generators(config.generator, context.run), teacher)
+    mix = open_generators(resolved.generators, teacher)
     with context.phase("synthesis"):
         images, labels = _make_images(config, mix, teacher, context)
     row: dict[str, float] = {"images": len(images), "teacher_queries": 0 if mix.conditional else len(images)}
-    metrics = write_transfer_set(config, context, teacher, images, labels, [row])
+    metrics = write_transfer_set(resolved.verifier, context, teacher, images, labels, [row])
     if not mix.conditional:
         shares = torch.bincount(labels, minlength=teacher.num_classes) / len(labels)
         metrics["rarest_class_share"] = round(float(shares.min()), 4)

@@ -11,9 +11,9 @@ from ..config import StageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
 from ..networks.names import parse_name
 from ..progress import Reporter
-from ..run_dir import MODEL_FILE, RunDir, in_its_place
+from ..run_dir import MODEL_FILE, InputFile, RunDir, in_its_place
 from ..stage_runner import Plan, Stage, StageContext, run_stage
-from .own_model import ModelConfig, described, kdx_file, model_inputs, opened
+from .own_model import ModelConfig, kdx_file, load_user_model, model_files, model_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,18 @@ class ImportModelConfig(ModelConfig, StageConfig):
             raise UsageError("name a model, such as model.py:build; kdx import-model --help shows more")
 
 
-def plan(config: ImportModelConfig, run: RunDir) -> Plan:
-    """The teacher's place; reads the files that the model is made from."""
-    return Plan(run.place("teacher"), tuple(model_inputs(config)))
+Files = dict[str, InputFile]
+"""What a model is made from, by role."""
 
 
-def execute(config: ImportModelConfig, context: StageContext) -> dict[str, Any]:
+def plan(config: ImportModelConfig, run: RunDir) -> Plan[Files]:
+    """Writes the run's teacher; reads the files that the model is made from."""
+    files = model_files(config, run)
+    inputs = tuple(file.input(role) for role, file in files.items())
+    return Plan(run.place("teacher"), inputs, "", files)
+
+
+def execute(config: ImportModelConfig, files: Files, context: StageContext) -> dict[str, Any]:
     """Build the model, find out what it takes and answers, write `model.safetensors`."""
     import torch
 
@@ -60,10 +66,10 @@ def execute(config: ImportModelConfig, context: StageContext) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     findings = Findings()
-    teacher = opened(config, findings)
+    teacher = load_user_model(config, files, findings)
     context.write(MODEL_FILE, encode_classifier(teacher))
     return {
-        **described(teacher),
+        **model_summary(teacher),
         "feature_layer": teacher.feature_layer,
         "found": findings.lines,
     }
@@ -93,7 +99,7 @@ def bring_teacher(config: TeacherConfig, reporter: Reporter) -> None:
 
 def _is_already(options: ImportModelConfig, teacher: Manifest) -> bool:
     """Say whether the run's teacher was made from the files that the options name."""
-    files = {entry.sha256 for entry in model_inputs(options)}
+    files = {file.sha256 for file in model_files(options, RunDir(options.run)).values()}
     if teacher.stage != "import-model":
         return files == {teacher.output(MODEL_FILE).sha256}
     names = [parse_name(str(model)) for model in (options.model, teacher.config["model"])]

@@ -61,7 +61,7 @@ def real_data_input(config: OpensRealData, spec: str, split: Split) -> Input:
 
 
 def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str, context: StageContext) -> RealData:
-    """Load one split of a real data set, and say so in the stage's manifest."""
+    """Load one split of a real data set, and record it in the stage's manifest."""
     from ..data import load_data
 
     context.real_data.append({"spec": spec, "split": split, "purpose": purpose})
@@ -87,7 +87,7 @@ def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:
         wanted = each + (label in favoured)
         own = shuffled[data.labels[shuffled] == label]
         if len(own) < wanted:
-            raise ConfigError(f"class {name!r} has {len(own)} images, fewer than the {wanted} that are asked for")
+            raise ConfigError(f"class {name!r} has {len(own)} images, and {wanted} are needed")
         kept.append(own[:wanted])
     return torch.cat(kept).sort().values
 
@@ -100,14 +100,14 @@ def images_for(
     context: StageContext,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return real images as a classifier takes them, after telling apart what differs; one line says what is changed.
+    """Return real images as a classifier takes them; one line says what is changed.
 
     Names that are only numbers stand for classes without a name, and fit any others.
 
     Args:
         shape, class_names: of the classifier; None for the names if it is given the images without their labels, or
             takes its classes from the data.
-        spec: what `--data` says.
+        spec: the value of `--data`.
         rows: indices of the images to give; by default all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a method that makes images may look at besides the teacher: a run's statistics, a student, as it needs them."""
+"""What a method that makes images is given besides the teacher: the run's statistics, a student."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import BATCH_NORM_KEY, Input, read_header, read_manifest, strongest
 from ..errors import ArtifactError, ConfigError
 from ..methods import TWO_WAYS, Given, LiveMethod, Method, Objective
-from ..run_dir import MODEL_FILE, ArtifactRef, RunDir
-from ..stage_runner import StageContext, artifact_input
+from ..run_dir import MODEL_FILE, Artifact, ArtifactRef, RunDir
+from ..stage_runner import StageContext
 from ..tables import is_table
 
 if TYPE_CHECKING:
@@ -19,34 +19,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Materials:
-    """Artifacts of the run: the statistics and the student that a method is given, where it is given any.
+class MethodInputs:
+    """The statistics and the student of the run that a method is given, where it is given any."""
 
-    `needs` is what images take that are made from them.
-    """
-
-    statistics: ArtifactRef | None = None
-    student: ArtifactRef | None = None
+    statistics: Artifact | None = None
+    student: Artifact | None = None
 
     @property
     def inputs(self) -> list[Input]:
-        """These artifacts, after a check of every file."""
+        """These artifacts, as inputs of a stage."""
         found = {"statistics": self.statistics, "student": self.student}
-        return [artifact_input(role, ref) for role, ref in found.items() if ref is not None]
+        return [artifact.input(role) for role, artifact in found.items() if artifact is not None]
 
     @property
     def needs(self) -> str:
-        """The most that any of them took."""
-        handed_down = "" if self.student is None else read_manifest(self.student.directory).needs
-        return strongest("teacher", handed_down, "teacher+statistics" if self.statistics else "")
+        """The most access to data that any of them took."""
+        of_student = "" if self.student is None else self.student.manifest.needs
+        return strongest("teacher", of_student, "teacher+statistics" if self.statistics else "")
 
     def given(self, teacher: Classifier, context: StageContext) -> Given:
         """Return teacher and artifacts, opened, on the teacher's device."""
-        from ..classifier import load_classifier
-
         student = None
         if self.student is not None:
-            student = context.placed(load_classifier(self.student.directory / "model.safetensors").frozen())
+            student = context.classifier(self.student.file(MODEL_FILE))
             if (student.input_shape, student.num_classes) != (teacher.input_shape, teacher.num_classes):
                 raise ConfigError(f"{self.student.label} takes other images than the teacher, or has other classes")
         return Given(teacher, self._statistics(context), student)
@@ -57,35 +52,29 @@ class Materials:
 
         if self.statistics is None:
             return None
-        contents = read_safetensors(self.statistics.directory / "statistics.safetensors")
+        contents = self.statistics.file("statistics.safetensors").read(read_safetensors)
         return Statistics.from_tensors(*contents).to(context.device)
 
 
-def materials(method: Objective | LiveMethod, run: RunDir, student: str | None = None) -> Materials:
-    """Return what a method is given in this run.
+def find_method_inputs(method: Objective | LiveMethod, run: RunDir, student: str | None = None) -> MethodInputs:
+    """Return what a method is given in this run, every file of it checked.
 
     Args:
-        student: the name of a student of the run, for a method that competes.
+        student: the name of a student of the run, for a method whose images compete with one.
 
     Raises:
-        ConfigError: the run has no teacher, or lacks the statistics that the method needs.
+        ConfigError: the run has no teacher, or not the statistics that the method needs.
         UsageError: there is no such student.
+        ArtifactError: a file is missing or was changed.
     """
     run.teacher()
     competitor = None if student is None else run.find(student, "student")
-    record = method.record if isinstance(method, Objective) else None
-    if record is not None:
-        return Materials(_with_record(run, method.name, record), competitor)
-    if method.inverts and not _has_batch_norm(run):
-        statistics = run.place("statistics")
-        if not statistics.directory.is_dir():
-            raise ConfigError(TWO_WAYS)
-        return Materials(statistics, competitor)
-    return Materials(None, competitor)
+    statistics = _statistics_for(method, run)
+    return MethodInputs(*(None if ref is None else run.artifact(ref) for ref in (statistics, competitor)))
 
 
-def lacking(method: Method, run: RunDir) -> str:
-    """Return what a method lacks in this run, in words, and '' if it can be used."""
+def missing_inputs(method: Method, run: RunDir) -> str:
+    """Return what the run has to have before the method can be used, in words; '' if it can be used now."""
     try:
         shape = tuple(_header(run)["classifier"]["input_shape"])
     except ConfigError as error:
@@ -94,12 +83,25 @@ def lacking(method: Method, run: RunDir) -> str:
         if method.images_only and is_table(shape):
             return "images: the teacher takes rows of a table"
         if isinstance(method, Objective | LiveMethod):
-            materials(method, run)
+            _statistics_for(method, run)
         if isinstance(method, Objective) and method.competes and not run.artifacts("student"):
             return f"{run.root} has no student; make one with: kdx distill"
     except (ConfigError, ArtifactError) as error:
         return str(error)
     return ""
+
+
+def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef | None:
+    """Return the run's statistics if the method needs them. Raises `ConfigError` if the run has none that do."""
+    record = method.record if isinstance(method, Objective) else None
+    if record is not None:
+        return _with_record(run, method.name, record)
+    if not method.inverts or _has_batch_norm(run):
+        return None
+    statistics = run.place("statistics")
+    if not statistics.directory.is_dir():
+        raise ConfigError(TWO_WAYS)
+    return statistics
 
 
 def _header(run: RunDir) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
 from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError
 from ..queries import NEIGHBOURS
 from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from ..stage_runner import Plan, Stage, StageContext
 from .inputs import images_for, open_real_data, real_data_input, teacher_data
-from .stored import read_transfer_set, stored
+from .stored import ImageArtifact, find_image_artifact, read_labels, read_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +23,11 @@ SHOWN = 11
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig(NamedStageConfig, TeacherConfig, DataAccess):
-    """Show the nearest real training images of a transfer set's images: did the teacher give away its data?
+    """Show the nearest real training images of a transfer set's images: were training images reproduced?
 
-    Writes neighbours.png, each image with its nearest real ones, and neighbours.npy, which those are. It says how far
-    the nearest real image is in the median, next to how far real images are from each other: images that are much
-    nearer than that are copies.
+    Writes neighbours.png, images beside their nearest real ones, and neighbours.npy, the numbers of these in the data.
+    Prints the median distance to the nearest real image, and the median distance between real images: images that are
+    much nearer than that are copies.
 
     Examples:
 
@@ -46,22 +45,31 @@ class NeighboursConfig(NamedStageConfig, TeacherConfig, DataAccess):
         "What distances are taken between: features, what enters the teacher's last layer, or pixels.",
         choices=["features", "pixels"],
     )
-    images: int = option(500, "Images to look at, the first of the transfer set.", minimum=1)
+    images: int = option(500, "Compare the first N images of the transfer set.", minimum=1)
 
 
-def plan(config: NeighboursConfig, run: RunDir) -> Plan:
+@dataclass(frozen=True)
+class NeighboursInputs:
+    """The transfer set, and the name of the real data."""
+
+    transfer_set: ImageArtifact
+    data: str
+
+
+def plan(config: NeighboursConfig, run: RunDir) -> Plan[NeighboursInputs]:
     """Reads the teacher, the transfer set and real training data."""
-    kept = stored(config.artifact, run, "ARTIFACT", ["transfer-set"])
+    transfer_set = find_image_artifact(config.artifact, run, "ARTIFACT", ["transfer-set"])
     spec = teacher_data(config.data, run)
     inputs = (
-        artifact_input("teacher", run.teacher()),
-        Input("transfer-set", kept.label, kept.identity),
+        run.artifact(run.teacher()).input("teacher"),
+        transfer_set.input("transfer-set"),
         real_data_input(config, spec, "train"),
     )
-    return Plan(run.place("neighbours", config.name or kept.name), inputs)
+    place = run.place("neighbours", config.name or transfer_set.name)
+    return Plan(place, inputs, "", NeighboursInputs(transfer_set, spec))
 
 
-def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: StageContext) -> dict[str, Any]:
     """Find the neighbours, write `neighbours.npy` and `neighbours.png`."""
     import torch
 
@@ -69,10 +77,9 @@ def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
     from ..tensor_files import encode_npy
 
     teacher = context.teacher(NEIGHBOURS)
-    kept = stored(config.artifact, context.run, "ARTIFACT", ["transfer-set"])
-    made = read_transfer_set(kept.directory, teacher.input_shape, teacher.num_classes)[0][: config.images]
-    labels = _labels(kept.directory, len(made))
-    spec = teacher_data(config.data, context.run)
+    transfer_set, spec = resolved.transfer_set, resolved.data
+    made = read_transfer_set(transfer_set, teacher.input_shape, teacher.num_classes)[0][: config.images]
+    labels = read_labels(transfer_set)[: len(made)]
     data = open_real_data(config, spec, "train", "neighbours", context)
     real = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
     if len(real) <= SHOWN:
@@ -97,14 +104,6 @@ def execute(config: NeighboursConfig, context: StageContext) -> dict[str, Any]:
         "nearer_than_real_ones": round(float((found.distances[:, 0] < among_real.quantile(0.01)).float().mean()), 4),
         "neighbour_has_its_class": round(float((data.labels[found.indices[:, 0]] == labels).float().mean()), 4),
     }
-
-
-def _labels(directory: Any, count: int) -> torch.Tensor:
-    import torch
-
-    from ..tensor_files import read_npy
-
-    return torch.from_numpy(read_npy(directory / "labels.npy"))[:count]
 
 
 def _picture(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..config import MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
-from .materials import materials
-from .transfer_sets import verifier_input, write_transfer_set
+from ..run_dir import InputFile, RunDir
+from ..stage_runner import Plan, Stage, StageContext
+from .materials import MethodInputs, find_method_inputs
+from .transfer_sets import find_verifier, verifier_inputs, write_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -64,30 +64,41 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
         return {name: objective(name).config for name in objective_names()}
 
 
-def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan:
+@dataclass(frozen=True)
+class OptimizeDatasetInputs:
+    """What the objective is given besides the teacher, and the verifier."""
+
+    method: MethodInputs
+    verifier: InputFile | None
+
+
+def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan[OptimizeDatasetInputs]:
     """Reads the teacher and, where the objective needs them, the statistics, which must hold its record."""
     chosen = objective(config.objective)
     config.method_config()
-    inputs = [artifact_input("teacher", run.teacher())]
-    taken = materials(chosen, run, config.student)
+    teacher = run.artifact(run.teacher()).input("teacher")
+    found = find_method_inputs(chosen, run, config.student)
     place = run.place("transfer-set", config.name or config.objective)
-    return Plan(place, (*inputs, *taken.inputs, *verifier_input(config, run)), taken.needs)
+    verifier = find_verifier(config, run)
+    inputs = (teacher, *found.inputs, *verifier_inputs(verifier))
+    return Plan(place, inputs, found.needs, OptimizeDatasetInputs(found, verifier))
 
 
-def execute(config: OptimizeDatasetConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: OptimizeDatasetConfig, resolved: OptimizeDatasetInputs, context: StageContext) -> dict[str, Any]:
     """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
     from ..class_index import labels_in_turn
     from ..report.curves import term_curves
 
     teacher = context.teacher()
     chosen = objective(config.objective)
-    given = materials(chosen, context.run, config.student).given(teacher, context)
+    given = resolved.method.given(teacher, context)
     labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     with context.phase("synthesis"), context.checkpoints.loop():
         images, rows, curve = _make_images(config, chosen, given, labels, context)
     if curve:
         context.write("terms.png", term_curves(curve))
-    return {**write_transfer_set(config, context, teacher, images, labels, rows), "loss": rows[-1]["loss"]}
+    summary = write_transfer_set(resolved.verifier, context, teacher, images, labels, rows)
+    return {**summary, "loss": rows[-1]["loss"]}
 
 
 def _make_images(

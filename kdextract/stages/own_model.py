@@ -1,19 +1,18 @@
-"""A model of a user's own, as several commands are told of it: found, checked and opened."""
+"""A model of the user's: the options that describe it, its files, and how it is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
 from ..config import OptionSet, option, option_fields, spelling
 from ..errors import ArtifactError, UsageError
 from ..networks import consent
 from ..networks.code import allow, located
 from ..networks.names import LIBRARIES, PROGRAM, NetworkName, parse_input_size, parse_name
-from ..run_dir import MODEL_FILE, RUN_FILE, RunDir
-from ..stage_runner import file_input
+from ..run_dir import MODEL_FILE, RUN_FILE, InputFile, RunDir
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(OptionSet):
-    """What a user says of a model of their own; what is left out is found."""
+    """What the user tells of a model; what is not given is found in the model and its weights."""
 
     model: str | None = option(None, "The model; see above.", positional=True)
     weights: str | None = option(
@@ -73,8 +72,11 @@ def kdx_file(spec: str) -> Path | None:
     return path / MODEL_FILE
 
 
-def model_inputs(config: ModelConfig) -> list[Input]:
-    """Return the files that a model is made from, after checks that run none of its code.
+def model_files(config: ModelConfig, run: RunDir) -> dict[str, InputFile]:
+    """Return the files that a model is made from, by role, after checks that run none of its code.
+
+    Args:
+        run: the run that the command is about.
 
     Raises:
         UsageError: there is no such network, or an option has no effect on it.
@@ -86,27 +88,28 @@ def model_inputs(config: ModelConfig) -> list[Input]:
     ours = kdx_file(config.model)
     if ours is not None:
         _refuse_options(config, ours)
-        found = file_input("model", ours)
+        files = {"model": run.file(ours)}
         check_weights_file(ours)
         if config.trust_code:
-            trust_code_of(ours)
-        return [found]
+            trust_code(ours)
+        return files
     name = located(parse_name(config.model))
-    inputs = []
+    files = {}
     if config.weights is not None:
-        inputs.append(file_input("weights", Path(config.weights)))
+        files["weights"] = run.file(Path(config.weights))
         check_weights_file(Path(config.weights))
     if name.kind == "program":
         if config.weights is not None:
             raise UsageError("--weights has no effect on a .pt2 program, which has weights of its own")
-        inputs.append(_program_input(Path(name.target), config.trust_code))
+        files["program"] = run.file(Path(name.target))
+        _require_trusted(Path(name.target), config.trust_code)
     elif name.kind == "file":
-        inputs.append(file_input("code", Path(name.place)))
+        files["code"] = run.file(Path(name.place))
     elif name.kind != "module" and config.weights is None and not (config.download and name.kind in LIBRARIES):
         fetch = ", or --download to fetch the library's own" if name.kind in LIBRARIES else ""
         _require_known(config.model)
         raise UsageError(f"{config.model} has no weights of itself; give them with --weights FILE{fetch}")
-    return inputs
+    return files
 
 
 def _require_known(spec: str) -> None:
@@ -120,10 +123,10 @@ def _refuse_options(config: ModelConfig, ours: Path) -> None:
         if declared.name in ("model", "feature_layer", "trust_code"):
             continue
         if getattr(config, declared.name) != declared.default:
-            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which says all of itself")
+            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which holds this itself")
 
 
-def trust_code_of(ours: Path) -> None:
+def trust_code(ours: Path) -> None:
     """Allow what a classifier's file names: the call of a function with its arguments, or the program that it holds.
 
     Raises:
@@ -141,8 +144,8 @@ def trust_code_of(ours: Path) -> None:
             allow(name, spec.code, ours)
 
 
-def _program_input(path: Path, trusted: bool) -> Input:
-    found = file_input("program", path)
+def _require_trusted(path: Path, trusted: bool) -> None:
+    """Raise `ArtifactError` unless the program's code may run; `trusted` allows it, now and later."""
     content = path.read_bytes()
     if trusted:
         consent.allow(content, NetworkName(PROGRAM), path)
@@ -150,33 +153,40 @@ def _program_input(path: Path, trusted: bool) -> Input:
         consent.require(content, NetworkName(PROGRAM))
     except ArtifactError as error:
         raise ArtifactError(
-            f"{path} is a program, which can run anything when it is loaded; if you trust where it comes from, say so "
-            "with --trust-code"
+            f"{path} is a program: loading it runs its code. If you trust its source, use --trust-code"
         ) from error
-    return found
 
 
-def opened(config: ModelConfig, findings: Findings) -> Classifier:
-    """Return the model, in evaluation mode on the CPU, and say what was found."""
+def load_user_model(config: ModelConfig, files: Mapping[str, InputFile], findings: Findings) -> Classifier:
+    """Return the model, in evaluation mode on the CPU, and add to `findings` what was found of it.
+
+    Args:
+        files: what it is made from, by role (`model_files`).
+
+    Raises:
+        ArtifactError: a file is malformed, or was changed since it was hashed.
+        ConfigError: the files do not fit each other, or more has to be said of the model.
+    """
     from ..classifier import load_classifier
     from ..importing import ModelOptions, read_model, require_features
 
-    assert config.model is not None
-    ours = kdx_file(config.model)
+    ours = files.get("model")
     if ours is not None:
-        findings.lines.append(f"a classifier of kdx: {ours}")
-        classifier = load_classifier(ours)
+        findings.lines.append(f"a classifier of kdx: {ours.path}")
+        classifier = ours.read(load_classifier)
         if config.feature_layer is not None:
             classifier.spec = replace(classifier.spec, feature_layer=config.feature_layer)
             require_features(classifier)
         return classifier
-    return read_model(
-        ModelOptions(**{name: getattr(config, name) for name in ModelOptions.__dataclass_fields__}), findings
-    )
+    options = ModelOptions(**{name: getattr(config, name) for name in ModelOptions.__dataclass_fields__})
+    classifier = read_model(options, findings)
+    for file in files.values():
+        file.require_unchanged()
+    return classifier
 
 
-def described(classifier: Classifier) -> dict[str, Any]:
-    """Return what a model is, for a summary."""
+def model_summary(classifier: Classifier) -> dict[str, Any]:
+    """Return name, number of parameters, input size, number of classes and of batch normalization layers."""
     from ..hooks import batch_norm_layers
 
     return {

@@ -1,15 +1,15 @@
-"""What a run, or another run, has stored for a student to learn from: transfer sets and generators."""
+"""Images that a run, or another run, holds: its transfer sets, and the generators that make some."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from ..artifacts import MANIFEST, read_manifest, verify_artifact
+from ..artifacts import MANIFEST, read_manifest
 from ..errors import ConfigError, UsageError, did_you_mean
-from ..run_dir import RunDir
+from ..run_dir import Artifact, RunDir
 
 if TYPE_CHECKING:
     import torch
@@ -18,24 +18,63 @@ if TYPE_CHECKING:
     from ..generators.mix import GeneratorMix
     from ..models import InputShape
 
+ImageArtifact = Artifact
+"""A transfer set, or generators."""
+
 NOUNS = {"transfer-set": "transfer set", "generator": "generator"}
 """What a user calls an artifact of each kind."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An artifact that images come from, every file of it checked; `needs` is what it took."""
+class _Search:
+    """What an option may name: see `find_image_artifact`."""
 
-    kind: str
-    name: str
-    directory: Path
-    label: str
-    identity: str
-    needs: str
+    run: RunDir
+    option: str
+    kinds: Sequence[str]
+    known: Sequence[str]
+
+    def by_label(self, spec: str | None) -> Path | None:
+        """Return the artifact of the run whose label it is, such as `transfer-sets/all_layers`."""
+        return next((ref.directory for ref in self.run.artifacts(*self.kinds) if ref.label == spec), None)
+
+    def by_name(self, spec: str | None) -> Path | None:
+        """Return the artifact of the run of this name, or its only one for None. Raises `ConfigError` for several."""
+        matches = [ref for ref in self.run.artifacts(*self.kinds) if spec in (None, ref.name)]
+        if len(matches) > 1:
+            several = " and ".join(dict.fromkeys(f"{NOUNS[ref.kind]}s" for ref in matches))
+            labels = ", ".join(ref.label for ref in matches)
+            raise ConfigError(f"{self.run.root} has several {several}, say which with {self.option}: {labels}")
+        return matches[0].directory if matches else None
+
+    def by_path(self, spec: str | None) -> Path | None:
+        """Return the directory of an artifact of any run. Raises `ConfigError` if it is one of another kind."""
+        if spec is None or not (Path(spec) / MANIFEST).exists():
+            return None
+        if read_manifest(Path(spec)).kind not in self.kinds:
+            raise ConfigError(f"{spec} is no {self.nouns}")
+        return Path(spec)
+
+    def fail(self, spec: str | None) -> NoReturn:
+        """Raise the error that says what the run has instead."""
+        if spec is None:
+            raise ConfigError(f"{self.run.root} has no {self.nouns}")
+        others = ", no noise and no data set" if self.known else ""
+        names = [ref.name for ref in self.run.artifacts(*self.kinds)] + list(self.known)
+        raise UsageError(
+            f"{self.option} {spec!r} is no {self.nouns} of {self.run.root}{others}.{did_you_mean(spec, names)}"
+        )
+
+    @property
+    def nouns(self) -> str:
+        """The kinds as a user calls them."""
+        return " or ".join(NOUNS[kind] for kind in self.kinds)
 
 
-def stored(spec: str | None, run: RunDir, option: str, kinds: Sequence[str], known: Sequence[str] = ()) -> Stored:
-    """Return what an option names: an artifact of the run, or the directory of one; without a name, the run's only one.
+def find_image_artifact(
+    spec: str | None, run: RunDir, option: str, kinds: Sequence[str], known: Sequence[str] = ()
+) -> ImageArtifact:
+    """Return what an option names: an artifact of the run by label or name, the directory of any; None: the only one.
 
     Args:
         option: how the user spells the option, for errors.
@@ -47,55 +86,30 @@ def stored(spec: str | None, run: RunDir, option: str, kinds: Sequence[str], kno
         ConfigError: the run has none, or the name fits several.
         ArtifactError: a file of it is missing or was changed.
     """
-    present = run.artifacts(*kinds)
-    nouns = " or ".join(NOUNS[kind] for kind in kinds)
-    matches = [ref for ref in present if spec in (None, ref.label)] or [ref for ref in present if spec == ref.name]
-    if len(matches) > 1:
-        several = " and ".join(dict.fromkeys(f"{NOUNS[ref.kind]}s" for ref in matches))
-        labels = ", ".join(ref.label for ref in matches)
-        raise ConfigError(f"{run.root} has several {several}, say which with {option}: {labels}")
-    if matches:
-        return _checked(matches[0].kind, matches[0].directory, run)
-    if spec is None:
-        raise ConfigError(f"{run.root} has no {nouns}")
-    path = Path(spec)
-    if path.is_dir() and (path / MANIFEST).exists():
-        kind = read_manifest(path).kind
-        if kind not in kinds:
-            raise ConfigError(f"{spec} is no {nouns}")
-        return _checked(kind, path, run)
-    others = ", no noise and no data set" if known else ""
-    names = [ref.name for ref in present] + list(known)
-    raise UsageError(f"{option} {spec!r} is no {nouns} of {run.root}{others}.{did_you_mean(spec, names)}")
+    search = _Search(run, option, kinds, known)
+    directory = search.by_label(spec) or search.by_name(spec) or search.by_path(spec)
+    return search.fail(spec) if directory is None else run.artifact_at(directory)
 
 
-def stored_generators(specs: str | None, run: RunDir) -> list[Stored]:
-    """Return the generator artifacts that a list with commas names. Raises as `stored` does."""
+def find_generators(specs: str | None, run: RunDir) -> list[ImageArtifact]:
+    """Return the generator artifacts that a list with commas names. Raises as `find_image_artifact` does."""
     names = [None] if specs is None else [spec.strip() for spec in specs.split(",")]
     if len(set(names)) < len(names):
         raise UsageError(f"{specs!r} names generators twice")
     if specs is None and not run.artifacts("generator"):
         raise ConfigError(f"{run.root} has no generator; make one with: kdx train-generator kegnet")
-    return [stored(name, run, "GENERATOR", ["generator"]) for name in names]
+    return [find_image_artifact(name, run, "GENERATOR", ["generator"]) for name in names]
 
 
-def _checked(kind: str, directory: Path, run: RunDir) -> Stored:
-    manifest = verify_artifact(directory)
-    inside = directory.parent.parent.resolve() == run.root.resolve()
-    label = manifest.label if inside else str(directory)
-    return Stored(kind, directory.name, directory, label, manifest.identity, manifest.needs)
-
-
-def open_generators(artifacts: Sequence[Stored], teacher: Classifier) -> GeneratorMix:
+def open_generators(artifacts: Sequence[ImageArtifact], teacher: Classifier) -> GeneratorMix:
     """Return the generators of these artifacts on the teacher's device. Raises `ConfigError` if they do not fit it."""
     from ..generators.generator import load_generator
     from ..generators.mix import GeneratorMix
 
     generators = []
     for artifact in artifacts:
-        for output in read_manifest(artifact.directory).outputs:
-            if output.file.startswith("generator-"):
-                generators.append(load_generator(artifact.directory / output.file).to(teacher.device))
+        files = [file for name, file in artifact.files.items() if name.startswith("generator-")]
+        generators += [file.read(load_generator).to(teacher.device) for file in files]
     for generator in generators:
         made = generator.spec.input_shape, generator.spec.num_classes
         if made != (teacher.input_shape, teacher.num_classes):
@@ -106,14 +120,19 @@ def open_generators(artifacts: Sequence[Stored], teacher: Classifier) -> Generat
     return GeneratorMix(generators)
 
 
-def read_transfer_set(directory: Path, shape: InputShape, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the stored images (uint8) and targets (the teacher's logits). Raises `ConfigError` if they do not fit."""
+def read_transfer_set(
+    transfer_set: ImageArtifact, shape: InputShape, num_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images, uint8 [N, *shape], and the teacher's logits for them [N, num_classes].
+
+    Raises:
+        ConfigError: they have other shapes.
+        ArtifactError: a file is malformed, or was changed since it was hashed.
+    """
     import torch
 
-    from ..tensor_files import read_npy
-
-    images = torch.from_numpy(read_npy(directory / "images.npy"))
-    targets = torch.from_numpy(read_npy(directory / "targets.npy"))
+    directory = transfer_set.directory
+    images, targets = (_read_array(transfer_set, name) for name in ("images.npy", "targets.npy"))
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
         raise ConfigError(
             f"{directory} holds images of shape {tuple(images.shape[1:])} ({images.dtype}), needed are {shape}"
@@ -123,3 +142,16 @@ def read_transfer_set(directory: Path, shape: InputShape, num_classes: int) -> t
             f"{directory} has targets of shape {tuple(targets.shape)} for {len(images)} images of {num_classes} classes"
         )
     return images, targets
+
+
+def read_labels(transfer_set: ImageArtifact) -> torch.Tensor:
+    """Return the class that each image of a transfer set was made for, int64 [N]."""
+    return _read_array(transfer_set, "labels.npy")
+
+
+def _read_array(transfer_set: ImageArtifact, name: str) -> torch.Tensor:
+    import torch
+
+    from ..tensor_files import read_npy
+
+    return torch.from_numpy(transfer_set.file(name).read(read_npy))

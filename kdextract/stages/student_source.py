@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..artifacts import Input, read_manifest
+from ..artifacts import Input
 from ..errors import UsageError
-from ..methods import live_method, objective, objective_names
-from ..run_dir import RunDir
+from ..methods import LiveMethod, live_method, objective, objective_names
+from ..run_dir import MODEL_FILE, RunDir
 from .inputs import OpensRealData, images_for, open_real_data, real_data_input
-from .materials import materials
-from .stored import open_generators, read_transfer_set, stored
+from .materials import MethodInputs, find_method_inputs
+from .stored import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 STORED = ["transfer-set", "generator"]
-REAL_IMAGES = "real images"
+REAL_IMAGES, TRAINED_GENERATORS = "real images", "trained generators"
 NOISE = ["noise:normal", "noise:uniform"]
 
 
@@ -44,143 +43,213 @@ class NamesSource(OpensRealData, Protocol):
         """`--seed`."""
         ...
 
+    def method_config(self) -> Any:
+        """Options of the method of `--method`."""
+        ...
 
-@dataclass(frozen=True)
-class Choice:
-    """Where images come from: `kind` is `noise`, `data`, `transfer-set`, `generator` or `live`, `name` says which.
 
-    `reason` says why `auto` picked it.
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(ABC):
+    """Where the images that a student learns from come from, found and hashed.
+
+    Attributes:
+        name: what the summary calls it.
+        learned_from: what the student learns from, as `estimate.LEARNED_FROM` spells it, or in other words.
+        inputs: what is read besides the teacher; `needs` is the access to data that the student then takes.
+        settings: options of `distill` that it wants otherwise than usual, unless the user says something else.
+        makes_images: whether images are made while the student learns.
+        structured: whether its images are structured noise, or begin as such.
+        low_diversity: whether its images repeat themselves, as those of generators and of inversion without statistics
+            do.
+        reason: why `--method auto` picked it; '' if the options name it.
     """
 
-    kind: str
     name: str
+    learned_from: str
+    inputs: tuple[Input, ...] = ()
+    needs: str = "teacher"
+    settings: dict[str, Any] = field(default_factory=dict)
+    makes_images: bool = False
+    structured: bool = False
+    low_diversity: bool = False
     reason: str = ""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a live method asks `distill` for, unless the user says otherwise."""
-        return live_method(self.name).settings if self.kind == "live" else {}
-
-    @property
-    def generated(self) -> bool:
-        """Whether trained generators make its images, or made them."""
-        if self.kind == "transfer-set":
-            return read_manifest(Path(self.name)).stage == "generate"
-        return self.kind == "generator"
-
-    @property
-    def alike(self) -> bool:
-        """Whether its images repeat themselves, as those of generators and of inversion without statistics do."""
-        if self.kind == "transfer-set":
-            name = read_manifest(Path(self.name)).config.get("objective")
-            inverted = name in objective_names() and objective(name).images_only and not self.structured
-            return self.generated or inverted
-        return self.kind == "generator" or (self.kind == "live" and not self.structured)
-
-    def learned_from(self, method_config: Any) -> str:
-        """Return what the student learns from, as `estimate.LEARNED_FROM` spells it, or in other words.
-
-        Args:
-            method_config: options of the live method, None where there is none.
-        """
-        from ..methods.options import GameConfig
-
-        if isinstance(method_config, GameConfig):
-            usual = GameConfig()
-            if method_config.start != usual.start:
-                return f"{self.name} with --start {method_config.start}"
-            if method_config.replay < usual.replay:
-                return f"{self.name} with --replay {method_config.replay:g}"
-        if self.kind == "data":
-            return REAL_IMAGES
-        if self.generated:
-            return "trained generators"
-        if self.kind == "transfer-set":
-            return str(read_manifest(Path(self.name)).config.get("objective"))
-        return self.name
-
-    @property
-    def makes_images(self) -> bool:
-        """Whether images are made while the student learns."""
-        return self.kind in ("live", "generator")
-
-    @property
-    def structured(self) -> bool:
-        """Whether its images are structured noise, or begin as such."""
-        if self.kind == "transfer-set":
-            return read_manifest(Path(self.name)).config.get("objective") == "structured_noise"
-        return self.kind == "live" and live_method(self.name).structured
+    @abstractmethod
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return what batches are drawn from."""
 
 
-def choose(config: NamesSource, run: RunDir) -> Choice:
-    """Return what `--data` and `--method` name; without either, what the run has stored, or what `auto` picks.
+@dataclass(frozen=True, kw_only=True)
+class NoiseImages(ImageSource):
+    """Noise of the distribution that the name ends in."""
+
+    @classmethod
+    def named(cls, spec: str) -> NoiseImages:
+        """Return the noise that one of `NOISE` names."""
+        return cls(name=spec, learned_from=spec)
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return a source of new noise for every batch."""
+        from ..sources import NoiseSource
+
+        return NoiseSource(self.name.removeprefix("noise:"), teacher, config.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImages(ImageSource):
+    """The training images of a real data set."""
+
+    @classmethod
+    def of(cls, spec: str, data: Input) -> RealImages:
+        """Return the images of a data set, whose files are the input `data`."""
+        return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return the images as the teacher takes them, without their labels."""
+        from ..sources import ImagePool
+
+        data = open_real_data(config, self.name, "train", "distillation", context)
+        images = images_for(teacher.input_shape, None, data, self.name, context)
+        return ImagePool(images, None, config.seed, context.device, holds_out=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSetImages(ImageSource):
+    """The images of a transfer set."""
+
+    artifact: ImageArtifact
+
+    @classmethod
+    def of(cls, artifact: ImageArtifact) -> TransferSetImages:
+        """Return the images of this artifact."""
+        made_for = str(artifact.manifest.config.get("objective"))
+        generated = artifact.manifest.stage == "generate"
+        structured = made_for == "structured_noise"
+        inverted = made_for in objective_names() and objective(made_for).images_only and not structured
+        return cls(
+            name=artifact.name,
+            learned_from=TRAINED_GENERATORS if generated else made_for,
+            inputs=(artifact.input(artifact.kind),),
+            needs=artifact.manifest.needs,
+            structured=structured,
+            low_diversity=generated or inverted,
+            artifact=artifact,
+        )
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return the images with the teacher's answers."""
+        from ..sources import ImagePool
+
+        images, targets = read_transfer_set(self.artifact, teacher.input_shape, teacher.num_classes)
+        return ImagePool(images, targets, config.seed, context.device, holds_out=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorImages(ImageSource):
+    """New images of trained generators for every batch."""
+
+    artifact: ImageArtifact
+
+    @classmethod
+    def of(cls, artifact: ImageArtifact) -> GeneratorImages:
+        """Return the images of the generators of this artifact."""
+        return cls(
+            name=artifact.name,
+            learned_from=TRAINED_GENERATORS,
+            inputs=(artifact.input(artifact.kind),),
+            needs=artifact.manifest.needs,
+            makes_images=True,
+            low_diversity=True,
+            artifact=artifact,
+        )
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return a source that draws from the generators."""
+        from ..generator_source import GeneratorSource
+
+        return GeneratorSource(open_generators([self.artifact], teacher), teacher, config.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveImages(ImageSource):
+    """Images of a live method, with its options and what it is given besides the teacher."""
+
+    method: LiveMethod
+    options: Any
+    given: MethodInputs
+
+    @classmethod
+    def of(cls, method: LiveMethod, options: Any, given: MethodInputs, reason: str = "") -> LiveImages:
+        """Return the images that a method makes with these options."""
+        return cls(
+            name=method.name,
+            learned_from=_game_or_name(method, options),
+            inputs=tuple(given.inputs),
+            needs=given.needs,
+            settings=method.settings,
+            makes_images=True,
+            structured=method.structured,
+            low_diversity=not method.structured,
+            reason=reason,
+            method=method,
+            options=options,
+            given=given,
+        )
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return the method's source."""
+        from ..auto import require_images
+
+        if self.structured:
+            require_images(teacher)
+        return self.method.open_source(self.given.given(teacher, context), self.options, config.seed)
+
+
+def _game_or_name(method: LiveMethod, options: Any) -> str:
+    """Return the method's name, and the options that make it another method to the estimate's rule."""
+    from ..methods.options import GameConfig
+
+    if isinstance(options, GameConfig):
+        usual = GameConfig()
+        if options.start != usual.start:
+            return f"{method.name} with --start {options.start}"
+        if options.replay < usual.replay:
+            return f"{method.name} with --replay {options.replay:g}"
+    return method.name
+
+
+def choose(config: NamesSource, run: RunDir) -> ImageSource:
+    """Return what `--data` and `--method` name; without either, what the run holds, or what `auto` picks.
 
     Raises:
         UsageError: the name is unknown, or both options are given.
-        ConfigError: the run has several transfer sets or generators.
+        ConfigError: the run has several transfer sets or generators, or not what the method needs.
+        ArtifactError: a file is missing or was changed.
     """
     from ..data import data_names, is_real_data
 
     if config.method is not None:
         if config.data is not None:
             raise UsageError("--data and --method both name a source of images; give one of them")
-        return _auto(run) if config.method == AUTO else Choice("live", config.method)
+        if config.method == AUTO:
+            return _auto(run)
+        method = live_method(config.method)
+        return LiveImages.of(method, config.method_config(), find_method_inputs(method, run))
     if config.data in NOISE:
-        return Choice("noise", config.data)
+        return NoiseImages.named(config.data)
     if config.data is not None and is_real_data(config.data):
-        return Choice("data", config.data)
+        return RealImages.of(config.data, real_data_input(config, config.data, "train"))
     if config.data is None and not run.artifacts(*STORED):
         return _auto(run)
-    known = NOISE + data_names()
-    kept = stored(config.data, run, "--data", STORED, known)
-    return Choice(kept.kind, str(kept.directory))
+    artifact = find_image_artifact(config.data, run, "--data", STORED, NOISE + data_names())
+    return TransferSetImages.of(artifact) if artifact.kind == "transfer-set" else GeneratorImages.of(artifact)
 
 
-def _auto(run: RunDir) -> Choice:
-    """Return the live method that suits the run's teacher."""
+def _auto(run: RunDir) -> ImageSource:
+    """Return the images of the live method that suits the run's teacher, with the method's default options."""
     from ..auto import pick
     from ..classifier import load_classifier
 
-    teacher = load_classifier(run.teacher().directory / "model.safetensors")
-    name, reason = pick(teacher)
-    return Choice("live", name, reason)
-
-
-def inputs_of(choice: Choice, config: NamesSource, run: RunDir) -> tuple[Sequence[Input], str]:
-    """Return the inputs besides the teacher, and what the student then needs."""
-    if choice.kind == "data":
-        return [real_data_input(config, choice.name, "train")], "teacher+data"
-    if choice.kind == "live":
-        taken = materials(live_method(choice.name), run)
-        return taken.inputs, taken.needs
-    if choice.kind not in STORED:
-        return [], "teacher"
-    kept = stored(choice.name, run, "--data", STORED)
-    return [Input(kept.kind, kept.label, kept.identity)], kept.needs
-
-
-def open_source(
-    choice: Choice, config: NamesSource, method_config: Any, teacher: Classifier, context: StageContext
-) -> Source:
-    """Open what was chosen."""
-    from ..auto import require_images
-    from ..sources import ImagePool, NoiseSource
-
-    if choice.kind == "live":
-        if choice.structured:
-            require_images(teacher)
-        method = live_method(choice.name)
-        return method.open_source(materials(method, context.run).given(teacher, context), method_config, config.seed)
-    if choice.kind == "noise":
-        return NoiseSource(choice.name.removeprefix("noise:"), teacher, config.seed)
-    if choice.kind == "data":
-        data = open_real_data(config, choice.name, "train", "distillation", context)
-        images = images_for(teacher.input_shape, None, data, choice.name, context)
-        return ImagePool(images, None, config.seed, context.device, holds_out=True)
-    if choice.kind == "generator":
-        from ..generator_source import GeneratorSource
-
-        kept = stored(choice.name, context.run, "--data", STORED)
-        return GeneratorSource(open_generators([kept], teacher), teacher, config.seed)
-    images, targets = read_transfer_set(Path(choice.name), teacher.input_shape, teacher.num_classes)
-    return ImagePool(images, targets, config.seed, context.device, holds_out=True)
+    name, reason = pick(run.artifact(run.teacher()).file(MODEL_FILE).read(load_classifier))
+    method = live_method(name)
+    return LiveImages.of(method, method.config(), find_method_inputs(method, run), reason)

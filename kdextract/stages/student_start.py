@@ -10,8 +10,7 @@ from ..artifacts import Input
 from ..errors import ConfigError
 from ..networks.code import located
 from ..networks.names import parse_name, parse_narrower
-from ..run_dir import MODEL_FILE, RunDir
-from ..stage_runner import artifact_input, file_input
+from ..run_dir import MODEL_FILE, Artifact, InputFile, RunDir
 from .own_model import kdx_file
 
 if TYPE_CHECKING:
@@ -28,13 +27,13 @@ class StudentStart:
 
     name: str
     inputs: tuple[Input, ...]
-    path: Path | None = None
+    file: InputFile | None = None
     blueprint: Blueprint | None = None
 
     @property
     def is_given(self) -> bool:
         """Whether it has weights already."""
-        return self.path is not None
+        return self.file is not None
 
     def build(self, teacher: Classifier) -> Classifier:
         """Return a student that takes the teacher's images and has its classes, on the CPU.
@@ -44,17 +43,17 @@ class StudentStart:
         """
         from ..classifier import load_classifier
 
-        if self.path is None:
+        if self.file is None:
             assert self.blueprint is not None
             return _fresh(self.blueprint, teacher.spec)
-        student: Classifier = load_classifier(self.path)
+        student = self.file.read(load_classifier)
         for what, ours, theirs in (
             ("images of shape", student.input_shape, teacher.input_shape),
             ("classes:", student.num_classes, teacher.num_classes),
         ):
             if ours != theirs:
                 raise ConfigError(
-                    f"the student {self.path} has {what} {ours}, the teacher {theirs}; they must be equal"
+                    f"the student {self.file.path} has {what} {ours}, the teacher {theirs}; they must be equal"
                 )
         return student
 
@@ -72,8 +71,8 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
         return given
     from ..classifier import read_spec
 
-    teacher = read_spec(run.teacher().directory / MODEL_FILE)
-    blueprint, files = _blueprint(spec, teacher)
+    teacher = run.artifact(run.teacher()).file(MODEL_FILE).read(read_spec)
+    blueprint, inputs = _blueprint(spec, teacher, run)
     blueprint = blueprint.filled_in(teacher.input_shape, teacher.num_classes)
     try:
         _require_fitting(blueprint, teacher)
@@ -81,7 +80,7 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
         raise ConfigError(
             f"the student does not fit the teacher: {error}; `half` is the teacher at half its width"
         ) from error
-    return StudentStart(_called_after(spec, blueprint), tuple(files), None, blueprint)
+    return StudentStart(_called_after(spec, blueprint), tuple(inputs), None, blueprint)
 
 
 def _given(spec: str, run: RunDir) -> StudentStart | None:
@@ -89,31 +88,39 @@ def _given(spec: str, run: RunDir) -> StudentStart | None:
     compressed = run.artifacts("compressed")
     for ref in compressed:
         if spec.rstrip("/") in (ref.label, str(ref.directory)):
-            return StudentStart(ref.name, (artifact_input("student", ref),), ref.directory / MODEL_FILE)
+            return _compressed(run.artifact(ref))
     if spec.startswith("compressed/") and not Path(spec).exists():
         there = ", ".join(ref.label for ref in compressed) or "nothing compressed; make it with: kdx compress"
         raise ConfigError(f"{run.root} has no {spec}, but {there}")
     path = kdx_file(spec)
     if path is None:
         return None
-    return StudentStart(path.absolute().parent.name or "student", (file_input("student", path),), path)
+    file = run.file(path)
+    return StudentStart(path.absolute().parent.name or "student", (file.input("student"),), file)
 
 
-def _blueprint(spec: str, teacher: ClassifierSpec) -> tuple[Blueprint, list[Input]]:
+def _compressed(artifact: Artifact) -> StudentStart:
+    return StudentStart(artifact.name, (artifact.input("student"),), artifact.file(MODEL_FILE))
+
+
+def _blueprint(spec: str, teacher: ClassifierSpec, run: RunDir) -> tuple[Blueprint, list[Input]]:
     """Return the network that a student starts as, and the files that it is read from."""
     from ..importing import blueprint_of
 
     narrower = parse_narrower(spec)
     typed = spec if narrower is None else narrower[0]
-    files = []
+    files: list[InputFile] = []
     if typed is None:
         blueprint = teacher.blueprint()
     else:
         name = located(parse_name(typed))
         if name.kind in ("file", "program"):
-            files.append(file_input("student", Path(name.place)))
+            files.append(run.file(Path(name.place)))
         blueprint = blueprint_of(typed)
-    return (blueprint if narrower is None else blueprint.narrowed(narrower[1])), files
+        for file in files:
+            file.require_unchanged()
+    inputs = [file.input("student") for file in files]
+    return (blueprint if narrower is None else blueprint.narrowed(narrower[1])), inputs
 
 
 def _called_after(spec: str, blueprint: Blueprint) -> str:

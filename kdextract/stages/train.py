@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Input
 from ..config import DataAccess, NetworkConfig, StageConfig, option, spelling
 from ..errors import ConfigError, UsageError
 from ..networks.names import parse_input_size
@@ -14,7 +13,7 @@ from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
 from ..tables import is_table
 from .inputs import few_images, images_for, open_real_data, real_data_input
-from .stored import read_transfer_set, stored
+from .stored import ImageArtifact, find_image_artifact, read_labels, read_transfer_set
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +95,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     )
     shift: int | None = option(
         None,
-        "Shift images at random by up to so many pixels; the default is 2, with sgd 4; images only, not tables.",
+        "Shift images at random by up to N pixels; the default is 2, with sgd 4; images only, not tables.",
         minimum=0,
     )
     warp: float | None = option(
@@ -112,12 +111,11 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
         maximum=0.9,
     )
     shots: int | None = option(
-        None, "Use so many images of each class, drawn by the seed, instead of all of them.", minimum=1
+        None, "Use N images of each class, drawn by the seed, instead of all of them.", minimum=1
     )
     augment: str | None = option(
         None,
-        "Transfer set to learn from besides: synthetic images that another teacher's run has made. Its directory, or "
-        "its name in this run.",
+        "Also train on this transfer set, made with another teacher: its directory, or its name in this run.",
         metavar="ARTIFACT",
     )
     augment_share: float | None = option(
@@ -137,21 +135,22 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
                 raise UsageError(f"{spelling(name)} has no effect without --augment")
 
 
-def plan(config: TrainConfig, run: RunDir) -> Plan:
-    """The teacher's place; its only input is the data."""
+def plan(config: TrainConfig, run: RunDir) -> Plan[ImageArtifact | None]:
+    """Writes the run's teacher; reads real data, and the transfer set of `--augment` if there is one."""
     from ..models import architecture
 
     architecture(config.model)
     if config.input_size is not None:
         parse_input_size(config.input_size)
     inputs = [real_data_input(config, config.data, "train")]
+    added = None
     if config.augment is not None:
-        kept = stored(config.augment, run, "--augment", ["transfer-set"])
-        inputs.append(Input("transfer-set", kept.label, kept.identity))
-    return Plan(run.place("teacher"), tuple(inputs))
+        added = find_image_artifact(config.augment, run, "--augment", ["transfer-set"])
+        inputs.append(added.input("transfer-set"))
+    return Plan(run.place("teacher"), tuple(inputs), "", added)
 
 
-def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: TrainConfig, added: ImageArtifact | None, context: StageContext) -> dict[str, Any]:
     """Load the data, train, write `model.safetensors`."""
     import torch
 
@@ -172,7 +171,7 @@ def execute(config: TrainConfig, context: StageContext) -> dict[str, Any]:
     recipe = chosen_recipe(config)
     epochs = config.epochs or max(recipe.epochs, math.ceil(MIN_STEPS / steps_per_epoch))
     steps = epochs * steps_per_epoch
-    pool = _pool(config, images, labels, teacher, context)
+    pool = _pool(config, images, labels, added, teacher, context)
     with context.phase("train"), context.checkpoints.loop():
         rows = fit(
             teacher,
@@ -254,20 +253,22 @@ def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, tor
 
 
 def _pool(
-    config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, teacher: Classifier, context: StageContext
+    config: TrainConfig,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    added: ImageArtifact | None,
+    teacher: Classifier,
+    context: StageContext,
 ) -> ImagePool | Mixture:
-    """Return what batches are drawn from: the real images, with those of `--augment` if there are any."""
-    import torch
+    """Return what batches are drawn from: the real images, with those of the transfer set `added` if there is one."""
     import torch.nn.functional as F
 
     from ..sources import ImagePool, Mixture
-    from ..tensor_files import read_npy
 
-    if config.augment is None:
+    if added is None:
         return ImagePool(images, labels, config.seed, context.device)
-    directory = stored(config.augment, context.run, "--augment", ["transfer-set"]).directory
-    made, logits = read_transfer_set(directory, teacher.input_shape, teacher.num_classes)
-    soft = F.one_hot(torch.from_numpy(read_npy(directory / "labels.npy")), teacher.num_classes).float()
+    made, logits = read_transfer_set(added, teacher.input_shape, teacher.num_classes)
+    soft = F.one_hot(read_labels(added), teacher.num_classes).float()
     if config.augment_labels != "hard":
         soft = logits.softmax(1)
     real = ImagePool(images, F.one_hot(labels, teacher.num_classes).float(), config.seed, context.device)

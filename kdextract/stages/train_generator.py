@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..methods import generator_method, generator_names
 from ..queries import PICTURES
 from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext, artifact_input
+from ..stage_runner import Plan, Stage, StageContext
 from .inputs import few_images, images_for, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
     method: str = option(MISSING, "How: `kdx methods` explains.", choices=generator_names, positional=True)
     samples: int | None = option(
         None,
-        "Also learn from so many real images, evenly over the classes, drawn by the seed; the manifest says so.",
+        "Also learn from N real images, evenly over the classes, drawn by the seed; the manifest records it.",
         minimum=1,
     )
     data: str | None = option(
@@ -72,17 +72,18 @@ class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
         return {name: generator_method(name).config for name in generator_names()}
 
 
-def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan:
-    """Reads the teacher, and real data where samples are asked for."""
+def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan[str | None]:
+    """Reads the teacher, and real data where samples are asked for; its name is resolved."""
     config.method_config()
-    inputs = [artifact_input("teacher", run.teacher())]
+    inputs = [run.artifact(run.teacher()).input("teacher")]
+    spec, needs = None, "teacher"
     if config.samples is not None:
-        inputs.append(real_data_input(config, teacher_data(config.data, run), "train"))
-    needs = "teacher" if config.samples is None else "teacher+samples"
-    return Plan(run.place("generator", config.name or config.method), tuple(inputs), needs)
+        spec, needs = teacher_data(config.data, run), "teacher+samples"
+        inputs.append(real_data_input(config, spec, "train"))
+    return Plan(run.place("generator", config.name or config.method), tuple(inputs), needs, spec)
 
 
-def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, Any]:
+def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContext) -> dict[str, Any]:
     """Train one generator after the other; write them, their pictures and losses."""
     from ..generator_training import multiply_adds
     from ..generators.generator import encode_generator
@@ -90,7 +91,7 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
 
     teacher = context.teacher()
     options = config.method_config()
-    samples = _samples(config, teacher, context)
+    samples = _samples(config, spec, teacher, context)
     trained: list[Generator] = []
     rows: Rows = []
     chapters = Chapters(context.checkpoints)
@@ -120,14 +121,15 @@ def execute(config: TrainGeneratorConfig, context: StageContext) -> dict[str, An
     }
 
 
-def _samples(config: TrainGeneratorConfig, teacher: Classifier, context: StageContext) -> Samples | None:
-    """Return the real images that were asked for, if any."""
+def _samples(
+    config: TrainGeneratorConfig, spec: str | None, teacher: Classifier, context: StageContext
+) -> Samples | None:
+    """Return the real images of `spec` that were asked for, if any."""
     from ..generator_training import Samples
     from ..images import to_pixels
 
-    if config.samples is None:
+    if config.samples is None or spec is None:
         return None
-    spec = teacher_data(config.data, context.run)
     data = open_real_data(config, spec, "train", f"{config.samples} samples", context)
     chosen = few_images(data, config.samples, config.seed)
     images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context, chosen)
@@ -164,7 +166,7 @@ def _train(
 
 
 def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, context: StageContext) -> dict[str, float]:
-    """Write grid.png and walk.png; return what the teacher says about images of all generators."""
+    """Write grid.png and walk.png; return figures of the teacher's answers to images of all generators."""
     import torch
 
     from ..generators.mix import GeneratorMix

@@ -1,4 +1,4 @@
-"""What is written of made images, whichever command made them: transfer sets, pictures, a verifier's opinion."""
+"""What is written of made images, whichever command made them: transfer sets, pictures, a verifier's answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from ..artifacts import Input
 from ..config import VerifierConfig
 from ..errors import ConfigError
 from ..queries import PICTURES, TARGETS
-from ..run_dir import RunDir
-from ..stage_runner import file_input
+from ..run_dir import MODEL_FILE, InputFile, RunDir
 from .inputs import fitted
 
 if TYPE_CHECKING:
@@ -24,24 +23,28 @@ SHOWN, SHOWN_BATCHES = 400, 4
 """Images of a source that are looked at when a student is done."""
 
 
-def verifier_input(config: VerifierConfig, run: RunDir) -> list[Input]:
-    """Return the verifier as an input, if there is one.
+def find_verifier(config: VerifierConfig, run: RunDir) -> InputFile | None:
+    """Return the file of the verifier, if there is one.
 
     Raises:
         ArtifactError: there is no such file.
         ConfigError: it is the teacher.
     """
     if config.verifier is None:
-        return []
-    verifier = file_input("verifier", Path(config.verifier))
-    teacher = run.teacher().directory / "model.safetensors"
-    if verifier.sha256 == file_input("teacher", teacher).sha256:
-        raise ConfigError("--verifier is the teacher itself, to whom the images were fitted; name another classifier")
-    return [verifier]
+        return None
+    verifier = run.file(Path(config.verifier))
+    if verifier.sha256 == run.artifact(run.teacher()).file(MODEL_FILE).sha256:
+        raise ConfigError("--verifier is the teacher itself, to which the images were fitted; name another classifier")
+    return verifier
+
+
+def verifier_inputs(verifier: InputFile | None) -> list[Input]:
+    """Return the verifier, if there is one, as an input of a stage."""
+    return [] if verifier is None else [verifier.input("verifier")]
 
 
 def write_transfer_set(
-    config: VerifierConfig,
+    verifier: InputFile | None,
     context: StageContext,
     teacher: Classifier,
     images: torch.Tensor,
@@ -69,8 +72,8 @@ def write_transfer_set(
     context.write("grid.png", class_grid(images, labels, probabilities, teacher.spec.class_names))
     context.write_metrics(rows)
     verified = {}
-    if config.verifier is not None:
-        agreement = _agreement(Path(config.verifier), context, images, labels, teacher)
+    if verifier is not None:
+        agreement = _agreement(verifier, context, images, labels, teacher)
         verified["verifier_agrees_with_label"] = agreement
     return {
         "num_images": len(images),
@@ -81,11 +84,13 @@ def write_transfer_set(
     }
 
 
-def show_source(config: VerifierConfig, context: StageContext, teacher: Classifier, source: Source) -> dict[str, float]:
-    """Write a picture of what a source gives by now, by the teacher's answer, and its curve if it has one.
+def write_source_pictures(
+    verifier: InputFile | None, context: StageContext, teacher: Classifier, source: Source
+) -> dict[str, float]:
+    """Write a grid of the images that a source gives now, by the teacher's answer, and the curve of its loss, if any.
 
     Returns:
-        What the verifier, if there is one, thinks of these images.
+        Which share of these images the verifier, if there is one, gives to the teacher's class.
     """
     import torch
 
@@ -102,23 +107,22 @@ def show_source(config: VerifierConfig, context: StageContext, teacher: Classifi
     context.write("grid.png", class_grid(images, answers, probabilities, teacher.spec.class_names))
     if isinstance(source, Optimized) and source.curve:
         context.write("terms.png", term_curves(source.curve, next(iter(source.curve[0]))))
-    if config.verifier is None:
+    if verifier is None:
         return {}
-    return {"verifier_agrees_with_teacher": _agreement(Path(config.verifier), context, images, answers, teacher)}
+    return {"verifier_agrees_with_teacher": _agreement(verifier, context, images, answers, teacher)}
 
 
 def _agreement(
-    path: Path, context: StageContext, images: torch.Tensor, labels: torch.Tensor, teacher: Classifier
+    file: InputFile, context: StageContext, images: torch.Tensor, labels: torch.Tensor, teacher: Classifier
 ) -> float:
     """Return which share of the images another classifier gives to their class; images are resized for it if need be.
 
     Raises:
         ConfigError: it has other classes than the teacher.
     """
-    from ..classifier import load_classifier
     from ..training import predict
 
-    verifier = context.placed(load_classifier(path).frozen())
+    verifier = context.classifier(file)
     if verifier.num_classes != teacher.num_classes:
         raise ConfigError(f"the verifier has {verifier.num_classes} classes, the teacher {teacher.num_classes}")
     answers = predict(verifier, fitted(images, verifier.input_shape)).argmax(1)
