@@ -128,7 +128,7 @@ def test_distill_and_evaluate_take_the_result(run: Path) -> None:
     assert trained_student.spec == start.spec
     cores = [c.network.state_dict()["conv3.core.weight"] for c in (start, trained_student)]
     assert 0 < float((cores[0] - cores[1]).norm()) < 0.5 * float(cores[0].norm()), "it began as the compressed teacher"
-    scores = [kdextract.evaluate(run=run, artifact=a, threads=1) for a in ("compressed/small", "students/small")]
+    scores = [api.evaluate(run=run, artifact=a, threads=1) for a in ("compressed/small", "students/small")]
     assert scores[0].directory != scores[1].directory
 
 

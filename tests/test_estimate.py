@@ -13,7 +13,7 @@ from conftest import kdx
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kdextract
+from kdextract import api
 from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.estimate import (
     ACCURACIES,
@@ -34,7 +34,8 @@ from kdextract.estimate import (
 from kdextract.methods import live_method
 from kdextract.models import architecture
 from kdextract.run_dir import MODEL_FILE
-from kdextract.stages.student_source import Choice
+from kdextract.stages.materials import MethodInputs
+from kdextract.stages.student_source import LiveImages
 
 CALIBRATION = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration.json").read_text())
 EXACT = TeacherAccuracy(0.99, 0.0)
@@ -117,7 +118,7 @@ def test_distill_estimates_without_real_data(run_copy: Path, monkeypatch: pytest
     """Whatever the agreement of this student, which processors differ in, it is estimated from what it measures."""
     monkeypatch.setattr("kdextract.estimate.LEAST_AGREEMENT", 0.0)
     monkeypatch.setattr("kdextract.estimate.MOST_AGREEMENT", 1.0)
-    with_it = kdextract.distill(
+    with_it = api.distill(
         run=run_copy, method="structured_noise", steps=400, batch_size=16, name="a", teacher_accuracy=0.97, threads=1
     )
     assert not with_it.manifest.real_data

@@ -35,7 +35,7 @@ def add_snapshots(student: Path, steps: tuple[int, ...], models: list[Path]) -> 
 def student(run_copy: Path) -> Path:
     """A student with three snapshots: the teacher, the student itself, and an untrained one."""
     student = run_copy / "students" / "lenet_half"
-    untrained = kdextract.distill(run=run_copy, steps=1, inherit=False, name="untrained", threads=1).directory
+    untrained = api.distill(run=run_copy, steps=1, inherit=False, name="untrained", threads=1).directory
     models = [run_copy / "teacher", student, untrained]
     add_snapshots(student, STEPS, [model / "model.safetensors" for model in models])
     return student
@@ -56,7 +56,7 @@ def test_the_curve_is_in_order_of_the_steps(run_copy: Path, student: Path) -> No
     assert by_step[1000] == {"step": 1000, "accuracy": metrics["teacher_accuracy"], "agreement": 1.0}
     assert by_step[80]["accuracy"] == metrics["accuracy"]
     assert by_step[80]["agreement"] == metrics["agreement"]
-    untrained = kdextract.evaluate(run=run_copy, artifact="students/untrained", threads=1).manifest.metrics
+    untrained = api.evaluate(run=run_copy, artifact="students/untrained", threads=1).manifest.metrics
     assert by_step[400] == {"step": 400, "accuracy": untrained["accuracy"], "agreement": untrained["agreement"]}
     assert {name: value for name, value in metrics.items() if name != "curve"} == before, "the last weights count"
     assert json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text()) == metrics

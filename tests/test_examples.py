@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import kdextract
+from kdextract import api
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -48,9 +48,7 @@ def test_points_that_flows_make_stand_beside_uniform_ones_that_the_teacher_sorte
         assert 0 < distances[0] < 0.02, "drawn by NumPy, whatever the processor"
         assert distances[0] < distances[1] < 0.5 * distances[2]
     options = {"flow": "nice_affine", "width": 30, "noise_scale": 1.0, "steps": 1, "threads": 1}
-    untrained = kdextract.train_generator(
-        run=tmp_path / "runs" / "2d-pizza", method="keflow", name="untrained", **options
-    )
+    untrained = api.train_generator(run=tmp_path / "runs" / "2d-pizza", method="keflow", name="untrained", **options)
     of_untrained = 1 - untrained.manifest.metrics["teacher_agrees_with_label"]
     for name in ("alone", "aided"):
         assert 1 - document[name]["agreement"] < 0.5 * of_untrained

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import kdextract
+from kdextract import api
 from kdextract.classifier import load_classifier
 from kdextract.data import load_data
 
@@ -33,7 +33,7 @@ def errors_of_class_means() -> float:
 def test_chain_on_mnist(tmp_path: Path) -> None:
     run, data = tmp_path / "run", {"data_dir": DATA_DIR}
     of_means = errors_of_class_means()
-    teacher = kdextract.train(run=run, model="lenet", data="mnist", epochs=1, **data)
+    teacher = api.train(run=run, model="lenet", data="mnist", epochs=1, **data)
     assert teacher.manifest.metrics["num_images"] == 57_000
     assert teacher.manifest.metrics["validation_images"] == 3000
     assert 1 - teacher.manifest.metrics["train_accuracy"] < of_means

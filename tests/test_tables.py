@@ -396,14 +396,14 @@ def test_objectives_from_statistics_make_rows(run: Path) -> None:
 def test_kegnet_makes_generators_of_rows(run: Path) -> None:
     options: dict[str, Any] = {"method": "kegnet", "generators": 2, "lr": 1e-3, "threads": 1}
     untrained, made = (
-        kdextract.train_generator(run=run, steps=steps, name=name, **options).manifest.metrics
+        api.train_generator(run=run, steps=steps, name=name, **options).manifest.metrics
         for steps, name in ((1, "untrained"), (200, "kegnet"))
     )
     assert made["network"] == "dense"
     errors, errors_before = (1 - metrics["teacher_agrees_with_label"] for metrics in (made, untrained))
     assert errors < 0.5 * errors_before
-    kdextract.compress(run=run, preset="kegnet-2", threads=1)
-    student = kdextract.distill(
+    api.compress(run=run, preset="kegnet-2", threads=1)
+    student = api.distill(
         run=run, data="generators/kegnet", student="compressed/kegnet-2", steps=150, name="from_rows", threads=1
     )
     assert "held_out_stability" not in student.manifest.metrics

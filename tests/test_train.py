@@ -93,7 +93,7 @@ def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) ->
     made, of_one_answer = {}, errors_of_one_answer(load_data("digits", "train", Path()).labels)
     for recipe in RECIPES:
         options: dict[str, Any] = {"model": "lenet5_bn", "recipe": recipe, "epochs": 15, "threads": 1}
-        made[recipe] = kdextract.train(run=tmp_path / recipe, **options)
+        made[recipe] = api.train(run=tmp_path / recipe, **options)
         assert 1 - made[recipe].manifest.metrics["validation_accuracy"] < 0.25 * of_one_answer
     one, other = (sha256s(outcome.directory)["model.safetensors"] for outcome in made.values())
     assert one != other
