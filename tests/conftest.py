@@ -76,14 +76,18 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
+def teacher_only(run: Path, target: Path) -> Path:
+    """Make the directory `target` a run with the teacher of `run` and nothing else."""
+    target.mkdir()
+    shutil.copytree(run / "teacher", target / "teacher")
+    shutil.copy(run / "run.json", target)
+    return target
+
+
 @pytest.fixture
 def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
     """A run with a teacher and nothing else."""
-    run = tmp_path / "alone"
-    run.mkdir()
-    shutil.copytree(finished_run / "teacher", run / "teacher")
-    shutil.copy(finished_run / "run.json", run)
-    return run
+    return teacher_only(finished_run, tmp_path / "alone")
 
 
 class Crash(Exception):

@@ -108,8 +108,8 @@ def benchmark_here(suite: Path, *arguments: str | Path) -> subprocess.CompletedP
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Start the suite, stop it after its first command, and go on to the end. Tests only read it.
 
-    What is interrupted starts commands as it does for a user. What goes on starts them as processes that need not import
-    anything, and what is then left is made inside this process.
+    What is interrupted starts commands as it does for a user. What goes on starts them as processes that need not
+    import anything, and what is then left is made inside this process.
     """
     folder = tmp_path_factory.mktemp("benchmark")
     suite, work = changed_suite(folder), folder / "work"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment, kdx, kdx_from_scratch, sha256s
+from conftest import environment, kdx, kdx_from_scratch, sha256s, teacher_only
 from typer.main import get_command
 
 import kdextract
@@ -505,13 +505,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", place], check=True)
-
-
-def teacher_only(run: Path, target: Path) -> Path:
-    target.mkdir()
-    shutil.copy(run / "run.json", target)
-    shutil.copytree(run / "teacher", target / "teacher")
-    return target
 
 
 def test_8_disk_full_and_then_freed(finished_run: Path, small_disk: Path, tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ import kdextract
 DATA_DIR = Path(os.environ.get("KDX_DATA_DIR") or "no-data-dir")
 IMAGES_PER_CLASS = 30
 
-pytestmark = pytest.mark.skipif(
-    not (DATA_DIR / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
-    reason="no MNIST: KDX_DATA_DIR does not name a directory that holds MNIST/raw",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (DATA_DIR / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
+        reason="no MNIST: KDX_DATA_DIR does not name a directory that holds MNIST/raw",
+    ),
+]
 
 
 def test_chain_on_mnist(tmp_path: Path) -> None:
