@@ -276,11 +276,7 @@ def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: py
     from kdextract.stages import demo, train
 
     monkeypatch.setattr(demo, "DISTILL_STEPS", 2)
-    small = {
-        "optimize-dataset": {"images_per_class": 2, "steps": 3},
-        "compute-stats": {"covariance_rank": 16, "spectral_max": 8},
-        "train": {"epochs": 1},
-    }
+    small = {"optimize-dataset": {"images_per_class": 2}, "train": {"epochs": 1}}
     run_stage = demo.run_stage
 
     def run_small(stage: Any, config: Any, reporter: Any) -> Outcome:
