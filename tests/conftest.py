@@ -1,4 +1,4 @@
-"""What several test files share: a finished run to copy, and `kdx` as another process."""
+"""What several test files share: a finished run to copy, `kdx` as another process, a crash at a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from forked import Kdx
 
 from kdextract import api, checkpoints
 from kdextract.checkpoints import Checkpoints
@@ -36,13 +37,18 @@ def kdx(
     *arguments: str | Path,
     cwd: Path,
     env: Mapping[str, str] | None = None,
+    first: str = "",
     timeout: float = HANGS_AFTER,
-    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m kdextract` in `cwd` and wait for it."""
+    """Run `kdx` in `cwd` as a process that need not import anything, after the Python code `first`, and wait for it."""
+    return Kdx([*map(str, arguments)], cwd, environment(env), first).wait(timeout)
+
+
+def kdx_from_scratch(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m kdextract` in `cwd` as a user would, and wait for it."""
     command = [sys.executable, "-m", "kdextract", *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run(command, cwd=cwd, env=environment(env), timeout=timeout, text=True, check=False, **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": HANGS_AFTER, **options}
+    return subprocess.run(command, cwd=cwd, env=environment(), text=True, check=False, **options)
 
 
 def sha256s(directory: Path) -> dict[str, str]:
@@ -91,35 +97,40 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
+def teacher_only(run: Path, target: Path) -> Path:
+    """Make the directory `target` a run with the teacher of `run` and nothing else."""
+    target.mkdir()
+    shutil.copytree(run / "teacher", target / "teacher")
+    shutil.copy(run / "run.json", target)
+    return target
+
+
 @pytest.fixture
 def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
     """A run with a teacher and nothing else."""
-    run = tmp_path / "alone"
-    run.mkdir()
-    shutil.copytree(finished_run / "teacher", run / "teacher")
-    shutil.copy(finished_run / "run.json", run)
-    return run
+    return teacher_only(finished_run, tmp_path / "alone")
 
 
 class Crash(Exception):
     """What stops a stage right after a checkpoint was written."""
 
 
+def save_until_crash(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have every checkpoint saved; the one that takes the returned count to 0 ends in `Crash`."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+    real, left = Checkpoints.offer, [0]
+
+    def offer(self: Checkpoints, state: Any) -> None:
+        real(self, state)
+        left[0] -= 1
+        if not left[0]:
+            raise Crash
+
+    monkeypatch.setattr(Checkpoints, "offer", offer)
+    return left
+
+
 @pytest.fixture
 def saves_until_crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
-    """Return a function that has every checkpoint saved; the one that takes its count to 0 ends in `Crash`."""
-
-    def arm() -> list[int]:
-        monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
-        real, left = Checkpoints.offer, [0]
-
-        def offer(self: Checkpoints, state: Any) -> None:
-            real(self, state)
-            left[0] -= 1
-            if not left[0]:
-                raise Crash
-
-        monkeypatch.setattr(Checkpoints, "offer", offer)
-        return left
-
-    return arm
+    """`save_until_crash`, up to the end of the test."""
+    return lambda: save_until_crash(monkeypatch)

@@ -30,14 +30,28 @@ from kdextract.run_dir import RunDir
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "benchmarks" / "digits.toml"
 FILES = ("results.json", "results.md", "report.html")
+QUICK = (("epochs = 12", "epochs = 4"), ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"))
 ONE_SEED = ("seeds = [0, 1]", "seeds = [0]")
 CELL = "lenet_half.all_layers.100"
+FORKED_COMMANDS = """
+import os
+from pathlib import Path
+from forked import Kdx
+from kdextract.benchmark.runner import Runner
+
+def call(self, words):
+    done = Kdx(words[3:], Path.cwd(), dict(os.environ)).wait(600)
+    return done.returncode, done.stdout, done.stderr
+
+Runner._call = call
+"""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The finished digits suite, and how its two halves went."""
+    """The finished digits suite, made quick, and how its two halves went."""
 
+    suite: Path
     work: Path
     first: subprocess.CompletedProcess[str]
     second: subprocess.CompletedProcess[str]
@@ -92,28 +106,35 @@ def benchmark_here(suite: Path, *arguments: str | Path) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Start the shipped suite, stop it after the first student, and go on to the end. Tests only read it.
+    """Start the suite, stop it after its first command, and go on to the end. Tests only read it.
 
-    Most of it is made inside this process, which spares starting sixteen others.
+    What is interrupted starts commands as it does for a user. What goes on starts them as processes that need not
+    import anything, and what is then left is made inside this process.
     """
     folder = tmp_path_factory.mktemp("benchmark")
-    work = folder / "work"
-    command = [sys.executable, "-m", "kdextract", "benchmark", str(DIGITS), "--work", str(work)]
+    suite, work = changed_suite(folder), folder / "work"
+    command = [sys.executable, "-m", "kdextract", "benchmark", str(suite), "--work", str(work)]
     process = subprocess.Popen(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + HANGS_AFTER
-    while process.poll() is None and not Books(work, "lenet-0").entry(f"distill {CELL}"):
+    while process.poll() is None and not Books(work, "lenet-0").entry("train"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=HANGS_AFTER)
     first = subprocess.CompletedProcess(command, process.returncode, out, err)
-    one_seed = changed_suite(folder, ONE_SEED)
+    one_seed = changed_suite(folder / "one", ONE_SEED)
     options = ("--jobs", "2", "--only", "all_layers")
-    second = kdx("benchmark", one_seed, "--work", work, *options, cwd=folder)
-    assert benchmark_here(DIGITS, "--work", work).returncode == 0
-    return Finished(work, first, second)
+    second = kdx("benchmark", one_seed, "--work", work, *options, cwd=folder, first=FORKED_COMMANDS)
+    assert benchmark_here(suite, "--work", work).returncode == 0
+    return Finished(suite, work, first, second)
+
+
+@pytest.fixture
+def suite(finished: Finished) -> Path:
+    """The suite that is finished."""
+    return finished.suite
 
 
 @pytest.fixture
@@ -130,11 +151,12 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
 
 
 def changed_suite(tmp_path: Path, *changes: tuple[str, str], more: str = "") -> Path:
-    """Return a variant of the digits suite, with the same name."""
+    """Return a quick variant of the digits suite, with the same name."""
     text = DIGITS.read_text(encoding="utf-8")
-    for old, new in changes:
+    for old, new in (*QUICK, *changes):
         assert old in text
         text = text.replace(old, new)
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "suite.toml"
     path.write_text(text + more, encoding="utf-8")
     return path
@@ -210,9 +232,9 @@ def test_nothing_of_this_machine_is_in_the_files(finished: Finished) -> None:
         assert [secret for secret in secrets if len(secret) > 3 and secret in text] == [], name
 
 
-def test_a_finished_benchmark_is_cached(bench: Bench, work: Path) -> None:
+def test_a_finished_benchmark_is_cached(bench: Bench, suite: Path, work: Path) -> None:
     before, reports = tree(work), {name: (work / name).read_bytes() for name in FILES}
-    done = bench(DIGITS, "--work", work)
+    done = bench(suite, "--work", work)
     assert done.returncode == 0, done.stderr
     assert done.args == [], "no command was run"
     assert "8 cells, 8 of them finished" in done.stderr
@@ -223,7 +245,7 @@ def test_a_finished_benchmark_is_cached(bench: Bench, work: Path) -> None:
 def test_it_looks_without_torch(finished: Finished, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom kdextract.cli import main\n"
-        f"sys.argv = ['kdx', 'benchmark', {str(DIGITS)!r}, '--work', {str(finished.work)!r}, '--report-only', "
+        f"sys.argv = ['kdx', 'benchmark', {str(finished.suite)!r}, '--work', {str(finished.work)!r}, '--report-only', "
         f"'--out', {str(tmp_path / 'out')!r}]\n"
         "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"
         "assert 'torch' not in sys.modules"
@@ -235,14 +257,25 @@ def test_it_looks_without_torch(finished: Finished, tmp_path: Path) -> None:
     assert read(tmp_path / "out") == finished.results
 
 
+@pytest.mark.slow
+def test_the_shipped_suite_runs_from_end_to_end(bench: Bench, tmp_path: Path) -> None:
+    done = bench(DIGITS, "--work", tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    results = read(tmp_path / "work")
+    assert results["counts"] == {"done": 8, "failed": 0, "not run": 0}
+    rows = {row["method"]: row for row in results["rows"]}
+    assert rows["floor"]["accuracy"]["mean"] < rows["ceiling"]["accuracy"]["mean"]
+    assert rows["all_layers"]["num_images"]["mean"] == 200
+
+
 # ---- partly there --------------------------------------------------------------------------------------------------
 
 
-def test_report_only_lists_what_was_not_run(bench: Bench, work: Path, tmp_path: Path) -> None:
+def test_report_only_lists_what_was_not_run(bench: Bench, suite: Path, work: Path, tmp_path: Path) -> None:
     shutil.rmtree(work / "lenet-1" / "students" / CELL)
     shutil.rmtree(work / "lenet-0" / "evaluations" / "lenet_half.floor.100")
     before = tree(work)
-    done = bench(DIGITS, "--work", work, "--report-only", "--out", tmp_path / "out")
+    done = bench(suite, "--work", work, "--report-only", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.args == []
     assert tree(work) == before
@@ -253,10 +286,10 @@ def test_report_only_lists_what_was_not_run(bench: Bench, work: Path, tmp_path: 
     assert "1 of 2: 1 not run" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_only_what_is_missing_is_made(bench: Bench, work: Path) -> None:
+def test_only_what_is_missing_is_made(bench: Bench, suite: Path, work: Path) -> None:
     old = read(work)
     shutil.rmtree(work / "lenet-1" / "students" / CELL)
-    done = bench(DIGITS, "--work", work)
+    done = bench(suite, "--work", work)
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["distill"], "an evaluation of the same bytes holds"
     new = read(work)
@@ -281,31 +314,31 @@ def test_another_number_of_threads_is_no_other_result(bench: Bench, work: Path) 
     assert (done.returncode, done.args) == (0, [])
 
 
-def test_dry_run_lists_cells_and_changes_nothing(bench: Bench, work: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_cells_and_changes_nothing(bench: Bench, suite: Path, work: Path, tmp_path: Path) -> None:
     shutil.rmtree(work / "lenet-1" / "students" / CELL)
     before = tree(work)
-    done = bench(DIGITS, "--work", work, "--dry-run", "--json")
+    done = bench(suite, "--work", work, "--dry-run", "--json")
     document = json.loads(done.stdout)
     states = {(cell["seed"], cell["method"]): cell["status"] for cell in document["cells"]}
     assert states.pop((1, "all_layers")) == "to run"
     assert set(states.values()) == {"cached"}
-    text = bench(DIGITS, "--work", work, "--dry-run").stdout
+    text = bench(suite, "--work", work, "--dry-run").stdout
     assert "8 cells, 7 of them cached" in text
     assert tree(work) == before
-    fresh = bench(DIGITS, "--work", tmp_path / "fresh", "--dry-run", "-q")
+    fresh = bench(suite, "--work", tmp_path / "fresh", "--dry-run", "-q")
     assert fresh.stdout.splitlines()[0] == "lenet-0 lenet_half.all_layers.100"
     assert not (tmp_path / "fresh").exists()
 
 
-def test_only_runs_what_matches(bench: Bench, work: Path) -> None:
+def test_only_runs_what_matches(bench: Bench, suite: Path, work: Path) -> None:
     for run in ("lenet-0", "lenet-1"):
         shutil.rmtree(work / run / "evaluations")
-    done = bench(DIGITS, "--work", work, "--only", "lenet_half/c*,nothing*", "--only", "floor")
+    done = bench(suite, "--work", work, "--only", "lenet_half/c*,nothing*", "--only", "floor")
     assert done.returncode == 2
     assert "--only 'nothing*' matches no cell" in done.stderr
-    done = bench(DIGITS, "--work", work, "--only", "lenet_half/c*", "--only", "floor", "--dry-run", "--json")
+    done = bench(suite, "--work", work, "--only", "lenet_half/c*", "--only", "floor", "--dry-run", "--json")
     assert {cell["method"] for cell in json.loads(done.stdout)["cells"]} == {"ceiling", "floor"}
-    done = bench(DIGITS, "--work", work, "--only", "ceil*")
+    done = bench(suite, "--work", work, "--only", "ceil*")
     assert done.returncode == 0, done.stderr
     evaluated = [words[1] for words in done.args if words[0] == "evaluate"]
     assert evaluated == ["teacher", "students/lenet_half.ceiling.100"] * 2
@@ -346,7 +379,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(bench: Bench, work: 
 
 
 def test_without_a_teacher_its_cells_fail(bench: Bench, tmp_path: Path) -> None:
-    suite = changed_suite(tmp_path, ONE_SEED, ("epochs = 12", "epochs = 1\nlr = 1e30"))
+    suite = changed_suite(tmp_path, ONE_SEED, ("epochs = 4", "epochs = 1\nlr = 1e30"))
     done = bench(suite, "--work", tmp_path / "work")
     assert done.returncode == 6
     assert [words[0] for words in done.args] == ["train"]
@@ -378,41 +411,41 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     assert not (tmp_path / "work" / "lenet-0").exists()
 
 
-def test_exit_codes_of_the_command_itself(bench: Bench, tmp_path: Path) -> None:
+def test_exit_codes_of_the_command_itself(bench: Bench, suite: Path, tmp_path: Path) -> None:
     assert bench(tmp_path / "none.toml").returncode == 4
-    assert bench(DIGITS, "--work", tmp_path / "none", "--report-only").returncode == 4
+    assert bench(suite, "--work", tmp_path / "none", "--report-only").returncode == 4
     (tmp_path / "file").write_text("")
-    assert bench(DIGITS, "--work", tmp_path / "file").returncode == 3
-    assert bench(DIGITS, "--jobs", "0").returncode == 2
+    assert bench(suite, "--work", tmp_path / "file").returncode == 3
+    assert bench(suite, "--jobs", "0").returncode == 2
     assert "SUITE" in here("benchmark").stderr.upper()
     with work_lock(tmp_path / "busy"):
-        done = bench(DIGITS, "--work", tmp_path / "busy")
+        done = bench(suite, "--work", tmp_path / "busy")
     assert done.returncode == 9
     assert "another benchmark" in done.stderr
     document = json.loads(bench(tmp_path / "none.toml", "--json").stdout)
     assert document["error"]["exit_code"] == 4
 
 
-def test_a_run_that_somebody_else_writes_to_stops_the_benchmark(bench: Bench, work: Path) -> None:
+def test_a_run_that_somebody_else_writes_to_stops_the_benchmark(bench: Bench, suite: Path, work: Path) -> None:
     shutil.rmtree(work / "lenet-1" / "evaluations" / "lenet_half.floor.100")
     with RunDir(work / "lenet-1").lock():
-        done = bench(DIGITS, "--work", work)
+        done = bench(suite, "--work", work)
     assert done.returncode == 9
     assert "is being written to by process" in done.stderr.splitlines()[-1]
-    assert bench(DIGITS, "--work", work).returncode == 0
+    assert bench(suite, "--work", work).returncode == 0
     assert read(work)["counts"]["done"] == 8
 
 
 # ---- how it speaks -------------------------------------------------------------------------------------------------
 
 
-def test_json_is_the_results(bench: Bench, work: Path) -> None:
-    done = bench(DIGITS, "--work", work, "--json")
+def test_json_is_the_results(bench: Bench, suite: Path, work: Path) -> None:
+    done = bench(suite, "--work", work, "--json")
     document = json.loads(done.stdout)
     assert document.pop("command") == "benchmark"
     assert document.pop("directory") == str(work)
     assert document == read(work)
-    assert bench(DIGITS, "--work", work, "-q").stdout == f"{work}\n"
+    assert bench(suite, "--work", work, "-q").stdout == f"{work}\n"
 
 
 def test_the_table_on_the_terminal(finished: Finished) -> None:
@@ -441,7 +474,7 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
     assert "picked on test data, not a result" in (finished.work / "results.md").read_text()
 
 
-def test_a_curve_of_snapshots_that_were_better(bench: Bench, work: Path) -> None:
+def test_a_curve_of_snapshots_that_were_better(bench: Bench, suite: Path, work: Path) -> None:
     """A student of noise, which is far below its teacher; the teacher itself stands in the place of a snapshot."""
     for run in ("lenet-0", "lenet-1"):
         student = work / run / "students" / "lenet_half.floor.100"
@@ -451,7 +484,7 @@ def test_a_curve_of_snapshots_that_were_better(bench: Bench, work: Path) -> None
         outputs = tuple(output for output in manifest.outputs if not output.file.startswith("snapshot-"))
         write_manifest(student, dataclasses.replace(manifest, outputs=outputs))
         add_snapshots(student, (50,), [work / run / "teacher" / "model.safetensors"])
-    done = bench(DIGITS, "--work", work)
+    done = bench(suite, "--work", work)
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["evaluate"] * 2
     cell = next(cell for cell in read(work)["cells"] if cell["method"] == "floor")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment, kdx, sha256s
+from conftest import environment, kdx, kdx_from_scratch, sha256s, teacher_only
 from typer.main import get_command
 
 import kdextract
@@ -89,7 +88,7 @@ def write_classifier(path: Path, architecture: str, shape: tuple[int, int, int],
 
 def test_0_done_then_cached(run_copy: Path, tmp_path: Path) -> None:
     command = (*DISTILL, "--steps", "2", "--name", "tiny", "--run", run_copy)
-    made = kdx(*command, cwd=tmp_path)
+    made = kdx_from_scratch(*command, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert str(run_copy / "students" / "tiny") in made.stdout
     assert made.stdout.split()[1] != "cached"
@@ -110,7 +109,7 @@ def test_0_every_finished_stage_is_cached(here: Here, run_copy: Path, stage: str
 
 
 def test_0_without_arguments_help_is_shown(tmp_path: Path) -> None:
-    done = kdx(cwd=tmp_path)
+    done = kdx_from_scratch(cwd=tmp_path)
     assert done.returncode == 0
     assert "Usage: kdx" in done.stdout
     assert done.stderr == ""
@@ -174,7 +173,7 @@ def test_2_usage(here: Here, run_copy: Path, arguments: tuple[str, ...], says: s
 
 
 def test_2_usage_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = kdx("optimize-dataset", "--objective", "top_laier", cwd=tmp_path)
+    done = kdx_from_scratch("optimize-dataset", "--objective", "top_laier", cwd=tmp_path)
     assert "Did you mean 'top_layer'?" in error_of(done, 2)
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == [], "what is refused leaves nothing behind"
@@ -438,12 +437,10 @@ def test_6_a_diverged_teacher_replaces_nothing(here: Here, run_copy: Path) -> No
 
 
 def test_7_out_of_memory(run_copy: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30, 64 * 2**30))
-
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30, 64 * 2**30))"
     batch = str(10**9)  # 4 TB of noise
     command = (*DISTILL, "--data", "noise:uniform", "--steps", "2", "--batch-size", batch, "--name", "a")
-    line = error_of(kdx(*command, "--run", run_copy, cwd=tmp_path, preexec_fn=limit), 7)
+    line = error_of(kdx(*command, "--run", run_copy, cwd=tmp_path, first=limit), 7)
     assert "--batch-size" in line
 
 
@@ -487,11 +484,9 @@ NOISE_STUDENT = (*DISTILL, "--data", "noise:uniform", "--steps", "2", "--batch-s
 
 
 def test_8_a_file_that_cannot_be_written_whole(run_copy: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     before = set(tree(run_copy / "students"))
-    error_of(kdx(*NOISE_STUDENT, "--run", run_copy, cwd=tmp_path, preexec_fn=limit), 8)
+    error_of(kdx(*NOISE_STUDENT, "--run", run_copy, cwd=tmp_path, first=limit), 8)
     assert {n for n in tree(run_copy / "students") if ".a.partial" not in n} == before, "no half artifact is left"
 
 
@@ -510,13 +505,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", place], check=True)
-
-
-def teacher_only(run: Path, target: Path) -> Path:
-    target.mkdir()
-    shutil.copy(run / "run.json", target)
-    shutil.copytree(run / "teacher", target / "teacher")
-    return target
 
 
 def test_8_disk_full_and_then_freed(finished_run: Path, small_disk: Path, tmp_path: Path) -> None:
@@ -548,7 +536,7 @@ def test_8_read_only(finished_run: Path, small_disk: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("arguments", [("methods",), ("methods", "--json")])
 def test_8_stdout_is_full(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        error_of(kdx(*arguments, cwd=tmp_path, stdout=full), 8)
+        error_of(kdx_from_scratch(*arguments, cwd=tmp_path, stdout=full), 8)
 
 
 # ---- 9: locked, 141: nobody reads ----------------------------------------------------------------------------------
@@ -568,7 +556,7 @@ def test_141_nobody_reads(tmp_path: Path, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = kdx(*arguments, cwd=tmp_path, stdout=writer)
+        done = kdx_from_scratch(*arguments, cwd=tmp_path, stdout=writer)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
@@ -708,7 +696,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         direct = subprocess.run(
             [script, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
-        module = kdx(*arguments, cwd=tmp_path)
+        module = kdx_from_scratch(*arguments, cwd=tmp_path)
         assert (direct.returncode, direct.stdout, direct.stderr) == (module.returncode, module.stdout, module.stderr)
 
 

@@ -467,10 +467,16 @@ def test_a_teacher_without_batch_normalization_needs_statistics(teacher_run: Pat
     assert Image.open(made.directory / "terms.png").size == (640, 360)
 
 
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a classifier other than the teacher."""
+    run = tmp_path_factory.mktemp("other") / "run"
+    other = api.train(run=run, model="hinton800", epochs=8, seed=5, threads=1)
+    return other.directory / "model.safetensors"
+
+
 @pytest.mark.parametrize("stage", ["optimize_dataset", "generate"])
-def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, tmp_path: Path) -> None:
-    other = api.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
-    verifier = other.directory / "model.safetensors"
+def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, verifier: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "images_per_class": 4, "threads": 1}
     if stage == "generate":
         api.train_generator(method="kegnet", run=teacher_run, generators=1, steps=3, width=4, threads=1)
@@ -519,10 +525,8 @@ def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None
     assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics", "student"}
 
 
-def test_what_a_live_method_makes_is_shown(teacher_run: Path, tmp_path: Path) -> None:
-    other = api.train(run=tmp_path / "other", model="hinton800", epochs=8, seed=5, threads=1)
-    verifier = str(other.directory / "model.safetensors")
-    options: dict[str, Any] = {"run": teacher_run, "steps": 4, "batch_size": 8, "threads": 1, "verifier": verifier}
+def test_what_a_live_method_makes_is_shown(teacher_run: Path, verifier: Path) -> None:
+    options: dict[str, Any] = {"run": teacher_run, "steps": 4, "batch_size": 8, "threads": 1, "verifier": str(verifier)}
     made = api.distill(method="deep_dream", period=2, pool_batch=16, pixel_steps=3, **options)
     assert 0 <= made.manifest.metrics["verifier_agrees_with_teacher"] <= 1
     assert {"grid.png", "terms.png"} <= set(sha256s(made.directory))

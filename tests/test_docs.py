@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPEAKS_OF_THE_MACHINE, environment
+from conftest import SPEAKS_OF_THE_MACHINE, environment, kdx
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ["python.md", "bring-your-own-model.md", "bring-your-own-data.md"]
@@ -35,9 +36,14 @@ def run_page(path: Path, where: Path) -> dict[str, Any]:
     for language, code, line in blocks(path.read_text(encoding="utf-8")):
         if language == "python":
             exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+            continue
+        commands = [shlex.split(words, comments=True) for words in code.splitlines()]
+        if all(words[:1] == ["kdx"] for words in commands):  # then no shell is needed
+            runs = (kdx(*words[1:], cwd=where) for words in commands)
         else:
-            command = ["bash", "-e", "-c", code]
-            done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, check=False)
+            shell = ["bash", "-e", "-c", code]
+            runs = iter([subprocess.run(shell, cwd=where, env=env, capture_output=True, text=True, check=False)])
+        for done in runs:
             assert done.returncode == 0, f"{path.name}:{line}\n{code}\n{done.stderr}"
     return namespace
 

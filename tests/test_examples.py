@@ -32,6 +32,7 @@ def test_the_pipeline_scripts_are_sound_shell(name: str) -> None:
     assert subprocess.run(["sh", "-n", str(EXAMPLES / name)], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_points_that_flows_make_stand_beside_uniform_ones_that_the_teacher_sorted(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "STEPS": "150", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PATH": path}

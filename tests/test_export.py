@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ MODELS = {  # one of each family, where a small one will do, at a size that it c
     "vgg11_bn": (3, 32, 32),
     "wrn16_1": (3, 32, 32),
 }
+DEEP = {"alex_half", "mobilenet_v2", "vgg11_bn", "wrn16_1"}  # whose export takes long
 HOME = Path(__file__).parents[1]
 TRACES = (b"site-packages", b".py", b"stack_trace", b'File "', str(HOME).encode(), str(Path.home()).encode() + b"/")
 
@@ -54,6 +57,12 @@ def classifier_of(
     torch.manual_seed(0)
     names = tuple(f"class {number}" for number in range(num_classes))
     return Classifier(ClassifierSpec(name, shape, names, (0.4,) * shape[0], (0.3,) * shape[0]), network).frozen()
+
+
+@cache
+def exported(write: Callable[[Classifier], bytes]) -> bytes:
+    """Return what `write` makes of a classifier of 32x32 grey pixels."""
+    return write(classifier_of((1, 32, 32)))
 
 
 def export(run: Path, **options: Any) -> tuple[Path, Manifest]:
@@ -71,7 +80,9 @@ def test_there_is_a_model_of_every_family() -> None:
     assert {architecture(name).builder.__module__ for name in MODELS} == families
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in MODELS]
+)
 def test_programs_answer_like_the_classifier_at_any_batch_size(name: str) -> None:
     classifier = classifier_of(MODELS[name], name)
     onnx_file, pt2_file = to_onnx(classifier), to_pt2(classifier)
@@ -89,14 +100,13 @@ def test_programs_answer_like_the_classifier_at_any_batch_size(name: str) -> Non
 
 
 def test_inputs_and_outputs_have_names_types_and_sizes() -> None:
-    session = onnxruntime.InferenceSession(to_onnx(classifier_of((1, 32, 32))), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported(to_onnx), providers=["CPUExecutionProvider"])
     (pixels,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (pixels.name, pixels.type, pixels.shape) == ("pixels", "tensor(float)", ["batch", 1, 32, 32])
     assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 10])
 
 
 def test_files_say_what_they_are() -> None:
-    classifier = classifier_of((1, 32, 32))
     expected = {
         "kdx_version": kdextract.__version__,
         "class_names": json.dumps([f"class {number}" for number in range(10)]),
@@ -104,17 +114,17 @@ def test_files_say_what_they_are() -> None:
         "input_range": "[0, 1]",
         "normalization": "inside",
     }
-    model = onnx.load_from_string(to_onnx(classifier))
+    model = onnx.load_from_string(exported(to_onnx))
     assert {entry.key: entry.value for entry in model.metadata_props} == expected
     assert [opset.version for opset in model.opset_import] == [exporting.OPSET]
     extra = {"kdx.json": ""}
-    torch.export.load(io.BytesIO(to_pt2(classifier)), extra_files=extra)
+    torch.export.load(io.BytesIO(exported(to_pt2)), extra_files=extra)
     assert json.loads(extra["kdx.json"]) == expected
 
 
 def test_a_program_keeps_the_names_of_its_layers() -> None:
     classifier = classifier_of((1, 32, 32))
-    modules = torch.export.unflatten(torch.export.load(io.BytesIO(to_pt2(classifier))))
+    modules = torch.export.unflatten(torch.export.load(io.BytesIO(exported(to_pt2))))
     assert {f"network.{name}" for name, _ in classifier.network.named_parameters()} <= set(modules.state_dict())
     pixels = torch.rand(3, 1, 32, 32)
     assert torch.allclose(modules(pixels), classifier(pixels))
@@ -122,8 +132,7 @@ def test_a_program_keeps_the_names_of_its_layers() -> None:
 
 @pytest.mark.parametrize("write", [to_onnx, to_pt2])
 def test_equal_classifiers_give_equal_bytes_without_a_word_of_this_machine(write: Any) -> None:
-    classifier = classifier_of((1, 32, 32))
-    content = write(classifier)
+    content = exported(write)
     assert content == write(classifier_of((1, 32, 32)))
     assert [trace for trace in TRACES if trace in content] == []
     other = classifier_of((1, 32, 32))
@@ -541,9 +550,8 @@ def test_no_tolerance_means_no_difference(
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """In another order of sets and dicts, at another place."""
-    classifier = classifier_of((1, 32, 32))
     file = tmp_path / "model.safetensors"
-    file.write_bytes(encode_classifier(classifier))
+    file.write_bytes(encode_classifier(classifier_of((1, 32, 32))))
     script = (
         "import hashlib, sys\nfrom kdextract import load_classifier\nfrom kdextract.exporting import to_onnx, to_pt2\n"
         "classifier = load_classifier(sys.argv[1])\n"
@@ -551,4 +559,4 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     )
     env = environment({"PYTHONHASHSEED": "7"})
     done = subprocess.run([sys.executable, "-c", script, file], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.split() == [hashlib.sha256(write(classifier)).hexdigest() for write in (to_onnx, to_pt2)]
+    assert done.stdout.split() == [hashlib.sha256(exported(write)).hexdigest() for write in (to_onnx, to_pt2)]

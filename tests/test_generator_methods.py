@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Crash, sha256s
+from conftest import Crash, sha256s, teacher_only
 from PIL import Image
 from scipy.io import savemat
 from test_augmentation import drawings
@@ -67,19 +67,34 @@ def test_every_method_is_tried() -> None:
     assert {options["method"] for options in WAYS.values()} == set(generator_names())
 
 
+@pytest.fixture(scope="module")
+def straight(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns a run with a teacher and two generators that were trained without interruption."""
+
+    @cache
+    def made(way: str) -> Path:
+        run = teacher_only(finished_run, tmp_path_factory.mktemp("straight") / "run")
+        train(run, way, generators=2)
+        return run
+
+    return made
+
+
 @every_way
-def test_it_makes_generators_from_the_teacher_alone(way: str, teacher_run: Path) -> None:
-    before = sha256s(teacher_run / "teacher")
-    outcome = train(teacher_run, way, generators=2)
-    manifest = read_manifest(outcome.directory)
+def test_it_makes_generators_from_the_teacher_alone(
+    way: str, finished_run: Path, straight: Callable[[str], Path]
+) -> None:
+    run = straight(way)
+    directory = run / "generators" / way
+    manifest = read_manifest(directory)
     assert manifest.needs == ("teacher+samples" if "samples" in WAYS[way] else "teacher")
     assert len(manifest.real_data) == ("samples" in WAYS[way])
     assert manifest.budget["teacher_queries_by_purpose"]["synthesis"] == 2 * 3 * 6
     assert 0 <= manifest.metrics["mean_confidence"] <= 1
     assert 0 <= manifest.metrics["rarest_class_share"] <= 0.1
-    assert sha256s(teacher_run / "teacher") == before
-    teacher = load_classifier(teacher_run / "teacher" / "model.safetensors")
-    files = [load_generator(outcome.directory / f"generator-{index}.safetensors") for index in range(2)]
+    assert sha256s(run / "teacher") == sha256s(finished_run / "teacher")
+    teacher = load_classifier(run / "teacher" / "model.safetensors")
+    files = [load_generator(directory / f"generator-{index}.safetensors") for index in range(2)]
     noise, labels = files[0].draw(5, torch.Generator().manual_seed(0)), torch.arange(5)
     images = [generator(noise, labels) for generator in files]
     for made in images:
@@ -91,15 +106,14 @@ def test_it_makes_generators_from_the_teacher_alone(way: str, teacher_run: Path)
         images[0][:2], files[0](noise[:2], labels[:2]), atol=1e-6
     )
     for picture in ("grid.png", "walk.png", "terms.png"):
-        assert Image.open(outcome.directory / picture).size[1] > 100
+        assert Image.open(directory / picture).size[1] > 100
 
 
 @every_way
 def test_interrupted_it_ends_with_the_same_bytes(
-    way: str, teacher_run: Path, tmp_path: Path, saves_until_crash: Callable[[], list[int]]
+    way: str, straight: Callable[[str], Path], teacher_run: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:
-    straight = shutil.copytree(teacher_run, tmp_path / "straight")
-    train(straight, way, generators=2)
+    made = sha256s(straight(way) / "generators" / way)
     left = saves_until_crash()
     for stop in (2, 2):  # in the first generator, and, three steps being left there and here, in the second
         left[0] = stop
@@ -108,7 +122,7 @@ def test_interrupted_it_ends_with_the_same_bytes(
     left[0] = 1000
     train(teacher_run, way, generators=2)
     assert left[0] == 1000 - 2
-    assert sha256s(teacher_run / "generators" / way) == sha256s(straight / "generators" / way)
+    assert sha256s(teacher_run / "generators" / way) == made
 
 
 @pytest.mark.parametrize("way", ["kegnet", "dafl", "keflow-nice_affine"])
@@ -120,10 +134,13 @@ def test_training_lowers_the_loss(way: str, teacher_run: Path) -> None:
 
 
 @every_way
-def test_a_generator_costs_no_more_than_the_teacher_unless_told(way: str, teacher_run: Path) -> None:
+def test_a_generator_costs_no_more_than_the_teacher_unless_told(
+    way: str, straight: Callable[[str], Path], teacher_run: Path
+) -> None:
     metrics = train(teacher_run, way, width=None, steps=1, generators=1).manifest.metrics
     assert metrics["teacher_multiply_adds"] == 416_520
-    narrowest = train(teacher_run, way, width=4, steps=1, generators=1, name="narrow").manifest.metrics
+    narrowest = read_manifest(straight(way) / "generators" / way).metrics
+    assert QUICK["width"] == 4
     limit = max(metrics["teacher_multiply_adds"], narrowest["generator_multiply_adds"])
     assert metrics["generator_multiply_adds"] <= limit
 

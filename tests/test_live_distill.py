@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Crash, kdx, sha256s
+from conftest import Crash, kdx, sha256s, teacher_only
 
 from kdextract import api, checkpoints, deep_inversion
 from kdextract.artifacts import read_manifest
@@ -19,10 +19,11 @@ from kdextract.classifier import load_classifier
 from kdextract.errors import UsageError
 from kdextract.methods import live_method, live_names
 
+STEPS, PERIOD = 30, 10  # the pools of the other methods take new images in at step 20
 SMALL: dict[str, dict[str, Any]] = {
     name: {"pool": 200, "fresh": 4} for name in ("structured_noise", "zskt", "dfad", "dfq", "dafl")
 } | {
-    name: {"pool_batch": 20, "period": 15, "pixel_steps": 4}
+    name: {"pool_batch": 20, "period": PERIOD, "pixel_steps": 4}
     for name in ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
 }
 """Options that make a method quick."""
@@ -32,51 +33,62 @@ every_live_method = pytest.mark.parametrize("name", live_names())
 
 def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
     """Distil with a live method, and return the student's metrics."""
-    given = {"steps": 45, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(method, {}), **options}
+    given = {"steps": STEPS, "batch_size": 16, "threads": 1, "name": "made", **SMALL.get(method, {}), **options}
     outcome = api.distill(run=run, method=method, **given)
     assert outcome.manifest is not None
     return outcome.manifest.metrics
 
 
-def with_statistics(run: Path, method: str) -> str:
-    """Record statistics if the method matches them, the teacher having no batch normalization; return what it needs."""
-    if not live_method(method).inverts:
-        return "teacher"
-    api.compute_stats(run=run, spectral=False, covariance_rank=4, threads=1)
-    return "teacher+statistics"
+def with_statistics(run: Path, method: str) -> None:
+    """Record statistics if the method matches them, the teacher having no batch normalization."""
+    if live_method(method).inverts:
+        api.compute_stats(run=run, spectral=False, covariance_rank=4, threads=1)
+
+
+@pytest.fixture(scope="module")
+def straight(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns a run with a teacher, and the student that a method made of it without interruption."""
+
+    @cache
+    def made(method: str) -> Path:
+        run = teacher_only(finished_run, tmp_path_factory.mktemp("straight") / "run")
+        with_statistics(run, method)
+        distill(run, method, snapshots=2)
+        return run
+
+    return made
 
 
 @every_live_method
-def test_every_method_makes_a_student_from_the_teacher_alone(name: str, teacher_run: Path) -> None:
-    before = sha256s(teacher_run / "teacher")
-    needs = with_statistics(teacher_run, name)
-    metrics = distill(teacher_run, name)
-    manifest = read_manifest(teacher_run / "students" / "made")
-    assert metrics["source"] == name
-    assert manifest.needs == needs
+def test_every_method_makes_a_student_from_the_teacher_alone(
+    name: str, finished_run: Path, straight: Callable[[str], Path]
+) -> None:
+    run = straight(name)
+    manifest = read_manifest(run / "students" / "made")
+    assert manifest.metrics["source"] == name
+    assert manifest.needs == ("teacher+statistics" if live_method(name).inverts else "teacher")
     assert not manifest.real_data
     assert manifest.budget["images"] > 0
     assert manifest.budget["teacher_queries"] > 0
     assert manifest.budget["seconds"]["synthesis"] <= manifest.budget["seconds"]["distillation"]
-    assert 0 <= metrics["held_out_agreement"] <= 1
-    assert sha256s(teacher_run / "teacher") == before
+    assert 0 <= manifest.metrics["held_out_agreement"] <= 1
+    assert sha256s(run / "teacher") == sha256s(finished_run / "teacher")
 
 
 @every_live_method
 def test_interrupted_it_ends_with_the_same_bytes(
-    name: str, teacher_run: Path, tmp_path: Path, saves_until_crash: Callable[[], list[int]]
+    name: str, straight: Callable[[str], Path], teacher_run: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:
+    made = sha256s(straight(name) / "students" / "made")
     with_statistics(teacher_run, name)
-    straight = shutil.copytree(teacher_run, tmp_path / "straight")
-    distill(straight, name, snapshots=2)
     left = saves_until_crash()
-    for stop in (7, 20):
+    for stop in (7, 16):  # before new images enter a pool at step 20, and after that
         left[0] = stop
         with pytest.raises(Crash):
             distill(teacher_run, name, snapshots=2)
     left[0] = 10_000
     distill(teacher_run, name, snapshots=2)
-    assert sha256s(teacher_run / "students" / "made") == sha256s(straight / "students" / "made")
+    assert sha256s(teacher_run / "students" / "made") == made
 
 
 def test_after_an_interruption_no_image_is_made_again(
@@ -96,7 +108,7 @@ def test_after_an_interruption_no_image_is_made_again(
         distill(teacher_run, "deep_dream")
     left[0] = 10_000
     distill(teacher_run, "deep_dream")
-    assert len(made) == 1 + 1 + 45 // 15  # held out, the first batch, one every 15 steps
+    assert len(made) == 1 + 1 + STEPS // PERIOD  # held out, the first batch, one every 10 steps
 
 
 def test_without_a_transfer_set_auto_picks_a_method_and_says_why(teacher_run: Path, tmp_path: Path) -> None:

@@ -16,10 +16,13 @@ from kdextract.data import load_data
 DATA_DIR = Path(os.environ.get("KDX_DATA_DIR") or "no-data-dir")
 IMAGES_PER_CLASS = 30
 
-pytestmark = pytest.mark.skipif(
-    not (DATA_DIR / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
-    reason="no MNIST: KDX_DATA_DIR does not name a directory that holds MNIST/raw",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (DATA_DIR / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
+        reason="no MNIST: KDX_DATA_DIR does not name a directory that holds MNIST/raw",
+    ),
+]
 
 
 def errors_of_class_means() -> float:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANGS_AFTER, environment, sha256s
+from conftest import HANGS_AFTER, Crash, environment, save_until_crash, sha256s
+from forked import Kdx
 
 from kdextract import api, checkpoints
 from kdextract.artifacts import partial_path
@@ -22,12 +23,7 @@ from kdextract.errors import ArtifactError
 from kdextract.stage_runner import KEY_FILE
 from kdextract.tensor_files import read_safetensors_metadata
 
-CHECKPOINT_AT_EVERY_OFFER = """
-import sys
-from kdextract import checkpoints, cli
-checkpoints.CHECKPOINT_SECONDS = 0.0
-cli.main()
-"""
+CHECKPOINT_AT_EVERY_OFFER = "from kdextract import checkpoints; checkpoints.CHECKPOINT_SECONDS = 0.0"
 PLACES = {"train": "teacher", "optimize-dataset": "transfer-sets/made", "distill": "students/made"}
 LONG: dict[str, dict[str, Any]] = {  # some seconds of work
     "train": {"epochs": 2, "batch_size": 24, "threads": 1, "seed": 3},
@@ -62,12 +58,18 @@ def start_over(run: Path, stage: str) -> Path:
     return run / PLACES[stage]
 
 
-def uninterrupted(finished_run: Path, place: Path, stage: str, options: dict[str, Any]) -> dict[str, str]:
-    """Return the sha256 of what the stage makes when nothing happens to it."""
-    run = shutil.copytree(finished_run, place)
-    target = start_over(run, stage)
-    function_of(stage)(run=run, **options)
-    return sha256s(target)
+@pytest.fixture(scope="module")
+def uninterrupted(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """A function that returns the sha256 of what a stage makes when nothing happens to it; it is made once."""
+
+    @cache
+    def made(stage: str, long: bool = False) -> dict[str, str]:
+        run = shutil.copytree(finished_run, tmp_path_factory.mktemp("straight") / "run")
+        target = start_over(run, stage)
+        function_of(stage)(run=run, **(LONG if long else SHORT)[stage])
+        return sha256s(target)
+
+    return made
 
 
 # ---- killed from outside -------------------------------------------------------------------------------------------
@@ -79,14 +81,8 @@ class Process:
     def __init__(self, stage: str, run: Path) -> None:
         arguments = [text for name, value in LONG[stage].items() for text in (spelling(name), str(value))]
         self._checkpoint = partial_path(run / PLACES[stage]) / CHECKPOINT_FILE
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", CHECKPOINT_AT_EVERY_OFFER, stage, "--run", str(run), *arguments],
-            cwd=run.parent,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = [stage, "--run", str(run), *arguments]
+        self._process = Kdx(words, run.parent, environment(), CHECKPOINT_AT_EVERY_OFFER)
 
     def rows(self) -> int:
         """How many metric rows the checkpoint holds."""
@@ -99,19 +95,16 @@ class Process:
         """Send a signal once the checkpoint has so many rows; return exit code and stderr."""
         deadline = time.monotonic() + HANGS_AFTER
         while self.rows() < rows:
-            assert self._process.poll() is None, "it ended before it could be stopped"
+            assert not self._process.ended(), "it ended before it could be stopped"
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        self._process.send_signal(number)
+        os.kill(self._process.pid, number)
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
         """Return exit code and stderr."""
-        try:
-            _, err = self._process.communicate(timeout=HANGS_AFTER)
-        finally:
-            self._process.kill()
-        return self._process.returncode, err
+        done = self._process.wait(HANGS_AFTER)
+        return done.returncode, done.stderr
 
 
 INTERRUPTIONS = {
@@ -124,7 +117,7 @@ EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 @pytest.mark.parametrize("stage", INTERRUPTIONS)
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    finished_run: Path, run_copy: Path, tmp_path: Path, stage: str
+    run_copy: Path, uninterrupted: Callable[..., dict[str, str]], stage: str
 ) -> None:
     target = start_over(run_copy, stage)
     reached = 0
@@ -144,37 +137,17 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     code, err = Process(stage, run_copy).wait()
     assert code == 0, err
     assert "going on from the checkpoint" in err
-    assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", stage, LONG[stage])
+    assert sha256s(target) == uninterrupted(stage, long=True)
     assert not partial_path(target).exists()
 
 
 # ---- interrupted at every checkpoint, inside this process ------------------------------------------------------------
 
 
-class Crash(Exception):
-    """What stops a stage right after a checkpoint was written."""
-
-
-def crash_after(monkeypatch: pytest.MonkeyPatch, offers: int) -> None:
-    """Save at every offer, and crash at the given one (counted from 1)."""
-    seen = 0
-    real = Checkpoints.offer
-
-    def offer(self: Checkpoints, state: Any) -> None:
-        nonlocal seen
-        real(self, state)
-        seen += 1
-        if seen == offers:
-            raise Crash
-
-    monkeypatch.setattr(Checkpoints, "offer", offer)
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
-
-
 def crashed(run: Path, stage: str, offers: int, **changes: Any) -> Path:
     """Start the stage, crash it after so many checkpoints, and return the place of its result."""
     with pytest.MonkeyPatch.context() as patch:
-        crash_after(patch, offers)
+        save_until_crash(patch)[0] = offers
         with pytest.raises(Crash):
             function_of(stage)(run=run, **{**SHORT[stage], **changes})
     target = run / PLACES[stage]
@@ -185,22 +158,21 @@ def crashed(run: Path, stage: str, offers: int, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(("stage", "offers"), [("train", 5), ("optimize-dataset", 5), ("distill", 5)])
 def test_stopped_at_any_checkpoint_it_ends_with_the_same_bytes(
-    finished_run: Path, tmp_path: Path, stage: str, offers: int
+    finished_run: Path, tmp_path: Path, uninterrupted: Callable[..., dict[str, str]], stage: str, offers: int
 ) -> None:
-    straight = uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
     for k in range(1, offers + 1):
         run = shutil.copytree(finished_run, tmp_path / str(k))
         start_over(run, stage)
         target = crashed(run, stage, k)
         function_of(stage)(run=run, **SHORT[stage])
-        assert sha256s(target) == straight, f"after checkpoint {k}"
+        assert sha256s(target) == uninterrupted(stage), f"after checkpoint {k}"
 
 
 @pytest.mark.parametrize("stage", ["train", "optimize-dataset", "distill"])
 def test_saving_checkpoints_changes_nothing(
-    finished_run: Path, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    run_copy: Path, uninterrupted: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    straight = uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
+    straight = uninterrupted(stage)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     target = start_over(run_copy, stage)
     function_of(stage)(run=run_copy, **SHORT[stage])
@@ -249,18 +221,18 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 @pytest.mark.parametrize("stage", ["optimize-dataset", "distill"])
 def test_a_damaged_checkpoint_is_ignored(
-    finished_run: Path, run_copy: Path, tmp_path: Path, stage: str, damage: Callable[[Path], Any]
+    run_copy: Path, uninterrupted: Callable[..., dict[str, str]], stage: str, damage: Callable[[Path], Any]
 ) -> None:
     target = crashed(run_copy, stage, 3)
     damage(partial_path(target) / CHECKPOINT_FILE)
     function_of(stage)(run=run_copy, **SHORT[stage])
-    assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", stage, SHORT[stage])
+    assert sha256s(target) == uninterrupted(stage)
 
 
-def test_a_checkpoint_of_other_work_is_not_used(finished_run: Path, run_copy: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_work_is_not_used(run_copy: Path, uninterrupted: Callable[..., dict[str, str]]) -> None:
     target = crashed(run_copy, "distill", 3, seed=4)
     function_of("distill")(run=run_copy, **SHORT["distill"])
-    assert sha256s(target) == uninterrupted(finished_run, tmp_path / "straight", "distill", SHORT["distill"])
+    assert sha256s(target) == uninterrupted("distill")
 
 
 def test_a_checkpoint_of_another_teacher_is_not_used(run_copy: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ import refused  # noqa: E402
 import training  # noqa: E402
 from catalogue import STRANGERS, Stranger  # noqa: E402
 
+USUAL_RUN = {"resnet_tar", "timm_vit", "lazy", "thousand", "dictionary", "even_odd", "double", "program"}
+"""Strangers that differ in weights, origin, layers, classes, answer, precision and form; the others are slow tests."""
 LIVE: dict[str, Any] = {"method": "structured_noise", "pool": 100, "fresh": 4}
 
 
@@ -55,7 +57,17 @@ def keywords(stranger: Stranger) -> dict[str, Any]:
     return given | ({"num_classes": int(given["num_classes"])} if "num_classes" in given else {})
 
 
-@pytest.fixture(scope="module", params=STRANGERS, ids=lambda stranger: stranger.name)
+def test_the_strangers_of_the_usual_run_exist() -> None:
+    assert {stranger.name for stranger in STRANGERS} > USUAL_RUN
+
+
+EACH = [
+    pytest.param(stranger, id=stranger.name, marks=[] if stranger.name in USUAL_RUN else pytest.mark.slow)
+    for stranger in STRANGERS
+]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     """Each stranger, after two steps of training, as the teacher of a run."""
     stranger: Stranger = replace(request.param, batch=8)
