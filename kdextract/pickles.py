@@ -320,10 +320,8 @@ def _about_globals(names: list[str]) -> str:
             f"holds a whole pickled network ({_shown(names[0])}), which is code; kdx reads tensors only: where you "
             "trust the file, load it yourself and write torch.save(model.state_dict(), 'weights.pth')"
         )
-    own = [
-        name for name in names if name.partition(".")[0] in sys.stdlib_module_names
-    ]  # os.system rather than numpy.dtype
-    named = [*own, *(name for name in names if name not in own)]
+    own = [name for name in names if name.partition(".")[0] in sys.stdlib_module_names]
+    named = [*own, *(name for name in names if name not in own)]  # os.system goes before numpy.dtype
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     hint = "" if own else ": where you trust the file, load it yourself and save the state dict alone"
     return f"would run {', '.join(map(_shown, named[:3]))}{more} when unpickled; kdx reads tensors only{hint}"
