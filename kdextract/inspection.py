@@ -231,10 +231,6 @@ def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _made_from(artifact: Json) -> str:
-    return artifact["needs"] or MADE_FROM.get(artifact["stage"], "data")
-
-
 def _headline(artifact: Json) -> str:
     metrics = artifact["metrics"]
     names = [name for name in HEADLINES[artifact["kind"]] if name in metrics]
