@@ -1,8 +1,8 @@
 """Look at a stranger's weight file before anything is read from it: what it is, and whether its header can be true.
 
 Nothing here needs PyTorch or numpy, runs or unpickles anything, or reads more of a file than its header. The library
-safetensors checks shapes and offsets as well, but not without one of the two, and it accepts a name that stands twice in
-a header, names that are paths or hold control characters, and any number of tensors.
+safetensors checks shapes and offsets as well, but not without one of the two, and it accepts a name that stands twice
+in a header, names that are paths or hold control characters, and any number of tensors.
 """
 
 from __future__ import annotations
