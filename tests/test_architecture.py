@@ -35,7 +35,7 @@ LEVELS = [
         "tables",
         "tucker",
     ],
-    ["budget", "config", "headers", "hooks", "notebook", "records", "registry"],
+    ["budget", "config", "headers", "hooks", "notebook", "npy", "records", "registry"],
     ["artifacts", "methods.options", "methods.registry", "models.", "options", "tensor_files", "weights"],
     ["attempts", "checkpoints", "generators.", "images", "looks", "networks.", "run_dir"],
     ["classifier", "data."],
