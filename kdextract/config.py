@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import os
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -104,6 +108,41 @@ def _check(name: str, value: Any, info: OptionInfo) -> None:
             raise UsageError(f"{spelling(name)} must be at most {info.maximum:g}, got {value:g}")
         if info.above is not None and value <= info.above:
             raise UsageError(f"{spelling(name)} must be above {info.above:g}, got {value:g}")
+
+
+_NOUNS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path",
+    list: "a list", dict: "a table",
+}  # fmt: skip
+
+
+def coerced(name: str, value: Any, kind: Any) -> Any:
+    """Return a value of a Python call or of a TOML file in the type that an option, or a key of the file, declares.
+
+    Texts do for paths, paths for texts, whole numbers for numbers, and a text for a list of one.
+
+    Args:
+        name: what an error calls the option.
+        kind: its type, or a union of types.
+
+    Raises:
+        UsageError: the value has another type.
+    """
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(value) in kinds:
+        return value
+    if isinstance(value, str | os.PathLike) and (Path in kinds or str in kinds):
+        return Path(value) if Path in kinds else str(os.fspath(value))
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int in kinds:
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if list[str] in kinds and isinstance(value, str | list | tuple):
+        texts = [value] if isinstance(value, str) else list(value)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    nouns = [_NOUNS.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType]
+    raise UsageError(f"{name} must be {' or '.join(nouns)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Look at a stranger's weight file before anything is read from it: what it is, and whether its header can be true.
 
-Nothing here needs PyTorch or numpy, runs or unpickles anything, or reads more of a file than its header.
+Nothing here needs PyTorch or numpy, runs or unpickles anything, or reads more of a file than its header. The library
+safetensors checks shapes and offsets as well, but not without one of the two, and it accepts a name that stands twice
+in a header, names that are paths or hold control characters, and any number of tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import ArtifactError
-from .pickles import MAX_DIMENSIONS, MAX_ELEMENTS, Follower, PickleRefused, Storage, why_not_read
+from .pickles import MAX_DIMENSIONS, MAX_ELEMENTS, PickleCheck, PickleRefused, Storage, why_not_read
 
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_PICKLE_BYTES = 32 * 2**20
@@ -241,7 +243,7 @@ def _check_archive(stream: BinaryIO) -> None:
             )
 
     pickle = BytesIO(_stored(stream, names["data.pkl"]))
-    Follower(check, storage_fields=5).follow(pickle)
+    PickleCheck(check, storage_fields=5).check(pickle)
     if pickle.read(1):
         raise PickleRefused("has something behind the end of its pickle")
 
@@ -316,19 +318,19 @@ def _check_legacy(stream: BinaryIO) -> None:
         if storage.numel * storage.item_bytes > size:
             raise PickleRefused(f"claims {storage.numel * storage.item_bytes} bytes for a storage, and has {size}")
 
-    follower = Follower(check, storage_fields=6)
-    if follower.follow(pickles) != _MAGIC_NUMBER or follower.follow(pickles) != _PROTOCOL_VERSION:
+    checked = PickleCheck(check, storage_fields=6)
+    if checked.check(pickles) != _MAGIC_NUMBER or checked.check(pickles) != _PROTOCOL_VERSION:
         raise PickleRefused("is a pickle, but not one of torch.save")
-    follower.follow(pickles)
-    follower.follow(pickles)
-    keys = follower.follow(pickles)
+    checked.check(pickles)
+    checked.check(pickles)
+    keys = checked.check(pickles)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise PickleRefused("is damaged: it has no list of its storages")
-    if sorted(keys) != sorted(follower.storages):
+    if sorted(keys) != sorted(checked.storages):
         raise PickleRefused("does not hold the storages that its pickle refers to")
     position = pickles.tell()
     for key in keys:
-        storage = follower.storages[key]
+        storage = checked.storages[key]
         stream.seek(position)
         if int.from_bytes(stream.read(8), "little") != storage.numel:
             raise PickleRefused("holds a storage of another size than its pickle says, or is cut off")

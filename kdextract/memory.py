@@ -50,7 +50,7 @@ class StatisticsMemory:
 def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -> StatisticsMemory:
     """Return what `statistics.compute_statistics` takes, and writing its result to a file after it."""
     sizes = [layer.units for layer in found.joined]
-    records = work.num_classes * _numbers_per_class(sizes, options, work.num_classes)
+    records = work.num_classes * _numbers_per_class(sizes, options)
     kept = FLOAT * (records + 2 * sum(layer.channels for layer in found.layers)) + DOUBLE * work.num_classes
     pixels = math.prod(work.input_shape)
     resting = FLOAT * work.weights + pixels * work.images + kept
@@ -61,7 +61,7 @@ def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -
     return StatisticsMemory(kept, round((1 + ALLOCATORS) * (resting + max(working, encoding))))
 
 
-def _numbers_per_class(sizes: list[int], options: StatisticsOptions, num_classes: int) -> int:
+def _numbers_per_class(sizes: list[int], options: StatisticsOptions) -> int:
     """Return the numbers of all records and graphs of one class, for layers of these numbers of units."""
     total = _record_numbers(sum(sizes), options.rank)
     if options.spectra is None or len(sizes) == 1:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import numbers
-import os
 import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +22,7 @@ from .config import (
     OptionInfo,
     OptionSet,
     VerifierConfig,
+    coerced,
     option,
     option_fields,
     option_info,
@@ -249,31 +247,9 @@ def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -
     for name, entry in taken.items():
         if entry.default is MISSING and name not in options:
             raise UsageError(f"{name} is missing")
-    values = {name: _fitted(taken[name], value) for name, value in options.items()}
+    values = {name: coerced(name, value, taken[name].kind) for name, value in options.items()}
     own = {name: value for name, value in values.items() if not taken[name].of_method}
     if issubclass(config_type, MethodStageConfig):
         chosen = {name: value for name, value in values.items() if name not in own and value is not None}
         return config_type(**own, method_options=chosen)
     return config_type(**own)
-
-
-_NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-
-
-def _fitted(entry: Entry, value: Any) -> Any:
-    """Return a value of a Python call in the type that the option declares. Raises `UsageError` if it has another."""
-    kinds = typing.get_args(entry.kind) if _is_union(entry.kind) else (entry.kind,)
-    if type(value) in kinds:
-        return value
-    if isinstance(value, str | os.PathLike) and (Path in kinds or str in kinds):
-        return Path(value) if Path in kinds else str(os.fspath(value))
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int in kinds:
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float in kinds:
-        return float(value)
-    if list[str] in kinds and isinstance(value, str | list | tuple):
-        texts = [value] if isinstance(value, str) else list(value)
-        if all(isinstance(text, str) for text in texts):
-            return texts
-    names = [_NOUNS.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType]
-    raise UsageError(f"{entry.name} must be {' or '.join(names)}, got {value!r}")

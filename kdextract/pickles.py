@@ -1,8 +1,11 @@
-"""Follow a pickle of `torch.save` without running it: what it would build is described, and nothing is called.
+"""Check what a pickle of `torch.save` asks for, before PyTorch's restricted unpickler reads it.
 
-A pickle is a program for a small stack machine. This one knows the instructions and the functions that a state dict
-needs, which are fewer than `torch.load(weights_only=True)` permits, and puts descriptions on its stack where the real
-one puts tensors. So sizes are compared with what the file holds before any memory is taken.
+`torch.load(weights_only=True)` runs nothing of a file, but it checks neither memory nor time: a few bytes can ask for
+gigabytes of copies, for a dictionary key that takes years to hash, or, in the format before 1.6, for a storage that
+grows or is never filled. It also allows more functions than a state dict needs, and those that any library in the
+process has added. So the instructions are counted, and names, calls and sizes are compared with a short table and with
+what the file holds; nothing is called. No library serves for that: `pickletools.dis` looks at the stack alone, scanners
+of pickles and `torch.serialization.get_unsafe_globals_in_checkpoint` at names alone, the latter in zip archives only.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import math
 import pickletools
 import re
-from collections.abc import Callable, Iterator
+import sys
+from _compat_pickle import IMPORT_MAPPING
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -24,13 +29,7 @@ _ITEM_BYTES = {
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
 }  # fmt: skip
 _TYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
-_ORDERED, _COUNTER = "collections.OrderedDict", "collections.Counter"
-_TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-_PARAMETER, _OLD_PARAMETER = "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"
-ALLOWED = frozenset(
-    [_ORDERED, _COUNTER, *_TENSORS, _PARAMETER, _OLD_PARAMETER, "torch.Size", "torch.device", "_codecs.encode"]
-    + [f"torch.{name}" for name in (*_ITEM_BYTES, *_TYPES)]
-)
+_NAMED_ONLY = frozenset(f"torch.{name}" for name in (*_ITEM_BYTES, *_TYPES))
 
 LEFT_OUT = frozenset(
     ["argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "numpy.dtype"]
@@ -39,23 +38,10 @@ LEFT_OUT = frozenset(
 )
 """What training scripts leave next to the weights, for which a reader puts something that does nothing."""
 
-# what is named first in a refusal, since nobody pickles it by accident
-_ALARMING_MODULES = {
-    "os", "posix", "nt", "subprocess", "sys", "runpy", "pty", "socket", "shutil", "importlib", "commands",
-    "webbrowser", "ctypes",
-}  # fmt: skip
-_SPOKEN = {"__builtin__": "builtins", "commands": "subprocess", "copy_reg": "copyreg", "posix": "os", "nt": "os"}
-_BUILTINS = ("builtins", "__builtin__")
-_ALARMING_BUILTINS = {
-    "eval", "exec", "execfile", "compile", "open", "getattr", "setattr", "__import__", "input", "breakpoint",
-}  # fmt: skip
-# what training scripts leave next to the weights
-_COMPANY = {"numpy", "argparse", "pathlib", "datetime", "types", "omegaconf", "easydict", "yacs", "addict", "__main__"}
-
 _SCALARS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_NAME = re.compile(r"[\w?]+(\.[\w?]+)+")
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_NAME = re.compile(r"[\w?]+(\.[\w?]+)+")
 
 
 class PickleRefused(ValueError):
@@ -76,21 +62,42 @@ class _Global:
     name: str
 
 
-class _Left:
-    """Something of `LEFT_OUT`."""
+class _Dict(list[Any]):
+    """A dictionary, of which its keys are kept."""
 
 
-@dataclass(frozen=True, slots=True)
+class _Ordered(_Dict):
+    """An `OrderedDict` or a `Counter`."""
+
+
 class _Tensor:
-    shape: tuple[int, ...]
-
-
-class _Ordered(dict[Any, Any]):
     pass
 
 
-class Follower:
-    """The stack machine. `storages` collects what the pickle refers to, by key.
+class _Left:
+    """Something of `LEFT_OUT`, or another object that is no weight."""
+
+
+_PARAMETER = "torch.nn.parameter.Parameter"
+_REBUILD = "torch._utils._rebuild_tensor"
+_VIEW = (Storage, int, tuple, tuple)
+_CALLS: dict[str, tuple[type, tuple[tuple[type, ...], ...]]] = {
+    "collections.OrderedDict": (_Ordered, ((), (list,))),
+    "collections.Counter": (_Ordered, ((), (_Dict,))),
+    _REBUILD: (_Tensor, (_VIEW,)),
+    f"{_REBUILD}_v2": (_Tensor, tuple((*_VIEW, bool, _Ordered, *more) for more in ((), (type(None),), (_Dict,)))),
+    "torch._utils._rebuild_parameter": (_Tensor, ((_Tensor, bool, _Ordered),)),
+    _PARAMETER: (_Tensor, ((), (_Tensor,), (_Tensor, bool))),
+    "torch.Size": (_Left, ((tuple,),)),
+    "torch.device": (_Left, ((str,), (str, int))),
+    "_codecs.encode": (_Left, ((str, str),)),
+}
+"""The functions that a state dict calls: what they return, and the types of their arguments."""
+_ALLOWED = _NAMED_ONLY | _CALLS.keys() | LEFT_OUT
+
+
+class PickleCheck:
+    """Goes through the pickles of one file. `storages` collects what they refer to, by key.
 
     Args:
         check_storage: called with every storage that is met; raises `PickleRefused` where the file lacks it.
@@ -103,24 +110,24 @@ class Follower:
         self._storage_fields = storage_fields
         self._steps = 0
 
-    def follow(self, stream: BytesIO) -> Any:
-        """Return what the next pickle of `stream` describes, and leave the stream behind it.
+    def check(self, stream: BytesIO) -> Any:
+        """Check the next pickle of `stream`, leave the stream behind it, and return what it holds.
 
-        Numbers, text, lists and dictionaries are themselves. Raises `PickleRefused`.
+        Numbers, text, tuples and lists are themselves, anything else an object without values. Raises `PickleRefused`.
         """
+        start = stream.tell()
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        instructions = pickletools.genops(stream)
         try:
-            for instruction, argument, _ in instructions:
-                self._steps += 1
-                if self._steps > MAX_STEPS:
-                    self._charge(0)
+            for instruction, argument, _ in pickletools.genops(stream):
+                self._charge(1)
                 if instruction.name == "STOP":
                     return self._stack.pop()
-                self._step(instruction.name, argument, instructions)
+                self._step(instruction.name, argument)
         except PickleRefused:
+            stream.seek(start)
+            _refuse_globals(stream)
             raise
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
             reason = f": {' '.join(str(error).split())[:100]}" if type(error) is ValueError else ""
@@ -132,65 +139,61 @@ class Follower:
         if self._steps > MAX_STEPS:
             raise PickleRefused(f"takes more than {MAX_STEPS} steps to unpickle")
 
-    def _step(self, name: str, argument: Any, rest: Iterator[Any]) -> None:
+    def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
         if name in _SCALARS:
             stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
         elif name in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _TUPLES:
-            stack.append(tuple(_popped(stack, len(stack) - _TUPLES[name])))
+        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
+            stack.append(_Dict() if name == "EMPTY_DICT" else [])
         elif name == "MARK":
             self._marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(_popped(stack, self._marks.pop())))
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
+        elif name in _TUPLES or name == "TUPLE":
+            stack.append(tuple(self._popped(_TUPLES.get(name))))
         elif name in ("SETITEM", "SETITEMS"):
-            items = _popped(stack, self._marks.pop() if name == "SETITEMS" else len(stack) - 2)
-            _fill(stack[-1], items[::2], items[1::2])
+            items = self._popped(2 if name == "SETITEM" else None)
+            if not isinstance(stack[-1], _Dict) or len(items) % 2 or not all(map(_is_plain_key, items[::2])):
+                raise PickleRefused("is damaged: its pickle fills something that is no dictionary of plain keys")
+            stack[-1].extend(items[::2])
         elif name in ("APPEND", "APPENDS"):
-            items = _popped(stack, self._marks.pop() if name == "APPENDS" else len(stack) - 1)
-            _extend(stack[-1], items)
+            items = self._popped(1 if name == "APPEND" else None)
+            if type(stack[-1]) is not list:
+                raise PickleRefused("is damaged: its pickle appends to something that is no list")
+            stack[-1].extend(items)
         elif name == "GLOBAL":
-            stack.append(self._global(argument, rest))
+            stack.append(_Global(_dotted(argument)))
+            if stack[-1].name not in _ALLOWED:
+                raise PickleRefused("is damaged: it names a function that cannot be")
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif name in ("REDUCE", "NEWOBJ"):
-            function, arguments = _popped(stack, len(stack) - 2)
-            stack.append(self._called(function, arguments, name))
+            stack.append(self._called(name, *self._popped(2)))
         elif name == "BUILD":
-            stack.append(_with_state(*_popped(stack, len(stack) - 2)))
-        elif name not in ("PROTO", "STOP"):
-            raise PickleRefused(self._about_instruction(name, argument, rest))
+            (state,) = self._popped(1)
+            _check_state(stack[-1], state)
+        elif name != "PROTO":
+            raise PickleRefused(f"uses the pickle instruction {name}, which torch.save does not write")
 
-    def _about_instruction(self, name: str, argument: Any, rest: Iterator[Any]) -> str:
-        """Return why a pickle with this unknown instruction is refused."""
-        if name.startswith("EXT"):
-            return "would run something of the extension registry when unpickled; kdx reads tensors only"
-        texts = [text for text in (*self._stack[-2:], argument) if isinstance(text, str)]
-        named = {"INST": [str(argument).replace(" ", ".", 1)], "STACK_GLOBAL": [".".join(texts)]}
-        found = [*named.get(name, []), *_globals_in(rest, texts)]
-        if found:
-            return _about_globals(found)
-        return f"uses the pickle instruction {name}, which torch.load(weights_only=True) does not take"
-
-    def _global(self, argument: str, rest: Iterator[Any]) -> _Global:
-        name = argument.replace(" ", ".", 1)
-        if name not in ALLOWED | LEFT_OUT or argument.count(" ") != 1:
-            raise PickleRefused(_about_globals([name, *_globals_in(rest, [])]))
-        return _Global(name)
+    def _popped(self, count: int | None) -> list[Any]:
+        """Take `count` items off the stack; all those above the last mark if it is None."""
+        start = self._marks.pop() if count is None else len(self._stack) - count
+        if not 0 <= start <= len(self._stack):
+            raise PickleRefused("is damaged: its pickle takes more off the stack than is there")
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
 
     def _storage(self, reference: Any) -> Storage:
         if not isinstance(reference, tuple) or len(reference) != self._storage_fields or reference[0] != "storage":
             raise PickleRefused("refers to something outside of its pickle that is no storage")
         kind, key, location, numel = reference[1:5]
         item_bytes = _ITEM_BYTES.get(kind.name.removeprefix("torch.")) if isinstance(kind, _Global) else None
-        sound = item_bytes and isinstance(key, str) and isinstance(location, str) and _is_size(numel)
+        sound = isinstance(key, str) and isinstance(location, str) and _is_size(numel)
         if not item_bytes or not sound or any(field is not None for field in reference[5:]):
             raise PickleRefused("refers to a storage in a way that torch.save does not")
         storage = Storage(key, item_bytes, numel)
@@ -200,103 +203,41 @@ class Follower:
         self._check_storage(storage)
         return storage
 
-    def _called(self, function: Any, arguments: Any, instruction: str) -> Any:
-        """Describe the result of a call with `arguments`; only those that make up a state dict are known."""
-        name = function.name if isinstance(function, _Global) else ""
-        if isinstance(arguments, tuple) and name in LEFT_OUT:
+    def _called(self, instruction: str, function: Any, arguments: Any) -> Any:
+        """Return an object for the result of a call: one of a state dict, with arguments as they are there."""
+        name = function.name if isinstance(function, _Global) else "something"
+        if not isinstance(arguments, tuple):
+            raise PickleRefused(f"calls {name} as no state dict does")
+        if name in LEFT_OUT:
             return _Left()
-        if isinstance(arguments, tuple) and (instruction == "REDUCE" or name == _OLD_PARAMETER):
-            match name, arguments:
-                case "torch._utils._rebuild_tensor", (Storage(), _, _, _):
-                    return _tensor(*arguments)
-                case "torch._utils._rebuild_tensor_v2", (Storage(), _, _, _, bool(), hooks, *metadata):
-                    if not hooks and metadata in ([], [None], [{}]):
-                        return _tensor(*arguments[:4])
-                case "torch._utils._rebuild_parameter", (_Tensor() as tensor, bool(), hooks):
-                    if not hooks:
-                        return tensor
-                case "torch.nn.parameter.Parameter", (_Tensor() as tensor,) | (_Tensor() as tensor, bool()):
-                    return tensor
-                case "torch.nn.parameter.Parameter", ():
-                    return _Tensor((0,))
-                case "collections.OrderedDict" | "collections.Counter", ():
-                    return _Ordered()
-                case "collections.OrderedDict", (list() as pairs,):
-                    self._charge(len(pairs))
-                    return _of_pairs(pairs)
-                case "collections.Counter", (dict() as counts,):
-                    self._charge(len(counts))
-                    return _Ordered(counts)
-                case "torch.Size", (tuple() as sizes,) if _are_sizes(sizes):
-                    return sizes
-                case "torch.device", (str(),) | (str(), int()):
-                    return None
-                case "_codecs.encode", (str() as text, "latin1"):
-                    self._charge(len(text))
-                    return None
-        raise PickleRefused(f"calls {name or 'something'} as no state dict does")
+        result, forms = _CALLS.get(name, (_Left, ()))
+        is_known = tuple(map(type, arguments)) in forms and (instruction == "REDUCE" or name == _PARAMETER)
+        if name == "_codecs.encode":
+            is_known = is_known and arguments[1] == "latin1"
+        elif result is _Tensor:  # its hooks and metadata are empty
+            is_known = is_known and not any(isinstance(value, _Dict) and value for value in arguments)
+        if not is_known:
+            raise PickleRefused(f"calls {name} as no state dict does")
+        if name.startswith(_REBUILD):
+            _check_view(*arguments[:4])
+        if result is not _Tensor:
+            self._charge(sum(map(len, arguments[:1])))  # what it copies
+        return _Ordered(_keys(arguments[0]) if arguments else ()) if result is _Ordered else result()
 
 
 def why_not_read(content: bytes) -> str:
     """Return why a file that begins unlike those of torch.save is refused, to go on from `FILE ...`."""
-    names = _globals_in(pickletools.genops(content), [])
-    if names:
-        return _about_globals(names)
+    try:
+        _refuse_globals(BytesIO(content))
+    except PickleRefused as refused:
+        return str(refused)
     if content[:1] == b"\x80":
         return "is a pickle, but not one that torch.load(weights_only=True) takes"
     return "is no file of weights that kdx knows: neither safetensors nor one of torch.save"
 
 
-def _popped(stack: list[Any], start: int) -> list[Any]:
-    """Take everything from `start` on off the stack."""
-    if not 0 <= start <= len(stack):
-        raise PickleRefused("is damaged: its pickle takes more off the stack than is there")
-    items = stack[start:]
-    del stack[start:]
-    return items
-
-
-def _fill(target: Any, keys: list[Any], values: list[Any]) -> None:
-    if not isinstance(target, dict) or len(keys) != len(values) or not all(map(_is_plain_key, keys)):
-        raise PickleRefused("is damaged: its pickle fills something that is no dictionary of plain keys")
-    target.update(zip(keys, values, strict=True))
-
-
-def _is_plain_key(key: Any) -> bool:
-    """Larger whole numbers could be chosen to have one hash, and make a dictionary slow."""
-    return isinstance(key, str | float | None) or (isinstance(key, int) and abs(key) < 2**60)
-
-
-def _extend(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, list):
-        raise PickleRefused("is damaged: its pickle appends to something that is no list")
-    target.extend(items)
-
-
-def _of_pairs(pairs: list[Any]) -> _Ordered:
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise PickleRefused("is damaged: an OrderedDict is made from something else than pairs")
-    result = _Ordered()
-    _fill(result, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    return result
-
-
-def _with_state(target: Any, state: Any) -> Any:
-    """Describe `target` after BUILD: a state dict gets its `_metadata`, an old parameter its flags."""
-    match target, state:
-        case _Left(), _:
-            return target
-        case _Ordered(), {"_metadata": _} if len(state) == 1:
-            return target
-        case _Tensor(), (bool(), _, hooks) if not hooks:
-            return target
-        case _Tensor(), (_Tensor() as data, _, hooks, bool(), _) if not hooks:
-            return data
-    raise PickleRefused("sets attributes as no state dict does")
-
-
-def _tensor(storage: Storage, offset: Any, size: Any, stride: Any) -> _Tensor:
-    """Describe a view of a storage. Raises `PickleRefused` unless it lies within it."""
+def _check_view(storage: Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> None:
+    """Raise `PickleRefused` unless a tensor lies within its storage, which PyTorch would enlarge in an old file."""
     if not (_is_size(offset) and _are_sizes(size) and _are_sizes(stride) and len(size) == len(stride)):
         raise PickleRefused("describes a tensor whose offset, shape or strides cannot be")
     if math.prod(max(length, 1) for length in size) >= MAX_ELEMENTS:
@@ -307,56 +248,83 @@ def _tensor(storage: Storage, offset: Any, size: Any, stride: Any) -> _Tensor:
         raise PickleRefused(
             f"describes a tensor of shape {list(size)} that does not fit the {storage.numel} elements of its storage"
         )
-    return _Tensor(size)
+
+
+def _check_state(target: Any, state: Any) -> None:
+    """Raise `PickleRefused` unless a dictionary gets its `_metadata`, or an old parameter its flags."""
+    match target, state:
+        case _Left(), _:
+            return
+        case _Ordered(), _Dict() if list(state) == ["_metadata"]:
+            return
+        case _Tensor(), (bool(), _, hooks) | (_Tensor(), _, hooks, bool(), _) if not hooks:
+            return
+    raise PickleRefused("sets attributes as no state dict does")
 
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_ELEMENTS
 
 
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS and all(map(_is_size, values))
+def _are_sizes(values: tuple[Any, ...]) -> bool:
+    return len(values) <= MAX_DIMENSIONS and all(map(_is_size, values))
 
 
-def _globals_in(instructions: Iterator[Any], texts: list[str]) -> list[str]:
-    """Return the globals that the rest of a pickle names, as far as it can be read; `texts` came just before."""
+def _keys(entries: list[Any]) -> list[Any]:
+    """Return the keys of another dictionary, or of a list of pairs."""
+    if type(entries) is not list:
+        return entries
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 and _is_plain_key(pair[0]) for pair in entries):
+        raise PickleRefused("is damaged: an OrderedDict is made from something else than pairs of plain keys")
+    return [pair[0] for pair in entries]
+
+
+def _is_plain_key(key: Any) -> bool:
+    """Whether a key is hashed at once and unlike others: not tuples, nor whole numbers that could have one hash."""
+    return isinstance(key, str | float | None) or (isinstance(key, int) and abs(key) < 2**60)
+
+
+def _dotted(argument: Any) -> str:
+    """Return `module.name` for `module name`, the argument of GLOBAL or INST, as Python 3 calls the module."""
+    module, _, name = str(argument).partition(" ")
+    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+def _refuse_globals(stream: BytesIO) -> None:
+    """Raise `PickleRefused` if a pickle, as far as it can be read, names what a state dict does not need."""
     names: list[str] = []
-    texts = ["?", "?", *texts]
+    texts = ["?", "?"]
     try:
-        for number, (instruction, argument, _) in enumerate(instructions):
+        for number, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
             if number > MAX_STEPS:
                 break
             if instruction.name in ("GLOBAL", "INST"):
-                names.append(argument.replace(" ", ".", 1))
+                names.append(_dotted(argument))
             elif instruction.name == "STACK_GLOBAL":
-                names.append(".".join(texts[-2:]))
+                names.append(".".join(texts))
+            elif instruction.name.startswith("EXT"):
+                names.append(f"copyreg.extension_{argument}")
             elif isinstance(argument, str):
                 texts = [texts[-1], argument]
     except (ValueError, IndexError, OverflowError, MemoryError):
-        pass  # what is found until then is enough to name it
-    return [name for name in names if name not in ALLOWED | LEFT_OUT and _NAME.fullmatch(name)]
+        pass  # what is found until then is enough
+    unknown = [name for name in dict.fromkeys(names) if name not in _ALLOWED and _NAME.fullmatch(name)]
+    if unknown:
+        raise PickleRefused(_about_globals(unknown))
 
 
 def _about_globals(names: list[str]) -> str:
     """Return why a pickle that names these globals is refused."""
-    first = next((name for name in names if _is_alarming(name)), "")
-    if not first and any(name.startswith("torch.nn.modules.") for name in names):
+    if any(name.startswith("torch.nn.modules.") for name in names):
         return (
             f"holds a whole pickled network ({_shown(names[0])}), which is code; kdx reads tensors only: where you "
             "trust the file, load it yourself and write torch.save(model.state_dict(), 'weights.pth')"
         )
-    first = first or names[0]
-    module, _, attribute = first.partition(".")
-    hint = ""
-    if module in _COMPANY:
-        hint = ": where you trust the file, load it yourself and save the state dict alone"
-    first = f"{_SPOKEN.get(module, module)}.{attribute}"
-    return f"would run {_shown(first)} when unpickled; kdx reads tensors only{hint}"
-
-
-def _is_alarming(name: str) -> bool:
-    module, _, attribute = name.partition(".")
-    return module in _ALARMING_MODULES or (module in _BUILTINS and attribute in _ALARMING_BUILTINS)
+    own = [name for name in names if name.partition(".")[0] in sys.stdlib_module_names]
+    named = [*own, *(name for name in names if name not in own)]  # os.system goes before numpy.dtype
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    hint = "" if own else ": where you trust the file, load it yourself and save the state dict alone"
+    return f"would run {', '.join(map(_shown, named[:3]))}{more} when unpickled; kdx reads tensors only{hint}"
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,7 @@
-"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321, algorithm 3)."""
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321, algorithm 3).
+
+PyTorch has no SOAP, and a package of optimizers would be a dependency for this one class.
+"""
 
 from __future__ import annotations
 

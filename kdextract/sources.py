@@ -229,6 +229,3 @@ class NoiseSource:
         """Continue from `state`."""
         self._generator.set_state(state["generator"])
         self._drawn = int(state["drawn"])
-
-
-NOISE_KINDS = ("normal", "uniform")

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
-import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +21,9 @@ from safetensors.torch import save as serialize_safetensors
 
 from .errors import ArtifactError, KdxError
 from .headers import ARTIFACT_TYPES, METADATA_KEY, Json, check_safetensors, check_safetensors_file, own_metadata
+from .npy import read_array
 
 _ARRAY_TYPES = frozenset(map(np.dtype, ("|u1", "<i8", "<f4", "<f8")))
-
-# what numpy's header parser raises, besides ValueError, on hostile text (it calls ast and tokenize)
-_UNSOUND = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError,
-            tokenize.TokenError)  # fmt: skip
 
 
 def encode_safetensors(tensors: dict[str, torch.Tensor], metadata: Json) -> bytes:
@@ -77,34 +71,14 @@ def read_npy(path: Path) -> np.ndarray:
     """
     try:
         with path.open("rb") as stream:
-            shape, fortran_order, dtype = _read_npy_header(stream)
-            expected = math.prod(shape) * dtype.itemsize
-            present = os.fstat(stream.fileno()).st_size - stream.tell()
-            if dtype not in _ARRAY_TYPES:
-                raise ArtifactError(f"{path} holds elements of type {dtype}, which no artifact has")
-            if expected != present:
-                raise ArtifactError(f"{path} declares {expected} bytes of data and holds {present}")
-            flat = np.frombuffer(bytearray(stream.read(expected)), dtype=dtype)
-        return flat.reshape(shape, order="F" if fortran_order else "C")
+            array = read_array(stream, os.fstat(stream.fileno()).st_size, str(path), ArtifactError)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except IsADirectoryError as error:
         raise ArtifactError(f"{path} is a directory, not a file") from error
-    except _UNSOUND as error:
-        raise ArtifactError(f"{path} is not a sound .npy file: {error}") from error
-
-
-def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
-        raise ValueError(f"unknown .npy version {version}")
-    if any(size < 0 for size in shape):
-        raise ValueError(f"negative size in {shape}")
-    return shape, fortran_order, dtype
+    if array.dtype not in _ARRAY_TYPES:
+        raise ArtifactError(f"{path} holds elements of type {array.dtype}, which no artifact has")
+    return array
 
 
 def _read_bytes(path: Path) -> bytes:

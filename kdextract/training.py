@@ -20,7 +20,6 @@ from .progress import Reporter
 from .soap import Soap
 from .sources import Batch, ImagePool, Mixture, State
 
-SCHEDULES = ["cosine", "constant"]
 OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.Optimizer]] = {
     "adam": lambda parameters, schedule: torch.optim.AdamW(
         parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True

@@ -1,4 +1,7 @@
-"""Tucker-2 decomposition of weights, and ranks by empirical variational Bayes."""
+"""Tucker-2 decomposition of weights, and ranks by empirical variational Bayes.
+
+Libraries of tensor decompositions, such as TensorLy, take the ranks as given; here they are estimated from the weights.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def read_weights(path: Path) -> Weights:
     tensors = places[chosen]
     if len(tensors) > MAX_TENSORS:
         raise ArtifactError(f"{path} holds {len(tensors)} tensors, the limit is {MAX_TENSORS}")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
+            raise ArtifactError(f"{path} holds a tensor {_shown(name)} that is no dense array on the CPU")
     return Weights(tensors, tuple(_words(content, places, chosen)))
 
 
@@ -117,14 +121,27 @@ def _loaded(path: Path, kind: str) -> Any:
     try:
         if kind == "safetensors":
             return load_file(path, device="cpu")
-        inert: Any = [(_Inert, name) for name in LEFT_OUT]
-        with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(inert):
+        with path.open("rb") as stream, warnings.catch_warnings(), _only_inert_globals():
             warnings.simplefilter("ignore")
-            return torch.load(stream, map_location="cpu", weights_only=True)
+            return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
     except (NameError, ImportError):  # not of the file
         raise
     except Exception as error:  # a damaged file makes the two libraries raise nearly anything
         raise ArtifactError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+@contextmanager
+def _only_inert_globals() -> Iterator[None]:
+    """Put `_Inert` in the place of what is left out, and nothing in that of what other libraries have allowed."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    inert: Any = [(_Inert, name) for name in LEFT_OUT]
+    try:
+        torch.serialization.add_safe_globals(inert)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
 
 
 def _mappings(content: Any) -> dict[Place, dict[str, torch.Tensor]]:

@@ -275,6 +275,8 @@ HOSTILE: dict[str, Callable[[str], bytes]] = {
 
 _NINES = b"".join(text("a") + b"K\1\x86" for _ in range(9000))
 _PAIRS = b"](" + _NINES + b"eq\0"
+_TWICE = (b"q%ch%c\x86" % (i, i) for i in range(60))
+_DEEP = b"K\1" + b"".join(_TWICE)  # a pair of pairs of pairs ..., which takes 2^60 steps to hash or to print
 _PARAMETER = name_of("torch.nn.parameter", "Parameter")
 
 BAD_PICKLES = {
@@ -291,6 +293,15 @@ BAD_PICKLES = {
     "item of a dictionary": b"\x80\x02}K\3a.",
     "key is a list": b"\x80\x02}]Ns.",
     "key of 2^61": b"\x80\x02}" + number(2**61) + b"Ns.",
+    "key that takes years to hash": b"\x80\x02}" + _DEEP + b"Ns.",
+    "key of a pair that takes years to hash": named(
+        name_of("collections", "OrderedDict") + b"]" + _DEEP + b"N\x86a\x85R"
+    ),
+    "function that takes years to print": b"\x80\x02" + _DEEP + b")R.",
+    "storage that takes years to print": named(
+        b"(" + text("storage") + name_of("torch", "FloatStorage") + _DEEP + text("cpu") + b"K\4tQ"
+    ),
+    "count of what a tensor holds": named(name_of("collections", "Counter") + tensor() + b"\x85R"),
     "text claims 4 GiB": b"\x80\x02X\xff\xff\xff\xff.",
     "text claims 2^63 bytes": b"\x80\x04\x8d" + (2**63 - 1).to_bytes(8, "little") + b".",
     "number claims 2 GiB": b"\x80\x02\x8b\xff\xff\xff\x7f.",
@@ -447,6 +458,10 @@ BAD_CHECKPOINTS = {
     ),
     "legacy, list of numbers": legacy(_LEGACY_PICKLE, keys=(0,)),
     "legacy, storage of a tebibyte": legacy(named(tensor(of=storage(2**38, end=b"N")))),
+    "legacy, tensor of a tebibyte": legacy(named(tensor(sizes(2**38), of=storage(end=b"N")))),
+    "legacy, tensor set to a tebibyte": legacy(
+        named(tensor(of=storage(end=b"N")) + b"(" + storage(end=b"N") + b"K\0" + sizes(2**38) + sizes(1) + b"tb")
+    ),
     "legacy, storage is a view": legacy(named(tensor(of=storage(end=b"(" + text("1") + b"K\0K\4t")))),
     "legacy, reference of the other format": legacy(named(tensor())),
     "zip, reference of the other format": archive(_LEGACY_PICKLE),

@@ -24,7 +24,7 @@ from kdextract.losses import DISTILLATION_LOSSES, kl_divergence
 from kdextract.observer import Probe
 from kdextract.progress import Reporter
 from kdextract.run_dir import RunDir
-from kdextract.sources import NOISE_KINDS, ImagePool, NoiseSource, Source
+from kdextract.sources import ImagePool, NoiseSource, Source
 from kdextract.stages.student_start import StudentStart
 from kdextract.tensor_files import encode_safetensors, read_safetensors
 from kdextract.training import (
@@ -425,7 +425,7 @@ def make_noise(kind: str, seed: int = 3) -> NoiseSource:
     return NoiseSource(kind, make_teacher(), seed)
 
 
-@pytest.mark.parametrize("kind", NOISE_KINDS)
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
 def test_noise_is_valid_and_new_every_time(kind: str) -> None:
     source = make_noise(kind)
     one, two = source.sample(50), source.sample(50)
@@ -449,7 +449,7 @@ def test_kinds_of_noise_differ() -> None:
     assert float(inside.median()) < 0.45
 
 
-@pytest.mark.parametrize("kind", ["pool", *NOISE_KINDS, "augmenter"])
+@pytest.mark.parametrize("kind", ["pool", "normal", "uniform", "augmenter"])
 def test_restored_state_continues_with_the_same_samples(kind: str) -> None:
     pixels = torch.rand((9, 1, 12, 12), generator=torch.Generator().manual_seed(0))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copyreg
+import datetime
 import os
 import pickle
 import subprocess
@@ -47,6 +49,7 @@ from torch import nn
 from kdextract.artifacts import read_header
 from kdextract.errors import ArtifactError, ConfigError
 from kdextract.headers import check_pickle_file, check_safetensors_file, check_weights_file
+from kdextract.pickles import LEFT_OUT
 from kdextract.weights import WRAPPERS, Weights, fit_weights, read_weights
 
 SECONDS = 1.0  # of this process, so that others on the machine do not count
@@ -403,18 +406,56 @@ def test_hostile_pickles_are_refused_before_anything_runs(name: str, form: str, 
 @pytest.mark.parametrize(
     ("name", "ends"),
     [
-        ("os.system", "evil.pth would run os.system when unpickled; kdx reads tensors only"),
+        ("os.system", "evil.pth would run posix.system when unpickled; kdx reads tensors only"),
         ("eval", "would run builtins.eval when unpickled; kdx reads tensors only"),
         ("subprocess", "would run subprocess.check_call when unpickled; kdx reads tensors only"),
-        ("protocol 4", "would run os.system when unpickled; kdx reads tensors only"),
-        ("torch.load inside", "would run torch.storage._load_from_bytes when unpickled; kdx reads tensors only"),
-        ("numpy objects", "would run os.system when unpickled; kdx reads tensors only"),
-        ("behind a tensor", "would run os.system when unpickled; kdx reads tensors only"),
+        ("protocol 4", "would run posix.system when unpickled; kdx reads tensors only"),
+        (
+            "torch.load inside",
+            "would run torch.storage._load_from_bytes when unpickled; kdx reads tensors only: where you trust the "
+            "file, load it yourself and save the state dict alone",
+        ),
+        (
+            "numpy objects",
+            "would run posix.system, numpy._core.multiarray._reconstruct, numpy.ndarray when unpickled; "
+            "kdx reads tensors only",
+        ),
+        ("behind a tensor", "would run posix.system when unpickled; kdx reads tensors only"),
     ],
 )
 def test_a_refusal_names_what_would_run(name: str, ends: str, tmp_path: Path) -> None:
     path = saved_as(tmp_path / "evil.pth", archive(HOSTILE[name]("sentinel")))
     assert refusal(path, check_pickle_file).endswith(ends)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_others_let_pytorch_call_is_not_called(zipped: bool, tmp_path: Path) -> None:
+    class Noticed:
+        made = 0
+
+        def __new__(cls, *values: Any) -> Noticed:
+            Noticed.made += 1
+            return super().__new__(cls)
+
+    path = saved(
+        tmp_path / "a.pth",
+        {"state_dict": {"w": torch.ones(2)}, "args": argparse.Namespace(), "when": datetime.datetime(2020, 1, 1)},
+        _use_new_zipfile_serialization=zipped,
+    )
+    evil = saved(tmp_path / "evil.pth", {"w": torch.ones(2), "x": Allowed}, _use_new_zipfile_serialization=zipped)
+    others: list[Any] = [(Noticed, name) for name in LEFT_OUT] + [Allowed]
+    with torch.serialization.safe_globals(others):
+        assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [1, 1]
+        assert Noticed.made == 2
+        assert torch.load(evil, weights_only=True)["x"] is Allowed
+        assert read_weights(path).tensors["w"].tolist() == [1, 1]
+        assert "would run test_weights.Allowed" in refusal(evil, read_weights)
+        assert set(torch.serialization.get_safe_globals()) >= set(others)
+    assert Noticed.made == 2
+
+
+class Allowed:
+    """What another library of the process has allowed."""
 
 
 @pytest.mark.parametrize("content", BAD_PICKLES.values(), ids=BAD_PICKLES.keys())
@@ -484,7 +525,7 @@ def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-c", program, path], capture_output=True, text=True, check=True, env=environment()
     )
-    assert answer.stdout.splitlines() == [f"{path} would run os.system when unpickled; kdx reads tensors only", "[]"]
+    assert answer.stdout.splitlines() == [f"{path} would run posix.system when unpickled; kdx reads tensors only", "[]"]
     assert not (tmp_path / "sentinel").exists()
 
 
@@ -564,8 +605,6 @@ def test_any_sequence_of_instructions_is_read_or_refused(parts: list[bytes], tmp
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_training_scripts_leave_beside_the_weights_is_left_out(tmp_path: Path, legacy: bool) -> None:
-    import argparse
-    import datetime
     from types import SimpleNamespace
 
     network = nn.Linear(3, 2)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import types
-import typing
-from pathlib import Path
 from typing import Any
 
 from ..config import DataAccess, MethodStageConfig, NamedStageConfig, OptionSet, option_fields, option_info, spelling
 from ..errors import UsageError, did_you_mean
 from ..options import config_from_options
 from ..stages import STAGES
-from .tables import kind_of
 
 Options = dict[str, Any]
 OWN = {declared.name for group in (NamedStageConfig, DataAccess) for declared in option_fields(group)}
@@ -32,20 +28,17 @@ def stage_options(stage: str, given: dict[str, Any], where: str) -> Options:
     config_type = STAGES[stage].config
     for name in OWN & options.keys():
         raise UsageError(f"{where}: {name} is set by the benchmark itself, for every {stage}")
-    own = {name: kind for name, kind in _kinds(config_type).items() if name not in OWN}
-    for name, value in options.items():
-        if name in own:
-            _check_kind(name, value, own[name], where)
+    own = [declared.name for declared in option_fields(config_type) if declared.name not in OWN]
     try:
         config = config_from_options(config_type, {name: value for name, value in options.items() if name in own})
-        known = own | _kinds(config.chosen_method()[1]) if isinstance(config, MethodStageConfig) else own
-        for name, value in options.items():
+        of_method = option_fields(config.chosen_method()[1]) if isinstance(config, MethodStageConfig) else []
+        known = [*own, *(declared.name for declared in of_method)]
+        for name in options:
             if name not in known:
                 raise UsageError(f"unknown option {name!r} of kdx {stage}.{did_you_mean(name, known)}")
-            _check_kind(name, value, known[name], "")
         stage_config(stage, options)
     except UsageError as error:
-        raise UsageError(f"{where}: {str(error).removeprefix(': ')}") from error
+        raise UsageError(f"{where}: {error}") from error
     return options
 
 
@@ -75,18 +68,3 @@ def arguments(config: OptionSet, options: Options) -> list[str]:
         else:
             words += [spelling(name), str(value)]
     return words
-
-
-def _kinds(options: type[OptionSet]) -> dict[str, Any]:
-    hints = typing.get_type_hints(options)
-    return {declared.name: hints[declared.name] for declared in option_fields(options)}
-
-
-def _check_kind(name: str, value: Any, hint: Any, where: str) -> None:
-    """Raise `UsageError` unless a TOML value fits an option's annotation; a whole number is a number too."""
-    allowed = {kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType}
-    fits = type(value) in allowed or (type(value) is int and float in allowed)
-    if not fits and not (type(value) is str and Path in allowed):
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-        wanted = " or ".join(sorted(names.get(kind, str(kind)) for kind in allowed))
-        raise UsageError(f"{where}: {name} must be {wanted}, got {kind_of(value)}: {value!r}".removeprefix(": "))

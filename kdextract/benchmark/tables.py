@@ -5,21 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..config import coerced
 from ..errors import UsageError, did_you_mean
-
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    dict: "a table",
-}
-
-
-def kind_of(value: Any) -> str:
-    """Say in words what a TOML value is."""
-    return _KINDS.get(type(value), "a date or time")
 
 
 class Table:
@@ -36,10 +23,7 @@ class Table:
             if required:
                 raise UsageError(f"{self._place(name)} is missing")
             return default
-        value = self._record[name]
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UsageError(f"{self._place(name)} must be {_KINDS[kind]}, got {value!r}")
-        return value
+        return coerced(self._place(name), self._record[name], kind)
 
     def _place(self, name: str) -> str:
         return f"{self.where}: {name}" if self.where else name

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .arrays import ArrayHeader, check_pair, class_names, read_array, read_header, split_arrays, to_real_data
+from ..npy import ArrayHeader, read_array, read_header
+from .arrays import check_pair, class_names, split_arrays, to_real_data
 from .labelled import RealData, Split, first_line
 
 MAX_ARCHIVE_BYTES = 4 * 2**30

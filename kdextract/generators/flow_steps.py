@@ -1,4 +1,7 @@
-"""Invertible steps of flows that need no network: the smooth start, scales, mixtures of channels, and their order."""
+"""Invertible steps of flows that need no network: the smooth start, scales, mixtures of channels, and their order.
+
+Libraries of flows have no start at smooth images (a prior over cosines), which is why the flows are written here.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import OptionSet
-from ..errors import UsageError, did_you_mean
+from ..registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -186,9 +186,9 @@ def needed(always: str, inverts: bool) -> str:
     return f"{always} with batch norm, or statistics" if inverts else always
 
 
-_OBJECTIVES: dict[str, Objective] = {}
-_LIVE: dict[str, LiveMethod] = {}
-_GENERATORS: dict[str, GeneratorMethod] = {}
+_OBJECTIVES: Registry[Objective] = Registry("objective")
+_LIVE: Registry[LiveMethod] = Registry("method")
+_GENERATORS: Registry[GeneratorMethod] = Registry("method")
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -215,7 +215,7 @@ def register_objective(
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_OBJECTIVES, Objective(name, function, config, source, record, inverts, competes, blind))
+        _OBJECTIVES.add(name, Objective(name, function, config, source, record, inverts, competes, blind))
         return function
 
     return decorate
@@ -243,7 +243,7 @@ def register_live(
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_LIVE, LiveMethod(name, function, config, source, settings, structured, inverts, blind))
+        _LIVE.add(name, LiveMethod(name, function, config, source, settings, structured, inverts, blind))
         return function
 
     return decorate
@@ -261,55 +261,40 @@ def register_generator(
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _add(_GENERATORS, GeneratorMethod(name, function, config, source, takes_samples))
+        _GENERATORS.add(name, GeneratorMethod(name, function, config, source, takes_samples))
         return function
 
     return decorate
 
 
-MethodT = TypeVar("MethodT", bound=Method)
-
-
-def _add(registry: dict[str, MethodT], method: MethodT) -> None:
-    if method.name in registry:
-        raise ValueError(f"method {method.name!r} is registered twice")
-    registry[method.name] = method
-
-
 def objective(name: str) -> Objective:
     """Return the objective called `name`. Raises `UsageError`, with the near name, when there is none."""
-    if name not in _OBJECTIVES:
-        raise UsageError(f"unknown objective {name!r}.{did_you_mean(name, objective_names())}")
-    return _OBJECTIVES[name]
+    return _OBJECTIVES.get(name)
 
 
 def objective_names() -> list[str]:
     """Return the name of every objective, in alphabetical order."""
-    return sorted(_OBJECTIVES)
+    return sorted(_OBJECTIVES.names())
 
 
 def live_method(name: str) -> LiveMethod:
     """Return the live method called `name`. Raises `UsageError`, with the near name, when there is none."""
-    if name not in _LIVE:
-        raise UsageError(f"unknown method {name!r}.{did_you_mean(name, live_names())}")
-    return _LIVE[name]
+    return _LIVE.get(name)
 
 
 def live_names() -> list[str]:
     """Return the name of every live method, in alphabetical order."""
-    return sorted(_LIVE)
+    return sorted(_LIVE.names())
 
 
 def generator_method(name: str) -> GeneratorMethod:
     """Return the way to train generators called `name`. Raises `UsageError`, with the near name, when there is none."""
-    if name not in _GENERATORS:
-        raise UsageError(f"unknown method {name!r}.{did_you_mean(name, generator_names())}")
-    return _GENERATORS[name]
+    return _GENERATORS.get(name)
 
 
 def generator_names() -> list[str]:
     """Return the name of every way to train generators, in alphabetical order."""
-    return sorted(_GENERATORS)
+    return sorted(_GENERATORS.names())
 
 
 def every_method() -> list[tuple[str, Method]]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import ConfigError, UsageError, did_you_mean
+from ..errors import ConfigError, UsageError
+from ..registry import Registry
 
 InputShape = tuple[int, int, int]
 Builder = Callable[..., nn.Module]
@@ -57,7 +58,7 @@ class Architecture:
         return self.builder(input_shape, num_classes)
 
 
-_ARCHITECTURES: dict[str, Architecture] = {}
+_ARCHITECTURES: Registry[Architecture] = Registry("model")
 
 
 def register_model(name: str, *, input_shape: InputShape, source: str) -> Callable[[Builder], Builder]:
@@ -70,9 +71,7 @@ def register_model(name: str, *, input_shape: InputShape, source: str) -> Callab
     """
 
     def decorate(builder: Builder) -> Builder:
-        if name in _ARCHITECTURES:
-            raise ValueError(f"model {name!r} is registered twice")
-        _ARCHITECTURES[name] = Architecture(name, builder, input_shape, source)
+        _ARCHITECTURES.add(name, Architecture(name, builder, input_shape, source))
         return builder
 
     return decorate
@@ -80,14 +79,12 @@ def register_model(name: str, *, input_shape: InputShape, source: str) -> Callab
 
 def architecture(name: str) -> Architecture:
     """Return the architecture called `name`. Raises `UsageError`, with the near name, when there is none."""
-    if name not in _ARCHITECTURES:
-        raise UsageError(f"unknown model {name!r}.{did_you_mean(name, model_names())}")
-    return _ARCHITECTURES[name]
+    return _ARCHITECTURES.get(name)
 
 
 def model_names() -> list[str]:
     """Return every registered name, in order of registration."""
-    return list(_ARCHITECTURES)
+    return _ARCHITECTURES.names()
 
 
 def scaled(units: int, width: float) -> int:
