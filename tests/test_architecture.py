@@ -21,6 +21,7 @@ LEVELS = [
     [
         "class_index",
         "errors",
+        "former",
         "losses",
         "moments",
         "patterns",
@@ -37,7 +38,7 @@ LEVELS = [
     ],
     ["budget", "config", "headers", "hooks", "models.", "notebook", "records"],
     ["artifacts", "images", "methods.options", "methods.registry", "options", "tensor_files", "weights"],
-    ["attempts", "checkpoints", "data.", "generators.", "looks", "networks.", "run_dir"],
+    ["attempts", "checkpoints", "command_help", "data.", "generators.", "looks", "networks.", "run_dir"],
     ["classifier"],
     ["auto", "examination", "exporting", "importing", "inheritance", "nearest", "outcome", "sources", "statistics"],
     ["augmentation", "generator_source", "inversion", "memory", "stage_runner"],
