@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
     """Check whether a model can be a teacher.
 
-    The methods that it suits are listed, and nothing is written. The model is run on plain images, noise, patterns and, with --data, real
-    test images. Checked are its outputs, whether they are deterministic, whether gradients reach the pixels, its batch
-    normalization statistics, and whether the input normalization is likely to be right. Without MODEL, the run's
-    teacher is checked. Exit code 3 if it cannot be a teacher.
+    The methods that it suits are listed, and nothing is written. The model is run on plain images, noise, patterns and,
+    with --data, real test images. Checked are its outputs, whether they are deterministic, whether gradients reach the
+    pixels, its batch normalization statistics, and whether the input normalization is likely to be right. Without
+    MODEL, the run's teacher is checked. Exit code 3 if it cannot be a teacher.
 
     Examples:
 
