@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from kdextract.classifier import Classifier, ClassifierSpec
-from kdextract.deep_inversion import Course, Weights, invert
+from kdextract.deep_inversion import PixelSchedule, Weights, invert
 from kdextract.models import architecture
 
 REPETITIONS = 7
@@ -40,7 +40,7 @@ def measure(model: str, device: torch.device, precision: torch.dtype | None, com
     teacher = Classifier(spec).frozen().placed(device, precision, compiled)
     labels = torch.arange(BATCH) % 10
     weights = Weights(ce=1.0, tv=2.5e-5, tv_l1=0.0, l2=3e-8, bn=10.0)
-    course = Course(steps=STEPS, lr=0.05, betas=(0.9, 0.999), jitter=2)
+    schedule = PixelSchedule(steps=STEPS, lr=0.05, betas=(0.9, 0.999), jitter=2)
     pixels = torch.rand((BATCH, *shape), device=device).contiguous(memory_format=torch.channels_last)
     pixels.requires_grad_(True)
     upstream = torch.rand((BATCH, 10), device=device)
@@ -50,7 +50,7 @@ def measure(model: str, device: torch.device, precision: torch.dtype | None, com
             torch.autograd.grad(teacher(pixels), pixels, upstream)
 
     def steps() -> None:
-        invert(teacher, None, None, labels, weights, course, torch.Generator().manual_seed(0))
+        invert(teacher, None, None, labels, weights, schedule, torch.Generator().manual_seed(0))
 
     teacher_alone(), steps()
     pairs = [(seconds(steps, device), seconds(teacher_alone, device)) for _ in range(REPETITIONS)]

@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
+from .former import present_record
 from .headers import ARTIFACT_TYPES, METADATA_KEY, check_safetensors_file, own_metadata
 
 FORMAT_VERSION = 1
@@ -95,7 +96,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Return the manifest of an artifact directory.
+    """Return the manifest of an artifact directory, its options under their present names.
 
     Raises:
         ArtifactError: it is missing or malformed, or of a newer format than this version reads.
@@ -127,7 +128,7 @@ def read_manifest(directory: Path) -> Manifest:
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is malformed: {error}") from error
     _check_types(path, manifest)
-    return manifest
+    return replace(manifest, config=present_record(manifest.config))
 
 
 def read_header(path: Path) -> tuple[list[str], Json]:

@@ -1,4 +1,4 @@
-"""What is done to the images of a batch before a network sees them: shifts, distortions, and other drawings of them."""
+"""Augmentation of a batch before a network sees it: shifts, distortions, and changes of drawings."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Augmenter:
         shift: at most so many pixels in each direction.
         flip: whether to mirror half of the images.
         warp: strength of the distortion; see `images.warp`.
-        paper: not None for images that are first `remixed` as drawings on paper of this brightness, 0 or 1.
+        background: not None for drawings on a background of this brightness, 0 or 1, that are first `redrawn`.
     """
 
-    def __init__(self, shift: int, flip: bool, warp: float, seed: int, paper: float | None = None) -> None:
-        self.shift, self.flip, self.warp, self.paper = shift, flip, warp, paper
+    def __init__(self, shift: int, flip: bool, warp: float, seed: int, background: float | None = None) -> None:
+        self.shift, self.flip, self.warp, self.background = shift, flip, warp, background
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
     def active(self) -> bool:
         """Whether images are changed at all."""
-        return self.shift > 0 or self.flip or self.warp > 0 or self.paper is not None
+        return self.shift > 0 or self.flip or self.warp > 0 or self.background is not None
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the batch [batch, channels, height, width], augmented."""
-        if self.paper is not None:
-            images = remixed(images, self.paper, self._generator)
+        if self.background is not None:
+            images = redrawn(images, self.background, self._generator)
         if self.shift or self.flip:
             images = augment(images, self.shift, self.flip, self._generator)
         return warp(images, self.warp, self._generator) if self.warp else images
@@ -54,7 +54,7 @@ class Augmenter:
         self._generator.set_state(state["generator"])
 
 
-def remixed(images: torch.Tensor, paper: float, random: torch.Generator) -> torch.Tensor:
+def redrawn(images: torch.Tensor, background: float, random: torch.Generator) -> torch.Tensor:
     """Make other drawings of a batch of drawings, for a teacher that is asked what they show now.
 
     Generators repeat themselves: in the width of strokes, in greys, and in filling the image up to its border, where
@@ -63,15 +63,15 @@ def remixed(images: torch.Tensor, paper: float, random: torch.Generator) -> torc
 
     Args:
         images: pixels [batch, channels, height, width] in [0, 1].
-        paper: brightness of the background, 0 or 1; the rest is ink.
+        background: brightness of the background, 0 or 1; the rest is ink.
         random: on the CPU.
 
     Returns:
         Pixels in [0, 1], in the shape of `images`.
     """
-    ink = (images - paper).abs()
-    ink = _framed(_redrawn(_joined(ink, random), random), random)
-    return (paper - ink).abs().contiguous(memory_format=torch.channels_last)
+    ink = (images - background).abs()
+    ink = _framed(_recontrasted(_joined(ink, random), random), random)
+    return (background - ink).abs().contiguous(memory_format=torch.channels_last)
 
 
 def _uniform(bounds: tuple[float, float], like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
@@ -97,7 +97,7 @@ def _joined(ink: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return torch.lerp(ink[others], ink, own)
 
 
-def _redrawn(ink: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+def _recontrasted(ink: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Put the ink of each image through a logistic curve of its own that leaves 0 and 1 where they are."""
     threshold = _uniform(THRESHOLDS, ink, random)
     steepness = _uniform((math.log(STEEPNESS[0]), math.log(STEEPNESS[1])), ink, random).exp()

@@ -13,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from . import __version__
+from .command_help import WIDEST, command_class
 from .commands import COMMANDS
 from .errors import Interrupted, KdxError, ReaderGone, from_os_error
 from .looks import Command
@@ -31,7 +32,8 @@ app = typer.Typer(
     "damaged, 5 gate not met, 6 diverged, 7 out of memory, 8 disk, 9 run locked, 130/143 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain text, of which a pipe and a terminal get the same
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -62,7 +64,7 @@ def _function(command: Command) -> Callable[..., None]:
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_function(_command))
+    app.command(_name, cls=command_class(_command.config))(_function(_command))
 
 
 def main() -> None:

@@ -10,9 +10,30 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import UsageError, did_you_mean
+from .former import REMOVED
+
+PANELS = (
+    "Arguments",
+    "Source",
+    "Model",
+    "Student",
+    "Images",
+    "Generators",
+    "Statistics",
+    "Ranks",
+    "Schedule",
+    "Loss",
+    "Augmentation",
+    "Method",
+    "Comparison",
+    "Suite",
+    "Output",
+    "Compute",
+)
+"""Groups of options in the order in which help shows them; `Method` has those that only some methods take."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +49,7 @@ class OptionInfo:
     positional: bool = False
     env: str | None = None
     metavar: str | None = None
-    common: bool = False
+    panel: str = "Method"
     otherwise: str | None = None
 
 
@@ -44,7 +65,7 @@ def option(
     positional: bool = False,
     env: str | None = None,
     metavar: str | None = None,
-    common: bool = False,
+    panel: str = "Method",
     otherwise: str | None = None,
 ) -> Any:
     """Declare one option of a config dataclass.
@@ -54,11 +75,13 @@ def option(
         choices: the allowed values, or a function that returns them (called when the value is checked).
         minimum, maximum: inclusive bounds of a number; `above` is an exclusive lower bound.
         recorded: whether it is part of what must be equal for a finished stage to count as done.
-        common: whether help shows it among the options that many commands have.
+        panel: the group of options, one of `PANELS`, in which help shows it.
         otherwise: for help, what holds where the default is None and nothing is given.
     """
     known = (lambda: choices) if isinstance(choices, list) else choices
-    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar, common, otherwise)
+    panel = "Arguments" if positional else panel
+    assert panel in PANELS, panel
+    info = OptionInfo(help, known, minimum, maximum, above, recorded, positional, env, metavar, panel, otherwise)
     return field(default=default, metadata={"option": info})
 
 
@@ -150,7 +173,12 @@ class RunConfig(OptionSet):
     """Options of every command that looks at a run directory."""
 
     run: Path = option(
-        Path("runs/default"), "Run directory: where artifacts are read and written.", env="KDX_RUN", recorded=False
+        Path("runs/default"),
+        "Run directory.",
+        env="KDX_RUN",
+        recorded=False,
+        metavar="DIR",
+        panel="Output",
     )
 
 
@@ -158,26 +186,31 @@ class RunConfig(OptionSet):
 class StageConfig(RunConfig):
     """Options of every stage that makes an artifact."""
 
-    seed: int = option(0, "Seed of all randomness.", minimum=0, maximum=2**31 - 1)
-    device: str = option("auto", "Where to compute: auto, cpu, cuda or cuda:N.")
-    threads: int | None = option(None, "CPU threads; the default is one per core.", minimum=1)
-    force: bool = option(False, "Make it again, even if it is there or was made otherwise.", recorded=False)
-    dry_run: bool = option(False, "Say what would be read, done and written, and stop.", recorded=False)
+    seed: int = option(0, "Seed of all random numbers.", minimum=0, maximum=2**31 - 1, panel="Compute")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel="Compute")
+    threads: int | None = option(None, "CPU threads.", minimum=1, panel="Compute", otherwise="one per core")
+    force: bool = option(False, "Replace an artifact that exists.", recorded=False, panel="Output")
+    dry_run: bool = option(False, "Print what would be read and written, and stop.", recorded=False, panel="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedStageConfig(StageConfig):
     """Options of a stage of whose artifacts a run may hold several."""
 
-    name: str | None = option(None, "Name of the artifact, to keep several side by side.", recorded=False)
+    name: str | None = option(
+        None, "Name of the artifact, to keep several in one run.", recorded=False, metavar="NAME", panel="Output"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodStageConfig(NamedStageConfig):
     """Options of a stage that runs one of several registered methods, each with options of its own.
 
-    `method_options` holds what was given for the method; what was not given takes the method's default.
+    `method_options` holds what was given for the method; what was not given takes the method's default. `chooser` is
+    the option that names the method.
     """
+
+    chooser: ClassVar[str] = "method"
 
     method_options: dict[str, Any] = field(default_factory=dict)
 
@@ -189,6 +222,11 @@ class MethodStageConfig(NamedStageConfig):
     def methods(cls) -> dict[str, type[OptionSet]]:
         """Return the options of every method that may be chosen, by name."""
         raise AssertionError("a stage with methods says which ones")
+
+    @classmethod
+    def method_defaults(cls, name: str) -> dict[str, Any]:
+        """Return the options of the stage that have another default with a method."""
+        return {}
 
     def method_config(self) -> Any:
         """Return the method's options, checked. Raises `UsageError` for an option that has no effect on it."""
@@ -207,13 +245,14 @@ class TeacherConfig(StageConfig):
 
     teacher: str | None = option(
         None,
-        "Model to make the run's teacher first, as `kdx import-model` does: model.py:build, torchvision/NAME, a file "
-        "or run of kdx ...",
+        "Model to import first, as in `kdx import-model`.",
         recorded=False,
         metavar="SPEC",
-        common=True,
+        panel="Source",
     )
-    weights: str | None = option(None, "Weights of the --teacher.", recorded=False, metavar="FILE", common=True)
+    weights: str | None = option(
+        None, "File with the weights of --teacher.", recorded=False, metavar="FILE", panel="Source"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,13 +266,12 @@ class NetworkConfig(OptionSet):
 
     precision: str | None = option(
         None,
-        "What networks compute in: fp32, the default, or bf16, for devices that are faster at it; weights and losses "
-        "stay in fp32.",
+        "Number format of activations.",
         choices=["fp32", "bf16"],
+        panel="Compute",
+        otherwise="fp32",
     )
-    compile: bool | None = option(
-        None, "Compile networks with torch.compile, which takes a while at first; for long work on a GPU."
-    )
+    compile: bool | None = option(None, "Use torch.compile, for long work on a GPU.", panel="Compute", otherwise="off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,20 +279,25 @@ class DataAccess(OptionSet):
     """Where torchvision's data sets are, for every command that may open real data."""
 
     data_dir: Path = option(
-        Path("data"), "Where torchvision's data sets are.", env="KDX_DATA_DIR", recorded=False, metavar="DIR"
+        Path("data"),
+        "Data set directory.",
+        env="KDX_DATA_DIR",
+        recorded=False,
+        metavar="DIR",
+        panel="Source",
     )
-    download: bool = option(False, "Let torchvision, or the library of hf:NAME, fetch what is missing.", recorded=False)
+    download: bool = option(False, "Download data that is missing.", recorded=False, panel="Source")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifierConfig(OptionSet):
-    """Whom else to ask about the images that a stage makes."""
+    """A second classifier that the images of a stage are tested with."""
 
     verifier: str | None = option(
         None,
-        "The model.safetensors of another classifier, trained apart from the teacher: say which share of the images it "
-        "gives to their class.",
+        "Second classifier: report the share of images that it assigns to their class.",
         metavar="FILE",
+        panel="Output",
     )
 
 
@@ -277,5 +320,9 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     An option that is absent counts as None: what an older version made stays good when an option is added.
     """
-    names = dict.fromkeys([*old, *new])
-    return [f"{spelling(name)}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return [
+        f"{spelling(name)}: {old.get(name)} -> "
+        + (f"removed ({REMOVED[name].decided})" if name in REMOVED else str(new.get(name)))
+        for name in names
+    ]

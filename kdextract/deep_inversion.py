@@ -21,7 +21,7 @@ from .hooks import BatchStatistics, batch_norm_layers, record_activations, recor
 from .inversion import INITIALIZERS, Curve, Inverted
 from .inversion_pool import InversionPool
 from .losses import Terms, likeness, mean_variation, pixel_variation, statistics_distance, total
-from .methods.options import AdaptiveTerms, DeepInversionTerms, DreamTerms, GrowingPool
+from .methods.options import GrowingPool, InversionOptions, resolve
 from .methods.registry import TWO_WAYS, Given
 from .moments import channel_moments
 from .pixel_optimizer import PixelAdam
@@ -48,15 +48,15 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Course:
+class PixelSchedule:
     """How a batch is optimized.
 
     Attributes:
         steps: at full size.
-        coarse_steps: before these, at half the size.
+        coarse_steps: before these, at half the size; none for a teacher that takes images of one size alone.
         lr: of Adam; `betas` are its decays.
         warmup: steps in which the rate rises; after them it falls along a cosine. 0 for a constant rate.
-        jitter: largest shift in pixels each way, round the edges, half as much at half the size.
+        jitter: largest shift in pixels each way, around the edges, half as much at half the size.
         flip: whether every other batch, at random, is shown mirrored.
         clip: whether pixels stay in [0, 1] after every step; they always do at the end.
     """
@@ -156,7 +156,7 @@ def invert(
     statistics: Statistics | None,
     labels: torch.Tensor,
     weights: Weights,
-    course: Course,
+    schedule: PixelSchedule,
     random: torch.Generator,
     start: torch.Tensor | None = None,
     init: str = "normal",
@@ -172,8 +172,7 @@ def invert(
         init: which noise: `normal` is N(0, 1) in normalized coordinates, others are those of `inversion.INITIALIZERS`.
 
     Raises:
-        ConfigError: there are no statistics to match; the images are smaller than 2 x 2; or coarse steps are asked for
-            and the teacher takes one size alone.
+        ConfigError: there are no statistics to match, or the images are smaller than 2 x 2.
         DivergedError: the loss stopped being finite.
     """
     _, height, width = teacher.input_shape
@@ -181,16 +180,17 @@ def invert(
         raise ConfigError("these objectives are for images of at least 2 x 2 pixels, not for rows of a table")
     labels = labels.to(teacher.device)
     first = _first_values(teacher, len(labels), random, init) if start is None else _normalized(teacher, start)
-    batch = _PixelBatch(teacher, first, course, random)
+    if schedule.coarse_steps and not _takes_half_size(teacher):
+        schedule = replace(schedule, coarse_steps=0)
+    batch = _PixelBatch(teacher, first, schedule, random)
     with torch.enable_grad(), _watching(teacher, statistics, weights) as watch:
 
         def terms(shown: torch.Tensor) -> Terms:
             return terms_of(teacher, student, shown, labels, weights, watch)
 
-        if course.coarse_steps:
-            _require_half_size(teacher)
-            batch.take_steps(course.coarse_steps, 2, terms)
-        batch.take_steps(course.steps, 1, terms)
+        if schedule.coarse_steps:
+            batch.take_steps(schedule.coarse_steps, 2, terms)
+        batch.take_steps(schedule.steps, 1, terms)
     loss = float(batch.least)
     if not math.isfinite(loss) or not bool(torch.isfinite(batch.values).all()):
         raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
@@ -201,22 +201,24 @@ def invert(
 class _PixelBatch:
     """Normalized pixels in optimization: `values`, and `best`, those of the `least` loss at full size so far."""
 
-    def __init__(self, teacher: Classifier, values: torch.Tensor, course: Course, random: torch.Generator) -> None:
-        self._optimizer = PixelAdam(values, course.lr, course.betas)
+    def __init__(
+        self, teacher: Classifier, values: torch.Tensor, schedule: PixelSchedule, random: torch.Generator
+    ) -> None:
+        self._optimizer = PixelAdam(values, schedule.lr, schedule.betas)
         self.values = self._optimizer.values
         self.best = self.values.detach().clone()
         self.least = torch.full((), math.inf, device=teacher.device)
-        self.curve = Curve(course.coarse_steps + course.steps)
+        self.curve = Curve(schedule.coarse_steps + schedule.steps)
         self.taken = 0
         self._bounds = -teacher.mean / teacher.std, (1 - teacher.mean) / teacher.std
-        self._course, self._random = course, random
+        self._schedule, self._random = schedule, random
 
     def take_steps(self, steps: int, shrink: int, terms_of_shown: Callable[[torch.Tensor], Terms]) -> None:
         """Take Adam steps with images of 1 / `shrink` of the size; nothing waits for the device."""
-        course, values = self._course, self.values
-        self._optimizer.restart(course.lr, course.betas)
+        schedule, values = self._schedule, self.values
+        self._optimizer.restart(schedule.lr, schedule.betas)
         for step in range(steps):
-            terms = terms_of_shown(_shown(values, shrink, course, self._random))
+            terms = terms_of_shown(_shown(values, shrink, schedule, self._random))
             self.taken += 1
             self.curve.offer(self.taken, terms)
             loss = total(terms)
@@ -224,8 +226,8 @@ class _PixelBatch:
                 if shrink == 1:
                     torch.where(loss < self.least, values, self.best, out=self.best)
                     torch.minimum(loss, self.least, out=self.least)
-            self._optimizer.step(loss, course.rate(step, steps))
-            if course.clip:
+            self._optimizer.step(loss, schedule.rate(step, steps))
+            if schedule.clip:
                 with torch.no_grad():
                     values.clamp_(*self._bounds)
 
@@ -252,61 +254,62 @@ def _watching(teacher: Classifier, statistics: Statistics | None, weights: Weigh
         yield watch
 
 
-def _require_half_size(teacher: Classifier) -> None:
-    """Raise `ConfigError` unless the teacher takes images of half its size, as networks with a global average do."""
+def _takes_half_size(teacher: Classifier) -> bool:
+    """Say whether the teacher takes images of half its size, as networks with a global average do."""
     channels, height, width = teacher.input_shape
     try:
         with torch.no_grad(), teacher.queries.purpose(BLANK):
             teacher(torch.zeros((2, channels, height // 2, width // 2), device=teacher.device))
-    except RuntimeError as error:
-        raise ConfigError("the teacher takes images of one size alone; leave out --coarse-steps") from error
+    except RuntimeError:
+        return False
+    return True
 
 
-def _shown(values: torch.Tensor, shrink: int, course: Course, random: torch.Generator) -> torch.Tensor:
+def _shown(values: torch.Tensor, shrink: int, schedule: PixelSchedule, random: torch.Generator) -> torch.Tensor:
     """Return what the networks see of a batch: shrunk, shifted round the edges, perhaps mirrored."""
     shown = F.avg_pool2d(values, shrink) if shrink > 1 else values
-    limit = course.jitter // shrink
+    limit = schedule.jitter // shrink
     if limit:
         down, right = torch.randint(-limit, limit + 1, (2,), generator=random).tolist()
         shown = torch.roll(shown, (down, right), dims=(2, 3))
-    if course.flip and float(torch.rand((), generator=random)) < 0.5:
+    if schedule.flip and float(torch.rand((), generator=random)) < 0.5:
         shown = shown.flip(3)
     return shown
 
 
 def invert_as(
-    config: DreamTerms, given: Given, labels: torch.Tensor, random: torch.Generator, start: torch.Tensor | None = None
+    config: InversionOptions,
+    given: Given,
+    labels: torch.Tensor,
+    random: torch.Generator,
+    start: torch.Tensor | None = None,
 ) -> Inverted:
     """Make one image per label as the options of an objective say. Raises as `invert` does."""
-    shape = given.teacher.input_shape
-
-    def setting(name: str) -> float:
-        return config.setting(name, shape)
-
+    settings = resolve(config, given.teacher.input_shape)
     weights = Weights(
-        ce=config.ce,
-        tv=setting("tv"),
-        tv_l1=setting("tv_l1"),
-        l2=setting("l2"),
-        bn=setting("bn") if isinstance(config, DeepInversionTerms) else 0.0,
-        first_bn=setting("first_bn"),
-        compete=setting("compete") if isinstance(config, AdaptiveTerms) else 0.0,
+        ce=settings.ce,
+        tv=settings.tv,
+        tv_l1=settings.tv_l1,
+        l2=settings.l2,
+        bn=settings.bn,
+        first_bn=settings.first_bn,
+        compete=settings.compete,
     )
-    course = Course(
-        steps=int(setting("steps" if start is None else "adapt_steps")),
-        lr=setting("lr"),
-        betas=(setting("beta1"), setting("beta2")),
-        coarse_steps=int(setting("coarse_steps")),
-        warmup=int(setting("warmup")),
-        jitter=int(setting("jitter")),
-        flip=bool(setting("flip")),
-        clip=config.clip,
+    schedule = PixelSchedule(
+        steps=settings.steps if start is None else settings.adapt_steps,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        coarse_steps=settings.coarse_steps,
+        warmup=settings.warmup,
+        jitter=settings.jitter,
+        flip=settings.flip,
     )
-    init = config.init_for(shape)
-    return invert(given.teacher, given.student, given.statistics, labels, weights, course, random, start, init)
+    return invert(
+        given.teacher, given.student, given.statistics, labels, weights, schedule, random, start, settings.init
+    )
 
 
-def growing_pool(config: DreamTerms, pool: GrowingPool, given: Given, seed: int) -> InversionPool:
+def growing_pool(config: GrowingPool, given: Given, seed: int) -> InversionPool:
     """Return a pool of images that are made as the options of a live method say. Raises as `invert` does."""
 
     def make(
@@ -314,6 +317,5 @@ def growing_pool(config: DreamTerms, pool: GrowingPool, given: Given, seed: int)
     ) -> Inverted:
         return invert_as(config, replace(given, student=student), labels, random, start)
 
-    shape = given.teacher.input_shape
-    from_noise = int(config.setting("from_noise", shape)) if isinstance(config, AdaptiveTerms) else 0
-    return InversionPool(make, given.teacher, pool.pool_batch, pool.period, seed, from_noise)
+    from_noise = resolve(config, given.teacher.input_shape).from_noise
+    return InversionPool(make, given.teacher, config.pool_batch, config.period, seed, from_noise)

@@ -36,16 +36,17 @@ HEADLINES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(RunConfig):
-    """Show what a run holds, or one artifact with its options, lineage and budget.
+    """Show a run, or one artifact in detail.
+
+    The details are options, inputs, real data, budget and metrics.
 
     Examples:
 
       kdx show
-
       kdx show students/lenet_half
     """
 
-    artifact: str | None = option(None, "Artifact of the run; without one, the whole run.", positional=True)
+    artifact: str | None = option(None, "Artifact of the run; default: the whole run.", positional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +56,22 @@ class RunsConfig(OptionSet):
     Examples:
 
       kdx runs
-
       kdx runs experiments --json
     """
 
-    folder: Path = option(Path("runs"), "Folder that holds run directories; the default is runs.", positional=True)
+    folder: Path = option(Path("runs"), "Directory that contains run directories.", positional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(RunConfig):
-    """Check every file of a run against its sha256, and that each artifact was made from the inputs beside it.
+    """Check the files of a run and their inputs.
 
-    Exit code 4 when anything is missing, changed or renamed.
+    Every file is compared with its sha256, and every artifact's inputs with those in the run. Exit code 4 when anything
+    is missing, changed or renamed.
 
     Examples:
 
       kdx verify
-
       kdx verify --run runs/demo --json
     """
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .config import OptionSet, RunConfig
+from .command_help import layout, option_rows
+from .config import OptionSet, RunConfig, option, spelling
+from .errors import UsageError, did_you_mean
 from .looks import Command, Json
-from .methods import every_method
+from .methods import LiveMethod, Method, every_method
 from .notebook import Record
-from .options import OutputOptions
+from .options import OutputOptions, entries_of, spelled
 from .progress import Reporter
 from .report.tables import figure, print_line, print_table
 from .run_dir import RUN_FILE, RunDir
@@ -17,30 +19,32 @@ from .run_dir import RUN_FILE, RunDir
 
 @dataclass(frozen=True, kw_only=True)
 class ListConfig(OptionSet):
-    """List the network architectures: parameters and multiply-adds at their own input size and ten classes.
+    """List the network architectures.
+
+    Parameters and multiply-adds are for the architecture's own input size and ten classes.
 
     Examples:
 
       kdx models
-
       kdx models --json
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsConfig(RunConfig):
-    """List the synthesis methods: what each matches, what it needs, where it comes from.
+    """List the methods, or the options of one.
 
-    In a run directory, the column `missing` says what a run has to have before the method can be used.
+    Listed are what a method does, what it needs, its source and, in a run directory, what is missing there before the
+    method can be used.
 
     Examples:
 
       kdx methods
-
-      kdx methods --run runs/photos
-
-      kdx methods --json
+      kdx methods dfq
+      kdx methods --run runs/photos --json
     """
+
+    method: str | None = option(None, "Method whose options are listed; default: all methods.", positional=True)
 
 
 def models(config: ListConfig, reporter: Reporter) -> Record:
@@ -78,26 +82,60 @@ def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None
 
 
 def methods(config: MethodsConfig, reporter: Reporter) -> Record:
-    """Return every method with the option that chooses it and, for a run, what is missing there to use it."""
+    """Return every method with the option that chooses it and, for a run, what is missing there to use it; of one
+    method, its options as well.
+
+    Raises:
+        UsageError: no method has the name.
+    """
     from .stages.materials import missing_inputs
 
-    rows = [
-        {"command": command, "method": m.name, "does": m.summary, "needs": m.needs, "source": m.source}
-        for command, m in every_method()
-    ]
-    if (config.run / RUN_FILE).is_file():
-        run = RunDir(config.run)
-        rows = [{**row, "missing": missing_inputs(m, run)} for row, (_, m) in zip(rows, every_method(), strict=True)]
+    known = {method.name for _, method in every_method()}
+    if config.method is not None and config.method not in known:
+        raise UsageError(f"unknown method {config.method!r}.{did_you_mean(config.method, sorted(known))}")
+    run = RunDir(config.run) if (config.run / RUN_FILE).is_file() else None
+    rows: list[Json] = []
+    for command, method in every_method():
+        if config.method not in (None, method.name):
+            continue
+        row: Json = {
+            "command": command,
+            "method": method.name,
+            "does": method.summary,
+            "needs": method.needs,
+            "source": method.source,
+        }
+        row |= {} if run is None else {"missing": missing_inputs(method, run)}
+        if config.method is not None:
+            if isinstance(method, LiveMethod) and method.settings:
+                row["defaults"] = method.settings
+            row["options"] = _options_of(method)
+        rows.append(row)
     return Record(methods=rows)
 
 
+def _options_of(method: Method) -> list[Json]:
+    """Return the options of a method as help lists them."""
+    return [{"option": typed, "effect": text} for typed, text in option_rows(entries_of(method.config))]
+
+
 def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> None:
-    """Print a row per method."""
+    """Print a row per method; of one method every use, with its options."""
     rows = record["methods"]
     if output.quiet:
         print_line("\n".join(dict.fromkeys(row["method"] for row in rows)))
-    else:
+    elif config.method is None:
         print_table(list(rows[0]), [list(row.values()) for row in rows])
+    else:
+        for number, row in enumerate(rows):
+            print_line(("\n" if number else "") + f"kdx {row['command']} {row['method']}")
+            for name in ("does", "needs", "source", "missing"):
+                if row.get(name):
+                    print_line(f"  {name:<8} {row[name]}")
+            if "defaults" in row:
+                words = [f"{spelling(name)} {spelled(value)}" for name, value in row["defaults"].items()]
+                print_line(f"  defaults {' '.join(words)}")
+            print_line(layout([(entry["option"], entry["effect"]) for entry in row["options"]]))
 
 
 COMMANDS = {

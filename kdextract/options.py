@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING
 from typing import Annotated, Any
@@ -15,13 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from .config import (
-    DataAccess,
+    PANELS,
     MethodStageConfig,
-    NamedStageConfig,
-    NetworkConfig,
     OptionInfo,
     OptionSet,
-    VerifierConfig,
     coerced,
     option,
     option_fields,
@@ -29,28 +27,18 @@ from .config import (
     spelling,
 )
 from .errors import ReaderGone, UsageError, did_you_mean
+from .former import what_became_of
 
 Parameter = inspect.Parameter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions(OptionSet):
-    """How a command speaks; every command has these."""
+    """Output options shared by all commands."""
 
-    json: bool = option(False, "Print one JSON document on stdout.")
-    quiet: bool = option(False, "Print nothing but paths or names of results, and errors.")
-    verbose: bool = option(False, "Show where an error comes from.")
-
-
-_COMMON = {
-    declared.name for options in (NamedStageConfig, DataAccess, OutputOptions) for declared in option_fields(options)
-}
-_SHARED = {declared.name for options in (NetworkConfig, VerifierConfig) for declared in option_fields(options)}
-
-
-def _place_in_help(name: str, common: bool) -> int:
-    """Return 0 for what a command is about, 1 for what several of them can have, 2 for common options."""
-    return 2 if common or name in _COMMON else int(name in _SHARED)
+    json: bool = option(False, "Print one JSON document on stdout.", panel="Output")
+    quiet: bool = option(False, "Print only paths or names of results, and errors.", panel="Output")
+    verbose: bool = option(False, "Print the traceback of an error.", panel="Output")
 
 
 @contextmanager
@@ -67,13 +55,15 @@ class Entry:
     """One option of a command, as the command line and Python offer it.
 
     `kind` is its type; `default` is `MISSING` where it has to be given, and None for an option of a method, where it
-    stands for the method's own; `of_method` says that it is one of these.
+    stands for the method's own; `default_said` is the default in words, None where there is nothing to say; `of_method`
+    says that it is an option of methods.
     """
 
     declared: dataclasses.Field[Any]
     kind: Any
     default: Any
     help: str
+    default_said: str | None
     of_method: bool = False
 
     @property
@@ -86,22 +76,33 @@ class Entry:
         """What it says about itself."""
         return option_info(self.declared)
 
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that its value may have; one of them is `NoneType` where it may be left open."""
+        return typing.get_args(self.kind) if _is_union(self.kind) else (self.kind,)
+
 
 def entries(config_type: type[OptionSet]) -> list[Entry]:
-    """Return every option of a command: its own, those of its methods, each of which says who takes it, common ones."""
-    own = [_entry(declared, config_type) for declared in option_fields(config_type)]
+    """Return every option of a command, in the order of `config.PANELS`; within a panel, its own come before shared
+    ones. Those of methods say which methods take them."""
     methods = config_type.methods() if issubclass(config_type, MethodStageConfig) else {}
-    entries = own + _method_entries(methods)
-    return sorted(entries, key=lambda entry: _place_in_help(entry.name, option_info(entry.declared).common))
+    found = entries_of(config_type) + _method_entries(methods)
+    own = inspect.get_annotations(config_type)
+    return sorted(found, key=lambda entry: (PANELS.index(entry.info.panel), entry.name not in own))
+
+
+def entries_of(options: type[OptionSet]) -> list[Entry]:
+    """Return the options of one class, in the order in which they are declared."""
+    return [_entry(declared, options) for declared in option_fields(options)]
 
 
 def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOptions], None]) -> Callable[..., None]:
     """Return a function whose signature typer turns into a command with `config_type`'s options.
 
     Args:
-        run: called with the config that was typed, and how to speak.
+        run: called with the config that was typed, and the output options.
     """
-    speech = [_entry(declared, OutputOptions) for declared in option_fields(OutputOptions)]
+    speech = entries_of(OutputOptions)
     taken = entries(config_type)
 
     def command(**values: Any) -> None:
@@ -120,17 +121,33 @@ def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOpt
 
 
 def _paragraphs(docstring: str) -> str:
-    """Return a docstring with each paragraph on one line, for the terminal to wrap; indented ones stay as they are."""
-    parts = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in parts)
+    """Return a docstring with each paragraph on one line, for the terminal to wrap, and the examples line by line."""
+    text, _, examples = inspect.cleandoc(docstring).partition("Examples:")
+    parts = [" ".join(part.split()) for part in text.strip().split("\n\n")]
+    lines = [line for line in examples.splitlines() if line]
+    return "\n\n".join([*parts, *(["\b\nExamples:\n" + "\n".join(lines)] if lines else [])])
 
 
 def _entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Entry:
-    return Entry(declared, _type(declared, owner), declared.default, _help(option_info(declared)))
+    info = option_info(declared)
+    said = _said(declared)
+    text = info.help if info.otherwise is None else f"{info.help} Default: {info.otherwise}."
+    return Entry(declared, _type(declared, owner), declared.default, text + choices_said(info), said)
 
 
-def _help(info: OptionInfo) -> str:
-    return info.help if info.choices is None else f"{info.help} One of: {', '.join(info.choices())}."
+def choices_said(info: OptionInfo) -> str:
+    """Return the allowed values as a sentence, '' where the help text names each of them."""
+    choices = [] if info.choices is None else info.choices()
+    named = all(re.search(rf"\b{re.escape(choice)}\b", info.help) for choice in choices)
+    return "" if named else f" One of: {', '.join(choices)}."
+
+
+def _said(declared: dataclasses.Field[Any]) -> str | None:
+    """Return an option's default in words, None for a required one, a switch that is off, and None itself."""
+    default = declared.default
+    if default is None:
+        return option_info(declared).otherwise
+    return None if default is MISSING or default is False else spelled(default)
 
 
 def _parameter(entry: Entry) -> Parameter:
@@ -151,23 +168,28 @@ def _types(owner: Any) -> dict[str, Any]:
 
 
 def _typer_option(entry: Entry) -> Any:
-    name, info, default = entry.name, entry.info, entry.declared.default
+    name, info = entry.name, entry.info
     if info.positional:
-        return typer.Argument(help=info.help, metavar=name.upper(), show_default=False)
+        return typer.Argument(help=entry.help, metavar=name.upper(), show_default=False, rich_help_panel=info.panel)
     names = [spelling(name)]
     if name in ("quiet", "verbose"):
         names.append(f"-{name[0]}")
-    if default is True or (default is None and bool in typing.get_args(entry.kind)):
+    if with_negative(entry):
         names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
-    panel = "Common options" if _place_in_help(name, info.common) == 2 else None
     return typer.Option(
         *names,
         help=entry.help,
         metavar=info.metavar,
         envvar=info.env,
         show_default=entry.default is not None,
-        rich_help_panel=panel,
+        rich_help_panel=info.panel,
     )
+
+
+def with_negative(entry: Entry) -> bool:
+    """Say whether an option is a switch that `--no-NAME` turns off."""
+    default = entry.declared.default
+    return default is True or (default is None and bool in entry.kinds)
 
 
 def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
@@ -182,7 +204,7 @@ def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
             known = declared_as.setdefault(declared.name, (declared, kind))
             assert _required(known[1]) == _required(kind), f"{declared.name} has two types"
             takers.setdefault(declared.name, []).append(method_name)
-            said = option_info(declared).otherwise if declared.default is None else _spell(declared.default)
+            said = option_info(declared).otherwise if declared.default is None else spelled(declared.default)
             if said is not None:
                 defaults.setdefault(declared.name, {})[method_name] = said
     return [
@@ -194,15 +216,11 @@ def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
 def _method_entry(
     declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, str], num_methods: int
 ) -> Entry:
-    help_text = option_info(declared).help
-    if len(takers) < num_methods:
-        help_text += f" Only for {', '.join(takers)}."
-    if defaults:
-        help_text += f" Default: {_describe(defaults)}."
-    choices = option_info(declared).choices
-    if choices is not None:
-        help_text += f" One of: {', '.join(choices())}."
-    return Entry(declared, kind if _is_optional(kind) else kind | None, None, help_text, of_method=True)
+    info, said = option_info(declared), _describe(defaults) if defaults else None
+    text = info.help if len(takers) == num_methods else f"{info.help} Only for {', '.join(takers)}."
+    text += "" if said is None else f" Default: {said}."
+    optional = kind if _is_optional(kind) else kind | None
+    return Entry(declared, optional, None, text + choices_said(info), said, of_method=True)
 
 
 def _describe(defaults: dict[str, str]) -> str:
@@ -213,7 +231,8 @@ def _describe(defaults: dict[str, str]) -> str:
     return "; ".join([usual, *(f"{', '.join(name for name in defaults if defaults[name] == t)}: {t}" for t in others)])
 
 
-def _spell(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """Return a default as help writes it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -243,7 +262,7 @@ def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -
     taken = {entry.name: entry for entry in entries(config_type)}
     for name in options:
         if name not in taken:
-            raise UsageError(f"unknown option {name!r}.{did_you_mean(name, taken)}")
+            raise unknown_option(name, taken)
     for name, entry in taken.items():
         if entry.default is MISSING and name not in options:
             raise UsageError(f"{name} is missing")
@@ -253,3 +272,13 @@ def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -
         chosen = {name: value for name, value in values.items() if name not in own and value is not None}
         return config_type(**own, method_options=chosen)
     return config_type(**own)
+
+
+def unknown_option(name: str, known: Iterable[str], where: str = "") -> UsageError:
+    """Return the error for an option that is none of `known`; a former one says what became of it.
+
+    Args:
+        where: follows the name of an option that never was one, such as ` of kdx train`.
+    """
+    became = what_became_of(name)
+    return UsageError(became or f"unknown option {name!r}{where}.{did_you_mean(name, list(known))}")

@@ -50,11 +50,12 @@ def test_no_help_gives_none_as_a_default(name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "option", "defaults"),
     [
-        ("distill", "bn", "Default: as --course says; dfq: 1."),
+        ("distill", "bn", "Default: by --preset: cifar 10, imagenet 0.01, small 10; dfq: 1."),
         ("distill", "student_steps", "Default: 10; dafl: 1; dfad: 5."),
-        ("distill", "clip", "Default: on."),
+        ("distill", "compete", "Default: by --preset: cifar 10, imagenet 0.2, small 100."),
         ("optimize-dataset", "lr",
-         "Default: 0.3; adaptive_deep_inversion, deep_dream, deep_inversion: as --course says; top_layer: 0.02."),
+         "Default: 0.3; adaptive_deep_inversion, deep_dream, deep_inversion: by --preset: cifar 0.05, imagenet 0.25, "
+         "small 0.3; top_layer: 0.02."),
     ],
 )  # fmt: skip
 def test_help_gives_the_default_of_every_method(command: str, option: str, defaults: str) -> None:

@@ -21,6 +21,7 @@ LEVELS = [
     [
         "class_index",
         "errors",
+        "former",
         "losses",
         "moments",
         "patterns",
@@ -37,7 +38,7 @@ LEVELS = [
     ],
     ["budget", "config", "headers", "hooks", "notebook", "npy", "records", "registry"],
     ["artifacts", "methods.options", "methods.registry", "models.", "options", "tensor_files", "weights"],
-    ["attempts", "checkpoints", "generators.", "images", "looks", "networks.", "run_dir"],
+    ["attempts", "checkpoints", "command_help", "generators.", "images", "looks", "networks.", "run_dir"],
     ["classifier", "data."],
     ["auto", "examination", "exporting", "importing", "inheritance", "nearest", "outcome", "sources", "statistics"],
     ["augmentation", "generator_source", "inversion", "memory", "stage_runner"],

@@ -36,7 +36,7 @@ anchor = true
 distill = { data = "noise:normal" }
 [methods.all_layers]
 compute_stats = { spectral = false }
-optimize-dataset = { objective = "all_layers", images-per-class = 5, clip = false }
+optimize-dataset = { objective = "all_layers", images-per-class = 5, blur-every = 2 }
 distill = { lr = 0.01, flip = true }
 [methods.rare]
 students = ["twin"]
@@ -89,7 +89,7 @@ def test_the_commands_of_a_cell(tmp_path: Path) -> None:
     lines = [" ".join(command.line(1, None)) for command in cell.commands]
     assert lines[0] == "compute-stats --no-spectral --seed 5 --run RUN --data-dir DIR --threads 1"
     assert lines[1] == (
-        "optimize-dataset --objective all_layers --images-per-class 5 --no-clip --name all_layers "
+        "optimize-dataset --objective all_layers --images-per-class 5 --blur-every 2 --name all_layers "
         "--seed 5 --run RUN --threads 1"
     )
     words = lines[2].split()
@@ -154,8 +154,12 @@ MISTAKES = {
     "seed is the benchmark's": (SUITE.replace("steps = 10", "seed = 10"), "seed is set by the benchmark itself"),
     "name is the benchmark's": (SUITE.replace("steps = 10", 'name = "a"'), "name is set by the benchmark itself"),
     "unknown objective": (SUITE.replace('objective = "all_layers"', 'objective = "all_layer"'), "'all_layers'"),
-    "option of another objective": (SUITE.replace("clip = false", "keep_input = 0.5"), "unknown option 'keep_input'"),
-    "method option of wrong type": (SUITE.replace("clip = false", 'clip = "no"'), "clip must be true or false"),
+    "option of another objective": (SUITE.replace("blur-every = 2", "keep_input = 0.5"), "unknown option 'keep_input'"),
+    "method option of wrong type": (
+        SUITE.replace("blur-every = 2", 'blur-every = "no"'),
+        "blur_every must be a whole number",
+    ),
+    "removed option": (SUITE.replace("blur-every = 2", "clip = false"), "--clip was removed: pixels are always"),
     "unknown live method": (
         SUITE + '[methods.b]\ndistill = { method = "noise" }\n',
         "unknown value 'noise' of --method",

@@ -782,11 +782,11 @@ COMMANDS = {
     "--num-classes --class-names --mean --std --feature-layer --download --trust-code --json --quiet/-q --verbose/-v",
     "compute-stats": "--data-dir --download --run --seed --device --threads --force --dry-run --data --min-count "
     "--batch-size --max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max "
-    "--spectral-order --teacher --weights --json --quiet/-q --verbose/-v",
+    "--teacher --weights --json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
-    "--batch-size --steps --lr --init --blur-every --clip/--no-clip --tv --keep-input --keep-hidden --candidates "
-    "--student --course --coarse-steps --beta1 --beta2 --warmup --jitter --flip/--no-flip --ce --tv-l1 --l2 --bn "
-    "--first-bn --compete --verifier --precision --compile/--no-compile --teacher --weights --json "
+    "--batch-size --steps --lr --init --blur-every --tv --keep-input --keep-hidden --candidates "
+    "--student --preset --warmup --jitter --flip/--no-flip --ce --bn "
+    "--compete --verifier --precision --compile/--no-compile --teacher --weights --json "
     "--quiet/-q --verbose/-v",
     "train-generator": "METHOD --data-dir --download --run --seed --device --threads --force --dry-run --name "
     "--samples --data --generators --steps --batch-size --lr --preset --network --width --alpha --beta "
@@ -799,11 +799,11 @@ COMMANDS = {
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
-    "--course --coarse-steps --beta1 --beta2 --warmup --jitter --clip/--no-clip --ce --tv --tv-l1 --l2 --first-bn "
+    "--preset --warmup --jitter --ce --tv "
     "--compete --from-noise --adapt-steps --init --verifier --precision --compile/--no-compile "
     "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
-    "--steps --batch-size --lr --schedule --loss --temperature --temperature-scaling/--no-temperature-scaling "
-    "--shift --warp --flip --remix/--no-remix --inherit/--no-inherit --batch-norm --teacher-accuracy "
+    "--steps --batch-size --lr --loss --temperature "
+    "--shift --warp --flip --redraw/--no-redraw --inherit/--no-inherit --batch-norm --teacher-accuracy "
     "--teacher --weights --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--batch-size --min-accuracy --min-agreement --teacher --weights --json --quiet/-q --verbose/-v",
@@ -820,7 +820,7 @@ COMMANDS = {
     "check-teacher": "MODEL --run --data --images --data-dir --weights --input-size --num-classes "
     "--class-names --mean --std --feature-layer --download --trust-code --json --quiet/-q --verbose/-v",
     "models": "--json --quiet/-q --verbose/-v",
-    "methods": "--run --json --quiet/-q --verbose/-v",
+    "methods": "METHOD --run --json --quiet/-q --verbose/-v",
 }
 
 

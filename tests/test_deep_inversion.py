@@ -1,4 +1,4 @@
-"""DeepDream, DeepInversion and its adaptive form: terms against NumPy, the course of a batch, the growing pool."""
+"""DeepDream, DeepInversion and its adaptive form: terms against NumPy, the schedule of a batch, the growing pool."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdextract import api
 from kdextract.artifacts import read_manifest
 from kdextract.classifier import Classifier, load_classifier
-from kdextract.deep_inversion import Course, Weights, _shown, channel_statistics, invert, terms_of, watch_statistics
+from kdextract.deep_inversion import (
+    PixelSchedule,
+    Weights,
+    _shown,
+    channel_statistics,
+    invert,
+    terms_of,
+    watch_statistics,
+)
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.hooks import record_activations
 from kdextract.images import fit_images, to_pixels, to_uint8
@@ -31,11 +39,14 @@ from kdextract.inversion import INITIALIZERS, Inverted
 from kdextract.inversion_pool import InversionPool
 from kdextract.losses import likeness, mean_variation, pixel_variation
 from kdextract.methods.adaptive_deep_inversion import AdaptiveConfig, LiveAdaptiveConfig
-from kdextract.methods.options import COURSES, INITS, DreamTerms
+from kdextract.methods.deep_dream import DreamConfig, LiveDreamConfig
+from kdextract.methods.deep_inversion import DeepInversionConfig
+from kdextract.methods.options import INITS, PRESETS, resolve
+from kdextract.models import architecture
 from kdextract.statistics import StatisticsOptions, compute_statistics
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=25)
-PLAIN = Course(steps=5, lr=0.1, betas=(0.9, 0.999))
+PLAIN = PixelSchedule(steps=5, lr=0.1, betas=(0.9, 0.999))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -162,12 +173,12 @@ def test_tokens_are_matched_by_the_channels_of_their_last_dimension() -> None:
         torch.testing.assert_close(layer.variance, layer.kept_variance, rtol=1e-4, atol=1e-5)
 
 
-# ---- the course of a batch --------------------------------------------------------------------------------------
+# ---- the schedule of a batch --------------------------------------------------------------------------------------
 
 
 def test_the_rate_rises_and_falls() -> None:
-    course = Course(steps=100, lr=0.2, betas=(0.5, 0.9), warmup=10)
-    rates = [course.rate(step, 100) for step in range(100)]
+    schedule = PixelSchedule(steps=100, lr=0.2, betas=(0.5, 0.9), warmup=10)
+    rates = [schedule.rate(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.02)
     assert rates[9] == rates[10] == pytest.approx(0.2)
     assert rates[55] == pytest.approx(0.1)
@@ -177,10 +188,10 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
     values = torch.randn((3, 2, 8, 9), generator=seeded())
-    course = Course(steps=1, lr=0.1, betas=(0.9, 0.999), jitter=2, flip=True)
+    schedule = PixelSchedule(steps=1, lr=0.1, betas=(0.9, 0.999), jitter=2, flip=True)
     seen = set()
     for seed in range(60):
-        shown = _shown(values, 1, course, seeded(seed))
+        shown = _shown(values, 1, schedule, seeded(seed))
         found = [
             (down, right, mirrored)
             for down in range(-2, 3)
@@ -193,7 +204,7 @@ def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
         seen.add(found[0])
     assert len({down for down, _, _ in seen}) == len({right for _, right, _ in seen}) == 5
     assert {mirrored for _, _, mirrored in seen} == {False, True}
-    still = Course(steps=1, lr=0.1, betas=(0.9, 0.999))
+    still = PixelSchedule(steps=1, lr=0.1, betas=(0.9, 0.999))
     halved = _shown(values, 2, still, seeded())
     assert torch.allclose(halved[:, :, 0, 0], values[:, :, :2, :2].mean((2, 3)))
 
@@ -205,7 +216,7 @@ def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: i
     weights = Weights(ce=1.0, tv=1e-3, tv_l1=0.0, l2=1e-3, bn=1.0)
     labels = torch.arange(9) % num_classes
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    made = invert(teacher, None, None, labels, weights, Course(steps=30, lr=0.5, betas=(0.9, 0.999)), seeded(2))
+    made = invert(teacher, None, None, labels, weights, PixelSchedule(steps=30, lr=0.5, betas=(0.9, 0.999)), seeded(2))
     values = (made.images - teacher.mean) / teacher.std
     with torch.no_grad(), watch_statistics(teacher, None) as watch:
         terms = terms_of(teacher, None, values, labels, weights, watch)
@@ -231,39 +242,60 @@ def test_half_size_comes_first_and_other_images_of_it() -> None:
     weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=1.0)
     labels = torch.arange(8) % teacher.num_classes
     plain = invert(teacher, None, None, labels, weights, PLAIN, seeded())
-    coarse = Course(steps=5, lr=0.1, betas=(0.9, 0.999), coarse_steps=7)
+    coarse = PixelSchedule(steps=5, lr=0.1, betas=(0.9, 0.999), coarse_steps=7)
     both = invert(teacher, None, None, labels, weights, coarse, seeded())
     assert both.teacher_queries == 8 * 12
     assert [row["step"] for row in both.curve] == list(range(1, 13))
     assert not torch.equal(plain.images, both.images)
 
 
+def test_half_size_is_left_out_for_a_teacher_of_one_size() -> None:
+    teacher = statistics_teacher(architecture("lenet").build((1, 32, 32), 10), (1, 32, 32), 10).frozen()
+    weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0)
+    plain, coarse = (
+        invert(teacher, None, None, torch.arange(8), weights, schedule, seeded())
+        for schedule in (PLAIN, dataclasses.replace(PLAIN, coarse_steps=7))
+    )
+    assert coarse.teacher_queries == plain.teacher_queries
+    assert torch.equal(plain.images, coarse.images)
+
+
 def test_competition_finds_images_on_which_the_student_differs() -> None:
     teacher, student = classifier().frozen(), classifier(seed=5).frozen()
     labels = torch.arange(20) % teacher.num_classes
-    course = Course(steps=60, lr=0.1, betas=(0.9, 0.999))
+    schedule = PixelSchedule(steps=60, lr=0.1, betas=(0.9, 0.999))
     apart = []
     for compete in (0.0, 10.0):
         weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=0.1, compete=compete)
-        images = invert(teacher, student, None, labels, weights, course, seeded()).images
+        images = invert(teacher, student, None, labels, weights, schedule, seeded()).images
         with torch.no_grad():
             apart.append(1 - float(likeness(student(images), teacher(images), 3.0)))
     assert apart[1] > 1.5 * apart[0]
 
 
-def test_settings_are_those_of_the_course() -> None:
-    assert DreamTerms().setting("tv", (3, 32, 32)) == COURSES["cifar"]["tv"]
-    assert DreamTerms().setting("jitter", (1, 28, 28)) == COURSES["small"]["jitter"]
-    assert DreamTerms().setting("jitter", (3, 224, 224)) == COURSES["imagenet"]["jitter"]
-    assert DreamTerms(course="cifar").setting("beta1", (3, 224, 224)) == 0.9
-    assert DreamTerms(jitter=0).setting("jitter", (3, 224, 224)) == 0
-    assert AdaptiveConfig().setting("compete", (1, 28, 28)) == 10
-    assert LiveAdaptiveConfig().setting("compete", (1, 28, 28)) == 100
-    assert LiveAdaptiveConfig(compete=3.0).setting("compete", (1, 28, 28)) == 3
-    assert LiveAdaptiveConfig(pixel_steps=7).setting("steps", (1, 28, 28)) == 7
-    assert [DreamTerms().init_for(shape) for shape in ((1, 28, 28), (3, 32, 32))] == ["smooth", "normal"]
-    names = {frozenset(course) for course in COURSES.values()}
-    assert len(names) == 1
+def test_settings_are_those_of_the_preset() -> None:
+    assert resolve(DeepInversionConfig(), (3, 32, 32)) == dataclasses.replace(PRESETS["cifar"], compete=0.0)
+    assert resolve(AdaptiveConfig(), (1, 28, 28)) == dataclasses.replace(PRESETS["small"], from_noise=0)
+    assert resolve(AdaptiveConfig(), (3, 224, 224)) == PRESETS["imagenet"]
+    assert resolve(DreamConfig(preset="cifar"), (3, 224, 224)) == dataclasses.replace(
+        PRESETS["cifar"], bn=0.0, compete=0.0
+    )
+    assert resolve(LiveDreamConfig(), (3, 96, 96)) == dataclasses.replace(PRESETS["imagenet"], bn=0.0, compete=0.0)
+    assert resolve(LiveAdaptiveConfig(), (1, 28, 28)) == dataclasses.replace(PRESETS["small"], compete=100.0)
+    assert resolve(LiveAdaptiveConfig(), (3, 32, 32)) == PRESETS["cifar"]
+
+
+def test_settings_that_are_given_replace_the_preset() -> None:
+    found = resolve(DreamConfig(jitter=0, tv=0.5, init="strokes", warmup=9, ce=2.0, steps=3, lr=0.7), (3, 224, 224))
+    assert (found.jitter, found.tv, found.init, found.warmup, found.ce, found.steps, found.lr) == (
+        0, 0.5, "strokes", 9, 2.0, 3, 0.7,
+    )  # fmt: skip
+    assert found.flip
+    assert not resolve(DreamConfig(flip=False), (3, 224, 224)).flip
+    live = LiveAdaptiveConfig(compete=3.0, pixel_steps=7, pixel_lr=0.1, pixel_flip=True, from_noise=2, adapt_steps=4)
+    found = resolve(live, (1, 28, 28))
+    assert (found.compete, found.steps, found.lr, found.flip) == (3, 7, 0.1, True)
+    assert (found.from_noise, found.adapt_steps) == (2, 4)
 
 
 # ---- the growing pool -------------------------------------------------------------------------------------------
@@ -403,10 +435,10 @@ def test_later_batches_begin_from_images_of_the_pool() -> None:
 def test_a_batch_that_begins_from_images_stays_near_them() -> None:
     teacher = classifier().frozen()
     start = torch.rand((6, *teacher.input_shape), generator=seeded())
-    course = Course(steps=2, lr=1e-4, betas=(0.9, 0.999))
+    schedule = PixelSchedule(steps=2, lr=1e-4, betas=(0.9, 0.999))
     labels = torch.arange(6) % teacher.num_classes
-    made = invert(teacher, None, None, labels, Weights(1, 0, 0, 0, bn=1.0), course, seeded(), start)
-    moves = course.steps * course.lr * float(teacher.std.max())  # Adam's first steps are as long as its rate
+    made = invert(teacher, None, None, labels, Weights(1, 0, 0, 0, bn=1.0), schedule, seeded(), start)
+    moves = schedule.steps * schedule.lr * float(teacher.std.max())  # Adam's first steps are as long as its rate
     assert 0 < float((made.images - start).abs().max()) < 2 * moves
 
 
@@ -414,8 +446,8 @@ def test_a_batch_that_begins_from_images_stays_near_them() -> None:
 def test_where_images_start(init: str) -> None:
     teacher = classifier((1, 32, 32)).frozen()
     labels = torch.arange(64) % teacher.num_classes
-    course = Course(steps=1, lr=1e-6, betas=(0.9, 0.999), clip=False)
-    images = invert(teacher, None, None, labels, Weights(1, 0, 0, 0), course, seeded(), init=init).images
+    schedule = PixelSchedule(steps=1, lr=1e-6, betas=(0.9, 0.999), clip=False)
+    images = invert(teacher, None, None, labels, Weights(1, 0, 0, 0), schedule, seeded(), init=init).images
     if init == "normal":
         noise = torch.randn((64, 1, 32, 32), generator=seeded())
     else:
@@ -430,8 +462,8 @@ def test_nothing_is_read_from_the_device_while_pixels_are_optimized() -> None:
 
     def reads(steps: int) -> int:
         with Reads() as counted:
-            course = Course(steps=steps, lr=0.1, betas=(0.9, 0.999), jitter=1)
-            invert(teacher, student, None, torch.arange(6) % teacher.num_classes, weights, course, seeded())
+            schedule = PixelSchedule(steps=steps, lr=0.1, betas=(0.9, 0.999), jitter=1)
+            invert(teacher, student, None, torch.arange(6) % teacher.num_classes, weights, schedule, seeded())
         return counted.count
 
     assert reads(160) == reads(80) > 0, "the curve, of as many points, is read at the end"

@@ -512,28 +512,28 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
         settings: dict[str, Any] = outcome.manifest.metrics["settings"]
         return settings
 
-    assert not learned("plain")["remix"], "digits are neither drawings on black nor on white"
-    assert learned("remixed", remix=True)["remix"]
+    assert not learned("plain")["redraw"], "digits are neither drawings on black nor on white"
+    assert learned("redrawn", redraw=True)["redraw"]
     made = api.generate(run=teacher_run, images_per_class=2, threads=1)
     images = TransferSetImages.of(RunDir(teacher_run).artifact_at(made.directory))
     assert (images.learned_from, images.low_diversity, images.makes_images) == ("trained generators", True, False)
     live = LiveImages.of(live_method("dafl"), live_method("dafl").config(), MethodInputs())
     assert (live.learned_from, live.low_diversity, live.makes_images) == ("dafl", True, True)
     students = teacher_run / "students"
-    assert sha256s(students / "plain")["model.safetensors"] != sha256s(students / "remixed")["model.safetensors"]
+    assert sha256s(students / "plain")["model.safetensors"] != sha256s(students / "redrawn")["model.safetensors"]
 
 
-@pytest.mark.parametrize(("brightness", "remix"), [(0.13, True), (0.87, True), (0.3, False), (0.5, False)])
-def test_drawings_are_remixed_by_default(brightness: float, remix: bool) -> None:
+@pytest.mark.parametrize(("brightness", "redraw"), [(0.13, True), (0.87, True), (0.3, False), (0.5, False)])
+def test_drawings_are_redrawn_by_default(brightness: float, redraw: bool) -> None:
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
     noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
     manifest = Manifest("generator", "generators/kegnet", "train-generator", "0.1.0", {}, (), ())
     generators = GeneratorImages.of(Artifact(Path("generators/kegnet"), "generators/kegnet", manifest, {}))
-    assert fill_in(given, generators, teacher, teacher).remix == remix
-    assert not fill_in(given, noise, teacher, teacher).remix
-    settings = fill_in(DistillConfig(remix=True), real, teacher, teacher)
-    assert settings.augmenter(False, teacher, 0).paper == float(brightness >= 0.5)
+    assert fill_in(given, generators, teacher, teacher).redraw == redraw
+    assert not fill_in(given, noise, teacher, teacher).redraw
+    settings = fill_in(DistillConfig(redraw=True), real, teacher, teacher)
+    assert settings.augmenter(False, teacher, 0).background == float(brightness >= 0.5)
 
 
 def test_presets_set_what_is_not_given(normalized_teacher: Classifier) -> None:

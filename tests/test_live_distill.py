@@ -130,7 +130,7 @@ def test_auto_takes_the_defaults_of_what_it_picks(teacher_run: Path) -> None:
 def test_what_is_given_goes_before_what_the_method_wants(teacher_run: Path) -> None:
     metrics = distill(teacher_run, "structured_noise", steps=1, temperature=3.0, warp=0.1, lr=0.01)
     assert metrics["settings"] == {
-        "batch_size": 16, "lr": 0.01, "loss": "kl", "temperature": 3.0, "shift": 0, "warp": 0.1, "remix": False
+        "batch_size": 16, "lr": 0.01, "loss": "kl", "temperature": 3.0, "shift": 0, "warp": 0.1, "redraw": False
     }  # fmt: skip
 
 

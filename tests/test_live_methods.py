@@ -258,7 +258,6 @@ def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, s
     statistics = statistics_of(teacher)
     known = {declared.name for declared in option_fields(live_method(name).config)}
     options = {option: value for option, value in SMALL.items() if option in known}
-    options |= {"coarse_steps": 3} if "coarse_steps" in known else {}
     method = live_method(name)
     source = method.open_source(Given(teacher, statistics if method.inverts else None), method.config(**options), 0)
     drawn(source, classifier(shape, batch_norm=batch_norm, seed=1).train())

@@ -29,7 +29,7 @@ DEFAULTS = ComputeStatsConfig()
 OPTIONS = StatisticsOptions(
     DEFAULTS.max_units,
     DEFAULTS.covariance_rank,
-    SpectralOptions(DEFAULTS.spectral_fraction, DEFAULTS.spectral_max, DEFAULTS.spectral_order),
+    SpectralOptions(DEFAULTS.spectral_fraction, DEFAULTS.spectral_max, compute_stats.SPECTRAL_ORDER),
 )
 
 

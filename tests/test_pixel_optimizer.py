@@ -121,7 +121,7 @@ def test_pixels_of_every_objective(
     labels = torch.arange(8) % NUM_CLASSES
 
     def make(lr: float) -> torch.Tensor:
-        config = chosen(method.config, steps=6, lr=lr, jitter=2, course="cifar", blur_every=3)
+        config = chosen(method.config, steps=6, lr=lr, jitter=2, preset="cifar", blur_every=3)
         given = Given(teacher, statistics, student)
         return method.synthesize(given, labels, config, torch.Generator().manual_seed(0)).images
 
@@ -141,7 +141,7 @@ def test_images_of_every_live_method(
             "pixel_lr": lr,
             "generator_lr": lr,
             "jitter": 2,
-            "course": "cifar",
+            "preset": "cifar",
             "replay": 0.5,
         }
         config = chosen(method.config, **options)

@@ -27,36 +27,38 @@ STATES = {DONE: "cached", "not run": "to run"}
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(DataAccess):
-    """Run a suite of teachers, students, methods, budgets and seeds, and report it with its spread and its anchors.
+    """Run a suite of methods and report its results.
 
-    Every cell is made by the ordinary commands, each in a process of its own, in one run directory per teacher and
-    seed. What is finished is not run again: an interrupted benchmark goes on where it stopped, and a cell that fails
-    is listed while the others go on. The exit code is that of the first cell that failed. Writes results.json,
-    results.md and report.html.
+    A suite has teachers, students, methods, budgets and seeds; the report has means and standard deviations over seeds,
+    floor and ceiling. Every cell is made by the ordinary commands, each in its own process, in one run directory per
+    teacher and seed. Finished cells are not run again, so an interrupted benchmark continues; a cell that fails is
+    listed, and the others are run. The exit code is that of the first failed cell. Writes results.json, results.md and
+    report.html.
 
     Examples:
 
       kdx benchmark benchmarks/digits.toml
-
       kdx benchmark benchmarks/mnist_cpu.toml --data-dir ~/data --only 'lenet_half/*'
-
       kdx benchmark benchmarks/digits.toml --report-only --out results
     """
 
     suite: Path = option(MISSING, "Suite file (TOML).", positional=True)
     work: Path | None = option(
-        None, "Where the run directories are; the default is runs/benchmarks/SUITE.", metavar="DIR"
+        None, "Directory of the runs.", metavar="DIR", panel="Output", otherwise="runs/benchmarks/SUITE"
     )
-    out: Path | None = option(None, "Where the results go; the default is the work directory.", metavar="DIR")
+    out: Path | None = option(
+        None, "Directory of the results.", metavar="DIR", panel="Output", otherwise="the --work directory"
+    )
     only: list[str] | None = option(
         None,
-        "Run only cells whose method, student or student/method matches; several with commas, or given again.",
+        "Run only cells whose method, student or student/method matches; separate several by commas, or repeat --only.",
         metavar="GLOB",
+        panel="Suite",
     )
-    jobs: int = option(1, "Runs to work on side by side; they share the threads, and times say so.", minimum=1)
-    force: bool = option(False, "Make again what was made with other options than the suite's.")
-    dry_run: bool = option(False, "List the cells and which are finished, and stop.")
-    report_only: bool = option(False, "Run nothing: report what is there.")
+    jobs: int = option(1, "Runs in parallel; they share the threads, which changes times.", minimum=1, panel="Compute")
+    force: bool = option(False, "Replace artifacts made with other options than the suite's.", panel="Output")
+    dry_run: bool = option(False, "List the cells and which are finished; run nothing.", panel="Output")
+    report_only: bool = option(False, "Report the finished cells; run nothing.", panel="Output")
 
     def patterns(self) -> list[str]:
         """The patterns of `--only`."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import DataAccess, MethodStageConfig, NamedStageConfig, OptionSet, option_fields, option_info, spelling
-from ..errors import UsageError, did_you_mean
-from ..options import config_from_options
+from ..errors import UsageError
+from ..former import present_names
+from ..options import config_from_options, unknown_option
 from ..stages import STAGES
 
 Options = dict[str, Any]
@@ -17,14 +18,14 @@ def stage_options(stage: str, given: dict[str, Any], where: str) -> Options:
     """Return the options of a command that a suite's table gives, by their names with underscores.
 
     Args:
-        given: names, with underscores or hyphens, and TOML values.
+        given: names, with underscores or hyphens, and TOML values; a renamed option may have its former name.
         where: the table, as an error names it.
 
     Raises:
         UsageError: an option that the command does not have, or that the benchmark itself sets; a value of the wrong
             type, or one that the command refuses.
     """
-    options = {name.replace("-", "_"): value for name, value in given.items()}
+    options = present_names({name.replace("-", "_"): value for name, value in given.items()})
     config_type = STAGES[stage].config
     for name in OWN & options.keys():
         raise UsageError(f"{where}: {name} is set by the benchmark itself, for every {stage}")
@@ -35,7 +36,7 @@ def stage_options(stage: str, given: dict[str, Any], where: str) -> Options:
         known = [*own, *(declared.name for declared in of_method)]
         for name in options:
             if name not in known:
-                raise UsageError(f"unknown option {name!r} of kdx {stage}.{did_you_mean(name, known)}")
+                raise unknown_option(name, known, f" of kdx {stage}")
         stage_config(stage, options)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
@@ -51,7 +52,7 @@ def stage_config(stage: str, options: Options) -> Any:
 
 
 def arguments(config: OptionSet, options: Options) -> list[str]:
-    """Return options as a command line spells them: `--lr 0.001 --flip --no-clip`; `config` is made from them."""
+    """Return options as a command line spells them: `--lr 0.001 --flip --no-spectral`; `config` is made from them."""
     positional = {declared.name for declared in option_fields(config) if option_info(declared).positional}
     defaults = {declared.name: declared.default for declared in option_fields(config)}
     if isinstance(config, MethodStageConfig):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import option
-from .options import AS_COURSE, AdaptiveTerms, BatchCourse, GrowingPool
+from .options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPool, by_preset
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ SOURCE = "Yin et al. 2020, eq. 2 to 9"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig(AdaptiveTerms, BatchCourse):
-    """The terms, and the course of a batch."""
+class AdaptiveConfig(AdaptiveTerms, BatchSteps):
+    """The terms, and the steps of a batch."""
 
 
 @register_objective(
@@ -36,19 +36,31 @@ def adaptive_deep_inversion(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveAdaptiveConfig(AdaptiveTerms, GrowingPool):
+class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
     """The terms, and the pool."""
 
+    compete: float | None = option(
+        None,
+        "Weight of the teacher-student competition term (ADI, eq. 8).",
+        minimum=0,
+        otherwise=f"by --preset: {by_preset(LIVE_PRESETS, 'compete')}",
+    )
     from_noise: int | None = option(
         None,
-        "Batches that begin from noise; later ones begin from images of the pool, which then come to differ from what "
-        "the student knows. 0: all begin from noise.",
+        "Batches that start from noise; later ones start from images of the pool. 0: all start from noise.",
         minimum=0,
-        otherwise=AS_COURSE,
+        otherwise=f"by --preset: {by_preset(LIVE_PRESETS, 'from_noise')}",
     )
     adapt_steps: int | None = option(
-        None, "Adam steps of a batch that begins from images of the pool.", minimum=1, otherwise=AS_COURSE
+        None,
+        "Adam steps of a batch that starts from images of the pool.",
+        minimum=1,
+        otherwise=f"by --preset: {by_preset(LIVE_PRESETS, 'adapt_steps')}",
     )
+
+    def given(self) -> dict[str, Any]:
+        """With what later batches start from."""
+        return super().given() | {"from_noise": self.from_noise, "adapt_steps": self.adapt_steps}
 
 
 @register_live(
@@ -58,4 +70,4 @@ def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed:
     """A growing pool of images with the statistics of the teacher's layers, on which the student still differs."""
     from ..deep_inversion import growing_pool
 
-    return growing_pool(config, config, given, seed)
+    return growing_pool(config, given, seed)

@@ -24,15 +24,17 @@ class AllLayersDropoutConfig(PixelConfig):
 
     keep_input: float | None = option(
         None,
-        "Share of pixels that the first layer sees; 0.8 for a teacher with dropout layers, else 0.95.",
+        "Share of pixels that the first layer receives.",
         above=0,
         maximum=1,
+        otherwise="0.8 for a teacher with dropout layers, else 0.95",
     )
     keep_hidden: float | None = option(
         None,
-        "Share of units that later layers see; 0.5 for a teacher with dropout layers, else 0.9.",
+        "Share of units that later layers receive.",
         above=0,
         maximum=1,
+        otherwise="0.5 for a teacher with dropout layers, else 0.9",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import OptionSet, option
-from .options import GameConfig, GeneratorConfig
+from .options import GameConfig, GeneratorConfig, sized_width
 from .registry import Given, register_generator, register_live
 
 if TYPE_CHECKING:
@@ -27,11 +27,13 @@ SOURCE = "Chen et al. 2019, equations 2 to 5"
 
 @dataclass(frozen=True, kw_only=True)
 class DaflWeights(OptionSet):
-    """What each term of the generator's loss weighs."""
+    """Weights of the terms of the generator's loss."""
 
-    oh: float = option(1.0, "Weight of the teacher's cross-entropy to its own answer.", minimum=0)
-    act: float = option(0.1, "Weight of the mean size of the teacher's features.", minimum=0)
-    ie: float = option(5.0, "Weight of the classes' entropy in a batch, as a share of the largest.", minimum=0)
+    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own answer.", minimum=0)
+    act: float = option(0.1, "Weight of the mean absolute feature of the teacher, which is maximized.", minimum=0)
+    ie: float = option(
+        5.0, "Weight of the entropy of the mean prediction of a batch, relative to its maximum.", minimum=0
+    )
 
     def terms(self, logits: torch.Tensor, features: torch.Tensor) -> Terms:
         """Return the terms of the loss of a batch from the teacher's logits [batch, K] and features [batch, units].
@@ -48,18 +50,16 @@ class DaflWeights(OptionSet):
 
 @dataclass(frozen=True, kw_only=True)
 class DaflConfig(DaflWeights, GameConfig):
-    """How often the generator moves, and what each term of its loss weighs."""
+    """How often the generator takes a step, and the weights of its loss."""
 
-    student_steps: int = option(1, "Student steps per step of the generator.", minimum=1)
+    student_steps: int = option(1, "Student steps per generator step.", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DaflGeneratorConfig(DaflWeights, GeneratorConfig):
-    """The generator's size, and what each term of its loss weighs."""
+    """The generator's size, and the weights of its loss."""
 
-    width: int | None = option(
-        None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
-    )
+    width: int | None = sized_width()
 
 
 @register_live(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .options import BatchCourse, DreamTerms, GrowingPool
+from .options import BatchSteps, DreamTerms, GrowingPool
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ SOURCE = "Mordvintsev et al. 2015; Yin et al. 2020, eq. 2 and 3"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamConfig(DreamTerms, BatchCourse):
-    """The terms, and the course of a batch."""
+class DreamConfig(DreamTerms, BatchSteps):
+    """The terms, and the steps of a batch."""
 
 
 @register_objective("deep_dream", config=DreamConfig, record=None, source=SOURCE)
@@ -31,7 +31,7 @@ def deep_dream(given: Given, labels: torch.Tensor, config: DreamConfig, generato
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveDreamConfig(DreamTerms, GrowingPool):
+class LiveDreamConfig(GrowingPool, DreamTerms):
     """The terms, and the pool."""
 
 
@@ -40,4 +40,4 @@ def deep_dream_pool(given: Given, config: LiveDreamConfig, seed: int) -> Inversi
     """A growing pool of images that the teacher gives to a class, smooth and of small norm."""
     from ..deep_inversion import growing_pool
 
-    return growing_pool(config, config, given, seed)
+    return growing_pool(config, given, seed)

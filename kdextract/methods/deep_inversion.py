@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .options import BatchCourse, DeepInversionTerms, GrowingPool
+from .options import BatchSteps, DeepInversionTerms, GrowingPool
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ SOURCE = "Yin et al. 2020, eq. 2 to 5"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepInversionConfig(DeepInversionTerms, BatchCourse):
-    """The terms, and the course of a batch."""
+class DeepInversionConfig(DeepInversionTerms, BatchSteps):
+    """The terms, and the steps of a batch."""
 
 
 @register_objective("deep_inversion", config=DeepInversionConfig, record=None, source=SOURCE, inverts=True)
@@ -33,7 +33,7 @@ def deep_inversion(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveDeepInversionConfig(DeepInversionTerms, GrowingPool):
+class LiveDeepInversionConfig(GrowingPool, DeepInversionTerms):
     """The terms, and the pool."""
 
 
@@ -44,4 +44,4 @@ def deep_inversion_pool(given: Given, config: LiveDeepInversionConfig, seed: int
     """A growing pool of images with the means and variances that the teacher's layers keep."""
     from ..deep_inversion import growing_pool
 
-    return growing_pool(config, config, given, seed)
+    return growing_pool(config, given, seed)

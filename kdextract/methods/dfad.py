@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DfadConfig(GameConfig):
-    """How often the generator moves."""
+    """How often the generator takes a step."""
 
-    student_steps: int = option(5, "Student steps per step of the generator.", minimum=1)
+    student_steps: int = option(5, "Student steps per generator step.", minimum=1)
 
 
 @register_live(

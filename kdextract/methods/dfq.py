@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DfqConfig(GameConfig):
-    """How often the generator moves, and what each term of its loss weighs."""
+    """How often the generator takes a step, and the weights of its loss."""
 
-    student_steps: int = option(10, "Student steps per step of the generator.", minimum=1)
-    bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
-    oh: float = option(1.0, "Weight of the teacher's cross-entropy to its own answer.", minimum=0)
-    adv: float = option(1.0, "Weight of the student's divergence where both give the same class.", minimum=0)
-    bal: float = option(20.0, "Weight of uneven classes in a batch.", minimum=0)
+    student_steps: int = option(10, "Student steps per generator step.", minimum=1)
+    bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization (BN) statistics.", minimum=0)
+    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own answer.", minimum=0)
+    adv: float = option(
+        1.0, "Weight of the KL divergence of student and teacher where both predict the same class.", minimum=0
+    )
+    bal: float = option(20.0, "Weight of the class imbalance of a batch.", minimum=0)
 
 
 @register_live(

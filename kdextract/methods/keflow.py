@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import option
-from .options import GeneratorConfig, widening
+from .options import GeneratorConfig, sized_width, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
@@ -43,19 +43,25 @@ WIDEN = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class KeflowConfig(GeneratorConfig):
-    """The flow, and what each term weighs."""
+    """The flow, and the weights of its loss."""
 
-    generators: int = option(2, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
-    steps: int = option(300, "Optimizer steps of each generator.", minimum=1)
-    flow: str = option("nice_affine", "Couplings of pixels (nice, nice_affine) or of channels.", choices=list(FLOWS))
-    width: int | None = option(
-        None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
+    generators: int = option(
+        2, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
     )
-    noise_scale: float = option(1.0, "Standard deviation of the noise in training.", above=0)
-    widen: float | None = option(None, widening(WIDEN), above=0)
-    spread: float = option(0.3, "Weight of the divergence from smooth random fields, which spreads images.", minimum=0)
-    bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization statistics.", minimum=0)
-    aided: float = option(1e-3, "Weight of the likelihood of --samples.", minimum=0)
+    steps: int = option(300, "Optimizer steps per generator.", minimum=1, panel="Schedule")
+    flow: str = option(
+        "nice_affine",
+        "Normalizing flow; nice and nice_affine couple pixels, realnvp and glow channels.",
+        choices=list(FLOWS),
+    )
+    width: int | None = sized_width()
+    noise_scale: float = option(1.0, "Standard deviation of the noise during training.", above=0)
+    widen: float | None = widening(WIDEN)
+    spread: float = option(
+        0.3, "Weight of the KL divergence from smooth random fields; more gives more varied images.", minimum=0
+    )
+    bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization (BN) statistics.", minimum=0)
+    aided: float = option(1e-3, "Weight of the log-likelihood of --samples.", minimum=0)
 
 
 @register_generator("keflow", config=KeflowConfig, source="BDNF (KeFlow 2020), equations 1 to 9", takes_samples=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import option
-from .options import GeneratorConfig, widening
+from .options import GeneratorConfig, sized_width, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
@@ -35,31 +35,42 @@ WIDEN = 1.5
 """How much wider than in training the noise of images is that students learn from."""
 
 
+def _default(name: str) -> str:
+    return "by --preset: " + ", ".join(f"{preset} {PRESETS[preset][name]:g}" for preset in sorted(PRESETS))
+
+
 @dataclass(frozen=True, kw_only=True)
 class KegnetConfig(GeneratorConfig):
-    """What each term weighs, as published for a data set or as given."""
+    """Weights of the loss, as published for a data set or as given."""
 
-    generators: int = option(5, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
-    steps: int = option(300, "Optimizer steps of each generator.", minimum=1)
+    generators: int = option(
+        5, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
+    )
+    steps: int = option(300, "Optimizer steps per generator.", minimum=1, panel="Schedule")
+    lr: float | None = option(None, "First learning rate.", above=0, panel="Schedule", otherwise=_default("lr"))
     preset: str | None = option(
         None,
-        "Settings of --lr, --alpha, --beta and --decoder-layers: those that were published for a data set, or diverse, "
-        "ours. The default is tabular for a table, otherwise diverse.",
+        "Values of --lr, --alpha, --beta and --decoder-layers that are not given: those published for a data set, or "
+        "diverse, ours.",
         choices=sorted(PRESETS),
+        otherwise="diverse; tables: tabular",
     )
     network: str | None = option(
         None,
-        "Generator: resized, bilinear enlargements, the default for images; strided, transposed convolutions, as "
-        "published; dense, linear layers, the default for a table.",
+        "Generator network: resized, bilinear upsampling; strided, transposed convolutions, as published; dense, "
+        "linear layers.",
         choices=["resized", "strided", "dense"],
+        otherwise="resized; tables: dense",
     )
-    width: int | None = option(
-        None, "Width of the generator; by default, as large as makes it cost about what the teacher costs.", minimum=4
+    width: int | None = sized_width()
+    widen: float | None = widening(WIDEN)
+    alpha: float | None = option(
+        None, "Weight of the decoder's mean squared error.", minimum=0, otherwise=_default("alpha")
     )
-    widen: float | None = option(None, widening(WIDEN), above=0)
-    alpha: float | None = option(None, "Weight of the decoder's squared error.", minimum=0)
-    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0)
-    decoder_layers: int | None = option(None, "Hidden layers of the decoder after the first.", minimum=0)
+    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0, otherwise=_default("beta"))
+    decoder_layers: int | None = option(
+        None, "Hidden layers of the decoder after the first.", minimum=0, otherwise=_default("decoder_layers")
+    )
 
     def setting(self, name: str, is_table: bool) -> float:
         """Return an option as given, or as the preset says."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from ..config import OptionSet, option
 
@@ -12,190 +14,286 @@ INITS = ["normal", "uniform", "smooth", "strokes", "structured"]
 
 @dataclass(frozen=True, kw_only=True)
 class PixelConfig(OptionSet):
-    """How the pixels of an image are optimized: Adam, its rate falling to zero along a cosine."""
+    """How the pixels of an image are optimized: Adam, its learning rate falling to 0 along a cosine.
+
+    `clip` is no option: False lets pixels leave [0, 1] until the last step.
+    """
 
     steps: int = option(60, "Adam steps per batch of images.", minimum=1)
-    lr: float = option(0.3, "First learning rate of Adam on pixels in [0, 1].", above=0)
-    init: str = option("normal", "What images start from.", choices=INITS)
-    blur_every: int = option(0, "Blur images (3x3, binomial) after every so many steps; 0: never.", minimum=0)
-    clip: bool = option(True, "Keep pixels in [0, 1] after every step, not just at the end.")
-    tv: float = option(1.0, "Weight of the total variation, per image.", minimum=0)
+    lr: float = option(0.3, "First learning rate of Adam, on pixels in [0, 1].", above=0)
+    init: str = option("normal", "Images before the first step.", choices=INITS)
+    blur_every: int = option(0, "Blur images (3x3, binomial) after every N steps; 0: never.", minimum=0)
+    clip: bool = True
+    tv: float = option(1.0, "Weight of the total variation (TV), per image.", minimum=0)
 
 
-def widening(usual: float) -> str:
-    """Return the help of `--widen` where images have this default."""
-    return (
-        "Let students learn from noise so many times as wide as in training: the teacher is less sure of such images, "
-        f"and they vary more; the default is {usual:g}, or 1 for tables."
+def widening(usual: float) -> Any:
+    """Declare `--widen` where images have this default."""
+    return option(
+        None,
+        "Factor of the noise's standard deviation when a student learns, relative to training; a larger one gives more "
+        "varied images, of which the teacher is less sure.",
+        above=0,
+        otherwise=f"{usual:g}; tables: 1",
+    )
+
+
+def sized_width() -> Any:
+    """Declare `--width` of a generator to keep."""
+    return option(
+        None,
+        "Width of the generator.",
+        minimum=4,
+        otherwise="as wide as makes a forward pass cost about as much as the teacher's",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(OptionSet):
-    """How many generators are trained, and how: Adam, its rate falling to zero along a cosine."""
+    """How many generators are trained, and how: Adam, its learning rate falling to 0 along a cosine."""
 
-    generators: int = option(1, "Generators, each trained by itself with a seed of its own.", minimum=1, maximum=100)
-    steps: int = option(1500, "Optimizer steps of each generator.", minimum=1)
-    batch_size: int = option(128, "Images per step.", minimum=2)
-    lr: float | None = option(None, "First learning rate; the default is the method's own.", above=0)
+    generators: int = option(
+        1, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
+    )
+    steps: int = option(1500, "Optimizer steps per generator.", minimum=1, panel="Schedule")
+    batch_size: int = option(128, "Images per step.", minimum=2, panel="Schedule")
+    lr: float | None = option(None, "First learning rate.", above=0, panel="Schedule", otherwise="0.001")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GameConfig(OptionSet):
-    """A generator and the student play against each other: where it starts, how it steps, what is mixed in."""
+    """The adversarial game of a generator and the student: its start, its steps, and the images it mixes in."""
 
     start: str = option(
         "structured",
-        "What images are made from: structured noise, which the generator changes, or a latent vector.",
+        "Input of the generator: structured, it edits structured noise; noise, it starts from a latent vector.",
         choices=STARTS,
     )
     generator_lr: float = option(1e-3, "Learning rate of the generator's Adam.", above=0)
-    generator_batch: int = option(128, "Images per step of the generator.", minimum=2)
+    generator_batch: int = option(128, "Images per generator step; fewer need less memory.", minimum=2)
     generator_width: int | None = option(
-        None, "Channels of the generator; by default, as many as make it cost about what the teacher costs.", minimum=1
+        None,
+        "Channels of the generator.",
+        minimum=1,
+        otherwise="as many as make a forward pass cost about as much as the teacher's",
     )
     replay: float = option(
-        0.8, "Share of each batch that is structured noise as it is, against forgetting.", minimum=0, maximum=1
+        0.8, "Share of each batch that is structured noise; it limits forgetting.", minimum=0, maximum=1
     )
-    pool: int = option(20_000, "Images in the pool.", minimum=100)
-    fresh: int = option(64, "New images per step; the oldest leave.", minimum=0)
+    pool: int = option(20_000, "Structured images kept for reuse.", minimum=100)
+    fresh: int = option(64, "New structured images per step; they replace the oldest.", minimum=0)
 
 
-COURSES: dict[str, dict[str, float]] = {
-    "small": {
-        "steps": 60, "coarse_steps": 0, "lr": 0.3, "beta1": 0.9, "beta2": 0.999, "warmup": 5, "jitter": 2, "flip": 0,
-        "tv": 1e-3, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "live_compete": 100,
-        "from_noise": 6, "adapt_steps": 10,
-    },
-    "cifar": {
-        "steps": 2000, "coarse_steps": 0, "lr": 0.05, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "jitter": 2, "flip": 0,
-        "tv": 2.5e-5, "tv_l1": 0, "l2": 3e-8, "bn": 10, "first_bn": 1, "compete": 10, "live_compete": 10,
-        "from_noise": 0, "adapt_steps": 500,
-    },
-    "imagenet": {
-        "steps": 1000, "coarse_steps": 2000, "lr": 0.25, "beta1": 0.5, "beta2": 0.9, "warmup": 100, "jitter": 30,
-        "flip": 1, "tv": 1e-4, "tv_l1": 0, "l2": 1e-5, "bn": 0.01, "first_bn": 10, "compete": 0.2, "live_compete": 0.2,
-        "from_noise": 0, "adapt_steps": 500,
-    },
+@dataclass(frozen=True)
+class PixelSettings:
+    """Every setting of an inversion (DeepDream, DeepInversion and its adaptive form) of images of one shape.
+
+    Attributes:
+        steps: Adam steps of a batch at full size; `coarse_steps` come before them at half the size, for teachers that
+            take it; `adapt_steps` are those of a batch that starts from images of the pool.
+        lr, beta1, beta2: of Adam on normalized pixels.
+        warmup: steps in which the rate rises; it then falls along a cosine. 0: the rate is constant.
+        jitter: largest shift in pixels each way, around the edges.
+        flip: whether every other batch, at random, is mirrored.
+        init: what images start from, one of `INITS`.
+        ce, tv, tv_l1, l2, bn, compete: weights of the terms of the loss; `first_bn` multiplies the first layer's part
+            of `bn`.
+        from_noise: batches of a pool that start from noise; 0: all.
+    """
+
+    steps: int
+    lr: float
+    init: str
+    beta1: float = 0.9
+    beta2: float = 0.999
+    coarse_steps: int = 0
+    warmup: int = 0
+    jitter: int = 2
+    flip: bool = False
+    ce: float = 1.0
+    tv: float = 0.0
+    tv_l1: float = 0.0
+    l2: float = 3e-8
+    bn: float = 10.0
+    first_bn: float = 1.0
+    compete: float = 10.0
+    from_noise: int = 0
+    adapt_steps: int = 500
+
+
+PRESETS = {
+    "cifar": PixelSettings(steps=2000, lr=0.05, init="normal", tv=2.5e-5),
+    "imagenet": PixelSettings(
+        steps=1000, coarse_steps=2000, lr=0.25, init="normal", beta1=0.5, beta2=0.9, warmup=100, jitter=30, flip=True,
+        tv=1e-4, l2=1e-5, bn=0.01, first_bn=10.0, compete=0.2,
+    ),
+    "small": PixelSettings(
+        steps=60, lr=0.3, init="smooth", warmup=5, tv=1e-3, from_noise=6, adapt_steps=10,
+    ),
 }  # fmt: skip
-"""Settings of inversion: as published for two data sets, and ours for small grey images on a CPU.
+"""Settings of inversion: as published for two data sets (Yin et al. 2020), and ours for small grey images on a CPU."""
+LIVE_PRESETS = PRESETS | {"small": replace(PRESETS["small"], compete=100.0)}
+"""The same for a live pool, whose images may lose the class that they were begun for: the teacher's answer counts."""
 
-Images of a live pool may lose the class that they were begun for: it is the teacher's answer that counts.
-"""
-COURSE_INITS = {"small": "smooth", "cifar": "normal", "imagenet": "normal"}
-AS_COURSE = "as --course says"
+
+def usual_preset(shape: tuple[int, int, int]) -> str:
+    """Return the name of the preset for images of this shape (channels, height, width), where none is given."""
+    channels, height, width = shape
+    if max(height, width) >= 96:
+        return "imagenet"
+    return "cifar" if channels > 1 else "small"
+
+
+def by_preset(presets: Mapping[str, Any], name: str) -> str:
+    """Return what each preset sets an option to, for help: `cifar 2000, imagenet 1000, small 60`."""
+    said = {preset: _spelled(getattr(settings, name)) for preset, settings in presets.items()}
+    return ", ".join(f"{preset} {value}" for preset, value in said.items())
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _default(name: str) -> str:
+    return f"by --preset: {by_preset(PRESETS, name)}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamTerms(OptionSet):
-    """Class and smoothness; how a batch is optimized. Where nothing is said, `--course` says it."""
+class InversionOptions(OptionSet):
+    """Base of the options of an inversion: what is not given is the preset's."""
 
-    course: str | None = option(
+    presets: ClassVar[Mapping[str, PixelSettings]] = PRESETS
+
+    preset: str | None = option(
         None,
-        "Where the settings that are not given come from: cifar or imagenet, as published, or small, ours; the default "
-        "is imagenet from 96 pixels a side on, cifar for other images in colour, and small for grey ones.",
-        choices=sorted(COURSES),
+        "Source of the settings that are not given: cifar or imagenet, as published, or small, ours for small grey "
+        "images; imagenet starts with steps at half the size if the teacher takes it.",
+        choices=sorted(PRESETS),
+        otherwise="imagenet from 96 pixels per side on, else cifar for colour and small for grey images",
     )
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that the options decide, by their names in `PixelSettings`; None: the preset decides."""
+        return {}
+
+
+def resolve(config: InversionOptions, shape: tuple[int, int, int]) -> PixelSettings:
+    """Return every setting of an inversion: as given, or as the preset for images of this shape has it.
+
+    Args:
+        shape: (channels, height, width).
+    """
+    usual = config.presets[config.preset or usual_preset(shape)]
+    return replace(usual, **{name: value for name, value in config.given().items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamTerms(InversionOptions):
+    """Class and smoothness, and how images are shown to the teacher. There are no other terms."""
+
     init: str | None = option(
         None,
-        "What images start from: normal noise in the teacher's coordinates, or what other methods start from; the "
-        "default is smooth with --course small, else normal.",
+        "Images before the first step; normal is N(0, 1) in the teacher's normalized coordinates.",
         choices=INITS,
-        otherwise=AS_COURSE,
-    )
-    coarse_steps: int | None = option(
-        None, "Adam steps before these, at half the size.", minimum=0, otherwise=AS_COURSE
-    )
-    beta1: float | None = option(
-        None, "Adam's decay of the mean gradient.", minimum=0, maximum=0.9999, otherwise=AS_COURSE
-    )
-    beta2: float | None = option(
-        None, "Adam's decay of the mean square.", minimum=0, maximum=0.99999, otherwise=AS_COURSE
+        otherwise=_default("init"),
     )
     warmup: int | None = option(
         None,
-        "Steps in which the rate rises; it then falls along a cosine. 0: it is constant.",
+        "Steps of linear warm-up before the learning rate falls along a cosine; 0: constant rate.",
         minimum=0,
-        otherwise=AS_COURSE,
+        otherwise=_default("warmup"),
     )
     jitter: int | None = option(
-        None, "Shift the batch at random by up to so many pixels, round the edges.", minimum=0, otherwise=AS_COURSE
+        None,
+        "Shift the batch at random by up to N pixels at every step, around the edges.",
+        minimum=0,
+        otherwise=_default("jitter"),
     )
-    clip: bool = option(True, "Keep pixels in [0, 1] after every step, not just at the end.")
-    ce: float = option(1.0, "Weight of the teacher's cross-entropy to the class.", minimum=0)
+    ce: float = option(1.0, "Weight of the teacher's cross-entropy with the wanted class.", minimum=0)
     tv: float | None = option(
-        None, "Weight of the total variation, four norms over the batch.", minimum=0, otherwise=AS_COURSE
+        None,
+        "Weight of the total variation (TV): the Euclidean norms of differences in four directions over the batch.",
+        minimum=0,
+        otherwise=_default("tv"),
     )
-    tv_l1: float | None = option(
-        None, "Weight of the total variation as mean absolute differences.", minimum=0, otherwise=AS_COURSE
-    )
-    l2: float | None = option(None, "Weight of the norm of the batch.", minimum=0, otherwise=AS_COURSE)
 
-    def setting(self, name: str, shape: tuple[int, int, int]) -> float:
-        """Return an option as given, or as the course for images of this shape says."""
-        given: float | None = getattr(self, name, None)
-        if name in IN_DISTILL and not hasattr(self, name):
-            given = getattr(self, IN_DISTILL[name])
-        if given is not None:
-            return given
-        live = isinstance(self, GrowingPool) and name == "compete"
-        return COURSES[self.course_for(shape)]["live_compete" if live else name]
-
-    def course_for(self, shape: tuple[int, int, int]) -> str:
-        """Return the course, as given or as images of this shape have it."""
-        channels, height, width = shape
-        usual = "imagenet" if max(height, width) >= 96 else "cifar" if channels > 1 else "small"
-        return self.course or usual
-
-    def init_for(self, shape: tuple[int, int, int]) -> str:
-        """Return what images of this shape start from."""
-        return self.init or COURSE_INITS[self.course_for(shape)]
+    def given(self) -> dict[str, Any]:
+        """The options of this class; terms that a subclass adds weigh nothing here."""
+        own = {name: getattr(self, name) for name in ("init", "warmup", "jitter", "ce", "tv")}
+        return super().given() | own | {"bn": 0.0, "compete": 0.0, "from_noise": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepInversionTerms(DreamTerms):
-    """With the statistics of the teacher's layers."""
+    """With the batch normalization (BN) statistics of the teacher's layers."""
 
     bn: float | None = option(
-        None, "Weight of the distance to the statistics of the teacher's layers.", minimum=0, otherwise=AS_COURSE
+        None,
+        "Weight of the distance to the teacher's batch normalization (BN) statistics.",
+        minimum=0,
+        otherwise=_default("bn"),
     )
-    first_bn: float | None = option(
-        None, "How much more the first of these layers counts.", minimum=0, otherwise=AS_COURSE
-    )
+
+    def given(self) -> dict[str, Any]:
+        """With the weight of the statistics."""
+        return super().given() | {"bn": self.bn}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveTerms(DeepInversionTerms):
-    """With a student's disagreement."""
+    """With the competition of teacher and student."""
 
     compete: float | None = option(
-        None, "Weight of the likeness of the student's answers.", minimum=0, otherwise=AS_COURSE
+        None,
+        "Weight of the teacher-student competition term (ADI, eq. 8).",
+        minimum=0,
+        otherwise=_default("compete"),
     )
+
+    def given(self) -> dict[str, Any]:
+        """With the weight of the competition."""
+        return super().given() | {"compete": self.compete}
+
+
+def _steps() -> Any:
+    return option(None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=_default("steps"))
+
+
+def _lr() -> Any:
+    return option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=_default("lr"))
+
+
+def _flip() -> Any:
+    return option(None, "Mirror the batch at half of the steps, at random.", otherwise=_default("flip"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchCourse(OptionSet):
-    """What an objective calls its steps."""
+class BatchSteps(InversionOptions):
+    """The steps of an objective."""
 
-    steps: int | None = option(None, "Adam steps per batch, at full size.", minimum=1, otherwise=AS_COURSE)
-    lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=AS_COURSE)
-    flip: bool | None = option(None, "Show the batch mirrored at every other step, at random.", otherwise=AS_COURSE)
+    steps: int | None = _steps()
+    lr: float | None = _lr()
+    flip: bool | None = _flip()
 
-
-IN_DISTILL = {"steps": "pixel_steps", "lr": "pixel_lr", "flip": "pixel_flip"}
-"""What they are called in `distill`, where the student has steps, a rate and mirrorings of its own."""
+    def given(self) -> dict[str, Any]:
+        """The steps."""
+        return super().given() | {"steps": self.steps, "lr": self.lr, "flip": self.flip}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowingPool(OptionSet):
-    """How the pool grows while the student learns."""
+class GrowingPool(InversionOptions):
+    """The steps of a live method, where the student has steps of its own, and how the pool grows."""
 
-    pixel_steps: int | None = option(
-        None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=AS_COURSE
-    )
-    pixel_lr: float | None = option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=AS_COURSE)
-    pixel_flip: bool | None = option(
-        None, "Show the batch mirrored at every other such step, at random.", otherwise=AS_COURSE
-    )
-    pool_batch: int = option(256, "Images made at a time.", minimum=2)
-    period: int = option(50, "Student steps from one batch to the next.", minimum=1)
+    presets: ClassVar[Mapping[str, PixelSettings]] = LIVE_PRESETS
+
+    pixel_steps: int | None = _steps()
+    pixel_lr: float | None = _lr()
+    pixel_flip: bool | None = _flip()
+    pool_batch: int = option(256, "Images per batch that joins the pool.", minimum=2)
+    period: int = option(50, "Student steps between two batches.", minimum=1)
+
+    def given(self) -> dict[str, Any]:
+        """The steps."""
+        return super().given() | {"steps": self.pixel_steps, "lr": self.pixel_lr, "flip": self.pixel_flip}

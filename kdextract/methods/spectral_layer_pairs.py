@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class SpectralLayerPairsConfig(PixelConfig):
     """Smoother images: a spectrum leaves high frequencies free."""
 
-    tv: float = option(2.0, "Weight of the total variation, per image.", minimum=0)
+    tv: float = option(2.0, "Weight of the total variation (TV), per image.", minimum=0)
 
 
 @register_objective(

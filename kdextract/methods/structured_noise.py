@@ -23,9 +23,9 @@ SOURCE = "kdx; after Baradad et al. 2021"
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredNoiseConfig(OptionSet):
-    """How long to look for images of each class."""
+    """How many images are drawn for each class."""
 
-    candidates: int = option(8, "Images that are drawn for each one that is kept.", minimum=1)
+    candidates: int = option(8, "Images drawn per image kept.", minimum=1)
 
 
 @register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE, blind=True)
@@ -42,8 +42,8 @@ def structured_noise(
 class LiveStructuredNoiseConfig(OptionSet):
     """The pool that batches are drawn from."""
 
-    pool: int = option(20_000, "Images in the pool; of large ones, as many as half a gigabyte holds.", minimum=100)
-    fresh: int = option(32, "New images per step; the oldest leave.", minimum=0)
+    pool: int = option(20_000, "Images in the pool; large images: at most half a gigabyte of them.", minimum=100)
+    fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
 
 
 @register_live(

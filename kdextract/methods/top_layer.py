@@ -20,9 +20,9 @@ class TopLayerConfig(PixelConfig):
     """Few small steps from random strokes: logits alone say little about what an image looks like."""
 
     steps: int = option(30, "Adam steps per batch of images.", minimum=1)
-    lr: float = option(0.02, "First learning rate of Adam on pixels in [0, 1].", above=0)
-    init: str = option("strokes", "What images start from.", choices=INITS)
-    tv: float = option(0.0, "Weight of the total variation, per image.", minimum=0)
+    lr: float = option(0.02, "First learning rate of Adam, on pixels in [0, 1].", above=0)
+    init: str = option("strokes", "Images before the first step.", choices=INITS)
+    tv: float = option(0.0, "Weight of the total variation (TV), per image.", minimum=0)
 
 
 @register_objective("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ZsktConfig(GameConfig):
-    """How often the generator moves."""
+    """How often the generator takes a step."""
 
-    student_steps: int = option(10, "Student steps per step of the generator.", minimum=1)
-    repeat: int = option(10, "Student steps on the same images; the teacher is asked about them once.", minimum=1)
+    student_steps: int = option(10, "Student steps per generator step.", minimum=1)
+    repeat: int = option(10, "Student steps on the same images; they cost one teacher query.", minimum=1)
 
 
 @register_live(

@@ -23,24 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
-    """Say whether a model can be a teacher, and which methods suit it. Nothing is written.
+    """Check whether a model can be a teacher.
 
-    The model is run on blank images, noise, patterns and, with --data, some real test images. Checked are its answers,
-    whether equal images get equal answers, whether gradients reach the images, what its batch normalization holds, and
-    whether its normalization is likely to be right. Without MODEL, the run's teacher is checked. Exit code 3 if the
-    model cannot be a teacher.
+    The methods that it suits are listed, and nothing is written. The model is run on plain images, noise, patterns and,
+    with --data, real test images. Checked are its outputs, whether they are deterministic, whether gradients reach the
+    pixels, its batch normalization statistics, and whether the input normalization is likely to be right. Without
+    MODEL, the run's teacher is checked. Exit code 3 if it cannot be a teacher.
 
     Examples:
 
       kdx check-teacher --data digits
-
       kdx check-teacher model.py:build --weights model.pth --mean 0.5 --std 0.5
-
       kdx check-teacher torchvision/resnet18 --weights resnet18.pth --json
     """
 
-    data: str | None = option(None, "Real data whose test images the model is run on as well.", metavar="SPEC")
-    images: int = option(256, "Run the model on N of these images, drawn at random.", minimum=1)
+    data: str | None = option(None, "Real data to take test images from.", metavar="SPEC", panel="Source")
+    images: int = option(256, "Number of test images from --data.", minimum=1, panel="Source")
 
 
 def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:

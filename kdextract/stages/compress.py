@@ -53,30 +53,43 @@ PRESETS["bdnf-3"] = {"lenet5": "conv2=0.3,conv3=0.15"} | {
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig(NamedStageConfig, TeacherConfig):
-    """Make a smaller network from the teacher's weights: layers become three, of fewer channels between (Tucker-2).
+    """Decompose the teacher's layers (Tucker-2).
 
-    A layer's ranks come from the weights themselves (--tucker evbmf, the default), from a share of its channels
-    (--tucker-ratio), or are given (--tucker-ranks). --layers says which layers, each with a rule of its own if need be:
-    NAME=evbmf, NAME=0.3 or NAME=5x8. Without it, all convolutions and linear layers but the first and the last. The
-    result is a start: `kdx distill --student compressed/NAME` trains it.
+    A layer is replaced by three smaller layers. The ranks of a layer are computed from its weights (--tucker evbmf, the
+    default) or from its number of channels (--tucker-ratio), or given (--tucker-ranks). --layers names the layers, each
+    with its own rule if needed: NAME, NAME=evbmf, NAME=0.3 or NAME=5x8. The result is an initial student: `kdx distill
+    --student compressed/NAME` trains it.
 
     Examples:
 
       kdx compress
-
       kdx compress --tucker-ratio 0.3 --layers conv2,conv3
-
       kdx compress --preset kegnet-3 && kdx distill --student compressed/kegnet-3
     """
 
-    tucker: str | None = option(None, "Rule for the ranks: from the singular values of the weights.", choices=[EVBMF])
-    tucker_ratio: float | None = option(
-        None, "Ranks are this share of a layer's inputs and outputs.", above=0, maximum=1
+    tucker: str | None = option(
+        None,
+        "Rule for the ranks: EVBMF of the singular values of the weights.",
+        choices=[EVBMF],
+        panel="Ranks",
+        otherwise="evbmf",
     )
-    tucker_ranks: str | None = option(None, "Ranks of every layer, inputs and outputs.", metavar="I,O")
-    layers: str | None = option(None, "Layers to take apart, with commas; see above.", metavar="NAME[=RULE],...")
+    tucker_ratio: float | None = option(
+        None, "Ranks as a share N of a layer's inputs and outputs.", above=0, maximum=1, panel="Ranks"
+    )
+    tucker_ranks: str | None = option(None, "Ranks of every layer: inputs,outputs.", metavar="I,O", panel="Ranks")
+    layers: str | None = option(
+        None,
+        "Layers to decompose, separated by commas, each with a rule if needed.",
+        metavar="LAYERS",
+        panel="Ranks",
+        otherwise="all convolutions and linear layers but the first and the last",
+    )
     preset: str | None = option(
-        None, "Layers and ranks of a published student of lenet5, resnet14 or kegnet_mlp.", choices=sorted(PRESETS)
+        None,
+        "Layers and ranks of a published student of lenet5, resnet14 or kegnet_mlp.",
+        choices=sorted(PRESETS),
+        panel="Ranks",
     )
 
     def __post_init__(self) -> None:

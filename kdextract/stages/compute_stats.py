@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..queries import STATISTICS
 from ..run_dir import RunDir
 from ..stage_runner import Plan, Stage, StageContext
-from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
+from .inputs import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     import torch
@@ -20,40 +20,50 @@ if TYPE_CHECKING:
     from ..statistics import StatisticsOptions
 
 
+SPECTRAL_ORDER = "energy"
+"""Which eigenvectors are kept: those whose eigenvalues are farthest from 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComputeStatsConfig(TeacherConfig, DataAccess):
-    """Record the teacher's activation statistics: what is handed over instead of the data.
+    """Record the teacher's activation statistics.
 
-    One pass over the training images. Kept of each layer: mean and variance per channel, over all images. Kept of each
-    class, for the layers of at most --max-units units: means, a covariance factor and spectra. Afterwards no data-free
-    stage opens real data again.
+    Later stages use them instead of the data. One pass over the training images. Recorded per layer: mean and variance
+    per channel, over all images. Recorded per class, for layers of at most --max-units units: means, a covariance
+    factor and spectra. No later data-free stage reads real data.
 
     Examples:
 
       kdx compute-stats
-
       kdx compute-stats --covariance-rank 50 --no-spectral
     """
 
-    data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
+    data: str | None = option(
+        None, "Real data.", metavar="SPEC", panel="Source", otherwise="the teacher's training data"
+    )
     min_count: int = option(
-        32, "Stop if a class has fewer than N images: its record would disclose single images.", minimum=2
+        32,
+        "Stop if a class has fewer than N images, which its statistics would reveal.",
+        minimum=2,
+        panel="Statistics",
     )
     max_units: int = option(
-        8192, "Layers of more units get mean and variance per channel only, no covariance and no spectrum.", minimum=2
+        8192,
+        "Layers of more than N units get mean and variance per channel, no covariance and no spectrum.",
+        minimum=2,
+        panel="Statistics",
     )
-    covariance_rank: int = option(100, "Columns of the covariance factor, per class.", minimum=1)
-    spectral: bool = option(True, "Make the records of the two spectral objectives.")
+    covariance_rank: int = option(100, "Columns of the covariance factor, per class.", minimum=1, panel="Statistics")
+    spectral: bool = option(True, "Record what the two spectral objectives need.", panel="Statistics")
     spectral_fraction: float = option(
-        0.1, "Share of the graph's eigenvectors to keep, before --spectral-max.", above=0, maximum=1
+        0.1,
+        "Share of the graph's eigenvectors to keep, up to --spectral-max.",
+        above=0,
+        maximum=1,
+        panel="Statistics",
     )
-    spectral_max: int = option(64, "Keep at most N eigenvectors per graph.", minimum=2)
-    spectral_order: str = option(
-        "energy",
-        "Which eigenvectors: energy (eigenvalue farthest from 1) or smooth (smallest eigenvalue).",
-        choices=["energy", "smooth"],
-    )
-    batch_size: int | None = option(None, IMAGES_PER_PASS, minimum=1)
+    spectral_max: int = option(64, "Eigenvectors to keep per graph, at most.", minimum=2, panel="Statistics")
+    batch_size: int | None = images_per_pass()
 
 
 def plan(config: ComputeStatsConfig, run: RunDir) -> Plan[str]:
@@ -77,7 +87,7 @@ def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dic
     options = StatisticsOptions(
         max_units=config.max_units,
         rank=config.covariance_rank,
-        spectra=SpectralOptions(config.spectral_fraction, config.spectral_max, config.spectral_order)
+        spectra=SpectralOptions(config.spectral_fraction, config.spectral_max, SPECTRAL_ORDER)
         if config.spectral
         else None,
     )

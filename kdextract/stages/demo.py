@@ -20,23 +20,24 @@ DISTILL_STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(RunConfig):
-    """Run the whole chain on small real digits, offline, in about a minute.
+    """Run the pipeline on small real digits, offline.
 
-    train, compute-stats, optimize-dataset, distill, evaluate; then the same student from real data (ceiling) and from
-    noise (floor), at the same number of steps. What is already done is not done again.
+    It takes about a minute: train, compute-stats, optimize-dataset, distill, evaluate; then the same student from real
+    data (ceiling) and from noise (floor), with the same number of steps. Finished stages are not run again.
 
     Examples:
 
       kdx demo
-
       kdx demo --run runs/mine --seed 1
     """
 
-    run: Path = option(Path("runs/demo"), "Run directory.", env="KDX_RUN", recorded=False)
-    seed: int = option(0, "Seed of all randomness.", minimum=0, maximum=2**31 - 1)
-    device: str = option("auto", "Where to compute: auto, cpu, cuda or cuda:N.")
-    threads: int | None = option(None, "CPU threads; the default is one per core.", minimum=1)
-    force: bool = option(False, "Make everything again.", recorded=False)
+    run: Path = option(
+        Path("runs/demo"), "Run directory.", env="KDX_RUN", recorded=False, metavar="DIR", panel="Output"
+    )
+    seed: int = option(0, "Seed of all random numbers.", minimum=0, maximum=2**31 - 1, panel="Compute")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel="Compute")
+    threads: int | None = option(None, "CPU threads.", minimum=1, panel="Compute", otherwise="one per core")
+    force: bool = option(False, "Replace artifacts that exist.", recorded=False, panel="Output")
 
 
 @dataclass(frozen=True)

@@ -30,118 +30,133 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierConfig, DataAccess):
-    """Train a student to answer like the teacher: on a transfer set, on images made meanwhile, or on what you name.
+    """Train a student to reproduce the teacher's outputs.
 
-    Without --data and --method, it takes the run's only transfer set; in a run without one, --method auto picks a
-    method that needs nothing but the teacher. The last weights are kept: nothing is selected on real data. The number
-    of steps (or --budget) is the same for every source of images, so a student from noise (floor) or from real data
-    (ceiling) compares at equal cost. It ends with an estimate of the student's accuracy on real images, none of which
-    is opened for it.
+    It learns from a transfer set, images made during training, real data or noise. Without --data and --method, the
+    run's only transfer set or generators are used; in a run without any, --method auto selects a method that needs only
+    the teacher. The weights after the last step are kept: nothing is selected on real data. The number of steps does
+    not depend on the source of images, so that a student from noise (floor) or from real data (ceiling) is comparable.
+    At the end, the student's accuracy on real images is estimated without real images.
 
     Examples:
 
       kdx distill --student lenet_half
-
       kdx distill --student lenet5_half --budget 120s
-
       kdx distill --method structured_noise --patience 8
-
       kdx distill --data noise:normal --name floor
-
       kdx distill --data mnist --name ceiling
-
       kdx distill --student compressed/tucker
     """
 
     student: str = option(
         "lenet_half",
-        "Network: a name of `kdx models`, half:SPEC, width:0.5 (of the teacher's), torchvision/NAME, timm/NAME, "
-        "model.py:build; or what to start from: compressed/NAME of the run, or a model.safetensors file.",
+        "Network (`kdx models`, half:SPEC, width:N, torchvision/NAME, timm/NAME, FILE.py:NAME) or initial weights "
+        "(compressed/NAME, FILE.safetensors).",
         metavar="SPEC",
+        panel="Student",
     )
     data: str | None = option(
         None,
-        "Transfer set of the run, or a path to one, or noise:normal, noise:uniform, or real data (mnist ...).",
+        "Transfer set or generators (name or path), noise:normal, noise:uniform, or real data (mnist ...).",
         metavar="SPEC",
+        panel="Source",
     )
     method: str | None = option(
-        None, "Make images while the student learns; `kdx methods` explains.", choices=lambda: [AUTO, *live_names()]
+        None,
+        "Make images during training with a live method.",
+        choices=lambda: [AUTO, *live_names()],
+        metavar="NAME",
+        panel="Source",
     )
     budget: str | None = option(
         None,
-        "Wall-clock time for all of it, such as 120s or 2m; a trial of at most 5 % of it turns it into a number of "
-        "steps, which is recorded. If they turn out to be slower or faster, fewer or more are taken.",
+        "Wall-clock time (120s, 2m); a trial of at most 5 % of it sets the number of steps.",
         metavar="TIME",
+        panel="Schedule",
     )
     patience: int | None = option(
         None,
-        "Stop when agreement with the teacher on held-out synthetic images has not grown at so many looks in a row "
-        "(40 looks in all); the rate then falls to zero.",
+        "Early stopping: after N of 40 evaluations without improvement on held-out synthetic images, decay the "
+        "learning rate to 0 and stop.",
         minimum=1,
+        panel="Schedule",
     )
-    snapshots: int = option(0, "Also keep the student as it was at so many moments on the way.", minimum=0)
-    steps: int | None = option(None, f"Optimizer steps; the default is {USUAL_SETTINGS['steps']}.", minimum=1)
-    batch_size: int | None = option(None, f"Images per step; the default is {USUAL_SETTINGS['batch_size']}.", minimum=2)
+    snapshots: int = option(0, "Also store N intermediate students.", minimum=0, panel="Output")
+    steps: int | None = option(
+        None, "Optimizer steps.", minimum=1, panel="Schedule", otherwise=str(USUAL_SETTINGS["steps"])
+    )
+    batch_size: int | None = option(
+        None, "Images per step.", minimum=2, panel="Schedule", otherwise=str(USUAL_SETTINGS["batch_size"])
+    )
     lr: float | None = option(
         None,
-        f"First learning rate; the default is {CONVOLUTION_RATE:g}, or {LINEAR_RATE:g} for a student without "
-        "convolutions.",
+        "Highest learning rate.",
         above=0,
+        panel="Schedule",
+        otherwise=f"{CONVOLUTION_RATE:g}; without convolutions {LINEAR_RATE:g}",
     )
-    optimizer: str = option("soap", "What takes the steps; soap learns more per image.", choices=["soap", "adam"])
-    schedule: str = option("cosine", "How the rate falls.", choices=["cosine", "constant"])
+    optimizer: str = option("soap", "Optimizer; soap needs fewer images.", choices=["soap", "adam"], panel="Schedule")
     loss: str | None = option(
         None,
-        f"What to minimize between the two networks' answers; the default is {USUAL_SETTINGS['loss']}.",
+        "Loss between both networks' outputs.",
         choices=["kl", "ce", "l1", "mse"],
+        panel="Loss",
+        otherwise=f"{USUAL_SETTINGS['loss']}, or the method's own",
     )
     temperature: float | None = option(
         None,
-        f"Divides the logits of both networks in kl and ce; the default is {USUAL_SETTINGS['temperature']:g}, or the "
-        "method's own.",
+        "Divisor T of both networks' logits in kl and ce; the loss is multiplied by T^2.",
         above=0,
+        panel="Loss",
+        otherwise=f"{USUAL_SETTINGS['temperature']:g}, or the method's own",
     )
-    temperature_scaling: bool = option(True, "Multiply kl and ce by the squared temperature.")
     shift: int | None = option(
         None,
-        f"Shift images at random by up to so many pixels; the default is {USUAL_SETTINGS['shift']}, or 0 where every "
-        "image is new, and for tables.",
+        "Shift images by up to N pixels, at random.",
         minimum=0,
+        panel="Augmentation",
+        otherwise=f"{USUAL_SETTINGS['shift']}, or the method's own; tables: 0",
     )
     warp: float | None = option(
         None,
-        "Turn, scale and shear images at random, 0.1 turns by about 6 degrees; the default is "
-        f"{USUAL_SETTINGS['warp']:g}, or 0 where every image is new, and for tables.",
+        "Rotate, scale and shear images at random; 0.1 is about 6 degrees.",
         minimum=0,
+        panel="Augmentation",
+        otherwise=f"{USUAL_SETTINGS['warp']:g}, or the method's own; tables: 0",
     )
-    flip: bool = option(False, "Mirror half of the images.")
-    remix: bool | None = option(
+    flip: bool = option(False, "Mirror half of the images.", panel="Augmentation")
+    redraw: bool | None = option(
         None,
-        "Make other drawings of the images: join two, change strokes and greys, fade out at a frame; the "
-        "default for images of trained generators and of inversion where the teacher's data are bright on black or "
-        "dark on white.",
+        "Augment drawings: blend two images, vary contrast and stroke width, fade the borders.",
+        panel="Augmentation",
+        otherwise="on for drawings from generators or inversion",
     )
     inherit: bool = option(
-        True, "Start with the teacher's strongest units, where the student is a narrower copy of the teacher."
+        True,
+        "Initialize a narrower copy of the teacher with its strongest units.",
+        panel="Student",
     )
     batch_norm: str | None = option(
         None,
-        "Batch normalization of the student: train (default); frozen, its statistics stay as they are; frozen-affine, "
-        "its scales and shifts as well.",
+        "Batch normalization (BN) of the student: train; frozen, with fixed statistics; frozen-affine, with fixed "
+        "scales and shifts as well.",
         choices=["train", "frozen", "frozen-affine"],
+        panel="Student",
+        otherwise="train",
     )
     teacher_accuracy: float | None = option(
         None,
-        "The teacher's accuracy on real images, in [0, 1], for an estimate of the student's; the default is what "
-        "`kdx train` measured.",
+        "The teacher's accuracy on real images, in [0, 1]; the student's is estimated from it.",
         above=0,
         maximum=1,
+        panel="Output",
+        otherwise="as `kdx train` measured",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss in ("l1", "mse") and (self.temperature is not None or not self.temperature_scaling):
-            raise UsageError(f"--temperature and --temperature-scaling have no effect on --loss {self.loss}")
+        if self.loss in ("l1", "mse") and self.temperature is not None:
+            raise UsageError(f"--temperature has no effect on --loss {self.loss}")
         if self.budget is not None:
             parse_duration(self.budget)
             if self.steps is not None:
@@ -157,6 +172,11 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
     def methods(cls) -> dict[str, type[OptionSet]]:
         """Every live method."""
         return {name: live_method(name).config for name in live_names()}
+
+    @classmethod
+    def method_defaults(cls, name: str) -> dict[str, Any]:
+        """What the live method asks for; none for `auto`."""
+        return {} if name == AUTO else live_method(name).settings
 
 
 @dataclass(frozen=True)

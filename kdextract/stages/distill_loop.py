@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..progress import Reporter
 from .distill_settings import Settings
@@ -14,49 +14,16 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..sources import Source
     from ..training import CheckpointSaver, Monitor, Row
+    from .distill import DistillConfig
 
 WARMUP_SHARE = 0.05
-
-
-class LoopOptions(Protocol):
-    """The options of `distill` that are the same for every source of images."""
-
-    @property
-    def seed(self) -> int:
-        """`--seed`."""
-        ...
-
-    @property
-    def schedule(self) -> str:
-        """`--schedule`."""
-        ...
-
-    @property
-    def optimizer(self) -> str:
-        """`--optimizer`."""
-        ...
-
-    @property
-    def temperature_scaling(self) -> bool:
-        """`--temperature-scaling`."""
-        ...
-
-    @property
-    def flip(self) -> bool:
-        """`--flip`."""
-        ...
-
-    @property
-    def batch_norm(self) -> str | None:
-        """`--batch-norm`."""
-        ...
 
 
 @dataclass(frozen=True)
 class Loop:
     """The distillation that the options describe, but for the student and the number of steps."""
 
-    config: LoopOptions
+    config: DistillConfig
     settings: Settings
     teacher: Classifier
     source: Source
@@ -80,8 +47,8 @@ class Loop:
             student,
             self.source,
             settings.batch_size,
-            Schedule(steps, settings.lr, config.schedule, round(WARMUP_SHARE * steps), optimizer=config.optimizer),
-            DistillationLossOptions(settings.loss, settings.temperature, config.temperature_scaling),
+            Schedule(steps, settings.lr, warmup=round(WARMUP_SHARE * steps), optimizer=config.optimizer),
+            DistillationLossOptions(settings.loss, settings.temperature, scale=True),
             settings.augmenter(config.flip, self.teacher, config.seed + 1),
             checkpoints,
             reporter,

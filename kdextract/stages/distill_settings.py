@@ -20,7 +20,7 @@ USUAL_SETTINGS: dict[str, Any] = {
     "temperature": 4.0,
     "shift": 2,
     "warp": 0.2,
-    "remix": False,
+    "redraw": False,
 }
 """Defaults where neither the user nor what images come from says otherwise."""
 
@@ -35,14 +35,14 @@ class Settings:
     temperature: float
     shift: int
     warp: float
-    remix: bool
+    redraw: bool
 
     def augmenter(self, flip: bool, teacher: Classifier, seed: int) -> Augmenter:
         """Return what is done to images before both networks see them."""
         from ..augmentation import Augmenter
 
-        paper = _paper(teacher) if self.remix else None
-        return Augmenter(self.shift, flip, self.warp, seed, paper)
+        background = _background(teacher) if self.redraw else None
+        return Augmenter(self.shift, flip, self.warp, seed, background)
 
 
 def fill_in(given: Any, images: ImageSource, teacher: Classifier, student: Classifier) -> Settings:
@@ -55,14 +55,14 @@ def fill_in(given: Any, images: ImageSource, teacher: Classifier, student: Class
 
     from ..patterns import drawings_alone
 
-    if student.is_table and given.remix:
-        raise ConfigError("--remix makes drawings of images; the teacher takes rows of a table")
+    if student.is_table and given.redraw:
+        raise ConfigError("--redraw changes drawings, which are images; the teacher takes rows of a table")
     convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
     usual = {**USUAL_SETTINGS, **images.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
     if student.is_table:
         usual |= {"shift": 0, "warp": 0.0}
     elif images.low_diversity:
-        usual["remix"] = drawings_alone(_brightness(teacher))
+        usual["redraw"] = drawings_alone(_brightness(teacher))
     chosen = {name: getattr(given, name) for name in Settings.__dataclass_fields__}
     return Settings(**{name: usual[name] if value is None else value for name, value in chosen.items()})
 
@@ -71,6 +71,6 @@ def _brightness(teacher: Classifier) -> float:
     return float(teacher.mean.mean())
 
 
-def _paper(teacher: Classifier) -> float:
-    """Return the brightness of paper, 0 or 1, whichever is nearer to what the teacher's data have."""
+def _background(teacher: Classifier) -> float:
+    """Return the brightness of the background, 0 or 1, whichever is nearer to the mean of the teacher's data."""
     return float(_brightness(teacher) >= 0.5)

@@ -13,7 +13,7 @@ from ..queries import EVALUATION
 from ..run_dir import RunDir
 from ..stage_runner import Outcome, Plan, Stage, StageContext
 from .classifiers import ChosenClassifier, find_classifier
-from .inputs import IMAGES_PER_PASS, images_for, open_real_data, real_data_input, teacher_data
+from .inputs import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
 
 if TYPE_CHECKING:
     import torch
@@ -23,33 +23,43 @@ _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
-    """Score a classifier on real test images: accuracy, agreement with the teacher, confusion matrix, cost.
+    """Score a classifier on real test images.
 
-    A student's snapshots are scored as well, for a curve over its training; the result is always that of its last
-    weights. With --min-accuracy or --min-agreement it is a gate: exit code 5 when the figure is lower.
+    The scores are accuracy, agreement with the teacher, confusion matrix and cost. Snapshots of a student are scored as
+    well, for a curve over its training; the result is that of the last weights. With --min-accuracy or --min-agreement,
+    the exit code is 5 if the score is lower.
 
     Examples:
 
       kdx evaluate
-
       kdx evaluate teacher
-
       kdx evaluate students/lenet_half --min-agreement 0.95 --json
     """
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; the default is the only "
-        "student.",
+        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; default: the only student.",
         positional=True,
     )
-    data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
-    batch_size: int | None = option(None, IMAGES_PER_PASS, minimum=1)
+    data: str | None = option(
+        None, "Real data.", metavar="SPEC", panel="Source", otherwise="the teacher's training data"
+    )
+    batch_size: int | None = images_per_pass()
     min_accuracy: float | None = option(
-        None, "Fail (exit 5) below this accuracy, in [0, 1].", minimum=0, maximum=1, recorded=False
+        None,
+        "Exit with code 5 if the accuracy is below N, in [0, 1].",
+        minimum=0,
+        maximum=1,
+        recorded=False,
+        panel="Output",
     )
     min_agreement: float | None = option(
-        None, "Fail (exit 5) below this agreement with the teacher, in [0, 1].", minimum=0, maximum=1, recorded=False
+        None,
+        "Exit with code 5 if the agreement with the teacher is below N, in [0, 1].",
+        minimum=0,
+        maximum=1,
+        recorded=False,
+        panel="Output",
     )
 
 

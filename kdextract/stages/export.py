@@ -25,30 +25,29 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(NamedStageConfig):
-    """Write a classifier for other programs: ONNX, a program of torch.export (pt2), or the safetensors file alone.
+    """Export a classifier as ONNX, pt2 or safetensors.
 
-    The file takes pixels in [0, 1], in batches of any size, normalizes inside, and gives logits. It is run on 64
-    synthetic images beside the classifier in PyTorch; when any logit differs by more than --atol, nothing is written
-    (exit 5). Beside it lies README.md, a model card: how to use it, its teacher, method and data, and what its
-    evaluations found. ONNX needs the extra export.
+    pt2 is a program of torch.export. The exported model takes pixels in [0, 1], in batches of any size, normalizes them
+    and returns logits. Its logits on 64 synthetic images are compared with PyTorch's; if one differs by more than
+    --atol, nothing is written (exit code 5). README.md beside it is a model card: its use, teacher, method, data and
+    evaluations. ONNX needs the extra `export`.
 
     Examples:
 
       kdx export
-
       kdx export students/lenet_half --format pt2
-
       kdx export teacher --format safetensors --name release
     """
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; the default is the only "
-        "student.",
+        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; default: the only student.",
         positional=True,
     )
-    format: str = option("onnx", "What to write.", choices=FORMATS)
-    atol: float = option(1e-4, "Largest difference of a logit that is accepted.", minimum=0)
+    format: str = option("onnx", "File format.", choices=FORMATS, panel="Output")
+    atol: float = option(
+        1e-4, "Largest accepted absolute difference of a logit; above it, exit code 5.", minimum=0, panel="Output"
+    )
 
 
 @dataclass(frozen=True)

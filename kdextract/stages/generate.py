@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(NamedStageConfig, TeacherConfig, VerifierConfig):
-    """Make a transfer set with generators that `kdx train-generator` has trained.
+    """Make a transfer set with trained generators.
 
-    Several artifacts, with commas between, are mixed, each of their generators giving as many images. Writes
-    images.npy, labels.npy (the class asked for; without labels, the teacher's answer), targets.npy (the teacher's
-    logits) and grid.png, as `kdx optimize-dataset` does. It is named after the first artifact.
+    `kdx train-generator` trains them. Several artifacts are separated by commas; each of their generators makes the
+    same number of images. Writes images.npy, labels.npy (the requested class; for generators without classes, the
+    teacher's prediction), targets.npy (the teacher's logits) and grid.png, as `kdx optimize-dataset` does. Its default
+    name is that of the first artifact.
 
     Examples:
 
       kdx generate
-
       kdx generate kegnet,dafl --images-per-class 500 --name both
     """
 
     generator: str | None = option(
-        None, "Generators of the run, or paths to some; without any, the run's only ones.", positional=True
+        None, "Generators of the run, or paths, separated by commas; default: the run's only ones.", positional=True
     )
-    images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
-    batch_size: int = option(500, "Images made at a time.", minimum=1)
+    images_per_class: int = option(1000, "Images per class.", minimum=1, panel="Images")
+    batch_size: int = option(500, "Images per forward pass.", minimum=1, panel="Compute")
     noise_scale: float | None = option(
-        None, "Standard deviation of the noise; the default is what each generator was trained with.", above=0
+        None, "Standard deviation of the noise.", above=0, panel="Images", otherwise="as in the generator's training"
     )
 
 

@@ -18,26 +18,26 @@ from .own_model import ModelConfig, kdx_file, load_user_model, model_files, mode
 
 @dataclass(frozen=True, kw_only=True)
 class ImportModelConfig(ModelConfig, StageConfig):
-    """Make a trained model of your own the teacher of the run, and say what was found of it.
+    """Import a trained model as the run's teacher.
 
     MODEL is model.py:build or package.module:build (a function, class or network), torchvision/NAME, timm/NAME, a
-    program.pt2 of torch.export, a name of `kdx models`, or a file, artifact or run of kdx. What a function takes
-    besides goes into brackets: 'model.py:build(depth=3)'. Its parameters num_classes, in_channels, img_size and the
-    like are filled in from the options. The code runs because you name it; a file of weights never runs anything.
+    program.pt2 of torch.export, a name of `kdx models`, or a file, artifact or run of kdx. Further arguments of a
+    function are written in parentheses: 'model.py:build(depth=3)'; num_classes, in_channels, img_size and the like are
+    filled in from the options. Code that you name is run; a file of weights is only read.
 
     Examples:
 
       kdx import-model model.py:build --weights model.pth --mean 0.5 --std 0.5
-
       kdx import-model torchvision/resnet18 --weights resnet18.pth --num-classes 10
-
       kdx import-model exported.pt2 --trust-code
-
       kdx import-model ../other/runs/photos
     """
 
     data: str | None = option(
-        None, "Real data that it was trained on, for later commands; it is not opened now.", metavar="SPEC"
+        None,
+        "Training data of the model, for later commands; not read now.",
+        metavar="SPEC",
+        panel="Source",
     )
 
     def __post_init__(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..artifacts import Input, read_manifest
+from ..config import option
 from ..errors import ConfigError
 from ..run_dir import RunDir
 from ..tables import is_table
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
     from ..stage_runner import StageContext
 
 SHOWN_NAMES = 3
-IMAGES_PER_PASS = "Images per forward pass; the default is as many, up to 500, as give at most 1 GB of layer outputs."
-"""Help of --batch-size where images only pass through networks."""
+
+
+def images_per_pass() -> Any:
+    """Declare `--batch-size` of a stage whose images only pass through networks."""
+    return option(
+        None,
+        "Images per forward pass.",
+        minimum=1,
+        panel="Compute",
+        otherwise="as many, up to 500, as give at most 1 GB of layer outputs",
+    )
 
 
 class OpensRealData(Protocol):

@@ -23,29 +23,31 @@ SHOWN = 11
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig(NamedStageConfig, TeacherConfig, DataAccess):
-    """Show the nearest real training images of a transfer set's images: were training images reproduced?
+    """Find the nearest real images of a transfer set.
 
-    Writes neighbours.png, images beside their nearest real ones, and neighbours.npy, the numbers of these in the data.
-    Prints the median distance to the nearest real image, and the median distance between real images: images that are
-    much nearer than that are copies.
+    They show whether it contains copies of training images. Writes neighbours.png, each image with its nearest real
+    images, and neighbours.npy, their numbers. Prints the median distance to the nearest real image beside that between
+    real images: images that are much nearer are copies.
 
     Examples:
 
       kdx neighbours deep_inversion
-
       kdx neighbours deep_inversion --space pixels --data mnist --images 1000
     """
 
     artifact: str | None = option(
-        None, "Transfer set of the run, or a path to one; without any, the run's only one.", positional=True
+        None, "Transfer set of the run, or a path; default: the run's only one.", positional=True
     )
-    data: str | None = option(None, "Real data; the default is what the teacher was trained on.", metavar="SPEC")
+    data: str | None = option(
+        None, "Real data.", metavar="SPEC", panel="Source", otherwise="the teacher's training data"
+    )
     space: str = option(
         "features",
-        "What distances are taken between: features, what enters the teacher's last layer, or pixels.",
+        "Space of the distances: features, the inputs of the teacher's last layer, or pixels.",
         choices=["features", "pixels"],
+        panel="Comparison",
     )
-    images: int = option(500, "Compare the first N images of the transfer set.", minimum=1)
+    images: int = option(500, "Number of images, the first of the transfer set.", minimum=1, panel="Comparison")
 
 
 @dataclass(frozen=True)

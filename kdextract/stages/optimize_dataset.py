@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
@@ -23,27 +23,31 @@ Rows = list[dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierConfig):
-    """Make a transfer set from the teacher, for most objectives with its statistics, without data.
+    """Make a transfer set without data.
 
-    Targets for the teacher's activations are drawn from the recorded statistics, and the pixels of noise images are
-    optimized until the teacher responds to them in that way; structured_noise needs no statistics and optimizes
-    nothing. Classes are mixed in every batch. Writes images.npy,
-    labels.npy, targets.npy (the teacher's logits) and grid.png.
+    For most objectives, target activations are drawn from the teacher's recorded statistics, and the pixels of noise
+    images are optimized until the teacher's activations match them. Every batch contains
+    all classes. Writes images.npy, labels.npy, targets.npy (the teacher's logits) and grid.png.
 
     Examples:
 
       kdx optimize-dataset --objective spectral_all_layers
-
       kdx optimize-dataset --objective all_layers --images-per-class 200 --steps 100 --name quick
     """
 
-    objective: str = option("spectral_all_layers", "What to match; `kdx methods` explains.", choices=objective_names)
-    images_per_class: int = option(1000, "Images to make for each class.", minimum=1)
-    batch_size: int = option(
-        500, "Images optimized at a time; fewer where that makes batches of equal size.", minimum=1
+    chooser: ClassVar[str] = "objective"
+
+    objective: str = option(
+        "spectral_all_layers",
+        "What the images match; see `kdx methods`.",
+        choices=objective_names,
+        metavar="NAME",
+        panel="Images",
     )
+    images_per_class: int = option(1000, "Images per class.", minimum=1, panel="Images")
+    batch_size: int = option(500, "Most images optimized together.", minimum=1, panel="Compute")
     student: str | None = option(
-        None, "Student of the run that images compete with, for adaptive_deep_inversion.", metavar="NAME"
+        None, "Student for the competition term of adaptive_deep_inversion.", metavar="NAME", panel="Source"
     )
 
     def __post_init__(self) -> None:

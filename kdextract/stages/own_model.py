@@ -21,33 +21,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(OptionSet):
-    """What the user tells of a model; what is not given is found in the model and its weights."""
+    """Options of an imported model; those that are not given are detected."""
 
-    model: str | None = option(None, "The model; see above.", positional=True)
+    model: str | None = option(None, "The model, as described above.", positional=True)
     weights: str | None = option(
         None,
-        "Its weights: .safetensors, or a .pth, .pt or .pth.tar of which nothing but tensors is read; wrappers and "
-        "prefixes of names are found.",
+        "Weights: .safetensors, or .pth, .pt or .pth.tar, of which only tensors are read.",
         metavar="FILE",
+        panel="Model",
     )
-    input_size: str | None = option(None, "Images as the model takes them; by default it is found.", metavar="CxHxW")
-    num_classes: int | None = option(None, "Number of classes; by default that of the weights.", minimum=2)
+    input_size: str | None = option(
+        None, "Image size that the model takes.", metavar="CxHxW", panel="Model", otherwise="detected"
+    )
+    num_classes: int | None = option(
+        None, "Number of classes.", minimum=2, panel="Model", otherwise="detected from the weights"
+    )
     class_names: str | None = option(
-        None, "Names of the classes, with commas; by default their numbers.", metavar="A,B,C"
+        None, "Class names, separated by commas.", metavar="A,B,C", panel="Model", otherwise="their numbers"
     )
     mean: str | None = option(
         None,
-        "What it was trained to have subtracted from pixels in [0, 1]: a number, or one per channel, or imagenet, half "
-        "(0.5), bytes (it takes 0 to 255). The default is that of a library's network, or 0.",
+        "Mean that is subtracted from pixels in [0, 1]: a number, one per channel, imagenet, half (0.5), or bytes (the "
+        "model takes 0 to 255).",
         metavar="NUMBERS",
+        panel="Model",
+        otherwise="the library's, or 0",
     )
-    std: str | None = option(None, "What pixels are divided by after that, in the same way.", metavar="NUMBERS")
+    std: str | None = option(
+        None,
+        "Standard deviation that pixels are then divided by, written as --mean.",
+        metavar="NUMBERS",
+        panel="Model",
+        otherwise="the library's, or 1",
+    )
     feature_layer: str | None = option(
-        None, "Layer whose inputs are its features; by default the last one that gives the answer.", metavar="NAME"
+        None,
+        "Layer whose inputs are the features.",
+        metavar="NAME",
+        panel="Model",
+        otherwise="the layer that gives the output",
     )
-    download: bool = option(False, "Fetch a library's own weights, if no --weights are given.")
+    download: bool = option(False, "Download a library's weights if --weights is not given.", panel="Model")
     trust_code: bool = option(
-        False, "Run the code that a .pt2 program, or a file of kdx from elsewhere, holds.", recorded=False
+        False, "Run the code in a .pt2 program or in a kdx file from elsewhere.", recorded=False, panel="Model"
     )
 
     def __post_init__(self) -> None:

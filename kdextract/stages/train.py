@@ -52,80 +52,98 @@ RECIPES = {
 class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     """Train a teacher on real data.
 
-    A warm-up and a cosine to zero; images are shifted at random. The last weights are kept. Some of the training images
-    are set aside to measure accuracy on when training is over; the test images are not opened.
+    The learning rate rises, then falls to 0 along a cosine; images are shifted at random. The weights after the last
+    step are kept. Some training images are used only to measure the accuracy at the end; test images are not read.
 
     Examples:
 
       kdx train
-
       kdx train --model hinton1200 --data mnist --data-dir ~/data
-
       kdx train --data folder:photos --epochs 30 --run runs/photos
-
       kdx train --model resnet18 --data cifar10 --recipe sgd --data-dir ~/data
-
       kdx train --data mnist --shots 10 --augment runs/default/transfer-sets/all_layers --run runs/few
     """
 
-    model: str = option("lenet", "Architecture of the teacher; `kdx models` lists them.")
+    model: str = option("lenet", "Architecture; `kdx models` lists them.", metavar="NAME", panel="Model")
     data: str = option(
         "digits",
         "Real data: digits, mnist, iris, 2d:moons ..., folder:DIR, npz:FILE, npy:IMAGES,LABELS, hf:NAME.",
         metavar="SPEC",
+        panel="Source",
     )
     input_size: str | None = option(
-        None, "Images as the model takes them; the default is the model's own size.", metavar="CxHxW"
+        None, "Image size that the model takes.", metavar="CxHxW", panel="Model", otherwise="the model's own"
     )
     recipe: str = option(
         "adam",
-        "How to learn: adam, for small networks; sgd, with momentum, decay and crops, as CIFAR's networks are trained.",
+        "Defaults of this panel and of augmentation, for small networks (adam) or CIFAR's (sgd).",
         choices=list(RECIPES),
+        panel="Schedule",
     )
     epochs: int | None = option(
-        None, "Passes over the data; the default is 12, with sgd 200, and more if the data set is small.", minimum=1
+        None,
+        "Passes over the data.",
+        minimum=1,
+        panel="Schedule",
+        otherwise="12; sgd 200; more for small data sets",
     )
-    batch_size: int = option(128, "Images per step.", minimum=2)
-    lr: float | None = option(None, "Highest learning rate; the default is 0.003, with sgd 0.1.", above=0)
+    batch_size: int = option(128, "Images per step.", minimum=2, panel="Schedule")
+    lr: float | None = option(
+        None,
+        "Highest learning rate.",
+        above=0,
+        panel="Schedule",
+        otherwise="0.003; sgd 0.1",
+    )
     weight_decay: float | None = option(
         None,
-        "Weight decay, with adam decoupled from the gradient (AdamW): 0.1 leaves weights that a low rank describes "
-        "better. The default is 0, with sgd 0.0005.",
+        "Weight decay (adam: AdamW); 0.1 gives weights of lower rank, for `kdx compress`.",
         minimum=0,
+        panel="Schedule",
+        otherwise="0; sgd 0.0005",
     )
     shift: int | None = option(
         None,
-        "Shift images at random by up to N pixels; the default is 2, with sgd 4; images only, not tables.",
+        "Shift images by up to N pixels, at random.",
         minimum=0,
+        panel="Augmentation",
+        otherwise="2; sgd 4; tables: 0",
     )
     warp: float | None = option(
         None,
-        "Turn, scale and shear images at random, not tables; 0.1, the default, turns by about 6 degrees; with sgd 0.",
+        "Rotate, scale and shear images at random; 0.1 is about 6 degrees.",
         minimum=0,
+        panel="Augmentation",
+        otherwise="0.1; sgd, tables: 0",
     )
-    flip: bool | None = option(None, "Mirror half of the images; by default where it keeps the class.")
+    flip: bool | None = option(
+        None, "Mirror half of the images.", panel="Augmentation", otherwise="on where the class stays the same"
+    )
     validation: float = option(
         0.05,
-        "Share of the training images that are not trained on, for the teacher's accuracy; nothing is selected on it.",
+        "Share of training images used only to measure accuracy.",
         minimum=0,
         maximum=0.9,
+        panel="Source",
     )
     shots: int | None = option(
-        None, "Use N images of each class, drawn by the seed, instead of all of them.", minimum=1
+        None, "Use N images per class, drawn by the seed.", minimum=1, panel="Source", otherwise="all"
     )
     augment: str | None = option(
         None,
-        "Also train on this transfer set, made with another teacher: its directory, or its name in this run.",
+        "Also learn from another run's transfer set (path), or one of this run (name).",
         metavar="ARTIFACT",
+        panel="Source",
     )
     augment_share: float | None = option(
-        None, "Share of each batch that comes from --augment; the default is 0.5.", above=0, maximum=1
+        None, "Share of each batch that comes from --augment.", above=0, maximum=1, panel="Source", otherwise="0.5"
     )
     augment_labels: str | None = option(
         None,
-        "Labels of these images: soft, the probabilities that their own teacher gives them (the default), or hard, the "
-        "class that each was made for.",
+        "Labels of --augment: soft, its teacher's probabilities; hard, the class of each image.",
         choices=["soft", "hard"],
+        panel="Source",
+        otherwise="soft",
     )
 
     def __post_init__(self) -> None:

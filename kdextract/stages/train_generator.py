@@ -28,30 +28,29 @@ Rows = list[dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
-    """Train generators of images against the teacher, without data.
+    """Train generators of images without data.
 
-    They are small networks from noise (and a class) to images, fitted through the frozen teacher. `kdx distill --data
-    NAME` then draws new images from them at every step; `kdx generate` makes a transfer set of them. Writes
-    generator-0.safetensors and so on, grid.png (one class per row, one noise per column) and walk.png (from one noise
-    to another).
+    A generator is a small network from noise (and a class) to images, trained through the frozen teacher. `kdx distill
+    --data NAME` then draws new images from it at every step; `kdx generate` makes a transfer set with it. Writes
+    generator-0.safetensors and so on, grid.png (one class per row, one noise vector per column) and walk.png (images
+    between two noise vectors).
 
     Examples:
 
       kdx train-generator kegnet && kdx distill --student lenet_half
-
       kdx train-generator kegnet --generators 2 --steps 500 --name quick
-
       kdx train-generator keflow --flow nice_affine --samples 10
     """
 
-    method: str = option(MISSING, "How: `kdx methods` explains.", choices=generator_names, positional=True)
+    method: str = option(MISSING, "Training method.", choices=generator_names, positional=True)
     samples: int | None = option(
         None,
-        "Also learn from N real images, evenly over the classes, drawn by the seed; the manifest records it.",
+        "Also learn from N real images, equally many per class, drawn by the seed; the manifest records this.",
         minimum=1,
+        panel="Source",
     )
     data: str | None = option(
-        None, "Where --samples come from; the default is the data of the teacher.", metavar="SPEC"
+        None, "Real data of --samples.", metavar="SPEC", panel="Source", otherwise="the teacher's training data"
     )
 
     def __post_init__(self) -> None:
