@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kdextract import api
-from kdextract.artifacts import read_manifest
-from kdextract.run_dir import RunDir
+from kdextract.storage.artifacts import read_manifest
+from kdextract.storage.run_dir import RunDir
 
 BATCH = 128
 CLASSES = 10

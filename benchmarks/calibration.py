@@ -1,4 +1,4 @@
-"""Fits the line of `kdextract/estimate.py`: `python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]`.
+"""Fits the line of `kdextract/synthesis/estimate.py`: `python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]`.
 
 Compares every student of the runs with its teacher, on structured noise and on the real test images that the teacher's
 data set has, and fits the first comparison to the second. Each teacher weighs the same. The spread comes from
@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from kdextract.models.architectures.classifier import load_classifier
+from kdextract.models.architectures.pixels import fit_images
+from kdextract.training.loop.loop import predict
 
-from kdextract.artifacts import read_manifest
-from kdextract.classifier import load_classifier
 from kdextract.data import load_data
-from kdextract.estimate import (
+from kdextract.storage.artifacts import read_manifest
+from kdextract.storage.run_dir import RunDir
+from kdextract.synthesis.estimate import (
     FEWEST_STEPS,
     LEAST_AGREEMENT,
     Estimate,
@@ -29,9 +32,6 @@ from kdextract.estimate import (
     logit,
     structured_agreement,
 )
-from kdextract.images import fit_images
-from kdextract.run_dir import RunDir
-from kdextract.training import predict
 
 Row = dict[str, Any]
 FEATURES = ("intercept", "disagreement", "teacher_error", "other_images")
@@ -72,8 +72,9 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 
 def is_structured(source: str, run: RunDir) -> bool:
     """Whether a student's images were structured noise, or began as such."""
+    from kdextract.stages.distill.command.source import TransferSetImages
+
     from kdextract.methods import live_method, live_names
-    from kdextract.stages.student_source import TransferSetImages
 
     if source in live_names():
         return live_method(source).structured

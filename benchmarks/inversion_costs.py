@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from kdextract.models.architectures.architectures import architecture
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
 
-from kdextract.classifier import Classifier, ClassifierSpec
-from kdextract.deep_inversion import PixelSchedule, Weights, invert
-from kdextract.models import architecture
+from kdextract.synthesis.inversion.deep_inversion import PixelSchedule, Weights, invert
 
 REPETITIONS = 7
 STEPS = 10

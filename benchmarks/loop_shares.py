@@ -16,18 +16,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from kdextract.models.architectures.architectures import architecture
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
+from kdextract.stages.distill.command.command import CONVOLUTION_RATE, NoCheckpoints
+from kdextract.training.loop.distill import DistillationLossOptions, distill
+from kdextract.training.loop.loop import Augmenter, Schedule
+from kdextract.training.loop.observer import HELD_OUT_IMAGES, Observer, Probe
+from kdextract.training.loop.progress import Reporter
 from torch import optim
 
-from kdextract import training
-from kdextract.classifier import Classifier, ClassifierSpec
-from kdextract.distillation import DistillationLossOptions, distill
-from kdextract.fresh_pool import FreshPool
 from kdextract.methods import live_method
-from kdextract.models import architecture
-from kdextract.observer import HELD_OUT_IMAGES, Observer, Probe
-from kdextract.progress import Reporter
-from kdextract.stages.distill import CONVOLUTION_RATE, NoCheckpoints
-from kdextract.training import Augmenter, Schedule
+from kdextract.synthesis.structured_noise.pool import FreshPool
+from kdextract.training.loop import loop as training
 
 PAIRS = [("lenet5", "lenet5_half"), ("lenet", "lenet_half"), ("hinton1200", "hinton800"), ("resnet34", "resnet18")]
 NETWORKS = ("student forward", "student backward", "teacher forward")

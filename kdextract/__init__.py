@@ -16,12 +16,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_classifier"]
 
 if TYPE_CHECKING:
-    from .outcome import load_classifier as load_classifier
+    from .stages.running.outcome import load_classifier as load_classifier
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_classifier":  # imported when it is used: it needs PyTorch
-        from .outcome import load_classifier
+        from .stages.running.outcome import load_classifier
 
         return load_classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; commands are functions of kdextract.api")

@@ -19,12 +19,12 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from .commands import COMMANDS
+from .cli.command import Command
+from .cli.commands import COMMANDS
 from .errors import UsageError, did_you_mean
-from .looks import Command
-from .options import Entry, config_from_options, entries
-from .outcome import load_classifier as load_classifier
-from .progress import Reporter
+from .options.entries import Entry, config_from_options, entries
+from .stages.running.outcome import load_classifier as load_classifier
+from .training.progress import Reporter
 
 Parameter = inspect.Parameter
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from forked import Kdx
 
-from kdextract import api, checkpoints
-from kdextract.checkpoints import Checkpoints
+from kdextract import api
+from kdextract.stages.running import checkpoints
+from kdextract.stages.running.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     import torch

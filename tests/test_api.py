@@ -19,17 +19,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import environment, kdx, sha256s
+from kdextract.models.architectures.classifier import Classifier, compile_network
+from kdextract.options.entries.entries import OutputOptions, option_fields
 from PIL import Image
 from typer.main import get_command
 
 import kdextract
-from kdextract import api, cli
-from kdextract.classifier import Classifier, compile_network
+from kdextract import api
+from kdextract.cli.app import app as cli
 from kdextract.errors import ArtifactError, ConfigError, DivergedError, GateError, UsageError
-from kdextract.notebook import Record
-from kdextract.options import OutputOptions, option_fields
-from kdextract.outcome import Outcome
-from kdextract.process_state import CUBLAS, process_as_it_was
+from kdextract.stages.running.html import Record
+from kdextract.stages.running.outcome import Outcome
+from kdextract.stages.running.process_state import CUBLAS, process_as_it_was
 
 CLICK = get_command(cli.app).commands  # type: ignore[attr-defined]
 SPEECH = {declared.name for declared in option_fields(OutputOptions)} | {"help"}
@@ -112,8 +113,8 @@ def test_importing_is_quick_and_packages_stay_packages() -> None:
         "kdx.train\n"
         "kdx.methods(run='none'), kdx.runs('none')\n"
         "assert 'torch' not in sys.modules\n"
-        "import kdextract.models, kdextract.methods, kdextract.benchmark\n"
-        "assert callable(kdx.models) and not callable(kdextract.models) and not callable(kdextract.benchmark)\n"
+        "import kdextract.models.architectures, kdextract.methods, kdextract.benchmark\n"
+        "assert callable(kdx.models) and not callable(kdextract.models.architectures) and not callable(kdextract.benchmark)\n"
     )
     subprocess.run([sys.executable, "-c", script], env=environment(), check=True)
 
@@ -271,7 +272,8 @@ def test_failed_checks_are_exceptions(run_copy: Path) -> None:
 
 
 def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdextract.stages import demo, train
+    from kdextract.cli.app import demo
+    from kdextract.stages import train
 
     monkeypatch.setattr(demo, "DISTILL_STEPS", 2)
     small = {"optimize-dataset": {"images_per_class": 2}, "train": {"epochs": 1}}

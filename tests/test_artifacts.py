@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdextract import artifacts
-from kdextract.artifacts import (
+from kdextract.errors import ArtifactError
+from kdextract.storage import artifacts
+from kdextract.storage.artifacts import (
     FORMAT_VERSION,
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -34,7 +35,6 @@ from kdextract.artifacts import (
     write_file,
     write_manifest,
 )
-from kdextract.errors import ArtifactError
 
 repeatable = settings(
     derandomize=True,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Crash
+from kdextract.models.architectures.queries import Queries
 
 from kdextract import api
-from kdextract.artifacts import partial_path
-from kdextract.attempts import Attempts, forget_peak_memory, peak_memory
-from kdextract.queries import Queries
+from kdextract.stages.running.attempts import Attempts, forget_peak_memory, peak_memory
+from kdextract.storage.artifacts import partial_path
 
 
 def test_costs_are_summed_and_memory_is_the_largest(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kdextract.training.loop.augmentation import Augmenter, redrawn
 
-from kdextract.augmentation import Augmenter, redrawn
-from kdextract.patterns import structured_images
+from kdextract.synthesis.structured_noise.patterns import structured_images
 
 
 def seeded(seed: int = 0) -> torch.Generator:

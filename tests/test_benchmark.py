@@ -21,11 +21,11 @@ import pytest
 from conftest import HANGS_AFTER, environment, kdx
 from test_evaluate import add_snapshots
 
-from kdextract import cli
-from kdextract.artifacts import read_manifest, write_manifest
-from kdextract.benchmark.books import Books, work_lock
+from kdextract.benchmark.ledger import Books, work_lock
 from kdextract.benchmark.runner import Runner
-from kdextract.run_dir import RunDir
+from kdextract.cli.app import app as cli
+from kdextract.storage.artifacts import read_manifest, write_manifest
+from kdextract.storage.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "benchmarks" / "digits.toml"
@@ -244,7 +244,7 @@ def test_a_finished_benchmark_is_cached(bench: Bench, suite: Path, work: Path) -
 
 def test_it_looks_without_torch(finished: Finished, tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom kdextract.cli import main\n"
+        "import sys\nfrom kdextract.cli.app import main\n"
         f"sys.argv = ['kdx', 'benchmark', {str(finished.suite)!r}, '--work', {str(finished.work)!r}, '--report-only', "
         f"'--out', {str(tmp_path / 'out')!r}]\n"
         "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"

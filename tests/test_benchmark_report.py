@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from kdextract.benchmark.books import spelled, without_paths
+from kdextract.benchmark.ledger import spelled, without_paths
+from kdextract.benchmark.report.html import benchmark_html
+from kdextract.benchmark.report.markdown import benchmark_markdown
+from kdextract.benchmark.report.tables import BEST, commands, sections
 from kdextract.benchmark.results import condense, spread
-from kdextract.report.benchmark_html import benchmark_html
-from kdextract.report.benchmark_markdown import benchmark_markdown
-from kdextract.report.benchmark_tables import BEST, commands, sections
-from kdextract.report.curves import accuracy_curves
+from kdextract.stages.outputs.curves import accuracy_curves
 
 Json = dict[str, Any]
 

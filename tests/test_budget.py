@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
-
-from kdextract.budget import (
+from kdextract.stages.distill.command.budget import NoCheckpoints
+from kdextract.training.loop.budget import (
     AIM,
     MOST_TRIAL,
     TRIAL_SHARE,
@@ -21,11 +20,12 @@ from kdextract.budget import (
     Timetable,
     parse_duration,
 )
+from kdextract.training.loop.loop import Row, Schedule, take_steps
+from kdextract.training.loop.observer import LOOKS, Observer, Probe
+from kdextract.training.loop.progress import Reporter
+from torch import nn
+
 from kdextract.errors import UsageError
-from kdextract.observer import LOOKS, Observer, Probe
-from kdextract.progress import Reporter
-from kdextract.stages.distill_budget import NoCheckpoints
-from kdextract.training import Row, Schedule, take_steps
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,9 @@ class Simulation:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, budget: float, cost: Callable[[int, float], float]) -> None:
         self.now, self.budget, self.cost = 0.0, budget, cost
-        monkeypatch.setattr("kdextract.budget.time", SimpleNamespace(monotonic=lambda: self.now))  # not every thread's
+        monkeypatch.setattr(
+            "kdextract.training.budget.time", SimpleNamespace(monotonic=lambda: self.now)
+        )  # not every thread's
 
     def loop(self, steps: int, monitor: StepTimes | Observer) -> list[Row]:
         trainee, taken = Weight(), 0
@@ -159,7 +161,7 @@ def test_a_step_that_is_longer_than_a_trial_is_tried_once(monkeypatch: pytest.Mo
 
 def test_a_loop_that_is_late_gets_no_step_more(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("kdextract.budget.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("kdextract.training.budget.time", SimpleNamespace(monotonic=lambda: now))
     timetable = Timetable(100.0, 0.0, 1.0)
     planned = 10
     for step in range(1, 10):

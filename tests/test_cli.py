@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 from conftest import environment, kdx, kdx_from_scratch, sha256s, teacher_only
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier
 from typer.main import get_command
 
 import kdextract
-from kdextract import api, cli, commands
-from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
-from kdextract.run_dir import RunDir
+from kdextract import api
+from kdextract.cli.app import app as cli
+from kdextract.cli.app import commands
 from kdextract.stages import STAGES
+from kdextract.storage.run_dir import RunDir
 
 ONE = ("--threads", "1")
 DISTILL = ("distill", "--student", "lenet_half", *ONE)
@@ -722,7 +724,7 @@ HELP = """
 import json, sys
 from typer.main import get_command
 from typer.testing import CliRunner
-from kdextract.cli import app
+from kdextract.cli.app import app
 names = list(get_command(app).commands)
 texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in names}
 texts[""] = CliRunner().invoke(app, ["--help"]).output
@@ -763,7 +765,7 @@ def test_help_names_every_command_and_exit_code(helps: dict[str, Any]) -> None:
 @pytest.mark.parametrize("arguments", [["--version"], ["methods"], ["show"], ["runs"], ["verify"], ["show", "teacher"]])
 def test_looking_does_not_wait_for_torch(finished_run: Path, tmp_path: Path, arguments: list[str]) -> None:
     script = (
-        "import sys\nfrom kdextract.cli import main\n"
+        "import sys\nfrom kdextract.cli.app import main\n"
         f"sys.argv = ['kdx', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"
         "assert 'torch' not in sys.modules"

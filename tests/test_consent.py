@@ -15,21 +15,21 @@ import corpus
 import pytest
 import torch
 from conftest import environment, sha256s
+from kdextract.cli.app.show import COMMANDS
+from kdextract.models.architectures.classifier import load_classifier, read_spec
+from kdextract.models.architectures.external import consent
+from kdextract.models.architectures.external.blueprint import Blueprint
+from kdextract.models.architectures.external.definitions import module_file
+from kdextract.models.architectures.external.names import parse_name
+from kdextract.models.architectures.external.user_code import function_of, read_code
+from kdextract.training.loop.progress import Reporter
 
 import kdextract
 from kdextract import api
-from kdextract.artifacts import read_manifest, write_manifest
-from kdextract.classifier import load_classifier, read_spec
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
-from kdextract.inspection import COMMANDS
-from kdextract.networks import consent
-from kdextract.networks.build import Blueprint
-from kdextract.networks.code import function_of, read_code
-from kdextract.networks.definitions import module_file
-from kdextract.networks.names import parse_name
-from kdextract.progress import Reporter
-from kdextract.run_dir import MODEL_FILE
-from kdextract.tensor_files import encode_safetensors, read_safetensors
+from kdextract.storage.artifacts import read_manifest, write_manifest
+from kdextract.storage.run_dir import MODEL_FILE
+from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 
 MINE = """
 import functools
@@ -536,8 +536,8 @@ def test_files_that_kdx_has_written_load_in_another_process(mine: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from kdextract.networks import consent
-from kdextract.networks.names import parse_name
+from kdextract.models.external import consent
+from kdextract.models.external.names import parse_name
 
 sys.stdin.read()
 for number in range(20):

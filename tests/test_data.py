@@ -21,7 +21,6 @@ from PIL import Image
 
 from kdextract.data import (
     RealData,
-    archives,
     check_spec,
     data_names,
     fingerprint,
@@ -30,6 +29,7 @@ from kdextract.data import (
     load_data,
     mirrors_make_sense,
 )
+from kdextract.data import npz as archives
 from kdextract.errors import DataError, UsageError
 
 NOWHERE = Path("no-such-directory")

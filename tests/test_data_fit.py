@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdextract.stages.inputs.real_data.real_data import images_for
+from kdextract.training.loop.progress import Reporter
 from sklearn.datasets import load_digits
 
 from kdextract import api
-from kdextract.artifacts import read_manifest
 from kdextract.data import RealData
 from kdextract.errors import ConfigError
-from kdextract.progress import Reporter
-from kdextract.stage_runner import run_stage
 from kdextract.stages import STAGES
-from kdextract.stages.inputs import images_for
+from kdextract.stages.running.runner import run_stage
+from kdextract.storage.artifacts import read_manifest
 
 NAMES = ("nought", "one", "two")
 

@@ -14,6 +14,11 @@ import torch
 from conftest import kdx, sha256s
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kdextract.models.architectures.architectures import architecture
+from kdextract.models.architectures.classifier import Classifier, load_classifier
+from kdextract.models.architectures.hooks import record_activations
+from kdextract.models.architectures.pixels import fit_images, to_pixels, to_uint8
+from kdextract.training.loop.losses import likeness, mean_variation, pixel_variation
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
 from test_live_methods import classifier, num_hooks, statistics_of
@@ -21,9 +26,13 @@ from test_statistics import Tokens, statistics_teacher
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdextract import api
-from kdextract.artifacts import read_manifest
-from kdextract.classifier import Classifier, load_classifier
-from kdextract.deep_inversion import (
+from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.methods.adaptive_deep_inversion import AdaptiveConfig, LiveAdaptiveConfig
+from kdextract.methods.deep_dream import DreamConfig, LiveDreamConfig
+from kdextract.methods.deep_inversion import DeepInversionConfig
+from kdextract.storage.artifacts import read_manifest
+from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, Inverted
+from kdextract.synthesis.inversion.deep_inversion import (
     PixelSchedule,
     Weights,
     _shown,
@@ -32,18 +41,9 @@ from kdextract.deep_inversion import (
     terms_of,
     watch_statistics,
 )
-from kdextract.errors import ArtifactError, ConfigError, UsageError
-from kdextract.hooks import record_activations
-from kdextract.images import fit_images, to_pixels, to_uint8
-from kdextract.inversion import INITIALIZERS, Inverted
-from kdextract.inversion_pool import InversionPool
-from kdextract.losses import likeness, mean_variation, pixel_variation
-from kdextract.methods.adaptive_deep_inversion import AdaptiveConfig, LiveAdaptiveConfig
-from kdextract.methods.deep_dream import DreamConfig, LiveDreamConfig
-from kdextract.methods.deep_inversion import DeepInversionConfig
-from kdextract.methods.options import INITS, PRESETS, resolve
-from kdextract.models import architecture
-from kdextract.statistics import StatisticsOptions, compute_statistics
+from kdextract.synthesis.inversion.pool import InversionPool
+from kdextract.synthesis.options import INITS, PRESETS, resolve
+from kdextract.synthesis.statistics.recorded import StatisticsOptions, compute_statistics
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=25)
 PLAIN = PixelSchedule(steps=5, lr=0.1, betas=(0.9, 0.999))

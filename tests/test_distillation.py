@@ -11,23 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
-from torch import nn
-
-from kdextract import training
-from kdextract.augmentation import Augmenter
-from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier
-from kdextract.data import load_data
-from kdextract.distillation import DistillationLossOptions, distill
-from kdextract.errors import ConfigError, DivergedError, Interrupted
-from kdextract.images import fit_images, to_pixels
-from kdextract.losses import DISTILLATION_LOSSES, kl_divergence
-from kdextract.observer import Probe
-from kdextract.progress import Reporter
-from kdextract.run_dir import RunDir
-from kdextract.sources import ImagePool, NoiseSource, Source
-from kdextract.stages.student_start import StudentStart
-from kdextract.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training import (
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier
+from kdextract.models.architectures.pixels import fit_images, to_pixels
+from kdextract.stages.distill.command.student import StudentStart
+from kdextract.training.loop.augmentation import Augmenter
+from kdextract.training.loop.distill import DistillationLossOptions, distill
+from kdextract.training.loop.loop import (
     OPTIMIZERS,
     Row,
     Schedule,
@@ -37,6 +26,17 @@ from kdextract.training import (
     set_random_states,
     take_steps,
 )
+from kdextract.training.loop.losses import DISTILLATION_LOSSES, kl_divergence
+from kdextract.training.loop.observer import Probe
+from kdextract.training.loop.progress import Reporter
+from kdextract.training.loop.sources import ImagePool, NoiseSource, Source
+from torch import nn
+
+from kdextract.data import load_data
+from kdextract.errors import ConfigError, DivergedError, Interrupted
+from kdextract.storage.run_dir import RunDir
+from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
+from kdextract.training.loop import loop as training
 
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)

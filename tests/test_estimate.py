@@ -12,10 +12,15 @@ import torch
 from conftest import kdx
 from hypothesis import given
 from hypothesis import strategies as st
+from kdextract.models.architectures.architectures import architecture
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.stages.distill.command.source import LiveImages
+from kdextract.stages.inputs.real_data.method_inputs import MethodInputs
 
 from kdextract import api
-from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.estimate import (
+from kdextract.methods import live_method
+from kdextract.storage.run_dir import MODEL_FILE
+from kdextract.synthesis.estimate import (
     ACCURACIES,
     FEWEST_STEPS,
     LEARNED_FROM,
@@ -31,11 +36,6 @@ from kdextract.estimate import (
     why_not,
     why_not_student,
 )
-from kdextract.methods import live_method
-from kdextract.models import architecture
-from kdextract.run_dir import MODEL_FILE
-from kdextract.stages.materials import MethodInputs
-from kdextract.stages.student_source import LiveImages
 
 CALIBRATION = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration.json").read_text())
 EXACT = TeacherAccuracy(0.99, 0.0)
@@ -116,8 +116,8 @@ def test_structured_agreement_leaves_everything_as_it_is() -> None:
 
 def test_distill_estimates_without_real_data(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the agreement of this student, which processors differ in, it is estimated from what it measures."""
-    monkeypatch.setattr("kdextract.estimate.LEAST_AGREEMENT", 0.0)
-    monkeypatch.setattr("kdextract.estimate.MOST_AGREEMENT", 1.0)
+    monkeypatch.setattr("kdextract.synthesis.estimate.LEAST_AGREEMENT", 0.0)
+    monkeypatch.setattr("kdextract.synthesis.estimate.MOST_AGREEMENT", 1.0)
     with_it = api.distill(
         run=run_copy, method="structured_noise", steps=400, batch_size=16, name="a", teacher_accuracy=0.97, threads=1
     )

@@ -19,17 +19,26 @@ from typing import Any
 import pytest
 import torch
 from conftest import environment, kdx, rounding, sha256s
+from kdextract.models.architectures.architectures import architecture, model_names
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+from kdextract.models.architectures.exporter import (
+    CHECKED_BATCHES,
+    compare,
+    images_to_compare,
+    open_onnx,
+    open_pt2,
+    to_onnx,
+    to_pt2,
+)
 from test_cli import Here, error_of, here  # noqa: F401 - a fixture
 from torch import nn
 
 import kdextract
-from kdextract import api, exporting
-from kdextract.artifacts import Manifest, read_manifest, write_manifest
-from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, GateError, UsageError
-from kdextract.exporting import CHECKED_BATCHES, compare, images_to_compare, open_onnx, open_pt2, to_onnx, to_pt2
-from kdextract.models import architecture, model_names
-from kdextract.report.card import SHOWN_CLASSES, escaped
+from kdextract.models.architectures import exporter as exporting
+from kdextract.stages.outputs.model_card import SHOWN_CLASSES, escaped
+from kdextract.storage.artifacts import Manifest, read_manifest, write_manifest
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -553,7 +562,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(encode_classifier(classifier_of((1, 32, 32))))
     script = (
-        "import hashlib, sys\nfrom kdextract import load_classifier\nfrom kdextract.exporting import to_onnx, to_pt2\n"
+        "import hashlib, sys\nfrom kdextract import load_classifier\nfrom kdextract.models.exporter import to_onnx, to_pt2\n"
         "classifier = load_classifier(sys.argv[1])\n"
         "print(*(hashlib.sha256(write(classifier)).hexdigest() for write in (to_onnx, to_pt2)))"
     )

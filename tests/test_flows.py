@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdextract.errors import ConfigError
-from kdextract.generators.flow_steps import CONTRAST, Waves
-from kdextract.generators.flows import MARGIN, Flow, dequantized, edge, glow, nice, nice_affine, realnvp
+from kdextract.synthesis.generators.flow_steps import CONTRAST, Waves
+from kdextract.synthesis.generators.flows import MARGIN, Flow, dequantized, edge, glow, nice, nice_affine, realnvp
 
 CLASSES = 3
 Shape = tuple[int, int, int]

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from conftest import kdx, sha256s
+from kdextract.cli.app.commands import COMMANDS
+from kdextract.options.entries.declare import spelling
+from kdextract.options.entries.entries import entries
+from kdextract.options.entries.former import REMOVED, RENAMED, present_record, what_became_of
 
 from kdextract import api
-from kdextract.artifacts import read_manifest
-from kdextract.benchmark.options import stage_options
-from kdextract.commands import COMMANDS
-from kdextract.config import spelling
+from kdextract.benchmark.suite_options import stage_options
 from kdextract.errors import ConfigError, UsageError
-from kdextract.former import REMOVED, RENAMED, present_record, what_became_of
-from kdextract.options import entries
+from kdextract.storage.artifacts import read_manifest
 
 FINISHED: dict[str, dict[str, Any]] = {  # what the finished run was made with
     "statistics": {"covariance_rank": 16, "spectral_max": 8},

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import rounding
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
+from kdextract.models.architectures.pixels import to_pixels
+from kdextract.models.architectures.queries import Queries
+from kdextract.training.loop.sources import ImagePool
 
-from kdextract.classifier import Classifier, ClassifierSpec
-from kdextract.fresh_pool import FreshPool
-from kdextract.images import to_pixels
-from kdextract.queries import Queries
-from kdextract.sources import ImagePool
-from kdextract.structured_noise import images_of_classes, structured_pool
+from kdextract.synthesis.structured_noise.by_class import images_of_classes, structured_pool
+from kdextract.synthesis.structured_noise.pool import FreshPool
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_stored_pool_holds_images_out_only_when_told_to() -> None:
 
 
 def test_pools_of_large_images_are_smaller() -> None:
-    from kdextract.fresh_pool import at_most
+    from kdextract.synthesis.structured_noise.pool import at_most
 
     shapes = {(1, 32, 32): 20_000, (3, 32, 32): 20_000, (3, 224, 224): 2**29 // (3 * 224 * 224)}
     for shape, expected in shapes.items():

@@ -12,36 +12,42 @@ import numpy as np
 import pytest
 import torch
 from conftest import Crash, sha256s, teacher_only
+from kdextract.models.architectures.architectures import InputShape
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.models.architectures.hooks import count_multiply_adds
+from kdextract.models.architectures.pixels import to_uint8
+from kdextract.stages.distill.command.command import DistillConfig
+from kdextract.stages.distill.command.settings import fill_in
+from kdextract.stages.distill.command.source import (
+    GeneratorImages,
+    LiveImages,
+    NoiseImages,
+    RealImages,
+    TransferSetImages,
+)
+from kdextract.stages.inputs.real_data.method_inputs import MethodInputs
+from kdextract.training.loop.observer import HELD_OUT_IMAGES
 from PIL import Image
 from scipy.io import savemat
 from test_augmentation import drawings
 from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
 from kdextract import api
-from kdextract.artifacts import Input, Manifest, read_manifest
-from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
-from kdextract.generator_source import GeneratorSource
-from kdextract.generator_training import GeneratorTraining, Samples, multiply_adds
-from kdextract.generators.encodings import Encodings
-from kdextract.generators.flows import Flow
-from kdextract.generators.generator import encode_generator, load_generator
-from kdextract.generators.mix import GeneratorMix
-from kdextract.generators.networks import NETWORKS
-from kdextract.hooks import count_multiply_adds
-from kdextract.images import to_uint8
 from kdextract.methods import generator_method, generator_names, live_method
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
-from kdextract.models import InputShape
-from kdextract.observer import HELD_OUT_IMAGES
-from kdextract.run_dir import Artifact, RunDir
-from kdextract.stages.distill import DistillConfig
-from kdextract.stages.distill_settings import fill_in
-from kdextract.stages.materials import MethodInputs
-from kdextract.stages.student_source import GeneratorImages, LiveImages, NoiseImages, RealImages, TransferSetImages
-from kdextract.stages.transfer_sets import SHOWN
-from kdextract.tensor_files import encode_safetensors, read_npy, read_safetensors
+from kdextract.stages.outputs.transfer_set import SHOWN
+from kdextract.storage.artifacts import Input, Manifest, read_manifest
+from kdextract.storage.run_dir import Artifact, RunDir
+from kdextract.storage.tensor_files import encode_safetensors, read_npy, read_safetensors
+from kdextract.synthesis.generators.encodings import Encodings
+from kdextract.synthesis.generators.flows import Flow
+from kdextract.synthesis.generators.generator import encode_generator, load_generator
+from kdextract.synthesis.generators.mix import GeneratorMix
+from kdextract.synthesis.generators.networks import NETWORKS
+from kdextract.synthesis.generators.source import GeneratorSource
+from kdextract.synthesis.generators.training import GeneratorTraining, Samples, multiply_adds
 
 WAYS: dict[str, dict[str, Any]] = {
     "kegnet": {"method": "kegnet"},

@@ -10,10 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
-from torch import nn
-
-from kdextract.errors import ConfigError
-from kdextract.hooks import (
+from kdextract.models.architectures.architectures import architecture
+from kdextract.models.architectures.hooks import (
     LayerOutput,
     batch_norm_layers,
     count_multiply_adds,
@@ -27,7 +25,9 @@ from kdextract.hooks import (
     transform_inputs,
     weighted_layers,
 )
-from kdextract.models import architecture
+from torch import nn
+
+from kdextract.errors import ConfigError
 
 LENET_LAYERS = ["conv1", "conv2", "fc1", "fc2", "logits"]
 

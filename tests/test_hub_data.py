@@ -234,7 +234,7 @@ def test_no_module_opens_a_connection_when_it_is_imported(tmp_path: Path) -> Non
         "    if event.startswith('socket.'): raise SystemExit(f'{event} {arguments}')\n"
         "sys.addaudithook(refuse)\n"
         "sys.argv = ['kdx', 'train', '--data', 'hf:ylecun/mnist', '--run', 'run']\n"
-        "from kdextract.cli import main\n"
+        "from kdextract.cli.app import main\n"
         "main()\n"
     )
     done = subprocess.run(

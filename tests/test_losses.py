@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from kdextract.losses import (
+from kdextract.training.loop.losses import (
     DISTILLATION_LOSSES,
     agreed_kl,
     class_imbalance,

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import kdx
+from kdextract.models.architectures.classifier import load_classifier
+from kdextract.models.architectures.external import consent
+from kdextract.models.architectures.external.names import parse_name
+from kdextract.models.architectures.hooks import batch_norm_layers
 
 from kdextract import api
-from kdextract.artifacts import BATCH_NORM_KEY, read_header
-from kdextract.classifier import load_classifier
 from kdextract.errors import ConfigError
-from kdextract.hooks import batch_norm_layers
-from kdextract.networks import consent
-from kdextract.networks.names import parse_name
-from kdextract.tensor_files import encode_safetensors, read_safetensors
+from kdextract.storage.artifacts import BATCH_NORM_KEY, read_header
+from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 
 NORMS = {
     "batch": ("nn.BatchNorm2d(6)", True),
@@ -67,7 +67,7 @@ def without_the_entry(run: Path) -> None:
     """Make the teacher's file one of version 0.1, and the manifest fit."""
     from dataclasses import replace
 
-    from kdextract.artifacts import Output, file_sha256, read_manifest, write_manifest
+    from kdextract.storage.artifacts import Output, file_sha256, read_manifest, write_manifest
 
     file = run / "teacher" / "model.safetensors"
     tensors, metadata = read_safetensors(file)
@@ -127,7 +127,7 @@ def test_a_file_of_version_0_1_is_opened_to_see(norm: str, tmp_path: Path) -> No
 
 def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:
     """torch.export leaves one type for all modules; what they compute says what they are."""
-    from kdextract.networks.program import Program
+    from kdextract.models.architectures.external.exported_program import Program
 
     for norm in ("batch", "instance", "forgets"):
         scope: dict[str, Any] = {}

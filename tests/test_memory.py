@@ -11,19 +11,25 @@ from typing import Any
 import pytest
 import torch
 from conftest import environment
+from kdextract.models.architectures.classifier import MOST_BYTES, MOST_IMAGES, Classifier
+from kdextract.training.loop.progress import Reporter
 from test_statistics import statistics_teacher
 from torch import nn
 from torchvision.models import resnet50
 
 import kdextract
 from kdextract import api
-from kdextract.classifier import MOST_BYTES, MOST_IMAGES, Classifier
-from kdextract.memory import Work, statistics_memory
-from kdextract.progress import Reporter
-from kdextract.spectra import SpectralOptions
 from kdextract.stages import compute_stats
 from kdextract.stages.compute_stats import ComputeStatsConfig
-from kdextract.statistics import Layer, Recorded, StatisticsOptions, compute_statistics, recorded_layers
+from kdextract.synthesis.statistics.memory import Work, statistics_memory
+from kdextract.synthesis.statistics.recorded import (
+    Layer,
+    Recorded,
+    StatisticsOptions,
+    compute_statistics,
+    recorded_layers,
+)
+from kdextract.synthesis.statistics.spectra import SpectralOptions
 
 DEFAULTS = ComputeStatsConfig()
 OPTIONS = StatisticsOptions(
@@ -101,8 +107,8 @@ CASES = {
 
 def measure(case: str) -> dict[str, int]:
     """Return how much the peak of this process's memory grows while statistics are recorded and put into a file."""
-    from kdextract.attempts import peak_bytes
-    from kdextract.tensor_files import encode_safetensors
+    from kdextract.stages.running.attempts import peak_bytes
+    from kdextract.storage.tensor_files import encode_safetensors
 
     options, per_class, batch_size = CASES[case]
     shape, num_classes = STAND_IN

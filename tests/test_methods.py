@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
+from kdextract.models.architectures.hooks import record_activations
+from kdextract.models.architectures.pixels import fit_images, to_pixels
+from kdextract.options.entries.declare import OptionSet, option_fields, option_info
 
-from kdextract import inversion
-from kdextract.classifier import Classifier, ClassifierSpec
-from kdextract.config import OptionSet, option_fields, option_info
 from kdextract.data import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
-from kdextract.hooks import record_activations
-from kdextract.images import fit_images, to_pixels
-from kdextract.inversion import INITIALIZERS, DropoutMasks, Inverted
 from kdextract.methods import Given, objective, objective_names, register_objective
-from kdextract.methods.options import INITS, DreamTerms, PixelConfig
-from kdextract.spectra import SpectralOptions
-from kdextract.statistics import Record, Statistics, StatisticsOptions, compute_statistics
+from kdextract.synthesis.inversion import activation_matching as inversion
+from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, DropoutMasks, Inverted
+from kdextract.synthesis.options import INITS, DreamTerms, PixelConfig
+from kdextract.synthesis.statistics.recorded import Record, Statistics, StatisticsOptions, compute_statistics
+from kdextract.synthesis.statistics.spectra import SpectralOptions
 
 OPTIONS = StatisticsOptions(max_units=2000, rank=15, spectra=SpectralOptions(0.1, 30, "energy"))
 SPECTRAL = ["spectral_all_layers", "spectral_layer_pairs"]

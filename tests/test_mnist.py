@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kdextract.models.architectures.classifier import load_classifier
 
 from kdextract import api
-from kdextract.classifier import load_classifier
 from kdextract.data import load_data
 
 DATA_DIR = Path(os.environ.get("KDX_DATA_DIR") or "no-data-dir")

@@ -11,14 +11,20 @@ import torchvision
 from conftest import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kdextract.models.architectures.architectures import (
+    Architecture,
+    InputShape,
+    architecture,
+    model_names,
+    register_model,
+)
+from kdextract.models.architectures.architectures.registry import scaled
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+from kdextract.models.architectures.hooks import record_activations, weighted_layers
 from torch import nn
 
-from kdextract.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from kdextract.errors import ArtifactError, ConfigError, UsageError
-from kdextract.hooks import record_activations, weighted_layers
-from kdextract.models import Architecture, InputShape, architecture, model_names, register_model
-from kdextract.models.registry import scaled
-from kdextract.tensor_files import encode_safetensors
+from kdextract.storage.tensor_files import encode_safetensors
 
 # name -> (classes, parameters), at the input shape that the architecture was designed for. By hand, weights and
 # biases per layer: lenet 156 + 2416 + 48120 + 10164 + 850; alex 64 (3 * 121 + 1) + 192 (64 * 25 + 1)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from kdextract.moments import channel_moments
+from kdextract.models.architectures.channel_moments import channel_moments
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=40)

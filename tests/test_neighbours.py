@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
+from kdextract.models.architectures.pixels import fit_images, to_uint8
 from PIL import Image
 from scipy.spatial.distance import cdist
 from test_live_methods import classifier, num_hooks
 
 from kdextract import api
-from kdextract.artifacts import read_manifest
 from kdextract.data import load_data
 from kdextract.errors import ConfigError, UsageError
-from kdextract.images import fit_images, to_uint8
-from kdextract.nearest import in_features, in_pixels, nearest
+from kdextract.storage.artifacts import read_manifest
+from kdextract.synthesis.nearest_real import in_features, in_pixels, nearest
 
 
 def test_nearest_is_what_scipy_finds() -> None:

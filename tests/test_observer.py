@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from kdextract.budget import Timetable
-from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.observer import LOOKS, Observer, Probe
-from kdextract.training import Schedule
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.training.loop.budget import Timetable
+from kdextract.training.loop.loop import Schedule
+from kdextract.training.loop.observer import LOOKS, Observer, Probe
 
 
 def make_classifier(seed: int) -> Classifier:
@@ -112,7 +111,7 @@ def test_a_restored_observer_goes_on_as_if_nothing_had_happened() -> None:
 
 def test_another_plan_is_kept_with_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("kdextract.budget.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdextract.training.budget.time.monotonic", lambda: now)
     timetable = Timetable(budget=100.0, spent=0.0, closing=0.0)
     observer = Observer(Scripted([0.5] * 20), 10 * LOOKS, None, 0, timetable)
     for step in range(10, 110, 10):

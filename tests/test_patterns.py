@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdextract.patterns import PATTERNS, SHARES, masks, smooth_fields, structured_images
+from kdextract.synthesis.structured_noise.patterns import PATTERNS, SHARES, masks, smooth_fields, structured_images
 
 
 def seeded(seed: int = 0) -> torch.Generator:

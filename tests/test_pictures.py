@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdextract.report.pictures import (
+from kdextract.stages.outputs.pictures import (
     IMAGES_PER_CLASS,
     MARGIN,
     MAX_CLASSES,

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
+from kdextract.models.architectures.importer import Findings, ModelOptions, read_model
+from kdextract.options.entries.declare import option_fields
+from kdextract.training.loop.loop import take_steps
+from kdextract.training.loop.progress import Reporter
 from test_distillation import NoCheckpoints
 from test_live_methods import SMALL, drawn
 
-from kdextract.classifier import Classifier, ClassifierSpec
-from kdextract.config import option_fields
-from kdextract.importing import Findings, ModelOptions, read_model
 from kdextract.methods import (
     Given,
     generator_method,
@@ -25,11 +27,9 @@ from kdextract.methods import (
     objective,
     objective_names,
 )
-from kdextract.pixel_optimizer import PixelAdam
-from kdextract.progress import Reporter
-from kdextract.spectra import SpectralOptions
-from kdextract.statistics import Statistics, StatisticsOptions, compute_statistics
-from kdextract.training import take_steps
+from kdextract.synthesis.inversion.pixel_optimizer import PixelAdam
+from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
+from kdextract.synthesis.statistics.spectra import SpectralOptions
 
 SHAPE, NUM_CLASSES = (3, 32, 32), 4
 CONTIGUOUS = """

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
+from kdextract.models.architectures.classifier import Classifier, load_classifier
+from kdextract.models.architectures.hooks import record_batch_statistics
+from kdextract.options.entries.declare import option_fields
+from kdextract.training.loop.loop import predict
 from test_live_methods import classifier
 
-from kdextract import api, stage_runner
-from kdextract.artifacts import read_manifest
-from kdextract.classifier import Classifier, load_classifier
-from kdextract.config import option_fields
+from kdextract import api
 from kdextract.errors import ConfigError
-from kdextract.hooks import record_batch_statistics
 from kdextract.methods import live_method, live_names, objective, objective_names
-from kdextract.training import predict
+from kdextract.stages.running import runner as stage_runner
+from kdextract.storage.artifacts import read_manifest
 
 CPU = torch.device("cpu")
 

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from conftest import HANGS_AFTER, Crash, environment, save_until_crash, sha256s
 from forked import Kdx
+from kdextract.options.entries.declare import spelling
 
-from kdextract import api, checkpoints
-from kdextract.artifacts import partial_path
-from kdextract.checkpoints import CHECKPOINT_FILE, Checkpoints
-from kdextract.config import spelling
+from kdextract import api
 from kdextract.errors import ArtifactError
-from kdextract.stage_runner import KEY_FILE
-from kdextract.tensor_files import read_safetensors_metadata
+from kdextract.stages.running import checkpoints
+from kdextract.stages.running.checkpoints import CHECKPOINT_FILE, Checkpoints
+from kdextract.stages.running.runner import KEY_FILE
+from kdextract.storage.artifacts import partial_path
+from kdextract.storage.tensor_files import read_safetensors_metadata
 
 CHECKPOINT_AT_EVERY_OFFER = "from kdextract import checkpoints; checkpoints.CHECKPOINT_SECONDS = 0.0"
 PLACES = {"train": "teacher", "optimize-dataset": "transfer-sets/made", "distill": "students/made"}

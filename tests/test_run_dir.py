@@ -16,9 +16,18 @@ from typing import Any
 import pytest
 from conftest import environment, kdx
 
-from kdextract.artifacts import FORMAT_VERSION, Input, Manifest, Output, file_sha256, publish, replaced_path, write_file
 from kdextract.errors import ArtifactError, ConfigError, RunLockedError, UsageError
-from kdextract.run_dir import LOCK_FILE, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
+from kdextract.storage.artifacts import (
+    FORMAT_VERSION,
+    Input,
+    Manifest,
+    Output,
+    file_sha256,
+    publish,
+    replaced_path,
+    write_file,
+)
+from kdextract.storage.run_dir import LOCK_FILE, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
 
 CONFIG = {"seed": 0, "lr": 0.002, "student": "lenet_half"}
 INPUTS = (Input("teacher", "teacher", "ab" * 32), Input("transfer-set", "transfer-sets/a", "cd" * 32))
@@ -159,7 +168,7 @@ def test_an_artifact_must_be_at_its_place(run: RunDir) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from kdextract.run_dir import RunDir
+from kdextract.storage.run_dir import RunDir
 sys.argv = ["kdx", "train", "--epochs", "7"]
 with RunDir(Path({root!r})).lock():
     print("held", flush=True)

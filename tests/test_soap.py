@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from kdextract.training.loop.soap import Soap
 
-from kdextract import soap
-from kdextract.soap import Soap
+from kdextract.training.loop import soap
 
 
 def reference(gradients: list[np.ndarray], lr: float) -> np.ndarray:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdextract.models.architectures.channel_moments import ChannelSums
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
+from kdextract.models.architectures.pixels import to_pixels
 from torch import nn
 
-from kdextract.classifier import Classifier, ClassifierSpec
 from kdextract.errors import ArtifactError, ConfigError
-from kdextract.images import to_pixels
-from kdextract.moments import ChannelSums
-from kdextract.spectra import SpectralOptions
-from kdextract.statistics import (
+from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
+from kdextract.synthesis.statistics.recorded import (
     LAYERS,
     SPECTRAL_ALL,
     SPECTRAL_PAIRS,
@@ -28,7 +28,7 @@ from kdextract.statistics import (
     StatisticsOptions,
     compute_statistics,
 )
-from kdextract.tensor_files import encode_safetensors, read_safetensors
+from kdextract.synthesis.statistics.spectra import SpectralOptions
 
 UNITS = {"conv1": 18, "fc1": 12, "fc2": 10, "logits": 3}
 PAIRS = [("conv1", "fc1"), ("fc1", "fc2"), ("fc2", "logits")]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
+from kdextract.models.architectures.classifier import load_classifier
 
 from kdextract import api
-from kdextract.classifier import load_classifier
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
 
 HERE = Path(__file__).parent.parent / "benchmarks" / "strangers"

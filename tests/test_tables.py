@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import errors_of_one_answer
+from kdextract.models.architectures.architectures import architecture
+from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.stages.inputs.real_data.real_data import fitted
 
-from kdextract import api, tables
-from kdextract.auto import pick
-from kdextract.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.data import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense
+from kdextract import api
+from kdextract.data import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense, tables
+from kdextract.data.tables import PLANES, TEST_POINTS, TRAIN_POINTS, is_table, plane_points, range_of, to_levels
 from kdextract.errors import ConfigError, DataError, UsageError
-from kdextract.models import architecture
+from kdextract.methods.auto import pick
 from kdextract.stages.compress import CompressConfig, choose_ranks
-from kdextract.stages.inputs import fitted
-from kdextract.tables import PLANES, TEST_POINTS, TRAIN_POINTS, is_table, plane_points, range_of, to_levels
 
 NOWHERE = Path("no-such-directory")
 SKLEARN = {"iris": (150, 4, 3), "wine": (178, 13, 3), "breast_cancer": (569, 30, 2)}
@@ -308,8 +308,8 @@ def test_rows_are_not_changed_at_random(tmp_path: Path, monkeypatch: pytest.Monk
     def never(*arguments: Any) -> torch.Tensor:
         raise AssertionError("a row was moved")
 
-    monkeypatch.setattr("kdextract.augmentation.augment", never)
-    monkeypatch.setattr("kdextract.augmentation.warp", never)
+    monkeypatch.setattr("kdextract.training.augmentation.augment", never)
+    monkeypatch.setattr("kdextract.training.augmentation.warp", never)
     options = {"run": tmp_path / "run", "threads": 1}
     api.train(data="iris", model="kegnet_mlp", epochs=2, batch_size=32, shift=2, warp=0.2, flip=True, **options)
     api.distill(data="noise:uniform", student="kegnet_mlp", steps=2, **options)

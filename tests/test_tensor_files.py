@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdextract.errors import ArtifactError
-from kdextract.tensor_files import (
+from kdextract.storage.tensor_files import (
     encode_npy,
     encode_safetensors,
     read_npy,

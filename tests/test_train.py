@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import Crash, errors_of_one_answer, sha256s
+from kdextract.models.architectures.classifier import load_classifier
+from kdextract.models.architectures.pixels import fit_images
+from kdextract.stages.inputs.real_data.real_data import few_images
+from kdextract.training.loop.loop import predict
+from kdextract.training.loop.sources import ImagePool, Mixture
 
 from kdextract import api
-from kdextract.classifier import load_classifier
 from kdextract.data import RealData, load_data
 from kdextract.errors import ConfigError, UsageError
-from kdextract.images import fit_images
-from kdextract.sources import ImagePool, Mixture
-from kdextract.stage_runner import Outcome
-from kdextract.stages.inputs import few_images
+from kdextract.stages.running.runner import Outcome
 from kdextract.stages.train import RECIPES, TrainConfig, _split, chosen_recipe
-from kdextract.training import predict
 
 COUNT = 200
 

@@ -43,14 +43,14 @@ from corpus import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kdextract.models.architectures.external.pickles import LEFT_OUT
+from kdextract.models.architectures.external.weights import WRAPPERS, Weights, fit_weights, read_weights
 from safetensors.torch import save_file
 from torch import nn
 
-from kdextract.artifacts import read_header
 from kdextract.errors import ArtifactError, ConfigError
-from kdextract.headers import check_pickle_file, check_safetensors_file, check_weights_file
-from kdextract.pickles import LEFT_OUT
-from kdextract.weights import WRAPPERS, Weights, fit_weights, read_weights
+from kdextract.storage.artifacts import read_header
+from kdextract.storage.headers import check_pickle_file, check_safetensors_file, check_weights_file
 
 SECONDS = 1.0  # of this process, so that others on the machine do not count
 repeatable = settings(
@@ -517,8 +517,8 @@ def test_what_is_not_a_file_is_refused(reader: Callable[[Path], Any], tmp_path: 
 def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     path = saved_as(tmp_path / "evil.pth", archive(HOSTILE["os.system"](str(tmp_path / "sentinel"))))
     program = (
-        "import sys\nfrom pathlib import Path\nfrom kdextract.artifacts import read_header\n"
-        "from kdextract.headers import check_weights_file\n"
+        "import sys\nfrom pathlib import Path\nfrom kdextract.storage.artifacts import read_header\n"
+        "from kdextract.storage.headers import check_weights_file\n"
         "try:\n    check_weights_file(Path(sys.argv[1]))\nexcept Exception as error:\n    print(error)\n"
         "print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])\n"
     )

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Manifest, read_manifest
-from ..config import DataAccess, NamedStageConfig, difference, to_record
 from ..errors import ArtifactError, UsageError
-from ..run_dir import PLACES, ArtifactRef, RunDir
+from ..options.declare import DataAccess, NamedStageConfig, difference, to_record
 from ..stages import STAGES
-from .options import Options, arguments, stage_config
+from ..storage.artifacts import Manifest, read_manifest
+from ..storage.run_dir import PLACES, ArtifactRef, RunDir
 from .suite import Budget, Method, Student, Suite, Teacher
+from .suite_options import Options, arguments, stage_config
 
 RUN, DATA = "RUN", "DIR"  # how recorded commands spell the run directory and the data directory
 NOT_COMPARED = ("threads", "device")  # they change bits and seconds of a result, but not what it is a result of

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import __version__
-from ..artifacts import Manifest
-from ..run_dir import RunDir
-from .books import Books, Entry, spelled, without_paths
+from ..storage.artifacts import Manifest
+from ..storage.run_dir import RunDir
 from .cells import Cell, PlannedCommand, Run
+from .ledger import Books, Entry, spelled, without_paths
 from .runner import Setting
 from .suite import Suite
 

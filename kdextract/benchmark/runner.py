@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ..config import DataAccess
 from ..errors import DivergedError, Interrupted, RunLockedError, UsageError, did_you_mean
-from ..progress import Reporter, Task
-from ..run_dir import RunDir
-from ..stage_runner import signals_to
+from ..options.declare import DataAccess
 from ..stages import STAGES
-from ..stages.student_source import NOISE
-from .books import Books, Entry, num_cpus, processor, spelled, without_paths
+from ..stages.distill.source import NOISE
+from ..stages.running.runner import signals_to
+from ..storage.run_dir import RunDir
+from ..training.progress import Reporter, Task
 from .cells import DATA, RUN, Cell, PlannedCommand, Run
+from .ledger import Books, Entry, num_cpus, processor, spelled, without_paths
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -58,7 +58,7 @@ class Setting:
 def check_names(runs: list[Run], setting: Setting) -> None:
     """Raise the error that a command would end with for an unknown model or data set, or data that is not there."""
     from ..data import data_names, is_real_data
-    from ..models import architecture
+    from ..models.architectures import architecture
 
     place = RunDir(setting.work)
     for run in {run.teacher.name: run for run in runs}.values():

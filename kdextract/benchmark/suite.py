@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..errors import ArtifactError, UsageError, from_os_error
 from ..stages import STAGES
-from .options import Options, stage_options
-from .tables import Table
+from .suite_options import Options, stage_options
+from .toml_reader import Table
 
 SEEDS = tuple(range(5))
 SNAPSHOTS = 10

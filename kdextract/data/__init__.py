@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from ..errors import DataError, UsageError, did_you_mean
-from ..tables import FORMULAS_VERSION, PLANES, plane_points
-from .archives import load_npy, load_npz, npy_files
 from .folders import folder_files, load_folder
 from .hub import hub_files, load_hub, parse_hub
-from .labelled import RealData, Split
+from .npz import load_npy, load_npz, npy_files
+from .real_data import RealData, Split
 from .sklearn_sets import FILES as SKLEARN
 from .sklearn_sets import load_sklearn, sklearn_file
+from .tables import FORMULAS_VERSION, PLANES, plane_points
 from .torchvision_sets import TORCHVISION, load_torchvision, torchvision_missing
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import DataError
 from .image_files import IMAGE_SUFFIXES, read_images
-from .labelled import TEST_SHARE, RealData, Split, split_rows
+from .real_data import TEST_SHARE, RealData, Split, split_rows
 
 
 def folder_files(root: Path, split: Split) -> list[Path]:

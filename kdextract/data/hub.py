@@ -21,7 +21,7 @@ import torch
 
 from ..errors import ConfigError, DataError, KdxError
 from .image_files import IMAGE_SUFFIXES, NamedImage, read_images
-from .labelled import MAX_CLASSES, RealData, Split, first_line, split_rows
+from .real_data import MAX_CLASSES, RealData, Split, first_line, split_rows
 
 OLDEST = 4
 """Major version of `datasets`: those before run scripts of a data set."""

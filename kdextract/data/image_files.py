@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from .labelled import first_line
+from .real_data import first_line
 
 MAX_IMAGE_PIXELS = 64 * 2**20
 MAX_SET_BYTES = 16 * 2**30
@@ -41,7 +41,7 @@ def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
     Raises:
         DataError: one of them is no image, is damaged or too large, or they are too many for their size.
     """
-    from ..images import fit_images
+    from ..models.pixels import fit_images
 
     channels = 1 if all([_is_grey(*file) for file in files]) else 3  # a list: every header is looked at first
     first = _read_image(*files[0])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..tables import range_of, to_levels
-from .labelled import RealData, Split, split_rows
+from .real_data import RealData, Split, split_rows
+from .tables import range_of, to_levels
 
 FILES = {
     "digits": "digits.csv.gz",

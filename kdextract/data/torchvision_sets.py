@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from .labelled import RealData, Split, first_line
+from .real_data import RealData, Split, first_line
 
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
@@ -97,7 +97,7 @@ def load_torchvision(name: str, split: Split, data_dir: Path, download: bool) ->
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
     if entry.size is not None:
-        from ..images import fit_images
+        from ..models.pixels import fit_images
 
         images = fit_images(images, (images.shape[1], *entry.size))
     labels = torch.as_tensor(np.asarray(dataset.labels if name == "svhn" else dataset.targets)).long()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import option
-from .options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPool, by_preset
+from ..options.declare import option
+from ..synthesis.options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPool, by_preset
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
-    from ..inversion_pool import InversionPool
+    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.inversion.pool import InversionPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 9"
 
@@ -30,7 +30,7 @@ def adaptive_deep_inversion(
     given: Given, labels: torch.Tensor, config: AdaptiveConfig, generator: torch.Generator
 ) -> Inverted:
     """Images with the statistics of the teacher's layers, on which the student of --student differs."""
-    from ..deep_inversion import invert_as
+    from ..synthesis.inversion.deep_inversion import invert_as
 
     return invert_as(config, given, labels, generator)
 
@@ -68,6 +68,6 @@ class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
 )
 def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed: int) -> InversionPool:
     """A growing pool of images with the statistics of the teacher's layers, on which the student still differs."""
-    from ..deep_inversion import growing_pool
+    from ..synthesis.inversion.deep_inversion import growing_pool
 
     return growing_pool(config, given, seed)

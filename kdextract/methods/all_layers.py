@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .options import PixelConfig
+from ..synthesis.options import PixelConfig
 from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
+    from ..synthesis.inversion.activation_matching import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,6 @@ class AllLayersConfig(PixelConfig):
 @register_objective("all_layers", config=AllLayersConfig, record="layers", source="Lopes et al. 2017, section 3.2")
 def all_layers(given: Given, labels: torch.Tensor, config: AllLayersConfig, generator: torch.Generator) -> Inverted:
     """Match the pre-activations of every recorded layer, drawn jointly, so that layers agree."""
-    from ..inversion import match_layers
+    from ..synthesis.inversion.activation_matching import match_layers
 
     return match_layers(given.teacher, given.recorded, labels, config, generator)

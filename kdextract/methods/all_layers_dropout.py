@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import PixelConfig
+from ..options.declare import option
+from ..synthesis.options import PixelConfig
 from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
+    from ..synthesis.inversion.activation_matching import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ def all_layers_dropout(
     """Match all layers under a dropout mask per image, fixed while its pixels are optimized."""
     from torch import nn
 
-    from ..hooks import transform_inputs
-    from ..inversion import DropoutMasks, match_layers
+    from ..models.hooks import transform_inputs
+    from ..synthesis.inversion.activation_matching import DropoutMasks, match_layers
 
     thinned = any(isinstance(module, nn.Dropout) for module in given.teacher.modules())
     usual_input, usual_hidden = (0.8, 0.5) if thinned else (0.95, 0.9)

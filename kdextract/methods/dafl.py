@@ -10,17 +10,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import OptionSet, option
-from .options import GameConfig, GeneratorConfig, sized_width
+from ..options.declare import OptionSet, option
+from ..synthesis.options import GameConfig, GeneratorConfig, sized_width
 from .registry import Given, register_generator, register_live
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
-    from ..game import Answers, Game
-    from ..generator_training import GeneratorTraining, Samples
-    from ..losses import Terms
+    from ..models.classifier import Classifier
+    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.generators.training import GeneratorTraining, Samples
+    from ..training.losses import Terms
 
 SOURCE = "Chen et al. 2019, equations 2 to 5"
 
@@ -41,7 +41,7 @@ class DaflWeights(OptionSet):
         The published entropy has a decimal logarithm and grows with the number of classes; here it is a share of the
         largest, so that one weight fits all.
         """
-        from ..losses import class_imbalance, one_hot_error
+        from ..training.losses import class_imbalance, one_hot_error
 
         evenness = class_imbalance(logits) / math.log(logits.shape[1])
         terms = {"oh": self.oh * one_hot_error(logits), "ie": self.ie * evenness}
@@ -71,7 +71,7 @@ class DaflGeneratorConfig(DaflWeights, GeneratorConfig):
 )
 def dafl(given: Given, config: DaflConfig, seed: int) -> Game:
     """A generator seeks images that the teacher is sure of, with strong features and all classes alike."""
-    from ..game import Rules, open_game
+    from ..synthesis.adversarial_game import Rules, open_game
 
     def terms(answers: Answers) -> Terms:
         return config.terms(answers.teacher, answers.features)
@@ -84,8 +84,8 @@ def dafl_generator(
     teacher: Classifier, config: DaflGeneratorConfig, seed: int, samples: Samples | None
 ) -> GeneratorTraining:
     """Generators, without labels, of images that the teacher is sure of, with strong features and all classes alike."""
-    from ..generator_training import GeneratorTraining, draws_for, sized_generator
-    from ..hooks import record_features
+    from ..models.hooks import record_features
+    from ..synthesis.generators.training import GeneratorTraining, draws_for, sized_generator
 
     generator = sized_generator(teacher, "latent", {}, config.width, seed)
     draws = draws_for(generator, config, seed)

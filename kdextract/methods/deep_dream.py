@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .options import BatchSteps, DreamTerms, GrowingPool
+from ..synthesis.options import BatchSteps, DreamTerms, GrowingPool
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
-    from ..inversion_pool import InversionPool
+    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.inversion.pool import InversionPool
 
 SOURCE = "Mordvintsev et al. 2015; Yin et al. 2020, eq. 2 and 3"
 
@@ -25,7 +25,7 @@ class DreamConfig(DreamTerms, BatchSteps):
 @register_objective("deep_dream", config=DreamConfig, record=None, source=SOURCE)
 def deep_dream(given: Given, labels: torch.Tensor, config: DreamConfig, generator: torch.Generator) -> Inverted:
     """Images that the teacher gives to the class, smooth and of small norm."""
-    from ..deep_inversion import invert_as
+    from ..synthesis.inversion.deep_inversion import invert_as
 
     return invert_as(config, given, labels, generator)
 
@@ -38,6 +38,6 @@ class LiveDreamConfig(GrowingPool, DreamTerms):
 @register_live("deep_dream", config=LiveDreamConfig, source=SOURCE, settings={}, structured=False)
 def deep_dream_pool(given: Given, config: LiveDreamConfig, seed: int) -> InversionPool:
     """A growing pool of images that the teacher gives to a class, smooth and of small norm."""
-    from ..deep_inversion import growing_pool
+    from ..synthesis.inversion.deep_inversion import growing_pool
 
     return growing_pool(config, given, seed)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .options import BatchSteps, DeepInversionTerms, GrowingPool
+from ..synthesis.options import BatchSteps, DeepInversionTerms, GrowingPool
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
-    from ..inversion_pool import InversionPool
+    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.inversion.pool import InversionPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 5"
 
@@ -27,7 +27,7 @@ def deep_inversion(
     given: Given, labels: torch.Tensor, config: DeepInversionConfig, generator: torch.Generator
 ) -> Inverted:
     """Images of the class with the means and variances that the teacher's layers keep of its data."""
-    from ..deep_inversion import invert_as
+    from ..synthesis.inversion.deep_inversion import invert_as
 
     return invert_as(config, given, labels, generator)
 
@@ -42,6 +42,6 @@ class LiveDeepInversionConfig(GrowingPool, DeepInversionTerms):
 )
 def deep_inversion_pool(given: Given, config: LiveDeepInversionConfig, seed: int) -> InversionPool:
     """A growing pool of images with the means and variances that the teacher's layers keep."""
-    from ..deep_inversion import growing_pool
+    from ..synthesis.inversion.deep_inversion import growing_pool
 
     return growing_pool(config, given, seed)

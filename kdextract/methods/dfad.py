@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import GameConfig
+from ..options.declare import option
+from ..synthesis.options import GameConfig
 from .registry import Given, register_live
 
 if TYPE_CHECKING:
-    from ..game import Answers, Game
-    from ..losses import Terms
+    from ..synthesis.adversarial_game import Answers, Game
+    from ..training.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class DfadConfig(GameConfig):
 )
 def dfad(given: Given, config: DfadConfig, seed: int) -> Game:
     """A generator seeks images on which the student's logits differ most, by mean absolute difference."""
-    from ..game import Rules, open_game
-    from ..losses import logit_l1
+    from ..synthesis.adversarial_game import Rules, open_game
+    from ..training.losses import logit_l1
 
     def terms(answers: Answers) -> Terms:
         return {"l1": -logit_l1(answers.student, answers.teacher, 1.0, False)}

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import GameConfig
+from ..options.declare import option
+from ..synthesis.options import GameConfig
 from .registry import Given, register_live
 
 if TYPE_CHECKING:
-    from ..game import Answers, Game
-    from ..losses import Terms
+    from ..synthesis.adversarial_game import Answers, Game
+    from ..training.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ def dfq(given: Given, config: DfqConfig, seed: int) -> Game:
     """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""
     import torch
 
-    from ..game import Rules, open_game
-    from ..losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
+    from ..synthesis.adversarial_game import Rules, open_game
+    from ..training.losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
 
     def terms(answers: Answers) -> Terms:
         terms = {

@@ -14,14 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import GeneratorConfig, sized_width, widening
+from ..options.declare import option
+from ..synthesis.options import GeneratorConfig, sized_width, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-    from ..generator_training import GeneratorTraining, Samples
-    from ..losses import Terms
+    from ..models.classifier import Classifier
+    from ..synthesis.generators.training import GeneratorTraining, Samples
+    from ..training.losses import Terms
 
 FLOWS: dict[str, dict[str, int]] = {
     "nice": {"couplings": 8},
@@ -70,10 +70,10 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
     import torch
     import torch.nn.functional as F
 
-    from ..generator_training import GeneratorTraining, copies_of, draws_for, sized_generator
-    from ..generators.flows import Flow, dequantized
-    from ..hooks import record_batch_statistics
-    from ..losses import statistics_distance
+    from ..models.hooks import record_batch_statistics
+    from ..synthesis.generators.flows import Flow, dequantized
+    from ..synthesis.generators.training import GeneratorTraining, copies_of, draws_for, sized_generator
+    from ..training.losses import statistics_distance
 
     widen = (1.0 if teacher.spec.is_table else WIDEN) if config.widen is None else config.widen
     options = FLOWS[config.flow]

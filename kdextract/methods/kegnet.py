@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import GeneratorConfig, sized_width, widening
+from ..options.declare import option
+from ..synthesis.options import GeneratorConfig, sized_width, widening
 from .registry import register_generator
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-    from ..generator_training import GeneratorTraining, Samples
-    from ..losses import Terms
+    from ..models.classifier import Classifier
+    from ..synthesis.generators.training import GeneratorTraining, Samples
+    from ..training.losses import Terms
 
 PRESETS: dict[str, dict[str, float]] = {
     "diverse": {"decoder_layers": 1, "lr": 2e-3, "alpha": 5, "beta": 10},
@@ -84,9 +84,9 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
     import torch
     import torch.nn.functional as F
 
-    from ..generator_training import GeneratorTraining, draws_for, sized_generator
-    from ..generators.kegnet import NoiseDecoder
-    from ..losses import sameness
+    from ..synthesis.generators.kegnet_networks import NoiseDecoder
+    from ..synthesis.generators.training import GeneratorTraining, draws_for, sized_generator
+    from ..training.losses import sameness
 
     is_table = teacher.spec.is_table
     network = config.network or ("dense" if is_table else "resized")

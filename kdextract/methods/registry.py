@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config import OptionSet
-from ..registry import Registry
+from ..options.declare import OptionSet
+from ..options.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
-    from ..generator_training import GeneratorTraining, Samples
-    from ..inversion import Inverted
-    from ..sources import Source
-    from ..statistics import Statistics
-    from .options import GeneratorConfig
+    from ..models.classifier import Classifier
+    from ..synthesis.generators.training import GeneratorTraining, Samples
+    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.options import GeneratorConfig
+    from ..synthesis.statistics.recorded import Statistics
+    from ..training.sources import Source
 
     Synthesize = Callable[["Given", torch.Tensor, Any, torch.Generator], Inverted]
     OpenSource = Callable[["Given", Any, int], Source]

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import PixelConfig
+from ..options.declare import option
+from ..synthesis.options import PixelConfig
 from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
+    from ..synthesis.inversion.activation_matching import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,6 @@ def spectral_all_layers(
     given: Given, labels: torch.Tensor, config: SpectralAllLayersConfig, generator: torch.Generator
 ) -> Inverted:
     """Match the activation graph's leading spectral coefficients, one spectrum over all layers, and the logits."""
-    from ..inversion import match_spectra
+    from ..synthesis.inversion.activation_matching import match_spectra
 
     return match_spectra(given.teacher, given.recorded, "spectral_all_layers", labels, config, generator)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import OptionSet, option
+from ..options.declare import OptionSet, option
 from .registry import Given, register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..fresh_pool import FreshPool
-    from ..inversion import Inverted
+    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.structured_noise.pool import FreshPool
 
 SOURCE = "kdx; after Baradad et al. 2021"
 
@@ -33,7 +33,7 @@ def structured_noise(
     given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, generator: torch.Generator
 ) -> Inverted:
     """Random lines, shapes and textures, for each class those that the teacher gives to it."""
-    from ..structured_noise import images_of_classes
+    from ..synthesis.structured_noise.by_class import images_of_classes
 
     return images_of_classes(given.teacher, labels, config.candidates, generator)
 
@@ -56,6 +56,6 @@ class LiveStructuredNoiseConfig(OptionSet):
 )
 def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
     """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""
-    from ..structured_noise import structured_pool
+    from ..synthesis.structured_noise.by_class import structured_pool
 
     return structured_pool(given.teacher, config.pool, config.fresh, seed)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import INITS, PixelConfig
+from ..options.declare import option
+from ..synthesis.options import INITS, PixelConfig
 from .registry import Given, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inversion import Inverted
+    from ..synthesis.inversion.activation_matching import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class TopLayerConfig(PixelConfig):
 @register_objective("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
 def top_layer(given: Given, labels: torch.Tensor, config: TopLayerConfig, generator: torch.Generator) -> Inverted:
     """Match the logits alone, drawn from each class's mean and covariance."""
-    from ..inversion import match_record
+    from ..synthesis.inversion.activation_matching import match_record
 
     def values(activations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {given.recorded.logits: activations[given.recorded.logits]}

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import option
-from .options import GameConfig
+from ..options.declare import option
+from ..synthesis.options import GameConfig
 from .registry import Given, register_live
 
 if TYPE_CHECKING:
-    from ..game import Answers, Game
-    from ..losses import Terms
+    from ..synthesis.adversarial_game import Answers, Game
+    from ..training.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class ZsktConfig(GameConfig):
 )
 def zskt(given: Given, config: ZsktConfig, seed: int) -> Game:
     """A generator seeks images on which the student's probabilities differ most, by KL divergence."""
-    from ..game import Rules, open_game
-    from ..losses import kl_divergence
+    from ..synthesis.adversarial_game import Rules, open_game
+    from ..training.losses import kl_divergence
 
     def terms(answers: Answers) -> Terms:
         return {"kl": -kl_divergence(answers.student, answers.teacher, 1.0, False)}

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..config import TeacherConfig
-from ..stage_runner import Stage
+from ..options.declare import TeacherConfig
 from . import (
     compress,
     compute_stats,
-    distill,
     evaluate,
     export,
     generate,
@@ -23,6 +21,8 @@ from . import (
     train,
     train_generator,
 )
+from .distill import command as distill
+from .running.runner import Stage
 
 
 def _with_its_teacher(stage: Stage[Any, Any]) -> Stage[Any, Any]:

@@ -6,16 +6,16 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..config import NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext
+from ..options.declare import NamedStageConfig, TeacherConfig, option
+from ..storage.run_dir import RunDir
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..classifier import Classifier
+    from ..models.classifier import Classifier
     from ..models.factorized import LayerRanks
 
 EVBMF = "evbmf"
@@ -165,8 +165,8 @@ def execute(config: CompressConfig, resolved: None, context: StageContext) -> di
     """Choose ranks, decompose, write `model.safetensors`."""
     import torch
 
-    from ..classifier import Classifier, encode_classifier
-    from ..hooks import count_multiply_adds
+    from ..models.classifier import Classifier, encode_classifier
+    from ..models.hooks import count_multiply_adds
 
     teacher = context.teacher().to("cpu")
     if teacher.spec.factors:
@@ -197,7 +197,7 @@ def choose_ranks(network: nn.Module, rules: dict[str, Rule] | None, common: Rule
         ConfigError: a layer is not there, or its ranks do not fit it.
     """
     from ..models.factorized import factorizable_layers
-    from ..tucker import evbmf_ranks
+    from ..models.tucker import evbmf_ranks
 
     present = factorizable_layers(network)
     if rules is None:
@@ -228,7 +228,7 @@ def fill(teacher: Classifier, compressed: Classifier) -> dict[str, float]:
     """
     import torch
 
-    from ..tucker import tucker2
+    from ..models.tucker import tucker2
 
     weights: dict[str, torch.Tensor] = dict(teacher.network.state_dict())
     errors = {}

@@ -6,18 +6,18 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import DataAccess, TeacherConfig, option
 from ..errors import ConfigError
-from ..queries import STATISTICS
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from .inputs import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
+from ..models.queries import STATISTICS
+from ..options.declare import DataAccess, TeacherConfig, option
+from ..storage.run_dir import RunDir
+from .inputs.real_data import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
-    from ..statistics import StatisticsOptions
+    from ..models.classifier import Classifier
+    from ..synthesis.statistics.recorded import StatisticsOptions
 
 
 SPECTRAL_ORDER = "energy"
@@ -75,9 +75,9 @@ def plan(config: ComputeStatsConfig, run: RunDir) -> Plan[str]:
 
 def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dict[str, Any]:
     """Run every training image through the teacher once and write `statistics.safetensors`."""
-    from ..spectra import SpectralOptions
-    from ..statistics import LAYERS, StatisticsOptions, compute_statistics
-    from ..tensor_files import encode_safetensors
+    from ..storage.tensor_files import encode_safetensors
+    from ..synthesis.statistics.recorded import LAYERS, StatisticsOptions, compute_statistics
+    from ..synthesis.statistics.spectra import SpectralOptions
 
     teacher = context.teacher(STATISTICS)
     with context.phase("data"):
@@ -116,8 +116,8 @@ def _check_memory(
     Raises:
         ConfigError: the statistics and their file alone take more.
     """
-    from ..memory import Work, statistics_memory
-    from ..statistics import recorded_layers
+    from ..synthesis.statistics.memory import Work, statistics_memory
+    from ..synthesis.statistics.recorded import recorded_layers
 
     work = Work(
         input_shape=teacher.input_shape,

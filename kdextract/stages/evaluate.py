@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import GateError
-from ..queries import EVALUATION
-from ..run_dir import RunDir
-from ..stage_runner import Outcome, Plan, Stage, StageContext
-from .classifiers import ChosenClassifier, find_classifier
-from .inputs import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
+from ..models.queries import EVALUATION
+from ..options.declare import DataAccess, NamedStageConfig, TeacherConfig, option
+from ..storage.run_dir import RunDir
+from .inputs.classifiers import ChosenClassifier, find_classifier
+from .inputs.real_data import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
+from .running.runner import Outcome, Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +85,9 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     """Predict, count, write `scores.json` and `confusion.png`."""
     import torch
 
-    from ..hooks import count_multiply_adds
-    from ..report.pictures import confusion_picture
-    from ..training import predict
+    from ..models.hooks import count_multiply_adds
+    from ..training.loop import predict
+    from .outputs.pictures import confusion_picture
 
     chosen, spec = resolved.classifier, resolved.data
     classifier = context.classifier(chosen.file)
@@ -140,7 +140,7 @@ def _curve(
         labels, teacher_answers: int64 [N].
         batch_size: images per forward pass; see `training.predict`.
     """
-    from ..training import predict
+    from ..training.loop import predict
 
     if chosen.artifact is None or chosen.artifact.kind != "student":
         return []

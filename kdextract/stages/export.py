@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..artifacts import Manifest
-from ..config import NamedStageConfig, option
 from ..errors import GateError
-from ..run_dir import MODEL_FILE, InputFile, RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from .classifiers import ChosenClassifier, find_classifier
-from .lineage import ancestors, data_name, evaluations_of, origin
+from ..options.declare import NamedStageConfig, option
+from ..storage.artifacts import Manifest
+from ..storage.run_dir import MODEL_FILE, InputFile, RunDir
+from .inputs.classifiers import ChosenClassifier, find_classifier
+from .outputs.lineage import ancestors, data_name, evaluations_of, origin
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-    from ..exporting import Comparison
+    from ..models.classifier import Classifier
+    from ..models.exporter import Comparison
 
 FORMATS = ["onnx", "pt2", "safetensors"]
 CARD_FILE = "README.md"
@@ -72,7 +72,7 @@ def choose(label: str | None, run: RunDir) -> ChosenClassifier:
 def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
     """Reads one classifier; for the card, its teacher and its evaluations as well, where the run has them."""
     if config.format == "onnx":
-        from ..exporting import require_onnx
+        from ..models.exporter import require_onnx
 
         require_onnx()
     chosen = choose(config.artifact, run)
@@ -91,8 +91,8 @@ def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
 
 def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext) -> dict[str, Any]:
     """Write the file, run it beside the classifier, and write the card."""
-    from ..classifier import load_classifier
-    from ..exporting import OPSET, compare, images_to_compare
+    from ..models.classifier import load_classifier
+    from ..models.exporter import OPSET, compare, images_to_compare
 
     file = resolved.classifier.file
     classifier = file.read(load_classifier).frozen()
@@ -119,7 +119,7 @@ def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext)
 
 
 def _content(format: str, classifier: Classifier, file: InputFile) -> bytes:
-    from ..exporting import to_onnx, to_pt2
+    from ..models.exporter import to_onnx, to_pt2
 
     if format == "safetensors":
         return file.read(Path.read_bytes)
@@ -127,7 +127,7 @@ def _content(format: str, classifier: Classifier, file: InputFile) -> bytes:
 
 
 def _opened(format: str, content: bytes) -> Any:
-    from ..exporting import open_onnx, open_pt2, open_safetensors
+    from ..models.exporter import open_onnx, open_pt2, open_safetensors
 
     return {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}[format](content)
 
@@ -149,7 +149,7 @@ def _card(
     found: Comparison,
     opset: int | None,
 ) -> str:
-    from ..report.card import Exported, model_card
+    from .outputs.model_card import Exported, model_card
 
     spec, chosen = classifier.spec, resolved.classifier
     made = None if chosen.artifact is None else chosen.artifact.manifest

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import strongest
-from ..config import NamedStageConfig, TeacherConfig, VerifierConfig, option
-from ..run_dir import InputFile, RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from .stored import ImageArtifact, find_generators, open_generators
-from .transfer_sets import find_verifier, verifier_inputs, write_transfer_set
+from ..options.declare import NamedStageConfig, TeacherConfig, VerifierConfig, option
+from ..storage.artifacts import strongest
+from ..storage.run_dir import InputFile, RunDir
+from .inputs.image_artifacts import ImageArtifact, find_generators, open_generators
+from .outputs.transfer_set import find_verifier, verifier_inputs, write_transfer_set
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
-    from ..generators.mix import GeneratorMix
+    from ..models.classifier import Classifier
+    from ..synthesis.generators.mix import GeneratorMix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ def _make_images(
     """Return uint8 images [N, channels, height, width] and labels [N]; every batch has a random state of its own."""
     import torch
 
-    from ..class_index import labels_in_turn
-    from ..images import to_uint8
-    from ..training import predict
+    from ..models.pixels import to_uint8
+    from ..training.class_index import labels_in_turn
+    from ..training.loop import predict
 
     labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     made = []

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Manifest
-from ..config import StageConfig, TeacherConfig, option
 from ..errors import ConfigError, UsageError
-from ..networks.names import parse_name
-from ..progress import Reporter
-from ..run_dir import MODEL_FILE, InputFile, RunDir, in_its_place
-from ..stage_runner import Plan, Stage, StageContext, run_stage
-from .own_model import ModelConfig, kdx_file, load_user_model, model_files, model_summary
+from ..models.external.names import parse_name
+from ..options.declare import StageConfig, TeacherConfig, option
+from ..storage.artifacts import Manifest
+from ..storage.run_dir import MODEL_FILE, InputFile, RunDir, in_its_place
+from ..training.progress import Reporter
+from .inputs.user_model import ModelConfig, kdx_file, load_user_model, model_files, model_summary
+from .running.runner import Plan, Stage, StageContext, run_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ def execute(config: ImportModelConfig, files: Files, context: StageContext) -> d
     """Build the model, find out what it takes and answers, write `model.safetensors`."""
     import torch
 
-    from ..classifier import encode_classifier
-    from ..importing import Findings
+    from ..models.classifier import encode_classifier
+    from ..models.importer import Findings
 
     torch.manual_seed(config.seed)
     findings = Findings()

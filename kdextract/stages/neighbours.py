@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..errors import ConfigError
-from ..queries import NEIGHBOURS
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from .inputs import images_for, open_real_data, real_data_input, teacher_data
-from .stored import ImageArtifact, find_image_artifact, read_labels, read_transfer_set
+from ..models.queries import NEIGHBOURS
+from ..options.declare import DataAccess, NamedStageConfig, TeacherConfig, option
+from ..storage.run_dir import RunDir
+from .inputs.image_artifacts import ImageArtifact, find_image_artifact, read_labels, read_transfer_set
+from .inputs.real_data import images_for, open_real_data, real_data_input, teacher_data
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
 
-    from ..classifier import Classifier
+    from ..models.classifier import Classifier
 
 SHOWN = 11
 
@@ -75,8 +75,8 @@ def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: Stage
     """Find the neighbours, write `neighbours.npy` and `neighbours.png`."""
     import torch
 
-    from ..nearest import in_features, in_pixels, nearest
-    from ..tensor_files import encode_npy
+    from ..storage.tensor_files import encode_npy
+    from ..synthesis.nearest_real import in_features, in_pixels, nearest
 
     teacher = context.teacher(NEIGHBOURS)
     transfer_set, spec = resolved.transfer_set, resolved.data
@@ -122,7 +122,7 @@ def _picture(
     """
     import torch
 
-    from ..report.pictures import image_rows
+    from .outputs.pictures import image_rows
 
     firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()]
     names = teacher.spec.class_names

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config import MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
 from ..errors import UsageError
 from ..methods import Objective, objective, objective_names
-from ..run_dir import InputFile, RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from .materials import MethodInputs, find_method_inputs
-from .transfer_sets import find_verifier, verifier_inputs, write_transfer_set
+from ..options.declare import MethodStageConfig, NetworkConfig, OptionSet, TeacherConfig, VerifierConfig, option
+from ..storage.run_dir import InputFile, RunDir
+from .inputs.method_inputs import MethodInputs, find_method_inputs
+from .outputs.transfer_set import find_verifier, verifier_inputs, write_transfer_set
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
@@ -90,8 +90,8 @@ def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan[OptimizeDatasetInpu
 
 def execute(config: OptimizeDatasetConfig, resolved: OptimizeDatasetInputs, context: StageContext) -> dict[str, Any]:
     """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
-    from ..class_index import labels_in_turn
-    from ..report.curves import term_curves
+    from ..training.class_index import labels_in_turn
+    from .outputs.curves import term_curves
 
     teacher = context.teacher()
     chosen = objective(config.objective)
@@ -118,7 +118,7 @@ def _make_images(
     """
     import torch
 
-    from ..images import to_uint8
+    from ..models.pixels import to_uint8
 
     options = config.method_config()
     done: list[torch.Tensor] = []

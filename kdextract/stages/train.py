@@ -6,23 +6,23 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..config import DataAccess, NetworkConfig, StageConfig, option, spelling
+from ..data.tables import is_table
 from ..errors import ConfigError, UsageError
-from ..networks.names import parse_input_size
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from ..tables import is_table
-from .inputs import few_images, images_for, open_real_data, real_data_input
-from .stored import ImageArtifact, find_image_artifact, read_labels, read_transfer_set
+from ..models.external.names import parse_input_size
+from ..options.declare import DataAccess, NetworkConfig, StageConfig, option, spelling
+from ..storage.run_dir import RunDir
+from .inputs.image_artifacts import ImageArtifact, find_image_artifact, read_labels, read_transfer_set
+from .inputs.real_data import few_images, images_for, open_real_data, real_data_input
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
 
-    from ..augmentation import Augmenter
-    from ..classifier import Classifier
     from ..data import RealData
-    from ..models import InputShape
-    from ..sources import ImagePool, Mixture
+    from ..models.architectures import InputShape
+    from ..models.classifier import Classifier
+    from ..training.augmentation import Augmenter
+    from ..training.sources import ImagePool, Mixture
 
 MIN_STEPS = 1500
 LOOKED_AT = 10_000
@@ -155,7 +155,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
 
 def plan(config: TrainConfig, run: RunDir) -> Plan[ImageArtifact | None]:
     """Writes the run's teacher; reads real data, and the transfer set of `--augment` if there is one."""
-    from ..models import architecture
+    from ..models.architectures import architecture
 
     architecture(config.model)
     if config.input_size is not None:
@@ -172,8 +172,8 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
     """Load the data, train, write `model.safetensors`."""
     import torch
 
-    from ..classifier import Classifier, ClassifierSpec, encode_classifier
-    from ..training import Schedule, fit, predict
+    from ..models.classifier import Classifier, ClassifierSpec, encode_classifier
+    from ..training.loop import Schedule, fit, predict
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
@@ -233,7 +233,7 @@ def chosen_recipe(config: TrainConfig) -> Recipe:
 
 
 def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
-    from ..models import architecture
+    from ..models.architectures import architecture
 
     if config.input_size is not None:
         return parse_input_size(config.input_size)
@@ -250,8 +250,8 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
 
 def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
     """Return what changes images at random. Rows of a table stay as they are."""
-    from ..augmentation import Augmenter
     from ..data import mirrors_make_sense
+    from ..training.augmentation import Augmenter
 
     if teacher.is_table:
         return Augmenter(0, False, 0.0, config.seed + 1)
@@ -281,7 +281,7 @@ def _pool(
     """Return what batches are drawn from: the real images, with those of the transfer set `added` if there is one."""
     import torch.nn.functional as F
 
-    from ..sources import ImagePool, Mixture
+    from ..training.sources import ImagePool, Mixture
 
     if added is None:
         return ImagePool(images, labels, config.seed, context.device)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import Chapters
-from ..config import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
 from ..errors import UsageError
 from ..methods import generator_method, generator_names
-from ..queries import PICTURES
-from ..run_dir import RunDir
-from ..stage_runner import Plan, Stage, StageContext
-from .inputs import few_images, images_for, open_real_data, real_data_input, teacher_data
+from ..models.queries import PICTURES
+from ..options.declare import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
+from ..storage.run_dir import RunDir
+from .inputs.real_data import few_images, images_for, open_real_data, real_data_input, teacher_data
+from .running.checkpoints import Chapters
+from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-    from ..generator_training import Samples
-    from ..generators.generator import Generator
+    from ..models.classifier import Classifier
+    from ..synthesis.generators.generator import Generator
+    from ..synthesis.generators.training import Samples
 
 SEED_STRIDE = 1009
 """Between the seeds of a run's generators; a prime, so that runs of neighbouring seeds share none."""
@@ -84,9 +84,9 @@ def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan[str | None]:
 
 def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContext) -> dict[str, Any]:
     """Train one generator after the other; write them, their pictures and losses."""
-    from ..generator_training import multiply_adds
-    from ..generators.generator import encode_generator
-    from ..report.curves import term_curves
+    from ..synthesis.generators.generator import encode_generator
+    from ..synthesis.generators.training import multiply_adds
+    from .outputs.curves import term_curves
 
     teacher = context.teacher()
     options = config.method_config()
@@ -124,8 +124,8 @@ def _samples(
     config: TrainGeneratorConfig, spec: str | None, teacher: Classifier, context: StageContext
 ) -> Samples | None:
     """Return the real images of `spec` that were asked for, if any."""
-    from ..generator_training import Samples
-    from ..images import to_pixels
+    from ..models.pixels import to_pixels
+    from ..synthesis.generators.training import Samples
 
     if config.samples is None or spec is None:
         return None
@@ -144,7 +144,7 @@ def _train(
     context: StageContext,
 ) -> tuple[Generator, Rows]:
     """Return generator number `index`, trained, and its metric rows."""
-    from ..training import Stateful, take_steps
+    from ..training.loop import Stateful, take_steps
 
     options = config.method_config()
     training = generator_method(config.method).set_up(teacher, options, config.seed * SEED_STRIDE + index, samples)
@@ -168,11 +168,11 @@ def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, con
     """Write grid.png and walk.png; return figures of the teacher's answers to images of all generators."""
     import torch
 
-    from ..generators.mix import GeneratorMix
-    from ..generators.views import class_by_noise, latent_walk
-    from ..images import to_uint8
-    from ..report.pictures import IMAGES_PER_CLASS, class_grid, image_rows
-    from ..training import predict
+    from ..models.pixels import to_uint8
+    from ..synthesis.generators.mix import GeneratorMix
+    from ..synthesis.generators.views import class_by_noise, latent_walk
+    from ..training.loop import predict
+    from .outputs.pictures import IMAGES_PER_CLASS, class_grid, image_rows
 
     names = teacher.spec.class_names
     mix, random = GeneratorMix(trained), torch.Generator().manual_seed(seed)

@@ -1,0 +1,251 @@
+"""Classifiers as programs that run without kdx: ONNX files, and the `.pt2` files of `torch.export`.
+
+A program takes `pixels`, float32 [batch, channels, height, width] in [0, 1] with any number of images, and gives
+`logits`, float32 [batch, K]; it normalizes inside. What it says about itself is under `METADATA_KEYS`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import ConfigError, KdxError
+from ..storage.artifacts import write_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from .classifier import Classifier
+
+PIXELS, LOGITS = "pixels", "logits"
+OPSET = 18
+"""Version of ONNX's operators."""
+METADATA_KEYS = ("kdx_version", "class_names", "input_shape", "input_range", "normalization")
+METADATA_FILE = "kdx.json"
+"""Where a `.pt2` file holds the metadata, among its extra files."""
+CHECKED_BATCHES = (1, 2, 7, 18, 18, 18)
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+KEPT_IN_GRAPH = ("val", "tensor_meta", "nn_module_stack")
+"""What a program needs of `torch.export`'s notes on a node; the others, stack traces above all, name places here."""
+
+Program = Callable[["torch.Tensor"], "torch.Tensor"]
+"""Pixels -> logits."""
+
+
+def require_onnx() -> None:
+    """Raise `ConfigError` unless the packages of the extra `export` are installed."""
+    absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if absent:
+        raise ConfigError(f"--format onnx needs {' and '.join(absent)}: pip install 'kdextract[export]'")
+
+
+def metadata(classifier: Classifier) -> dict[str, str]:
+    """Return what an exported file says about itself: text under `METADATA_KEYS`, lists as JSON."""
+    spec = classifier.spec
+    names = json.dumps(spec.class_names, ensure_ascii=False)
+    return dict(zip(METADATA_KEYS, (__version__, names, json.dumps(spec.input_shape), "[0, 1]", "inside"), strict=True))
+
+
+def to_onnx(classifier: Classifier) -> bytes:
+    """Return the ONNX file of a classifier. Equal classifiers give equal bytes.
+
+    Raises:
+        ConfigError: packages are missing, or the network does something that ONNX or `torch.export` cannot say.
+    """
+    import torch
+
+    require_onnx()
+    with _trying("the network cannot be written as ONNX for batches of any size"):
+        example, any_batch = _example(classifier)
+        program = torch.onnx.export(
+            _exported(classifier),
+            example,
+            dynamo=True,
+            verbose=False,
+            input_names=[PIXELS],
+            output_names=[LOGITS],
+            dynamic_shapes=any_batch,
+            opset_version=OPSET,
+        )
+        assert program is not None
+        model = program.model_proto
+        _strip(model)
+        for key, value in metadata(classifier).items():
+            entry = model.metadata_props.add()
+            entry.key, entry.value = key, value
+        return model.SerializeToString(deterministic=True)
+
+
+def to_pt2(classifier: Classifier) -> bytes:
+    """Return the `.pt2` file of a classifier. Equal classifiers give equal bytes.
+
+    Raises:
+        ConfigError: the network does something that `torch.export` cannot say.
+    """
+    import torch
+
+    with _trying("torch.export cannot write the network for batches of any size"):
+        exported = _exported(classifier)
+        for module in exported.graph_module.modules():
+            for node in getattr(getattr(module, "graph", None), "nodes", ()):
+                node.meta = {key: node.meta[key] for key in KEPT_IN_GRAPH if key in node.meta}
+        content = io.BytesIO()
+        record = json.dumps(metadata(classifier), ensure_ascii=False)
+        torch.export.save(exported, content, extra_files={METADATA_FILE: record})
+        return content.getvalue()
+
+
+def open_onnx(content: bytes) -> Program:
+    """Return an ONNX file as a function on this machine's processor.
+
+    Raises:
+        ConfigError: packages are missing, or onnxruntime lacks an operator that the file needs.
+    """
+    import torch
+
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    with _trying("onnxruntime cannot run the exported network"):
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.contiguous().numpy()})[0])
+
+
+def open_pt2(content: bytes) -> Program:
+    """Return a `.pt2` file as a function. It must be this process's own: reading a stranger's could run code."""
+    import torch
+
+    with _quietly():
+        module = torch.export.load(io.BytesIO(content)).module()
+    return lambda pixels: module(pixels)
+
+
+def open_safetensors(content: bytes) -> Program:
+    """Return a `model.safetensors` file as a classifier. Raises as `load_classifier` does."""
+    from .classifier import load_classifier
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        write_file(path, content)
+        return load_classifier(path).frozen()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an exported program answers beside the classifier that it was made from.
+
+    `largest_difference` is that of any two logits, `largest_logit` the classifier's, by absolute value; `same_class`
+    is the share of the images to which both give the same class.
+    """
+
+    num_images: int
+    largest_difference: float
+    largest_logit: float
+    same_class: float
+
+
+def compare(classifier: Classifier, program: Program, batches: Sequence[torch.Tensor]) -> Comparison:
+    """Give the same batches of pixels, [batch, channels, height, width], to both. Values that are not finite differ."""
+    import torch
+
+    plain = _plain(classifier)
+    with torch.no_grad():
+        expected = torch.cat([plain(pixels) for pixels in batches])
+        answers = torch.cat([program(pixels) for pixels in batches])
+    if answers.shape != expected.shape:
+        raise ConfigError(f"the exported program gives {tuple(answers.shape)}, the classifier {tuple(expected.shape)}")
+    difference = (answers - expected).abs().max()
+    return Comparison(
+        len(expected),
+        float(difference) if difference.isfinite() else float("inf"),
+        float(expected.abs().max()),
+        float((answers.argmax(1) == expected.argmax(1)).float().mean()),
+    )
+
+
+def images_to_compare(classifier: Classifier, seed: int) -> list[torch.Tensor]:
+    """Return pixels of 64 images in batches of several sizes: half uniform noise, half structured (of tables, none)."""
+    import torch
+
+    from ..synthesis.structured_noise.patterns import structured_images
+
+    random, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
+    images = torch.rand((count, *classifier.input_shape), generator=random)
+    if not classifier.is_table:
+        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), random)
+    return list(images.split(CHECKED_BATCHES))
+
+
+def _plain(classifier: Classifier) -> Classifier:
+    """Return a copy on the CPU in evaluation mode, in float32 or the network's own precision, in the usual layout."""
+    import torch
+
+    twin = deepcopy(classifier).placed(torch.device("cpu")).frozen()
+    twin.network.to(memory_format=torch.contiguous_format)
+    return twin
+
+
+def _example(classifier: Classifier) -> tuple[tuple[torch.Tensor], tuple[dict[int, Any]]]:
+    """Return arguments to follow through the network, and that their number of images may be any."""
+    import torch
+
+    return (torch.zeros(2, *classifier.input_shape),), ({0: torch.export.Dim("batch")},)
+
+
+def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
+    import torch
+
+    example, any_batch = _example(classifier)
+    return torch.export.export(_plain(classifier), example, dynamic_shapes=any_batch, strict=False)
+
+
+def _strip(message: Any) -> None:
+    """Take stack traces, documentation and notes of the exporter out of a message of ONNX and all that is in it."""
+    for field, value in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in value if hasattr(value, "__len__") else [value]:
+                _strip(part)
+
+
+@contextmanager
+def _trying(failure: str) -> Iterator[None]:
+    """Keep a library quiet, and turn what it cannot do into a `ConfigError` of one line that begins with `failure`."""
+    try:
+        with _quietly():
+            yield
+    except (KdxError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"{failure}: {reason}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back what libraries print, log and warn of in the block."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

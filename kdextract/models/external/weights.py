@@ -1,0 +1,313 @@
+"""Weights that somebody else has written, and how they fit a network.
+
+What is in a file's wrappers and prefixes is found by rules that are written here, and said; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ...errors import ArtifactError, ConfigError
+from ...storage.headers import MAX_TENSORS, check_weights_file
+from .pickles import LEFT_OUT
+
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
+    "teacher", "student", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema",
+)  # fmt: skip
+"""Where checkpoints keep the weights of a network. The first of these that holds tensors is read; if none does, the
+place with the most tensors, the outermost one of equals."""
+
+MAX_DEPTH = 3
+_OF_TRAINING = ("optim", "sched", "scaler", "criterion", "loss")
+_BATCHES = "num_batches_tracked"
+_FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+Place = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a file, on the CPU and of the types they have there, and what was `found`, in plain words."""
+
+    tensors: dict[str, torch.Tensor]
+    found: tuple[str, ...]
+
+
+def read_weights(path: Path) -> Weights:
+    """Return the weights of a `.safetensors` file, or of a checkpoint of `torch.save`, which is never allowed to run.
+
+    A checkpoint may keep them in a wrapper, such as `state_dict`; `WRAPPERS` says which one is read if there are
+    several. What belongs to an optimizer never is.
+
+    Raises:
+        ArtifactError: the file is missing, malformed, would run code, or holds no tensors under names.
+    """
+    kind = check_weights_file(path)
+    content = _loaded(path, kind)
+    places = _mappings(content)
+    if not places:
+        raise ArtifactError(f"{path} holds no mapping of names to tensors")
+    chosen = min(places, key=lambda place: _preference(place, len(places[place])))
+    tensors = places[chosen]
+    if len(tensors) > MAX_TENSORS:
+        raise ArtifactError(f"{path} holds {len(tensors)} tensors, the limit is {MAX_TENSORS}")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
+            raise ArtifactError(f"{path} holds a tensor {_shown(name)} that is no dense array on the CPU")
+    return Weights(tensors, tuple(_words(content, places, chosen)))
+
+
+def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str, ...]:
+    """Load the weights into the network, all of them, and return in plain words what that took.
+
+    The names have to be equal, once the dotted prefix that all names of the file or of the network share is taken off
+    or put on. Only counts of batches may be missing. The network becomes float64 if the file is; half precision is
+    converted to the type that the network has.
+
+    Args:
+        network: of the architecture that the weights are of; changed in place.
+        source: what the weights are called in a refusal.
+
+    Raises:
+        ConfigError: a tensor is missing or left over, or has another shape or kind of numbers.
+    """
+    own = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+    off, on = _prefixes(weights.tensors, own)
+    theirs = {on + name.removeprefix(off): tensor for name, tensor in weights.tensors.items()}
+    absent = [name for name in own if name not in theirs]
+    missing = [name for name in absent if name.rpartition(".")[2] != _BATCHES]
+    unexpected = [name for name in weights.tensors if on + name.removeprefix(off) not in own]
+    if missing or unexpected or not theirs:
+        raise ConfigError(_about_names(source, own, weights.tensors, missing, unexpected))
+    _check_shapes(source, own, theirs)
+    said = [f"prefix {off!r} taken off {len(theirs)} names"] if off else []
+    said += [f"prefix {on!r} put on {len(theirs)} names"] if on else []
+    said += _with_types(network, source, own, theirs)
+    if absent:
+        said.append(f"{_BATCHES} is not in the file and stays as it was ({_counted(len(absent))})")
+    try:
+        network.load_state_dict({**network.state_dict(), **theirs})
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{source} does not fit the network: {_first_line(error)}") from error
+    return tuple(said)
+
+
+class _Inert:
+    """Stands where a checkpoint has options, paths or scalars beside its weights; takes all, and does nothing."""
+
+    def __new__(cls, *values: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *values: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _loaded(path: Path, kind: str) -> Any:
+    """Return what a checked file holds; `weights_only` is what keeps PyTorch from running any of it."""
+    try:
+        if kind == "safetensors":
+            return load_file(path, device="cpu")
+        with path.open("rb") as stream, warnings.catch_warnings(), _only_inert_globals():
+            warnings.simplefilter("ignore")
+            return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
+    except (NameError, ImportError):  # not of the file
+        raise
+    except Exception as error:  # a damaged file makes the two libraries raise nearly anything
+        raise ArtifactError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+@contextmanager
+def _only_inert_globals() -> Iterator[None]:
+    """Put `_Inert` in the place of what is left out, and nothing in that of what other libraries have allowed."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    inert: Any = [(_Inert, name) for name in LEFT_OUT]
+    try:
+        torch.serialization.add_safe_globals(inert)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+
+
+def _mappings(content: Any) -> dict[Place, dict[str, torch.Tensor]]:
+    """Return every dictionary in which tensors have names, by the keys that lead to it, but none of an optimizer."""
+    found: dict[Place, dict[str, torch.Tensor]] = {}
+    waiting: list[tuple[Place, Any]] = [((), content)]
+    seen: set[int] = set()  # a dictionary may hold itself, many times
+    for place, value in waiting:
+        if not isinstance(value, dict) or "param_groups" in value or id(value) in seen:
+            continue
+        seen.add(id(value))
+        tensors = {name: _plain(inner) for name, inner in value.items() if _is_weight(name, inner)}
+        if tensors:
+            found[place] = tensors
+        if len(place) < MAX_DEPTH:
+            waiting += [((*place, name), inner) for name, inner in value.items() if _may_hold_weights(name, inner)]
+    return found
+
+
+def _may_hold_weights(name: Any, value: Any) -> bool:
+    named_otherwise = isinstance(name, str) and not any(word in name.casefold() for word in _OF_TRAINING)
+    return named_otherwise and isinstance(value, dict)
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_(False) if isinstance(tensor, nn.Parameter) else tensor.detach()
+
+
+def _preference(place: Place, tensors: int) -> tuple[bool, int, int]:
+    """Order places: those under known wrappers by the least usual one on the way there, others by their tensors."""
+    known = [WRAPPERS.index(name.casefold()) for name in place if name.casefold() in WRAPPERS]
+    return (False, max(known), len(place)) if known else (True, -tensors, len(place))
+
+
+def _words(content: Any, places: Mapping[Place, dict[str, torch.Tensor]], chosen: Place) -> Iterator[str]:
+    """Say where the tensors were, what else could have been read, and what lay around them."""
+    if chosen:
+        yield f"under {_quoted(chosen)}"
+    others = [f"{_quoted(place)} ({_counted(len(places[place]))})" for place in places if place not in (chosen, ())]
+    if others:
+        yield f"not read: {_listed(others, 4)}"
+    left: list[str] = []
+    level = content
+    for depth in range(len(chosen) + 1):
+        inner = chosen[depth] if depth < len(chosen) else None
+        for name, value in level.items():
+            is_read = name == inner or (inner is None and _is_weight(name, value))
+            if not is_read and (*chosen[:depth], name) not in places:
+                left.append(_entry(name, value))
+        level = level[inner] if inner is not None else level
+    if left:
+        yield f"{_listed(left, 6)} left out"
+
+
+def _entry(name: Any, value: Any) -> str:
+    """Return what an entry next to the weights is called: `epoch 90`, `arch 'resnet18'`, `optimizer`."""
+    short = isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 24)
+    return f"{_shown(name)} {value!a}" if short else _shown(name)
+
+
+def _prefixes(theirs: Iterable[str], own: Iterable[str]) -> tuple[str, str]:
+    """Return the prefixes (to take off, to put on) that make most names equal, the shortest ones of these."""
+    file_names, own_names = set(theirs), set(own)
+    best, most = ("", ""), -1
+    pairs = [(off, on) for off in _shared_prefixes(file_names) for on in _shared_prefixes(own_names)]
+    for off, on in sorted(pairs, key=lambda pair: (pair[0].count(".") + pair[1].count("."), pair[1].count("."))):
+        equal = sum(on + name.removeprefix(off) in own_names for name in file_names)
+        if equal > most:
+            best, most = (off, on), equal
+    return best
+
+
+def _shared_prefixes(names: set[str]) -> list[str]:
+    """Return '' and every dotted prefix that all names have, the shortest first; none is a whole name."""
+    if not names:
+        return [""]
+    first, last = min(names).split("."), max(names).split(".")
+    shared = 0
+    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
+        shared += 1
+    prefixes = [".".join(first[:length]) + "." for length in range(1, min(shared, 8) + 1)]
+    return ["", *(prefix for prefix in prefixes if all(name.startswith(prefix) for name in names))]
+
+
+def _about_names(
+    source: str,
+    own: Mapping[str, torch.Tensor],
+    theirs: Mapping[str, torch.Tensor],
+    missing: list[str],
+    unexpected: list[str],
+) -> str:
+    parts = []
+    if missing:
+        named = [f"{name} {list(own[name].shape)}" for name in missing]
+        parts.append(f"it lacks {_listed(named, 3)}")
+    if unexpected:
+        named = [f"{_shown(name)} {list(theirs[name].shape)}" for name in unexpected]
+        parts.append(f"the network has no {_listed(named, 3, 'or')}")
+    return f"{source} does not fit the network: {'; '.join(parts) or 'there are no tensors'}"
+
+
+def _check_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    wrong = [name for name in own if name in theirs and own[name].shape != theirs[name].shape]
+    if not wrong:
+        return
+    named = [f"{n} is {list(theirs[n].shape)} in the file and {list(own[n].shape)} in the network" for n in wrong]
+    rows = {(theirs[name].shape[:1], own[name].shape[:1]) for name in wrong}
+    only_rows = len(rows) == 1 and all(theirs[name].shape[1:] == own[name].shape[1:] for name in wrong)
+    weights = [name for name in own if own[name].dim() >= 2]
+    hint = ""
+    if only_rows and weights and weights[-1] in wrong and theirs[wrong[0]].dim():
+        hint = f": --num-classes {theirs[wrong[0]].shape[0]}?"
+    raise ConfigError(f"{source} does not fit the network: {_listed(named, 3)}{hint}")
+
+
+def _with_types(
+    network: nn.Module, source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Give the network the file's floating type if that is a full one, and say what is converted."""
+    odd = [name for name in theirs if (theirs[name].dtype in _FLOATING) != own[name].dtype.is_floating_point]
+    if odd or any(tensor.is_complex() for tensor in theirs.values()):
+        named = [f"{n} is {_type(theirs[n].dtype)} in the file, {_type(own[n].dtype)} in the network" for n in odd]
+        raise ConfigError(f"{source} does not fit the network: {_listed(named, 3) or 'it holds complex numbers'}")
+    said = []
+    parameters = dict(network.named_parameters())
+    types = {theirs[name].dtype for name in parameters if name in theirs and theirs[name].dtype in _FLOATING}
+    if len(types) == 1 and types <= {torch.float32, torch.float64}:
+        (common,) = types
+        if any(p.is_floating_point() and p.dtype != common for p in parameters.values()):
+            network.to(common)
+            said.append(f"the network computes in {_type(common)}, as the file does")
+    kept = {name: value.dtype for name, value in network.state_dict().items() if name in own}
+    floating = [name for name in theirs if theirs[name].dtype in _FLOATING]
+    changed = Counter((theirs[name].dtype, kept[name]) for name in floating if kept[name] != theirs[name].dtype)
+    return said + [
+        f"{_type(old)} converted to {_type(new)} ({_counted(count)})" for (old, new), count in changed.items()
+    ]
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _quoted(place: Place) -> str:
+    return " > ".join(f"'{_shown(name)}'" for name in place)
+
+
+def _listed(texts: list[str], limit: int, last: str = "and") -> str:
+    """Return `a, b and c`, or `a, b and 7 more`."""
+    if len(texts) > limit:
+        texts, last = [*texts[:limit], f"{len(texts) - limit} more"], "and"
+    return f" {last} ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def _counted(tensors: int) -> str:
+    return f"{tensors} tensor{'s' if tensors != 1 else ''}"
+
+
+def _shown(name: Any) -> str:
+    """Return a name of a stranger's file as it can be printed in one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(name)[:80])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join((str(error).splitlines() or [''])[0].split())[:200]}"

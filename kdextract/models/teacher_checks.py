@@ -1,0 +1,263 @@
+"""What a classifier does when it is asked: whether it can be a teacher, and of which methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import KdxError
+from ..synthesis.structured_noise.patterns import structured_images
+from .classifier import Classifier
+from .external.normalizations import NORMALIZATIONS
+from .hooks import batch_norm_layers, record_batch_statistics, record_features
+from .pixels import to_pixels
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+IMAGES = 32
+Values = tuple[float, ...]
+CANDIDATES: dict[str, tuple[Values, Values]] = {
+    "mean 0, std 1": ((0.0,), (1.0,)),
+    "mean 0.1307, std 0.3081 (MNIST's)": ((0.1307,), (0.3081,)),
+    **{f"--mean {name} --std {name}": values for name, values in NORMALIZATIONS.items()},
+}
+"""Normalizations that are usual."""
+_UNLIKE = 0.2
+"""Distance of the statistics of a first batch normalization layer from which on they are not those of its data."""
+_STRONGER = 30.0
+"""Ratio of variances, kept to seen, beyond which images were not normalized like this when it was trained."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one look at a classifier found: `result` is `ok`, `warning` or `problem`."""
+
+    check: str
+    result: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A few real images, uint8 [N, channels, height, width], and their labels, int64 [N], if they are its classes."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All checks, and what methods depend on."""
+
+    checks: tuple[Check, ...]
+    batch_norm: bool
+    gradients: bool
+
+
+def examine(classifier: Classifier, real: RealImages | None) -> Examination:
+    """Ask a frozen classifier about plain images, noise, structured noise and real images, if there are any."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.rand(IMAGES, *classifier.input_shape, generator=random)
+    pictures = noise if classifier.is_table else structured_images(IMAGES, classifier.input_shape, 0.0, random)
+    gradients = _gradients(classifier, noise)
+    norm = _batch_norm(classifier)
+    checks = [
+        _weights(classifier),
+        _answers(classifier, noise, pictures),
+        _repeats(classifier, noise),
+        _alone(classifier, noise),
+        gradients,
+        norm,
+        _features(classifier, noise),
+    ]
+    if real is not None:
+        checks.append(_real(classifier, real))
+    checks.append(_normalization(classifier, pictures, real))
+    return Examination(tuple(checks), bool(batch_norm_layers(classifier.network)), gradients.result != PROBLEM)
+
+
+def _weights(classifier: Classifier) -> Check:
+    tensors = classifier.network.state_dict()
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        return Check("weights", PROBLEM, f"{bad[0]} has values that are not finite")
+    constant = [name for name, t in tensors.items() if t.dim() > 1 and t.is_floating_point() and not t.any()]
+    if constant:
+        return Check("weights", WARNING, f"{constant[0]} is all zeros: was it trained?")
+    return Check("weights", OK, f"{classifier.num_parameters:,} values, all finite")
+
+
+def _answers(classifier: Classifier, noise: torch.Tensor, pictures: torch.Tensor) -> Check:
+    with torch.no_grad():
+        logits = torch.cat([classifier(images) for images in (torch.zeros_like(noise[:1]), noise, pictures)])
+    if not logits.isfinite().all():
+        return Check("answers", PROBLEM, "logits that are not finite, for images of noise")
+    named = len(logits.argmax(1).unique())
+    confidence = float(logits.softmax(1).max(1).values.mean())
+    detail = f"{classifier.spec.head.words}; noise and patterns go to {named} of {classifier.num_classes} classes, "
+    detail += f"confidence {confidence:.2f} on average"
+    if float(logits.std(0).max()) < 1e-5:
+        return Check("answers", PROBLEM, "the same logits for every image")
+    return Check("answers", WARNING if named == 1 else OK, detail)
+
+
+def _repeats(classifier: Classifier, noise: torch.Tensor) -> Check:
+    before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
+    with torch.no_grad():
+        first, second = classifier(noise), classifier(noise)
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-4):
+        gap = float((first - second).abs().max())
+        return Check("repeats itself", PROBLEM, f"equal images get logits that differ by up to {gap:.3g}")
+    changed = [n for n, t in classifier.network.state_dict().items() if not torch.equal(t, before[n])]
+    if changed:
+        return Check("repeats itself", PROBLEM, f"asking changes {changed[0]}, also in evaluation mode")
+    return Check("repeats itself", OK, "equal images get equal logits, and asking changes nothing")
+
+
+def _alone(classifier: Classifier, noise: torch.Tensor) -> Check:
+    with torch.no_grad():
+        together, alone = classifier(noise), torch.cat([classifier(image.unsqueeze(0)) for image in noise[:4]])
+    gap = float((together[:4] - alone).abs().max())
+    if gap > 1e-2 * max(1.0, float(together.abs().max())):
+        return Check("one at a time", PROBLEM, f"an image gets other logits in company, by up to {gap:.3g}")
+    return Check("one at a time", OK, "an image gets the same logits alone and in a batch")
+
+
+def _gradients(classifier: Classifier, noise: torch.Tensor) -> Check:
+    images = noise.clone().requires_grad_()
+    labels = torch.arange(len(images)) % classifier.num_classes
+    try:
+        with torch.enable_grad():
+            F.cross_entropy(classifier(images), labels).backward()
+    except (RuntimeError, NotImplementedError) as error:
+        return Check("gradients", PROBLEM, f"none reaches the images: {str(error).splitlines()[0]}")
+    if images.grad is None or not images.grad.any():
+        return Check("gradients", PROBLEM, "none reaches the images")
+    if not images.grad.isfinite().all():
+        return Check("gradients", PROBLEM, "not all finite")
+    reached = float(images.grad.flatten(1).any(1).float().mean())
+    detail = f"they reach {100 * reached:.0f} % of the images"
+    return Check("gradients", OK if reached > 0.5 else WARNING, detail)
+
+
+def _batch_norm(classifier: Classifier) -> Check:
+    layers = batch_norm_layers(classifier.network)
+    if not layers:
+        return Check("batch norm", OK, "none; methods that match it need statistics (kdx compute-stats, with data)")
+    modules = dict(classifier.network.named_modules())
+    fresh = [n for n in layers if not modules[n].running_mean.any() and (modules[n].running_var == 1).all()]
+    if len(fresh) == len(layers):
+        return Check("batch norm", WARNING, f"layers: {len(layers)}, which keep nothing: was it trained?")
+    return Check("batch norm", OK, f"layers that keep statistics of the training data: {len(layers)}")
+
+
+def _features(classifier: Classifier, noise: torch.Tensor) -> Check:
+    try:
+        layer = classifier.feature_layer
+        with torch.no_grad(), record_features(classifier.network, layer) as features:
+            classifier(noise[:2])
+    except KdxError as error:
+        return Check("features", WARNING, str(error))
+    if not features:
+        return Check("features", WARNING, f"{layer} takes no part in the answer; name another with --feature-layer")
+    return Check("features", OK, f"{features[-1].shape[1]} numbers that enter {layer}")
+
+
+def _real(classifier: Classifier, real: RealImages) -> Check:
+    with torch.no_grad():
+        logits = _logits(classifier, to_pixels(real.images), None)
+    confidence = float(logits.softmax(1).max(1).values.mean())
+    detail = f"{len(logits)} images, confidence {confidence:.2f} on average"
+    if real.labels is None:
+        return Check("real images", OK, detail)
+    accuracy = float((logits.argmax(1) == real.labels).float().mean())
+    result = WARNING if accuracy < 2 / classifier.num_classes and accuracy < 0.5 else OK
+    return Check("real images", result, f"{detail}, {100 * accuracy:.1f} % of them right")
+
+
+def _normalization(classifier: Classifier, pictures: torch.Tensor, real: RealImages | None) -> Check:
+    """Say whether another usual normalization suits the network better than the one it has."""
+    own = f"mean {_spelled(classifier.spec.mean)}, std {_spelled(classifier.spec.std)}"
+    pixels = pictures if real is None else to_pixels(real.images[:256])
+    if batch_norm_layers(classifier.network):
+        ratio = _variance_ratio(classifier, pixels)
+        better = _best_by_statistics(classifier, pixels) if max(ratio, 1 / ratio) > _STRONGER else ""
+        if better:
+            how = "stronger" if ratio > 1 else "weaker"
+            times = max(ratio, 1 / ratio) ** 0.5
+            return Check(
+                "normalization", WARNING, f"{own}: it was trained on images {times:.0f} times {how}; likely {better}"
+            )
+    if real is None:
+        return Check("normalization", OK, f"{own}: not compared with others, for want of real images (--data)")
+    if real.labels is not None:
+        labels = real.labels[:256]
+        scores = {"": _accuracy(classifier, pixels, labels, None)}
+        for name, values in CANDIDATES.items():
+            scores[name] = _accuracy(classifier, pixels, labels, values)
+        best = max(scores, key=lambda name: scores[name])
+        if scores[best] > scores[""] + 0.1:
+            gain = f"{100 * scores[best]:.0f} % right instead of {100 * scores['']:.0f} %"
+            return Check("normalization", WARNING, f"{own}: likely wrong; with {best}, {gain}")
+    if batch_norm_layers(classifier.network):
+        best = _best_by_statistics(classifier, pixels)
+        if best:
+            return Check("normalization", WARNING, f"{own}: its batch norm has seen images as of {best}")
+        return Check("normalization", OK, f"{own}: no usual one suits its batch norm better")
+    if real.labels is not None:
+        return Check("normalization", OK, f"{own}: no usual one gets more images right")
+    return Check("normalization", OK, f"{own}: not compared with others, for want of labels or batch norm")
+
+
+def _logits(
+    classifier: Classifier, pixels: torch.Tensor, values: tuple[Values, Values] | None, chunk: int = IMAGES
+) -> torch.Tensor:
+    """Return logits [N, K] with the classifier's own normalization, or another one."""
+    if values is None:
+        return torch.cat([classifier(part) for part in pixels.split(chunk)])
+    mean, std = (torch.tensor(_per_channel(value, pixels.shape[1])).view(1, -1, 1, 1) for value in values)
+    return torch.cat([classifier.of_normalized((part - mean) / std) for part in pixels.split(chunk)])
+
+
+def _per_channel(value: Values, channels: int) -> tuple[float, ...]:
+    return value if len(value) == channels else (sum(value) / len(value),) * channels
+
+
+def _accuracy(
+    classifier: Classifier, pixels: torch.Tensor, labels: torch.Tensor, values: tuple[Values, Values] | None
+) -> float:
+    with torch.no_grad():
+        return float((_logits(classifier, pixels, values).argmax(1) == labels).float().mean())
+
+
+def _variance_ratio(classifier: Classifier, pixels: torch.Tensor) -> float:
+    """Return the variance that the first batch normalization keeps, divided by that of what enters it."""
+    with torch.no_grad(), record_batch_statistics(classifier.network) as recorded:
+        classifier(pixels[:256])
+    first = next(iter(recorded.values()))
+    return float((first.kept_variance + 1e-12).log().mean().sub((first.variance + 1e-12).log().mean()).exp())
+
+
+def _best_by_statistics(classifier: Classifier, pixels: torch.Tensor) -> str:
+    """Return the normalization with which what enters the first batch normalization is most like what it keeps.
+
+    '' if none is clearly better than the classifier's own.
+    """
+
+    def distance(values: tuple[Values, Values] | None) -> float:
+        with torch.no_grad(), record_batch_statistics(classifier.network) as recorded:
+            _logits(classifier, pixels, values, len(pixels))
+        first = next(iter(recorded.values()))
+        scale = first.kept_variance.clamp_min(1e-12)
+        means = (first.mean - first.kept_mean).square() / scale
+        return float((means + (first.variance.clamp_min(1e-12) / scale).log().square()).mean())
+
+    own = distance(None)
+    found = {name: distance(values) for name, values in CANDIDATES.items()}
+    best = min(found, key=lambda name: found[name])
+    return best if found[best] < 0.5 * own and own > _UNLIKE else ""
+
+
+def _spelled(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in dict.fromkeys(values))

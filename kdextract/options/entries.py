@@ -1,0 +1,284 @@
+"""Turns a config dataclass into a command, or into what a Python call takes: its options are defined once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ReaderGone, UsageError, did_you_mean
+from .declare import (
+    PANELS,
+    MethodStageConfig,
+    OptionInfo,
+    OptionSet,
+    coerced,
+    option,
+    option_fields,
+    option_info,
+    spelling,
+)
+from .former import what_became_of
+
+Parameter = inspect.Parameter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions(OptionSet):
+    """Output options shared by all commands."""
+
+    json: bool = option(False, "Print one JSON document on stdout.", panel="Output")
+    quiet: bool = option(False, "Print only paths or names of results, and errors.", panel="Output")
+    verbose: bool = option(False, "Print the traceback of an error.", panel="Output")
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Turn a closed stdout into `ReaderGone`."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One option of a command, as the command line and Python offer it.
+
+    `kind` is its type; `default` is `MISSING` where it has to be given, and None for an option of a method, where it
+    stands for the method's own; `default_said` is the default in words, None where there is nothing to say; `of_method`
+    says that it is an option of methods.
+    """
+
+    declared: dataclasses.Field[Any]
+    kind: Any
+    default: Any
+    help: str
+    default_said: str | None
+    of_method: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in Python."""
+        return self.declared.name
+
+    @property
+    def info(self) -> OptionInfo:
+        """What it says about itself."""
+        return option_info(self.declared)
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that its value may have; one of them is `NoneType` where it may be left open."""
+        return typing.get_args(self.kind) if _is_union(self.kind) else (self.kind,)
+
+
+def entries(config_type: type[OptionSet]) -> list[Entry]:
+    """Return every option of a command, in the order of `config.PANELS`; within a panel, its own come before shared
+    ones. Those of methods say which methods take them."""
+    methods = config_type.methods() if issubclass(config_type, MethodStageConfig) else {}
+    found = entries_of(config_type) + _method_entries(methods)
+    own = inspect.get_annotations(config_type)
+    return sorted(found, key=lambda entry: (PANELS.index(entry.info.panel), entry.name not in own))
+
+
+def entries_of(options: type[OptionSet]) -> list[Entry]:
+    """Return the options of one class, in the order in which they are declared."""
+    return [_entry(declared, options) for declared in option_fields(options)]
+
+
+def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOptions], None]) -> Callable[..., None]:
+    """Return a function whose signature typer turns into a command with `config_type`'s options.
+
+    Args:
+        run: called with the config that was typed, and the output options.
+    """
+    speech = entries_of(OutputOptions)
+    taken = entries(config_type)
+
+    def command(**values: Any) -> None:
+        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in speech})
+        chosen = {e.name: values.pop(e.name) for e in taken if e.of_method}
+        if issubclass(config_type, MethodStageConfig):
+            values["method_options"] = {name: value for name, value in chosen.items() if value is not None}
+        with reader_may_leave():
+            run(config_type(**values), output)
+
+    ordered = [_parameter(entry) for entry in taken + speech]
+    command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
+    command.__doc__ = _paragraphs(config_type.__doc__ or "")
+    return command
+
+
+def _paragraphs(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line, for the terminal to wrap, and the examples line by line."""
+    text, _, examples = inspect.cleandoc(docstring).partition("Examples:")
+    parts = [" ".join(part.split()) for part in text.strip().split("\n\n")]
+    lines = [line for line in examples.splitlines() if line]
+    return "\n\n".join([*parts, *(["\b\nExamples:\n" + "\n".join(lines)] if lines else [])])
+
+
+def _entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Entry:
+    info = option_info(declared)
+    said = _said(declared)
+    text = info.help if info.otherwise is None else f"{info.help} Default: {info.otherwise}."
+    return Entry(declared, _type(declared, owner), declared.default, text + choices_said(info), said)
+
+
+def choices_said(info: OptionInfo) -> str:
+    """Return the allowed values as a sentence, '' where the help text names each of them."""
+    choices = [] if info.choices is None else info.choices()
+    named = all(re.search(rf"\b{re.escape(choice)}\b", info.help) for choice in choices)
+    return "" if named else f" One of: {', '.join(choices)}."
+
+
+def _said(declared: dataclasses.Field[Any]) -> str | None:
+    """Return an option's default in words, None for a required one, a switch that is off, and None itself."""
+    default = declared.default
+    if default is None:
+        return option_info(declared).otherwise
+    return None if default is MISSING or default is False else spelled(default)
+
+
+def _parameter(entry: Entry) -> Parameter:
+    default = ... if entry.default is MISSING else entry.default  # typer's word for required
+    kind: Any = entry.kind
+    annotation = Annotated[kind, _typer_option(entry)]
+    return Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
+    known: Any = owner
+    return _types(known)[declared.name]
+
+
+@functools.cache
+def _types(owner: Any) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
+
+
+def _typer_option(entry: Entry) -> Any:
+    name, info = entry.name, entry.info
+    if info.positional:
+        return typer.Argument(help=entry.help, metavar=name.upper(), show_default=False, rich_help_panel=info.panel)
+    names = [spelling(name)]
+    if name in ("quiet", "verbose"):
+        names.append(f"-{name[0]}")
+    if with_negative(entry):
+        names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
+    return typer.Option(
+        *names,
+        help=entry.help,
+        metavar=info.metavar,
+        envvar=info.env,
+        show_default=entry.default is not None,
+        rich_help_panel=info.panel,
+    )
+
+
+def with_negative(entry: Entry) -> bool:
+    """Say whether an option is a switch that `--no-NAME` turns off."""
+    default = entry.declared.default
+    return default is True or (default is None and bool in entry.kinds)
+
+
+def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
+    """Return one optional entry per option of any method; two methods' options of one name must agree in type, but
+    for None, where one of them has no default of its own."""
+    takers: dict[str, list[str]] = {}
+    declared_as: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    defaults: dict[str, dict[str, str]] = {}
+    for method_name, options in methods.items():
+        for declared in option_fields(options):
+            kind = _type(declared, options)
+            known = declared_as.setdefault(declared.name, (declared, kind))
+            assert _required(known[1]) == _required(kind), f"{declared.name} has two types"
+            takers.setdefault(declared.name, []).append(method_name)
+            said = option_info(declared).otherwise if declared.default is None else spelled(declared.default)
+            if said is not None:
+                defaults.setdefault(declared.name, {})[method_name] = said
+    return [
+        _method_entry(declared, kind, takers[name], defaults.get(name, {}), len(methods))
+        for name, (declared, kind) in declared_as.items()
+    ]
+
+
+def _method_entry(
+    declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, str], num_methods: int
+) -> Entry:
+    info, said = option_info(declared), _describe(defaults) if defaults else None
+    text = info.help if len(takers) == num_methods else f"{info.help} Only for {', '.join(takers)}."
+    text += "" if said is None else f" Default: {said}."
+    optional = kind if _is_optional(kind) else kind | None
+    return Entry(declared, optional, None, text + choices_said(info), said, of_method=True)
+
+
+def _describe(defaults: dict[str, str]) -> str:
+    """Say the usual default, and which methods have another."""
+    said = list(defaults.values())
+    usual = max(said, key=said.count)
+    others = [text for text in dict.fromkeys(said) if text != usual]
+    return "; ".join([usual, *(f"{', '.join(name for name in defaults if defaults[name] == t)}: {t}" for t in others)])
+
+
+def spelled(value: Any) -> str:
+    """Return a default as help writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _required(kind: Any) -> Any:
+    """Return a type without its None."""
+    return next(part for part in typing.get_args(kind) if part is not type(None)) if _is_optional(kind) else kind
+
+
+def _is_union(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType)
+
+
+def _is_optional(kind: Any) -> bool:
+    return _is_union(kind) and type(None) in typing.get_args(kind)
+
+
+def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -> Any:
+    """Build a config from keyword arguments of a Python call; what a method takes is told apart by name.
+
+    Texts do for paths, paths for texts, and whole numbers for numbers.
+
+    Raises:
+        UsageError: an option that the command does not have, one that is missing, or a value of another type.
+    """
+    taken = {entry.name: entry for entry in entries(config_type)}
+    for name in options:
+        if name not in taken:
+            raise unknown_option(name, taken)
+    for name, entry in taken.items():
+        if entry.default is MISSING and name not in options:
+            raise UsageError(f"{name} is missing")
+    values = {name: coerced(name, value, taken[name].kind) for name, value in options.items()}
+    own = {name: value for name, value in values.items() if not taken[name].of_method}
+    if issubclass(config_type, MethodStageConfig):
+        chosen = {name: value for name, value in values.items() if name not in own and value is not None}
+        return config_type(**own, method_options=chosen)
+    return config_type(**own)
+
+
+def unknown_option(name: str, known: Iterable[str], where: str = "") -> UsageError:
+    """Return the error for an option that is none of `known`; a former one says what became of it.
+
+    Args:
+        where: follows the name of an option that never was one, such as ` of kdx train`.
+    """
+    became = what_became_of(name)
+    return UsageError(became or f"unknown option {name!r}{where}.{did_you_mean(name, list(known))}")

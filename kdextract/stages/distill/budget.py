@@ -1,0 +1,132 @@
+"""How many steps of `kdx distill` fit into `--budget`: a few are tried, and what follows the loop is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ...models.queries import TRIAL
+from ...training.budget import AIM, CLOSING_SECONDS, MOST_TRIAL, TRIAL_SHARE, TRIAL_STEPS, Costs, StepTimes
+from ...training.progress import Reporter
+from ..outputs.transfer_set import SHOWN
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...training.loop import Monitor
+    from ...training.observer import Probe
+    from ...training.sources import Source
+    from ..running.runner import StageContext
+
+MEASURED_IMAGES, MEASUREMENTS = 250, 2
+"""Images that both networks are shown, so many times, to find out how long looks, pictures and the estimate take."""
+TRAINING_COST = 3
+"""What a student's step on an image costs, in answers to it: forward, and twice as much backward."""
+
+Take = Callable[["Classifier", int, "NoCheckpoints", Reporter, "Monitor[Classifier]"], Any]
+
+
+class NoCheckpoints:
+    """A `training.CheckpointSaver` that keeps nothing."""
+
+    def load(self) -> None:
+        """There is nothing to go on from."""
+
+    def offer(self, state: Callable[[], Any]) -> None:
+        """Forget it."""
+
+
+def plan_steps(
+    budget: float,
+    take: Take,
+    source: Source,
+    teacher: Classifier,
+    student: Classifier,
+    probe: Probe,
+    batch_size: int,
+    estimates: bool,
+    context: StageContext,
+) -> dict[str, float]:
+    """Return the number of `steps` that end in time, and the seconds of what follows them, `closing`.
+
+    Student, source and random state are left as they are. The trial takes less than `MOST_TRIAL` of the budget unless
+    its first step takes more by itself; one line says so then.
+
+    Args:
+        budget: seconds of the whole stage.
+        take: takes so many steps with a student and a monitor.
+        probe: the held-out images that a look at the student shows it.
+        batch_size: images per step.
+        estimates: whether the student's accuracy is going to be estimated.
+    """
+    from ...training.loop import random_states, set_random_states
+    from ...training.observer import LOOKS
+
+    began, state, random = time.monotonic(), source.state(), random_states(teacher.device)
+    with teacher.queries.purpose(TRIAL):
+        times, extra = _try_steps(budget, take, source, student.copy())
+        left = MOST_TRIAL * budget - (time.monotonic() - began)
+        answer = times.usual / (TRAINING_COST * batch_size)
+        made = looked = answer
+        if left > 2 * (TRAINING_COST + 1) * MEASURED_IMAGES * MEASUREMENTS * answer:
+            made, looked = _seconds_per_image(teacher, student, probe, estimates)
+        source.restore(state)
+    set_random_states(random, teacher.device)
+    if len(times.times) == 1 and times.times[0] > MOST_TRIAL * budget:
+        context.reporter.line(f"--budget {budget:g}s: one step takes {times.times[0]:.1f} s, more than 5 % of it")
+    if context.elapsed > budget:
+        context.reporter.line(f"--budget {budget:g}s: {context.elapsed:.0f} s were over before the first step")
+    look = looked * len(probe.images)
+    closing = CLOSING_SECONDS + look + SHOWN * made
+    left = AIM * budget - context.elapsed
+    steps = Costs(times.usual + extra, look, closing).steps_within(left, LOOKS)
+    if estimates:
+        closing += _estimate_seconds(steps * batch_size, made, looked)
+        steps = Costs(times.usual + extra, look, closing).steps_within(left, LOOKS)
+    return {"steps": steps, "closing": closing}
+
+
+def _try_steps(budget: float, take: Take, source: Source, trial: Classifier) -> tuple[StepTimes, float]:
+    """Return the times of steps on trial, and what batches that the source makes now and then add to each step.
+
+    Such a batch is not tried: it may take longer than the whole trial; the source knows what its last one took.
+    """
+    from ...training.sources import Batched
+
+    most, extra = TRIAL_STEPS, 0.0
+    if isinstance(source, Batched) and source.period > 1:
+        most, extra = min(most, source.period - 1), source.batch_seconds / source.period
+    times = StepTimes(TRIAL_SHARE * budget, most)
+    take(trial, TRIAL_STEPS, NoCheckpoints(), Reporter(quiet=True), times)
+    return times, extra
+
+
+def _seconds_per_image(teacher: Classifier, student: Classifier, probe: Probe, estimates: bool) -> tuple[float, float]:
+    """Return what it takes to have an image that the teacher has answered, and to have the student's answer to one.
+
+    It is the least of several measurements, whatever else the machine does.
+    """
+    import torch
+
+    from ...models.pixels import to_uint8
+    from ...synthesis.structured_noise.by_class import maker
+    from ...training.loop import predict
+    from ...training.observer import Probe
+
+    images, made, looked = probe.images[:MEASURED_IMAGES], [], []
+    for seed in range(MEASUREMENTS):
+        began = time.monotonic()
+        if estimates:
+            images = to_uint8(maker(teacher)(MEASURED_IMAGES, torch.Generator().manual_seed(seed)))
+        answers = predict(teacher, images).argmax(1)
+        answered = time.monotonic()
+        Probe(images, answers, None).agreement(student)
+        made.append(answered - began)
+        looked.append(time.monotonic() - answered)
+    return min(made) / len(images), min(looked) / len(images)
+
+
+def _estimate_seconds(images_seen: int, made: float, looked: float) -> float:
+    from ...synthesis.estimate import DRAWN, compared
+
+    return compared(images_seen) * (DRAWN * made + looked)

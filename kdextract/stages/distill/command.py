@@ -1,0 +1,400 @@
+"""`kdx distill`: train a student to answer like the teacher. Opens no real data unless `--data` names some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UsageError
+from ...methods import live_method, live_names
+from ...models.queries import HELD_OUT, PROBE
+from ...options.declare import (
+    DataAccess,
+    MethodStageConfig,
+    NetworkConfig,
+    OptionSet,
+    TeacherConfig,
+    VerifierConfig,
+    option,
+)
+from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
+from ...training.budget import Timetable, parse_duration
+from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
+from ..running.runner import Plan, Stage, StageContext
+from .budget import plan_steps
+from .estimate import estimated_figures, teacher_accuracy
+from .loop import Loop
+from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, fill_in
+from .source import AUTO, ImageSource, choose
+from .student import StudentStart, student_start
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...synthesis.estimate import TeacherAccuracy
+    from ...training.loop import Row
+    from ...training.observer import Probe, Snapshot
+    from ...training.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierConfig, DataAccess):
+    """Train a student to reproduce the teacher's outputs.
+
+    It learns from a transfer set, images made during training, real data or noise. Without --data and --method, the
+    run's only transfer set or generators are used; in a run without any, --method auto selects a method that needs only
+    the teacher. The weights after the last step are kept: nothing is selected on real data. The number of steps does
+    not depend on the source of images, so that a student from noise (floor) or from real data (ceiling) is comparable.
+    At the end, the student's accuracy on real images is estimated without real images.
+
+    Examples:
+
+      kdx distill --student lenet_half
+      kdx distill --student lenet5_half --budget 120s
+      kdx distill --method structured_noise --patience 8
+      kdx distill --data noise:normal --name floor
+      kdx distill --data mnist --name ceiling
+      kdx distill --student compressed/tucker
+    """
+
+    student: str = option(
+        "lenet_half",
+        "Network (`kdx models`, half:SPEC, width:N, torchvision/NAME, timm/NAME, FILE.py:NAME) or initial weights "
+        "(compressed/NAME, FILE.safetensors).",
+        metavar="SPEC",
+        panel="Student",
+    )
+    data: str | None = option(
+        None,
+        "Transfer set or generators (name or path), noise:normal, noise:uniform, or real data (mnist ...).",
+        metavar="SPEC",
+        panel="Source",
+    )
+    method: str | None = option(
+        None,
+        "Make images during training with a live method.",
+        choices=lambda: [AUTO, *live_names()],
+        metavar="NAME",
+        panel="Source",
+    )
+    budget: str | None = option(
+        None,
+        "Wall-clock time (120s, 2m); a trial of at most 5 % of it sets the number of steps.",
+        metavar="TIME",
+        panel="Schedule",
+    )
+    patience: int | None = option(
+        None,
+        "Early stopping: after N of 40 evaluations without improvement on held-out synthetic images, decay the "
+        "learning rate to 0 and stop.",
+        minimum=1,
+        panel="Schedule",
+    )
+    snapshots: int = option(0, "Also store N intermediate students.", minimum=0, panel="Output")
+    steps: int | None = option(
+        None, "Optimizer steps.", minimum=1, panel="Schedule", otherwise=str(USUAL_SETTINGS["steps"])
+    )
+    batch_size: int | None = option(
+        None, "Images per step.", minimum=2, panel="Schedule", otherwise=str(USUAL_SETTINGS["batch_size"])
+    )
+    lr: float | None = option(
+        None,
+        "Highest learning rate.",
+        above=0,
+        panel="Schedule",
+        otherwise=f"{CONVOLUTION_RATE:g}; without convolutions {LINEAR_RATE:g}",
+    )
+    optimizer: str = option("soap", "Optimizer; soap needs fewer images.", choices=["soap", "adam"], panel="Schedule")
+    loss: str | None = option(
+        None,
+        "Loss between both networks' outputs.",
+        choices=["kl", "ce", "l1", "mse"],
+        panel="Loss",
+        otherwise=f"{USUAL_SETTINGS['loss']}, or the method's own",
+    )
+    temperature: float | None = option(
+        None,
+        "Divisor T of both networks' logits in kl and ce; the loss is multiplied by T^2.",
+        above=0,
+        panel="Loss",
+        otherwise=f"{USUAL_SETTINGS['temperature']:g}, or the method's own",
+    )
+    shift: int | None = option(
+        None,
+        "Shift images by up to N pixels, at random.",
+        minimum=0,
+        panel="Augmentation",
+        otherwise=f"{USUAL_SETTINGS['shift']}, or the method's own; tables: 0",
+    )
+    warp: float | None = option(
+        None,
+        "Rotate, scale and shear images at random; 0.1 is about 6 degrees.",
+        minimum=0,
+        panel="Augmentation",
+        otherwise=f"{USUAL_SETTINGS['warp']:g}, or the method's own; tables: 0",
+    )
+    flip: bool = option(False, "Mirror half of the images.", panel="Augmentation")
+    redraw: bool | None = option(
+        None,
+        "Augment drawings: blend two images, vary contrast and stroke width, fade the borders.",
+        panel="Augmentation",
+        otherwise="on for drawings from generators or inversion",
+    )
+    inherit: bool = option(
+        True,
+        "Initialize a narrower copy of the teacher with its strongest units.",
+        panel="Student",
+    )
+    batch_norm: str | None = option(
+        None,
+        "Batch normalization (BN) of the student: train; frozen, with fixed statistics; frozen-affine, with fixed "
+        "scales and shifts as well.",
+        choices=["train", "frozen", "frozen-affine"],
+        panel="Student",
+        otherwise="train",
+    )
+    teacher_accuracy: float | None = option(
+        None,
+        "The teacher's accuracy on real images, in [0, 1]; the student's is estimated from it.",
+        above=0,
+        maximum=1,
+        panel="Output",
+        otherwise="as `kdx train` measured",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss in ("l1", "mse") and self.temperature is not None:
+            raise UsageError(f"--temperature has no effect on --loss {self.loss}")
+        if self.budget is not None:
+            parse_duration(self.budget)
+            if self.steps is not None:
+                raise UsageError("--budget and --steps both say how long to go on; give one of them")
+
+    def chosen_method(self) -> tuple[str, type[OptionSet]]:
+        """The live method, if one is named."""
+        if self.method in (None, AUTO):
+            return ("distill without --method" if self.method is None else "--method auto"), OptionSet
+        return f"--method {self.method}", live_method(str(self.method)).config
+
+    @classmethod
+    def methods(cls) -> dict[str, type[OptionSet]]:
+        """Every live method."""
+        return {name: live_method(name).config for name in live_names()}
+
+    @classmethod
+    def method_defaults(cls, name: str) -> dict[str, Any]:
+        """What the live method asks for; none for `auto`."""
+        return {} if name == AUTO else live_method(name).settings
+
+
+@dataclass(frozen=True)
+class DistillInputs:
+    """Where images come from, what the student starts as, and the verifier."""
+
+    images: ImageSource
+    start: StudentStart
+    verifier: InputFile | None
+
+
+def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
+    """Reads the teacher and one source of images."""
+    config.method_config()
+    teacher = run.artifact(run.teacher()).input("teacher")
+    images = choose(config, run)
+    if config.verifier is not None and not images.makes_images:
+        raise UsageError("--verifier has no effect here: nothing makes images while the student learns")
+    verifier = find_verifier(config, run)
+    start = student_start(config.student, run)
+    inputs = (teacher, *images.inputs, *verifier_inputs(verifier), *start.inputs)
+    place = run.place("student", config.name or start.name)
+    return Plan(place, inputs, images.needs, DistillInputs(images, start, verifier))
+
+
+def execute(config: DistillConfig, resolved: DistillInputs, context: StageContext) -> dict[str, Any]:
+    """Distil a student and write it; return the summary."""
+    prepared = prepare(config, resolved, context)
+    trained = train(prepared, context)
+    verified = write(prepared, trained, resolved.verifier, context)
+    return summarize(prepared, trained, verified, context)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a distillation begins with.
+
+    Attributes:
+        images: where images come from, as `plan` found it; `loop.source` is this, opened, and `facts` what it decided.
+        inherited: whether the student starts with units of its teacher.
+        probe: held-out images with the teacher's answers.
+        accuracy: of the teacher on real images, None if it is not known.
+        no_estimate: why the student's accuracy cannot be estimated; '' if it can, as far as is known before training.
+    """
+
+    config: DistillConfig
+    loop: Loop
+    images: ImageSource
+    student: Classifier
+    inherited: bool
+    probe: Probe
+    facts: dict[str, int]
+    accuracy: TeacherAccuracy | None
+    no_estimate: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop did: its metric rows, the number of steps planned and taken, images used, students on the way."""
+
+    rows: list[Row]
+    planned_steps: int
+    steps: int
+    num_images: int
+    snapshots: list[Snapshot]
+
+
+def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContext) -> Prepared:
+    """Build the student, open the source of images, and find out whether there can be an estimate."""
+    import torch
+
+    from ...models.classifier import load_classifier
+    from ...models.inherit_units import inherit
+    from ...synthesis.estimate import why_not
+
+    torch.manual_seed(config.seed)
+    images, start = resolved.images, resolved.start
+    if images.reason:
+        context.reporter.line(f"--method auto: {images.name}, because {images.reason}")
+        # building a network draws random numbers; kdx 0.1 built the teacher here once more, to pick the method, and a
+        # student's random first weights are to be the same as there
+        context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
+    teacher = context.teacher()
+    student = context.placed(start.build(teacher))
+    inherited = config.inherit and not start.is_given and inherit(teacher, student)
+    settings = fill_in(config, images, teacher, student)
+    source, probe, facts = _open(images, config, teacher, context)
+    accuracy = teacher_accuracy(config.teacher_accuracy, context)
+    reason = why_not(teacher, images.learned_from, accuracy)
+    loop = Loop(config, settings, teacher, source)
+    return Prepared(config, loop, images, student, inherited, probe, facts, accuracy, reason)
+
+
+def train(prepared: Prepared, context: StageContext) -> Trained:
+    """Train the student, in place."""
+    from ...training.observer import Observer
+
+    loop, config = prepared.loop, prepared.config
+    steps, timetable = _steps_and_timetable(prepared, context)
+    observer = Observer(prepared.probe, steps, config.patience, config.snapshots, timetable)
+    with context.phase("distillation"), context.checkpoints.loop():
+        rows = loop.run(
+            prepared.student,
+            steps,
+            context.checkpoints,
+            context.reporter,
+            observer,
+            lambda: context.phase("synthesis"),
+        )
+    return Trained(rows, steps, int(rows[-1]["step"]), loop.source.num_images, observer.snapshots)
+
+
+def write(prepared: Prepared, trained: Trained, verifier: InputFile | None, context: StageContext) -> dict[str, float]:
+    """Write the student, its snapshots, metric rows and, where images were made, pictures of some.
+
+    Returns:
+        What the verifier, if there is one, says of these images.
+    """
+    from ...models.classifier import encode_classifier
+
+    context.count(images=trained.num_images, student_steps=trained.steps)
+    context.write(MODEL_FILE, encode_classifier(prepared.student))
+    context.write_metrics(trained.rows)
+    verified = {}
+    if prepared.images.makes_images:
+        verified = write_source_pictures(verifier, context, prepared.loop.teacher, prepared.loop.source)
+    for snapshot in trained.snapshots:
+        context.write(snapshot.file_name, snapshot.content)
+    context.budget["snapshots"] = [
+        {"file": snapshot.file_name, "step": snapshot.step, "seconds": snapshot.seconds}
+        for snapshot in trained.snapshots
+    ]
+    return verified
+
+
+def summarize(
+    prepared: Prepared, trained: Trained, verified: dict[str, float], context: StageContext
+) -> dict[str, Any]:
+    """Estimate the student's accuracy, where that is possible, and return the summary metrics."""
+    student, probe, facts = prepared.student, prepared.probe, prepared.facts
+    estimated = _estimate(prepared, trained, context)
+    return {
+        "student": student.spec.architecture,
+        "num_parameters": student.num_parameters,
+        "teacher_parameters": prepared.loop.teacher.num_parameters,
+        "inherited": prepared.inherited,
+        "source": prepared.images.name,
+        "num_images": trained.num_images,
+        "steps": trained.steps,
+        "stopped_early": trained.steps < trained.planned_steps,
+        "loss": trained.rows[-1]["loss"],
+        "held_out_agreement": round(probe.agreement(student), 6),
+        **({} if probe.stability is None else {"held_out_stability": round(probe.stability, 6)}),
+        **verified,
+        **estimated,
+        "settings": vars(prepared.loop.settings),
+        **({"source_facts": facts} if facts else {}),
+    }
+
+
+def _open(
+    images: ImageSource, config: DistillConfig, teacher: Classifier, context: StageContext
+) -> tuple[Source, Probe, dict[str, int]]:
+    """Return the source of images, held-out images with the teacher's answers, and what the source decided."""
+    from ...training.observer import HELD_OUT_IMAGES, Probe
+    from ...training.sources import Batched, Described
+
+    with context.phase("source"):
+        source = images.open(config, teacher, context)
+        with teacher.queries.purpose(HELD_OUT):
+            if isinstance(source, Batched):  # whose images take long to make
+                held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
+            else:
+                held_out = source.held_out(HELD_OUT_IMAGES)
+        with teacher.queries.purpose(PROBE):
+            probe = Probe.of(teacher, held_out)
+    facts = source.facts if isinstance(source, Described) else {}
+    if facts:
+        context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    return source, probe, facts
+
+
+def _estimate(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
+    """Return what is estimated of the student; one line says why, if nothing is."""
+    if prepared.accuracy is None or prepared.no_estimate:
+        context.reporter.line(f"no estimate of accuracy: {prepared.no_estimate}")
+        return {}
+    loop, structured = prepared.loop, prepared.images.structured
+    sizes = trained.steps, loop.settings.batch_size
+    return estimated_figures(loop.teacher, prepared.student, prepared.accuracy, structured, *sizes, context)
+
+
+def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int, Timetable | None]:
+    """Return the number of steps that was asked for, or the one that the budget allows and how to keep to it."""
+    loop, config = prepared.loop, prepared.config
+    if config.budget is None:
+        return config.steps or int((USUAL_SETTINGS | prepared.images.settings)["steps"]), None
+    budget = parse_duration(config.budget)
+
+    def decide() -> dict[str, float]:
+        sizes = loop.settings.batch_size, not prepared.no_estimate
+        return plan_steps(
+            budget, loop.run, loop.source, loop.teacher, prepared.student, prepared.probe, *sizes, context
+        )
+
+    with context.phase("trial"):
+        planned = context.checkpoints.once("steps", decide)
+    steps = int(planned["steps"])
+    context.reporter.line(f"--budget {config.budget}: {steps} steps")
+    return steps, Timetable(budget, context.elapsed, planned["closing"])
+
+
+STAGE = Stage("distill", DistillConfig, plan, execute)

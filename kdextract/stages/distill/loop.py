@@ -1,0 +1,58 @@
+"""The loop of `kdx distill`, as the options describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...training.progress import Reporter
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...training.loop import CheckpointSaver, Monitor, Row
+    from ...training.sources import Source
+    from .command import DistillConfig
+
+WARMUP_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The distillation that the options describe, but for the student and the number of steps."""
+
+    config: DistillConfig
+    settings: Settings
+    teacher: Classifier
+    source: Source
+
+    def run(
+        self,
+        student: Classifier,
+        steps: int,
+        checkpoints: CheckpointSaver,
+        reporter: Reporter,
+        monitor: Monitor[Classifier] | None = None,
+        in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> list[Row]:
+        """Train the student, in place."""
+        from ...training.distill import DistillationLossOptions, distill
+        from ...training.loop import Schedule
+
+        config, settings = self.config, self.settings
+        return distill(
+            self.teacher,
+            student,
+            self.source,
+            settings.batch_size,
+            Schedule(steps, settings.lr, warmup=round(WARMUP_SHARE * steps), optimizer=config.optimizer),
+            DistillationLossOptions(settings.loss, settings.temperature, scale=True),
+            settings.augmenter(config.flip, self.teacher, config.seed + 1),
+            checkpoints,
+            reporter,
+            monitor,
+            config.batch_norm or "train",
+            in_source,
+        )

@@ -1,0 +1,76 @@
+"""Options of `kdx distill` whose defaults depend on where images come from, and on teacher and student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...training.augmentation import Augmenter
+    from .source import ImageSource
+
+CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
+USUAL_SETTINGS: dict[str, Any] = {
+    "steps": 4000,
+    "batch_size": 128,
+    "loss": "kl",
+    "temperature": 4.0,
+    "shift": 2,
+    "warp": 0.2,
+    "redraw": False,
+}
+"""Defaults where neither the user nor what images come from says otherwise."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `distill` after defaults were filled in."""
+
+    batch_size: int
+    lr: float
+    loss: str
+    temperature: float
+    shift: int
+    warp: float
+    redraw: bool
+
+    def augmenter(self, flip: bool, teacher: Classifier, seed: int) -> Augmenter:
+        """Return what is done to images before both networks see them."""
+        from ...training.augmentation import Augmenter
+
+        background = _background(teacher) if self.redraw else None
+        return Augmenter(self.shift, flip, self.warp, seed, background)
+
+
+def fill_in(given: Any, images: ImageSource, teacher: Classifier, student: Classifier) -> Settings:
+    """Return the options of `distill` that are `given`, with defaults where they are None.
+
+    Raises:
+        ConfigError: what is for images alone is asked for rows of a table.
+    """
+    from torch import nn
+
+    from ...synthesis.structured_noise.patterns import drawings_alone
+
+    if student.is_table and given.redraw:
+        raise ConfigError("--redraw changes drawings, which are images; the teacher takes rows of a table")
+    convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
+    usual = {**USUAL_SETTINGS, **images.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
+    if student.is_table:
+        usual |= {"shift": 0, "warp": 0.0}
+    elif images.low_diversity:
+        usual["redraw"] = drawings_alone(_brightness(teacher))
+    chosen = {name: getattr(given, name) for name in Settings.__dataclass_fields__}
+    return Settings(**{name: usual[name] if value is None else value for name, value in chosen.items()})
+
+
+def _brightness(teacher: Classifier) -> float:
+    return float(teacher.mean.mean())
+
+
+def _background(teacher: Classifier) -> float:
+    """Return the brightness of the background, 0 or 1, whichever is nearer to the mean of the teacher's data."""
+    return float(_brightness(teacher) >= 0.5)

@@ -1,0 +1,255 @@
+"""What a student learns from: which of a run's transfer sets, noise, real data or live method the options name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...errors import UsageError
+from ...methods import LiveMethod, live_method, objective, objective_names
+from ...storage.artifacts import Input
+from ...storage.run_dir import MODEL_FILE, RunDir
+from ..inputs.image_artifacts import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
+from ..inputs.method_inputs import MethodInputs, find_method_inputs
+from ..inputs.real_data import OpensRealData, images_for, open_real_data, real_data_input
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...training.sources import Source
+    from ..running.runner import StageContext
+
+AUTO = "auto"
+STORED = ["transfer-set", "generator"]
+REAL_IMAGES, TRAINED_GENERATORS = "real images", "trained generators"
+NOISE = ["noise:normal", "noise:uniform"]
+
+
+class NamesSource(OpensRealData, Protocol):
+    """The options of `distill` that this module reads."""
+
+    @property
+    def data(self) -> str | None:
+        """`--data`."""
+        ...
+
+    @property
+    def method(self) -> str | None:
+        """`--method`."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """`--seed`."""
+        ...
+
+    def method_config(self) -> Any:
+        """Options of the method of `--method`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(ABC):
+    """Where the images that a student learns from come from, found and hashed.
+
+    Attributes:
+        name: what the summary calls it.
+        learned_from: what the student learns from, as `estimate.LEARNED_FROM` spells it, or in other words.
+        inputs: what is read besides the teacher; `needs` is the access to data that the student then takes.
+        settings: options of `distill` that it wants otherwise than usual, unless the user says something else.
+        makes_images: whether images are made while the student learns.
+        structured: whether its images are structured noise, or begin as such.
+        low_diversity: whether its images repeat themselves, as those of generators and of inversion without statistics
+            do.
+        reason: why `--method auto` picked it; '' if the options name it.
+    """
+
+    name: str
+    learned_from: str
+    inputs: tuple[Input, ...] = ()
+    needs: str = "teacher"
+    settings: dict[str, Any] = field(default_factory=dict)
+    makes_images: bool = False
+    structured: bool = False
+    low_diversity: bool = False
+    reason: str = ""
+
+    @abstractmethod
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return what batches are drawn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseImages(ImageSource):
+    """Noise of the distribution that the name ends in."""
+
+    @classmethod
+    def named(cls, spec: str) -> NoiseImages:
+        """Return the noise that one of `NOISE` names."""
+        return cls(name=spec, learned_from=spec)
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return a source of new noise for every batch."""
+        from ...training.sources import NoiseSource
+
+        return NoiseSource(self.name.removeprefix("noise:"), teacher, config.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImages(ImageSource):
+    """The training images of a real data set."""
+
+    @classmethod
+    def of(cls, spec: str, data: Input) -> RealImages:
+        """Return the images of a data set, whose files are the input `data`."""
+        return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return the images as the teacher takes them, without their labels."""
+        from ...training.sources import ImagePool
+
+        data = open_real_data(config, self.name, "train", "distillation", context)
+        images = images_for(teacher.input_shape, None, data, self.name, context)
+        return ImagePool(images, None, config.seed, context.device, holds_out=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSetImages(ImageSource):
+    """The images of a transfer set."""
+
+    artifact: ImageArtifact
+
+    @classmethod
+    def of(cls, artifact: ImageArtifact) -> TransferSetImages:
+        """Return the images of this artifact."""
+        made_for = str(artifact.manifest.config.get("objective"))
+        generated = artifact.manifest.stage == "generate"
+        structured = made_for == "structured_noise"
+        inverted = made_for in objective_names() and objective(made_for).images_only and not structured
+        return cls(
+            name=artifact.name,
+            learned_from=TRAINED_GENERATORS if generated else made_for,
+            inputs=(artifact.input(artifact.kind),),
+            needs=artifact.manifest.needs,
+            structured=structured,
+            low_diversity=generated or inverted,
+            artifact=artifact,
+        )
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return the images with the teacher's answers."""
+        from ...training.sources import ImagePool
+
+        images, targets = read_transfer_set(self.artifact, teacher.input_shape, teacher.num_classes)
+        return ImagePool(images, targets, config.seed, context.device, holds_out=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorImages(ImageSource):
+    """New images of trained generators for every batch."""
+
+    artifact: ImageArtifact
+
+    @classmethod
+    def of(cls, artifact: ImageArtifact) -> GeneratorImages:
+        """Return the images of the generators of this artifact."""
+        return cls(
+            name=artifact.name,
+            learned_from=TRAINED_GENERATORS,
+            inputs=(artifact.input(artifact.kind),),
+            needs=artifact.manifest.needs,
+            makes_images=True,
+            low_diversity=True,
+            artifact=artifact,
+        )
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return a source that draws from the generators."""
+        from ...synthesis.generators.source import GeneratorSource
+
+        return GeneratorSource(open_generators([self.artifact], teacher), teacher, config.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveImages(ImageSource):
+    """Images of a live method, with its options and what it is given besides the teacher."""
+
+    method: LiveMethod
+    options: Any
+    given: MethodInputs
+
+    @classmethod
+    def of(cls, method: LiveMethod, options: Any, given: MethodInputs, reason: str = "") -> LiveImages:
+        """Return the images that a method makes with these options."""
+        return cls(
+            name=method.name,
+            learned_from=_game_or_name(method, options),
+            inputs=tuple(given.inputs),
+            needs=given.needs,
+            settings=method.settings,
+            makes_images=True,
+            structured=method.structured,
+            low_diversity=not method.structured,
+            reason=reason,
+            method=method,
+            options=options,
+            given=given,
+        )
+
+    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+        """Return the method's source."""
+        from ...methods.auto import require_images
+
+        if self.structured:
+            require_images(teacher)
+        return self.method.open_source(self.given.given(teacher, context), self.options, config.seed)
+
+
+def _game_or_name(method: LiveMethod, options: Any) -> str:
+    """Return the method's name, and the options that make it another method to the estimate's rule."""
+    from ...synthesis.options import GameConfig
+
+    if isinstance(options, GameConfig):
+        usual = GameConfig()
+        if options.start != usual.start:
+            return f"{method.name} with --start {options.start}"
+        if options.replay < usual.replay:
+            return f"{method.name} with --replay {options.replay:g}"
+    return method.name
+
+
+def choose(config: NamesSource, run: RunDir) -> ImageSource:
+    """Return what `--data` and `--method` name; without either, what the run holds, or what `auto` picks.
+
+    Raises:
+        UsageError: the name is unknown, or both options are given.
+        ConfigError: the run has several transfer sets or generators, or not what the method needs.
+        ArtifactError: a file is missing or was changed.
+    """
+    from ...data import data_names, is_real_data
+
+    if config.method is not None:
+        if config.data is not None:
+            raise UsageError("--data and --method both name a source of images; give one of them")
+        if config.method == AUTO:
+            return _auto(run)
+        method = live_method(config.method)
+        return LiveImages.of(method, config.method_config(), find_method_inputs(method, run))
+    if config.data in NOISE:
+        return NoiseImages.named(config.data)
+    if config.data is not None and is_real_data(config.data):
+        return RealImages.of(config.data, real_data_input(config, config.data, "train"))
+    if config.data is None and not run.artifacts(*STORED):
+        return _auto(run)
+    artifact = find_image_artifact(config.data, run, "--data", STORED, NOISE + data_names())
+    return TransferSetImages.of(artifact) if artifact.kind == "transfer-set" else GeneratorImages.of(artifact)
+
+
+def _auto(run: RunDir) -> ImageSource:
+    """Return the images of the live method that suits the run's teacher, with the method's default options."""
+    from ...methods.auto import pick
+    from ...models.classifier import load_classifier
+
+    name, reason = pick(run.artifact(run.teacher()).file(MODEL_FILE).read(load_classifier))
+    method = live_method(name)
+    return LiveImages.of(method, method.config(), find_method_inputs(method, run), reason)

@@ -1,0 +1,164 @@
+"""What a student starts as: a network of any origin, a narrower teacher, a compressed teacher of the run, or a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import ConfigError
+from ...models.external.names import parse_name, parse_narrower
+from ...models.external.user_code import located
+from ...storage.artifacts import Input
+from ...storage.run_dir import MODEL_FILE, Artifact, InputFile, RunDir
+from ..inputs.user_model import kdx_file
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier, ClassifierSpec
+    from ...models.external.blueprint import Blueprint
+
+
+@dataclass(frozen=True)
+class StudentStart:
+    """Where a student comes from: the file of a classifier, or a network that starts afresh.
+
+    `name` is what the student is called after; `inputs` are the files that it is made from.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    file: InputFile | None = None
+    blueprint: Blueprint | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it has weights already."""
+        return self.file is not None
+
+    def build(self, teacher: Classifier) -> Classifier:
+        """Return a student that takes the teacher's images and has its classes, on the CPU.
+
+        Raises:
+            ConfigError: it cannot take these images, or has other classes.
+        """
+        from ...models.classifier import load_classifier
+
+        if self.file is None:
+            assert self.blueprint is not None
+            return _fresh(self.blueprint, teacher.spec)
+        student = self.file.read(load_classifier)
+        for what, ours, theirs in (
+            ("images of shape", student.input_shape, teacher.input_shape),
+            ("classes:", student.num_classes, teacher.num_classes),
+        ):
+            if ours != theirs:
+                raise ConfigError(
+                    f"the student {self.file.path} has {what} {ours}, the teacher {theirs}; they must be equal"
+                )
+        return student
+
+
+def student_start(spec: str, run: RunDir) -> StudentStart:
+    """Return what `--student` names. A network is built once, to see that it fits the run's teacher.
+
+    Raises:
+        UsageError: there is no such network.
+        ConfigError: it does not fit the teacher, or has no width, or the run has no such compressed teacher.
+        ArtifactError: there is no such file.
+    """
+    given = _given(spec, run)
+    if given is not None:
+        return given
+    from ...models.classifier import read_spec
+
+    teacher = run.artifact(run.teacher()).file(MODEL_FILE).read(read_spec)
+    blueprint, inputs = _blueprint(spec, teacher, run)
+    blueprint = blueprint.filled_in(teacher.input_shape, teacher.num_classes)
+    try:
+        _require_fitting(blueprint, teacher)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the student does not fit the teacher: {error}; `half` is the teacher at half its width"
+        ) from error
+    return StudentStart(_called_after(spec, blueprint), tuple(inputs), None, blueprint)
+
+
+def _given(spec: str, run: RunDir) -> StudentStart | None:
+    """Return a student that has weights already: a compressed teacher of the run, or a classifier's file."""
+    compressed = run.artifacts("compressed")
+    for ref in compressed:
+        if spec.rstrip("/") in (ref.label, str(ref.directory)):
+            return _compressed(run.artifact(ref))
+    if spec.startswith("compressed/") and not Path(spec).exists():
+        there = ", ".join(ref.label for ref in compressed) or "nothing compressed; make it with: kdx compress"
+        raise ConfigError(f"{run.root} has no {spec}, but {there}")
+    path = kdx_file(spec)
+    if path is None:
+        return None
+    file = run.file(path)
+    return StudentStart(path.absolute().parent.name or "student", (file.input("student"),), file)
+
+
+def _compressed(artifact: Artifact) -> StudentStart:
+    return StudentStart(artifact.name, (artifact.input("student"),), artifact.file(MODEL_FILE))
+
+
+def _blueprint(spec: str, teacher: ClassifierSpec, run: RunDir) -> tuple[Blueprint, list[Input]]:
+    """Return the network that a student starts as, and the files that it is read from."""
+    from ...models.importer import blueprint_of
+
+    narrower = parse_narrower(spec)
+    typed = spec if narrower is None else narrower[0]
+    files: list[InputFile] = []
+    if typed is None:
+        blueprint = teacher.blueprint()
+    else:
+        name = located(parse_name(typed))
+        if name.kind in ("file", "program"):
+            files.append(run.file(Path(name.place)))
+        blueprint = blueprint_of(typed)
+        for file in files:
+            file.require_unchanged()
+    inputs = [file.input("student") for file in files]
+    return (blueprint if narrower is None else blueprint.narrowed(narrower[1])), inputs
+
+
+def _called_after(spec: str, blueprint: Blueprint) -> str:
+    """Return a name for the student: `build`, `resnet18`, `lenet5-half`."""
+    narrower = parse_narrower(spec)
+    if narrower is None:
+        return parse_name(spec).short
+    ending = "half" if narrower[1] == 0.5 else f"{narrower[1]:g}"
+    return f"{parse_name(blueprint.name.target).short}-{ending}"
+
+
+def _require_fitting(blueprint: Blueprint, teacher: ClassifierSpec) -> None:
+    """Raise `ConfigError` unless the network takes the teacher's images and has its classes."""
+    import torch
+
+    state = torch.get_rng_state()
+    try:
+        if blueprint.name.is_foreign:
+            _fresh(blueprint, teacher)
+        else:
+            with torch.device("meta"):
+                blueprint.build(teacher.input_shape, teacher.num_classes)
+    finally:
+        torch.set_rng_state(state)
+
+
+def _fresh(blueprint: Blueprint, teacher: ClassifierSpec) -> Classifier:
+    from ...models.classifier import Classifier
+    from ...models.external.probe import probe
+
+    if not blueprint.name.is_foreign:
+        return Classifier(teacher.student(str(blueprint.name)))
+    network = blueprint.build(teacher.input_shape, teacher.num_classes).float()
+    probed = probe(network, blueprint.name, teacher.input_shape)
+    if probed.num_classes != teacher.num_classes:
+        raise ConfigError(
+            f"the student {blueprint.name} has {probed.num_classes} classes, the teacher {teacher.num_classes}; if it "
+            f"takes their number, say so: {blueprint.name.having(num_classes=teacher.num_classes)}"
+        )
+    code = blueprint.with_what_it_imports().code
+    return Classifier(teacher.student(str(blueprint.name), code, probed.head), network)

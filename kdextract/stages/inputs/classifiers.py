@@ -1,0 +1,61 @@
+"""Which classifier a command is about: one of the run, or a file from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ConfigError
+from ...storage.artifacts import Input
+from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, InputFile, RunDir
+
+CLASSIFIERS = ("teacher", "compressed", "student")
+
+
+@dataclass(frozen=True)
+class ChosenClassifier:
+    """The file of a classifier, and its artifact if it is one of the run; `name` is for what is made from it."""
+
+    file: InputFile
+    name: str
+    artifact: Artifact | None = None
+
+    @property
+    def input(self) -> Input:
+        """The classifier as an input of a stage."""
+        return (self.artifact or self.file).input("classifier")
+
+
+def find_classifier(label: str | None, run: RunDir) -> ChosenClassifier:
+    """Return the classifier that `label` names.
+
+    Args:
+        label: an artifact of the run, the directory of one, or a safetensors file; None for the run's only student.
+
+    Raises:
+        UsageError: there is no such artifact.
+        ConfigError: the run has no student, or several, or the name fits several artifacts.
+        ArtifactError: a file is missing or was changed.
+    """
+    if label is not None and label.endswith(".safetensors"):
+        return ChosenClassifier(run.file(Path(label)), Path(label).resolve().parent.name)
+    if label is not None and (Path(label) / MODEL_FILE).is_file():
+        here = [ref for ref in run.artifacts(*CLASSIFIERS) if ref.directory.samefile(label)]
+        if not here:
+            return find_classifier(str(Path(label) / MODEL_FILE), run)
+        label = here[0].label
+    ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
+    name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
+    artifact = run.artifact(ref)
+    return ChosenClassifier(artifact.file(MODEL_FILE), name, artifact)
+
+
+def only_student(run: RunDir) -> ArtifactRef:
+    """Return the run's student, if it has just one. Raises `ConfigError`."""
+    students = run.artifacts("student")
+    if not students:
+        raise ConfigError(f"{run.root} has no student; make one with: kdx distill")
+    if len(students) > 1:
+        labels = ", ".join(ref.label for ref in students)
+        raise ConfigError(f"{run.root} has several students, say which: {labels}")
+    return students[0]

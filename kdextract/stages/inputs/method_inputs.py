@@ -1,0 +1,142 @@
+"""What a method that makes images is given besides the teacher: the run's statistics, a student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...data.tables import is_table
+from ...errors import ArtifactError, ConfigError
+from ...methods import TWO_WAYS, Given, LiveMethod, Method, Objective
+from ...storage.artifacts import BATCH_NORM_KEY, Input, read_header, read_manifest, strongest
+from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, RunDir
+from ..running.runner import StageContext
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...synthesis.statistics.recorded import Statistics
+
+
+@dataclass(frozen=True)
+class MethodInputs:
+    """The statistics and the student of the run that a method is given, where it is given any."""
+
+    statistics: Artifact | None = None
+    student: Artifact | None = None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """These artifacts, as inputs of a stage."""
+        found = {"statistics": self.statistics, "student": self.student}
+        return [artifact.input(role) for role, artifact in found.items() if artifact is not None]
+
+    @property
+    def needs(self) -> str:
+        """The most access to data that any of them took."""
+        of_student = "" if self.student is None else self.student.manifest.needs
+        return strongest("teacher", of_student, "teacher+statistics" if self.statistics else "")
+
+    def given(self, teacher: Classifier, context: StageContext) -> Given:
+        """Return teacher and artifacts, opened, on the teacher's device."""
+        student = None
+        if self.student is not None:
+            student = context.classifier(self.student.file(MODEL_FILE))
+            if (student.input_shape, student.num_classes) != (teacher.input_shape, teacher.num_classes):
+                raise ConfigError(f"{self.student.label} takes other images than the teacher, or has other classes")
+        return Given(teacher, self._statistics(context), student)
+
+    def _statistics(self, context: StageContext) -> Statistics | None:
+        from ...storage.tensor_files import read_safetensors
+        from ...synthesis.statistics.recorded import Statistics
+
+        if self.statistics is None:
+            return None
+        contents = self.statistics.file("statistics.safetensors").read(read_safetensors)
+        return Statistics.from_tensors(*contents).to(context.device)
+
+
+def find_method_inputs(method: Objective | LiveMethod, run: RunDir, student: str | None = None) -> MethodInputs:
+    """Return what a method is given in this run, every file of it checked.
+
+    Args:
+        student: the name of a student of the run, for a method whose images compete with one.
+
+    Raises:
+        ConfigError: the run has no teacher, or not the statistics that the method needs.
+        UsageError: there is no such student.
+        ArtifactError: a file is missing or was changed.
+    """
+    run.teacher()
+    competitor = None if student is None else run.find(student, "student")
+    statistics = _statistics_for(method, run)
+    return MethodInputs(*(None if ref is None else run.artifact(ref) for ref in (statistics, competitor)))
+
+
+def missing_inputs(method: Method, run: RunDir) -> str:
+    """Return what the run has to have before the method can be used, in words; '' if it can be used now."""
+    try:
+        shape = tuple(_header(run)["classifier"]["input_shape"])
+    except ConfigError as error:
+        return str(error)
+    try:
+        if method.images_only and is_table(shape):
+            return "images: the teacher takes rows of a table"
+        if isinstance(method, Objective | LiveMethod):
+            _statistics_for(method, run)
+        if isinstance(method, Objective) and method.competes and not run.artifacts("student"):
+            return f"{run.root} has no student; make one with: kdx distill"
+    except (ConfigError, ArtifactError) as error:
+        return str(error)
+    return ""
+
+
+def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef | None:
+    """Return the run's statistics if the method needs them. Raises `ConfigError` if the run has none that do."""
+    record = method.record if isinstance(method, Objective) else None
+    if record is not None:
+        return _with_record(run, method.name, record)
+    if not method.inverts or _has_batch_norm(run):
+        return None
+    statistics = run.place("statistics")
+    if not statistics.directory.is_dir():
+        raise ConfigError(TWO_WAYS)
+    return statistics
+
+
+def _header(run: RunDir) -> dict[str, Any]:
+    """Return what the teacher's file says of itself."""
+    return read_header(_teacher_file(run))[1]
+
+
+def _teacher_file(run: RunDir) -> Path:
+    return run.teacher().directory / MODEL_FILE
+
+
+def _has_batch_norm(run: RunDir) -> bool:
+    """Whether the teacher has batch normalization that keeps statistics, as `hooks.batch_norm_layers` finds it.
+
+    Files of version 0.1 do not say so; then the teacher is loaded.
+
+    Raises:
+        ArtifactError: it is such a file, and the teacher cannot be loaded.
+    """
+    recorded = _header(run).get(BATCH_NORM_KEY)
+    if isinstance(recorded, bool):
+        return recorded
+    from ...models.classifier import load_classifier
+    from ...models.hooks import batch_norm_layers
+
+    return bool(batch_norm_layers(load_classifier(_teacher_file(run)).network))
+
+
+def _with_record(run: RunDir, name: str, record: str) -> ArtifactRef:
+    """Return the run's statistics. Raises `ConfigError` unless they hold the record."""
+    statistics = run.existing("statistics", "kdx compute-stats")
+    recorded = read_manifest(statistics.directory).metrics.get("records", [])
+    if record not in recorded:
+        raise ConfigError(
+            f"{name} needs the {record} record, and the statistics hold only {', '.join(recorded)}; "
+            "make them again with: kdx compute-stats --spectral --force"
+        )
+    return statistics

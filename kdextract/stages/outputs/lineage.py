@@ -1,0 +1,205 @@
+"""What an artifact of a run was made from, and what was said of it: found by hashes, told in words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+from ...methods import Method, generator_method, generator_names, live_method, live_names, objective, objective_names
+from ...storage.artifacts import Input, Manifest
+from ...storage.run_dir import PLACES, ArtifactRef, RunDir, in_its_place
+
+Fact = tuple[str, str]
+"""What it is about, and a sentence, both as plain text."""
+
+NEEDS = {
+    "teacher": "The teacher alone: its file and its answers. No image of its training data, no statistics of them.",
+    "teacher+statistics": "The teacher, and statistics of its activations that were recorded on real data. No image.",
+    "teacher+samples": "The teacher, and a few real images.",
+    "teacher+data": "The teacher, and real images.",
+}
+"""`Manifest.needs` in words."""
+DRAWING = ("train", "optimize-dataset", "train-generator", "generate", "distill")
+"""Stages whose results depend on a seed."""
+_OF_FILES = re.compile(r"(npz:|folder:)(.*)")
+
+
+def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
+    """Return what an artifact was made from, and what that was made from, by label, the oldest first.
+
+    What the run no longer has, or has in another version, is left out.
+    """
+    by_label = {ref.label: ref for ref in run.artifacts()}
+    found: dict[str, Manifest] = {}
+
+    def visit(made: Manifest) -> None:
+        for entry in made.inputs:
+            if entry.path in by_label and entry.path not in found:
+                source = in_its_place(by_label[entry.path])
+                if source.identity == entry.sha256:
+                    visit(source)
+                    found[entry.path] = source
+
+    visit(manifest)
+    return found
+
+
+def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest]:
+    """Return the evaluations of just this classifier beside the run's present teacher; equal ones once."""
+    teachers = {in_its_place(ref).identity for ref in run.artifacts("teacher")}
+    found: dict[str, ArtifactRef] = {}
+    manifests: dict[ArtifactRef, Manifest] = {}
+    for ref in run.artifacts("evaluation"):
+        manifest = in_its_place(ref)
+        inputs = {entry.role: entry.sha256 for entry in manifest.inputs}
+        about_it = inputs.get("classifier") == classifier.sha256 and inputs.get("teacher") in teachers
+        if about_it and manifest.identity not in found:
+            found[manifest.identity] = ref
+            manifests[ref] = manifest
+    return manifests
+
+
+def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
+    """Return where a classifier comes from, as facts about a teacher, a compressed teacher or a student.
+
+    Args:
+        sources: its `ancestors`.
+    """
+    teacher = next((source for source in sources.values() if source.kind == "teacher"), None)
+    facts = [] if teacher is None else [("Teacher", _teacher(teacher))]
+    if manifest.kind == "teacher":
+        facts.append(("Training" if manifest.stage == "train" else "Import", _teacher(manifest)))
+    elif manifest.kind == "compressed":
+        layers = ", ".join(_layer(text) for text in manifest.metrics.get("ranks", []))
+        facts.append(("Method", f"Layers of the teacher taken apart: {layers}. It was not trained afterwards."))
+    else:
+        facts += _distillation(manifest, sources)
+    if manifest.needs in NEEDS:
+        facts.append(("Access to data", NEEDS[manifest.needs]))
+    opened = [(label, entry) for label, made in _chain(manifest, sources).items() for entry in made.real_data]
+    shown = [f"{data_name(e.get('spec'))} ({e.get('split')}) by {label} for {e.get('purpose')}" for label, e in opened]
+    facts.append(("Real data opened on the way", ("; ".join(shown) or "none that the manifests tell of") + "."))
+    seeds = [f"{label} {made.config['seed']}" for label, made in _chain(manifest, sources).items() if _drew(made)]
+    return [*facts, *([("Seeds", f"{', '.join(seeds)}.")] if seeds else [])]
+
+
+def data_name(spec: object) -> str:
+    """Return what a data set or a network is called, without folders, which tell of a machine and not of the data."""
+    text = str(spec)
+    of_files = _OF_FILES.fullmatch(text)
+    if of_files:
+        return of_files[1] + PurePath(of_files[2]).name
+    return PurePath(text).name if text.startswith(("/", "~")) else text
+
+
+def _chain(manifest: Manifest, sources: dict[str, Manifest]) -> dict[str, Manifest]:
+    return {**sources, manifest.label: manifest}
+
+
+def _drew(manifest: Manifest) -> bool:
+    return "seed" in manifest.config and manifest.stage in DRAWING
+
+
+def _layer(text: str) -> str:
+    name, _, ranks = text.rpartition(" ")
+    return f"{name} (ranks {ranks})"
+
+
+def _teacher(manifest: Manifest) -> str:
+    """Say what a teacher is, what it learned from, and how good it was found to be."""
+    config, metrics = manifest.config, manifest.metrics
+    text = f"{data_name(metrics.get('model', 'a network'))}"
+    if "num_parameters" in metrics:
+        text += f", {metrics['num_parameters']:,} parameters"
+    data = config.get("data")
+    if manifest.stage == "train":
+        text += f", trained on {data_name(data)} ({metrics['num_images']:,} images)"
+    else:
+        text += f", made by kdx {manifest.stage}"
+        text += f", which was told that it had learned from {data_name(data)}" if isinstance(data, str) else ""
+    if "validation_accuracy" in metrics:
+        share, count = 100 * metrics["validation_accuracy"], metrics["validation_images"]
+        text += f"; accuracy {share:.2f} % on {count:,} of its images that were set aside"
+    return f"{text}."
+
+
+def _distillation(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
+    metrics, budget = student.metrics, student.budget
+    settings = metrics.get("settings", {})
+    facts = [("Method", _method_text(student, sources)), ("Learned from", _images(student))]
+    if "teacher_queries" in budget:
+        before = sum(source.budget.get("teacher_queries", 0) for source in _synthesis(student, sources))
+        also = f", and {before:,} before that, for what it learned from" if before else ""
+        queries = f"The teacher was shown {budget['teacher_queries']:,} images by kdx distill{also}."
+        facts.append(("Teacher queries", queries))
+    if "steps" in metrics:
+        text = f"{metrics['steps']:,} steps"
+        text += f" of {settings['batch_size']} images" if "batch_size" in settings else ""
+        text += f", optimizer {student.config['optimizer']}" if "optimizer" in student.config else ""
+        text += f", loss {settings['loss']}" if "loss" in settings else ""
+        text += f" at temperature {settings['temperature']:g}" if settings.get("loss") in ("kl", "ce") else ""
+        facts.append(("Training", f"{text}. {_start(student)}"))
+    return facts
+
+
+def _synthesis(student: Manifest, sources: dict[str, Manifest]) -> list[Manifest]:
+    """Return the transfer set and the generators that a student's images come from, as far as they are known."""
+    found: list[Manifest] = []
+    waiting = [student]
+    while waiting:
+        inputs = [e.path for e in waiting.pop().inputs if e.role in ("transfer-set", "generator")]
+        made = [sources[path] for path in inputs if path in sources]
+        found += made
+        waiting += made
+    return found
+
+
+def _start(student: Manifest) -> str:
+    given = next((entry for entry in student.inputs if entry.role == "student"), None)
+    if given is not None:
+        return f"It started as {data_name(given.path)}."
+    if student.metrics.get("inherited"):
+        return "It started with the teacher's strongest units."
+    return "It started with random weights."
+
+
+def _images(student: Manifest) -> str:
+    """Say what images a student learned from, and how many they were."""
+    count = student.metrics.get("num_images")
+    many = "An unknown number of" if count is None else f"{count:,}"
+    by_role = {entry.role: entry for entry in student.inputs}
+    given = str(student.config.get("data"))
+    if "transfer-set" in by_role:
+        return f"{many} synthetic images of {_place(by_role['transfer-set'])}."
+    if "generator" in by_role:
+        return f"{many} synthetic images of {_place(by_role['generator'])}, made while it learned."
+    if "data" in by_role:
+        return f"{many} real images of {data_name(given)}."
+    if given.startswith("noise:"):
+        return f"{many} images of {given.removeprefix('noise:')} noise."
+    return f"{many} synthetic images, made while it learned."
+
+
+def _place(entry: Input) -> str:
+    return entry.path if entry.path.startswith(PLACES[entry.role]) else f"{PurePath(entry.path).name} of another run"
+
+
+def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
+    """Say how the images were made: the method's name, its first line of documentation, the paper."""
+    method = _method(student, sources)
+    if method is None:
+        return "Knowledge distillation: it learned to give the teacher's answers."
+    return f"{method.name}: {method.summary} ({method.source})"
+
+
+def _method(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
+    """Return the method that made a student's images; None where no method did, or no known one."""
+    for made in _synthesis(student, sources):
+        name = str(made.config.get("objective", made.config.get("method")))
+        if name in objective_names():
+            return objective(name)
+        if name in generator_names():
+            return generator_method(name)
+    roles = {entry.role for entry in student.inputs}
+    live = str(student.metrics.get("source"))
+    return live_method(live) if live in live_names() and not roles & {"transfer-set", "generator", "data"} else None

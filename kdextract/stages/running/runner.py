@@ -1,0 +1,394 @@
+"""Runs one stage: lock, plan, cache decision, checkpoints, signals, publication."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ... import __version__
+from ...errors import ConfigError, OutOfMemoryError, from_os_error
+from ...models.queries import SYNTHESIS, Queries
+from ...options.declare import (
+    MethodStageConfig,
+    NetworkConfig,
+    StageConfig,
+    difference,
+    option_fields,
+    spelling,
+    to_record,
+)
+from ...storage.artifacts import Manifest, Output, file_sha256, partial_path, publish, read_manifest, write_file
+from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
+from ...training.progress import Reporter
+from .attempts import Attempts, forget_peak_memory, peak_memory
+from .checkpoints import CHECKPOINT_FILE, Checkpoints
+from .outcome import Outcome as Outcome
+from .outcome import Plan as Plan
+from .outcome import ResolvedT
+from .process_state import CUBLAS, process_as_it_was
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...models.classifier import Classifier
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+KEY_FILE = "key.json"
+METRICS_FILE = "metrics.jsonl"
+COMPILERS = ("g++", "clang++")
+_TAKE_MEMORY = ("batch_size", "generator_batch", "pool_batch", "max_units", "covariance_rank")
+"""Options of stages and methods of which a smaller value takes less memory, in the order in which to try them."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ConfigT, ResolvedT]):
+    """What a command that writes an artifact does.
+
+    `plan` finds and hashes the inputs; it must be quick and may raise any user error. `execute` gets what `plan` found
+    (`Plan.resolved`), does the work and returns summary metrics. With `replaces_stale`, a result whose inputs or
+    options changed is made again without `--force`. `check` judges an outcome after it was reported, cached or not.
+    `before` does what the stage relies on, outside of it.
+    """
+
+    name: str
+    config: type[ConfigT]
+    plan: Callable[[ConfigT, RunDir], Plan[ResolvedT]]
+    execute: Callable[[ConfigT, ResolvedT, StageContext], Json]
+    replaces_stale: bool = False
+    check: Callable[[ConfigT, Outcome], None] = lambda config, outcome: None
+    before: Callable[[ConfigT, Reporter], None] = lambda config, reporter: None
+
+
+@dataclass
+class StageContext:
+    """What a running stage gets: its run, its place to write, checkpoints, progress, and the counters of its budget.
+
+    `started` is the `time.monotonic()` at which the stage was called; `earlier` is what attempts before this one have
+    cost. `precision` and `compiled` are what networks run with; see `Classifier.placed`.
+    """
+
+    run: RunDir
+    reporter: Reporter
+    checkpoints: Checkpoints
+    device: torch.device
+    started: float
+    earlier: Attempts = field(default_factory=Attempts)
+    precision: torch.dtype | None = None
+    compiled: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    budget: Json = field(default_factory=dict)
+    real_data: list[Json] = field(default_factory=list)
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, float] = field(default_factory=dict)
+    _queries: list[Queries] = field(default_factory=list)
+
+    def teacher(self, purpose: str = SYNTHESIS) -> Classifier:
+        """Return the run's teacher on the stage's device, frozen and in evaluation mode.
+
+        Args:
+            purpose: what it is shown images for, where no block around says otherwise; see `queries`.
+        """
+        teacher = self.run.artifact(self.run.teacher()).file(MODEL_FILE)
+        classifier = self._load(teacher)
+        classifier.queries.usual = purpose
+        self._queries.append(classifier.queries)
+        return self.placed(classifier)
+
+    def classifier(self, file: InputFile) -> Classifier:
+        """Return the classifier of a file on the stage's device, frozen and in evaluation mode.
+
+        Raises:
+            ArtifactError: the file is malformed, or was changed since it was hashed.
+        """
+        return self.placed(self._load(file))
+
+    def _load(self, file: InputFile) -> Classifier:
+        from ...models.classifier import load_classifier
+
+        return file.read(load_classifier).frozen()
+
+    def placed(self, classifier: Classifier) -> Classifier:
+        """Move a classifier to the stage's device, to run as the options say, and return it."""
+        return classifier.placed(self.device, self.precision, self.compiled)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Add a payload file; it is written when the stage is done."""
+        self.files[name] = content
+
+    def write_metrics(self, rows: list[Json]) -> None:
+        """Add `metrics.jsonl`: one JSON object per line, without times, so that equal runs write equal bytes."""
+        self.write(METRICS_FILE, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of `name` in the budget."""
+        self._running[name] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - self._running.pop(name)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the stage so far, those of earlier attempts included."""
+        return self.earlier.seconds.get("total", 0.0) + time.monotonic() - self.started
+
+    def costs(self) -> Attempts:
+        """Return what the stage has cost so far, earlier attempts included."""
+        now = time.monotonic()
+        seconds = dict(self._seconds)
+        for name, began in self._running.items():
+            seconds[name] = seconds.get(name, 0.0) + now - began
+        queries: dict[str, int] = {}
+        for one in self._queries:
+            queries |= {name: queries.get(name, 0) + count for name, count in one.counts.items()}
+        return self.earlier.with_one_more(seconds | {"total": now - self.started}, queries, peak_memory(self.device))
+
+    def count(self, **amounts: int) -> None:
+        """Add to the budget's counters (images, student_steps)."""
+        for name, amount in amounts.items():
+            self.budget[name] = self.budget.get(name, 0) + amount
+
+
+def run_stage(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter) -> Outcome:
+    """Run one stage, or find it done, or (with `dry_run`) say what would happen.
+
+    The process keeps its settings and random states; stages of several threads run one after the other.
+
+    Raises:
+        KdxError: anything that the user can act on; see `errors`.
+    """
+    try:
+        with process_as_it_was():
+            stage.before(config, reporter)
+            return _run(stage, config, reporter, time.monotonic())
+    except MemoryError as error:
+        raise OutOfMemoryError(f"the machine ran out of memory; {what_takes_less(config)}") from error
+    except OSError as error:
+        raise from_os_error(error) from error
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError(f"the device ran out of memory; {what_takes_less(config)}") from error
+        raise
+
+
+def what_takes_less(config: StageConfig) -> str:
+    """Return which options of a stage, and of its method, a user can change so that it takes less memory."""
+    known = [*option_fields(config)]
+    if isinstance(config, MethodStageConfig):
+        known += option_fields(config.chosen_method()[1])
+    names = {declared.name for declared in known}
+    options = [spelling(name) for name in _TAKE_MEMORY if name in names]
+    if not options:
+        return "this command has no option that makes it take less; it needs a machine or a --device with more memory"
+    return f"try a smaller {' or '.join(options)}"
+
+
+def _run(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
+    run = RunDir(config.run)
+    plan: Plan[ResolvedT] | None = None
+    if config.dry_run or not run.root.exists():
+        plan = stage.plan(config, run)  # a request that cannot work leaves no directory behind
+        if config.dry_run:
+            return Outcome("planned", plan.target.directory, None, plan)
+    with run.lock():
+        plan = plan or stage.plan(config, run)
+        record = to_record(config)
+        force = config.force or (stage.replaces_stale and _is_stale(plan, record))
+        if run.is_done(plan.target, record, plan.inputs, force):
+            return Outcome("cached", plan.target.directory, read_manifest(plan.target.directory), plan)
+        return _execute(stage, config, run, plan, record, reporter, started)
+
+
+def _is_stale(plan: Plan[Any], record: Json) -> bool:
+    directory = plan.target.directory
+    if not directory.exists():
+        return False
+    manifest = read_manifest(directory)
+    return bool(difference(manifest.config, record)) or {i.sha256 for i in manifest.inputs} != {
+        i.sha256 for i in plan.inputs
+    }
+
+
+def _execute(
+    stage: Stage[ConfigT, ResolvedT],
+    config: ConfigT,
+    run: RunDir,
+    plan: Plan[ResolvedT],
+    record: Json,
+    reporter: Reporter,
+    started: float,
+) -> Outcome:
+    partial = _prepare_partial(stage.name, plan, record, reporter)
+    checkpoints = Checkpoints(partial)
+    _import_what_is_set(config)
+    with process_as_it_was(), signals_to(checkpoints.stop):
+        device = _set_up_torch(config)
+        how = _how_networks_run(config, device)
+        context = StageContext(run, reporter, checkpoints, device, started, Attempts.read(partial), *how)
+        forget_peak_memory(device)
+        metrics = _execute_and_count(stage, config, plan.resolved, context, partial)
+        context.budget |= context.costs().record(context.earlier)
+        metrics_manifest = publish(
+            plan.target.directory, lambda staged: _write_payload(staged, stage.name, plan, record, context, metrics)
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    return Outcome("made", plan.target.directory, metrics_manifest, plan)
+
+
+def _execute_and_count(
+    stage: Stage[ConfigT, ResolvedT], config: ConfigT, resolved: ResolvedT, context: StageContext, partial: Path
+) -> Json:
+    """Execute the stage; write down what this attempt costs when it begins, at each checkpoint, and if it fails."""
+
+    def write() -> None:
+        context.costs().write(partial)
+
+    context.checkpoints.saved = write
+    write()
+    try:
+        return stage.execute(config, resolved, context)
+    except BaseException:
+        write()
+        raise
+
+
+def _prepare_partial(stage: str, plan: Plan[Any], record: Json, reporter: Reporter) -> Path:
+    """Return the directory of the stage's checkpoint, emptied unless it belongs to just this work."""
+    partial = partial_path(plan.target.directory)
+    key = json.dumps(
+        {
+            "stage": stage,
+            "kdx_version": __version__,
+            "config": record,
+            "inputs": [[i.role, i.sha256] for i in plan.inputs],
+        },
+        sort_keys=True,
+    ).encode()
+    if partial.exists() and (not (partial / KEY_FILE).exists() or (partial / KEY_FILE).read_bytes() != key):
+        shutil.rmtree(partial)
+    if (partial / CHECKPOINT_FILE).exists():
+        reporter.line(f"{stage}: going on from the checkpoint of an interrupted run")
+    partial.mkdir(parents=True, exist_ok=True)
+    write_file(partial / KEY_FILE, key)
+    return partial
+
+
+def _write_payload(
+    staged: Path, stage: str, plan: Plan[Any], record: Json, context: StageContext, metrics: Json
+) -> Manifest:
+    outputs = []
+    for name, content in context.files.items():
+        write_file(staged / name, content)
+        outputs.append(Output(name, file_sha256(staged / name), len(content)))
+    return Manifest(
+        kind=plan.target.kind,
+        label=plan.target.label,
+        stage=stage,
+        kdx_version=__version__,
+        config=record,
+        inputs=plan.inputs,
+        outputs=tuple(outputs),
+        needs=plan.needs,
+        real_data=tuple(context.real_data),
+        environment=_environment(context),
+        budget=context.budget,
+        metrics=metrics,
+    )
+
+
+def _environment(context: StageContext) -> Json:
+    import numpy
+    import safetensors
+    import torch
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "safetensors": safetensors.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _import_what_is_set(config: StageConfig) -> None:
+    """Import PyTorch, and its compiler if networks are compiled: what was not imported has no settings to keep."""
+    import_module("torch")
+    if isinstance(config, NetworkConfig) and config.compile:
+        import_module("torch._dynamo")
+
+
+def _set_up_torch(config: StageConfig) -> torch.device:
+    """Choose the device, fix threads and determinism, and return the device; inside `process_as_it_was`."""
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    import torch
+
+    from ...errors import UsageError
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {config.device!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {config.device!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device {config.device!r} on this machine; use --device cpu")
+    return device
+
+
+def _how_networks_run(config: StageConfig, device: torch.device) -> tuple[torch.dtype | None, bool]:
+    """Return precision and compilation, for a stage with these options.
+
+    Raises:
+        ConfigError: the device cannot compute like that, or there is no compiler.
+    """
+    import torch
+
+    if not isinstance(config, NetworkConfig):
+        return None, False
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bfloat16; leave out --precision")
+    if config.compile and not any(map(shutil.which, COMPILERS)):
+        raise ConfigError(f"--compile needs a C++ compiler ({' or '.join(COMPILERS)}), and there is none")
+    return (torch.bfloat16 if config.precision == "bf16" else None), bool(config.compile)
+
+
+@contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Send SIGINT and SIGTERM to `handler` while the block runs (only the main thread can)."""
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]  # None: not Python's
+    old = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

@@ -1,0 +1,329 @@
+"""The run directory: what is where, who may write, what is already done, and what a command reads."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import __version__
+from ..errors import ArtifactError, ConfigError, RunLockedError, UsageError, did_you_mean
+from ..options.declare import difference
+from .artifacts import FORMAT_VERSION, Input, Manifest, file_sha256, read_manifest, recover, verify_artifact, write_file
+
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+PLACES = {  # kind -> its folder; a folder that ends in / holds any number of named artifacts
+    "teacher": "teacher",
+    "statistics": "statistics",
+    "generator": "generators/",
+    "transfer-set": "transfer-sets/",
+    "compressed": "compressed/",
+    "student": "students/",
+    "evaluation": "evaluations/",
+    "neighbours": "neighbours/",
+    "export": "exports/",
+}
+MODEL_FILE = "model.safetensors"
+"""What a classifier is called in its artifact."""
+
+ContentT = TypeVar("ContentT")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A place of the run: the kind of artifact, its name, its directory (which may not exist yet)."""
+
+    kind: str
+    name: str
+    directory: Path
+
+    @property
+    def label(self) -> str:
+        """How a user spells it: `teacher`, `students/lenet_half`."""
+        place = PLACES[self.kind]
+        return place + self.name if place.endswith("/") else place
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What changes when a file is replaced or written to: its number, its size, the time of its last change (ns)."""
+
+    number: int
+    size: int
+    changed_at: int
+
+    @staticmethod
+    def of(path: Path) -> FileState | None:
+        """Return the present state of a file, None where there is none."""
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that a command reads: its sha256, and the state that it had before it was hashed."""
+
+    path: Path
+    sha256: str
+    state: FileState
+
+    def input(self, role: str) -> Input:
+        """Return the file as an input of a stage."""
+        return Input(role, str(self.path), self.sha256)
+
+    def read(self, reader: Callable[[Path], ContentT]) -> ContentT:
+        """Return what `reader` makes of the file. Raises `ArtifactError` if these are not the bytes of the sha256."""
+        content = reader(self.path)
+        self.require_unchanged()
+        return content
+
+    def require_unchanged(self) -> None:
+        """Raise `ArtifactError` if the file was replaced, removed or written to since it was hashed."""
+        if FileState.of(self.path) != self.state:
+            raise ArtifactError(f"{self.path} was changed while the command ran; nothing was written. Run it again")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published result whose files agree with its manifest.
+
+    `label` is its place in the run, or the path of its directory if it is of another run; `files` are its payload
+    files by name.
+    """
+
+    directory: Path
+    label: str
+    manifest: Manifest
+    files: dict[str, InputFile]
+
+    @property
+    def kind(self) -> str:
+        """One of the keys of `PLACES`."""
+        return self.manifest.kind
+
+    @property
+    def name(self) -> str:
+        """Its name in its run."""
+        return self.directory.name
+
+    def file(self, name: str) -> InputFile:
+        """Return one payload file. Raises `ArtifactError` when there is none of this name."""
+        return self.files[self.manifest.output(name).file]
+
+    def input(self, role: str) -> Input:
+        """Return the artifact as an input of a stage."""
+        return Input(role, self.label, self.manifest.identity)
+
+
+class RunDir:
+    """A run directory, as one command sees it. Reading needs no lock; every writer holds `lock`.
+
+    Each file that the command reads is hashed once, however often it is asked for.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files: dict[Path, InputFile] = {}
+        self._artifacts: dict[Path, Artifact] = {}
+
+    def file(self, path: Path) -> InputFile:
+        """Return a file that the command reads. Raises `ArtifactError` when it is not there."""
+        known = self._files.get(path.resolve())
+        if known is None:
+            state = FileState.of(path)
+            if state is None or not path.is_file():
+                raise ArtifactError(f"{path} does not exist")
+            known = self._files[path.resolve()] = InputFile(path, file_sha256(path), state)
+        return InputFile(path, known.sha256, known.state)
+
+    def artifact(self, ref: ArtifactRef) -> Artifact:
+        """Return an artifact of the run, every file of it checked.
+
+        Raises:
+            ArtifactError: a file is missing or was changed, or it is not the artifact that belongs there.
+        """
+        artifact = self.artifact_at(ref.directory)
+        _require_place(ref, artifact.manifest)
+        return artifact
+
+    def artifact_at(self, directory: Path) -> Artifact:
+        """Return the artifact of a directory, of this run or of another, every file of it checked.
+
+        Raises:
+            ArtifactError: a file is missing or was changed, or there is no artifact.
+        """
+        known = self._artifacts.get(directory.resolve())
+        if known is not None:
+            return known
+        manifest = verify_artifact(directory, sha256_of=lambda path: self.file(path).sha256)
+        inside = self.root.resolve() in (directory.parent.resolve(), directory.parent.parent.resolve())
+        label = manifest.label if inside else str(directory)
+        files = {output.file: self.file(directory / output.file) for output in manifest.outputs}
+        artifact = self._artifacts[directory.resolve()] = Artifact(directory, label, manifest, files)
+        return artifact
+
+    def place(self, kind: str, name: str | None = None) -> ArtifactRef:
+        """Return where an artifact of this kind and name belongs. Raises `UsageError` for an unsafe name."""
+        folder = PLACES[kind]
+        if not folder.endswith("/"):
+            return ArtifactRef(kind, folder, self.root / folder)
+        if name is None or not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is not a name for an artifact: letters, digits, '.', '_' and '-' (at most 64), "
+                "starting with a letter or digit"
+            )
+        return ArtifactRef(kind, name, self.root / folder / name)
+
+    def artifacts(self, *kinds: str) -> list[ArtifactRef]:
+        """Return what is published, in the order of the pipeline, then by name; of all kinds if none is named."""
+        found = []
+        for kind in kinds or PLACES:
+            folder = self.root / PLACES[kind]
+            if not PLACES[kind].endswith("/"):
+                candidates = [folder]
+            else:
+                candidates = sorted(folder.iterdir()) if folder.is_dir() else []
+            found += [ArtifactRef(kind, p.name, p) for p in candidates if p.is_dir() and not p.name.startswith(".")]
+        return found
+
+    def existing(self, kind: str, made_by: str) -> ArtifactRef:
+        """Return the run's only-one-per-run artifact of `kind`. Raises `ConfigError` naming the command to run."""
+        ref = self.place(kind)
+        if not ref.directory.is_dir():
+            raise ConfigError(f"{self.root} has no {kind}; make one with: {made_by}")
+        return ref
+
+    def teacher(self) -> ArtifactRef:
+        """Return the run's teacher. Raises `ConfigError` naming the commands that make one."""
+        return self.existing("teacher", "kdx train, or kdx import-model SPEC for a model of your own")
+
+    def find(self, label: str, *kinds: str) -> ArtifactRef:
+        """Return the artifact that a user calls `label`: `teacher`, `students/NAME` or just `NAME`.
+
+        Raises:
+            UsageError: no such artifact; the sentence names the near one.
+            ConfigError: the bare name fits several.
+        """
+        present = self.artifacts(*kinds)
+        wanted = label.rstrip("/")
+        matches = [ref for ref in present if ref.label == wanted] or [ref for ref in present if ref.name == wanted]
+        if len(matches) > 1:
+            labels = ", ".join(ref.label for ref in matches)
+            raise ConfigError(f"{label!r} fits several artifacts, say which: {labels}")
+        if not matches:
+            known = did_you_mean(label, [ref.label for ref in present]) if present else " The run has none."
+            raise UsageError(f"{self.root} has no artifact {label!r}.{known}")
+        return matches[0]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's write lock; the kernel frees it when the process ends, however it ends.
+
+        Raises:
+            RunLockedError: another process holds it.
+            ArtifactError: the directory belongs to something else or to a newer kdx.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"{self.root} is a file, or below one, and cannot be a run directory") from error
+        self._check_run_file()
+        with (self.root / LOCK_FILE).open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                holder = stream.read(400).strip() or "another process"
+                raise RunLockedError(
+                    f"{self.root} is being written to by {holder}; wait for it or use --run"
+                ) from error
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} ({' '.join(['kdx', *sys.argv[1:]])[:300]})\n")
+            stream.flush()
+            if not (self.root / RUN_FILE).exists():
+                record = {"format_version": FORMAT_VERSION, "kdx_version": __version__}
+                write_file(self.root / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
+            try:
+                yield
+            finally:
+                stream.truncate(0)
+
+    def _check_run_file(self) -> None:
+        path = self.root / RUN_FILE
+        if not path.exists():
+            others = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise ConfigError(f"{self.root} is not a run directory: it holds {others[0]} and no {RUN_FILE}")
+            return
+        try:
+            version = json.loads(path.read_text(encoding="utf-8"))["format_version"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is malformed: {error}") from error
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            raise ArtifactError(f"{path} has format {version}; this kdx reads up to {FORMAT_VERSION}: upgrade it")
+
+    def is_done(self, ref: ArtifactRef, config: dict[str, Any], inputs: tuple[Input, ...], force: bool) -> bool:
+        """Say whether `ref` is published, sound, and made from just this config and these inputs.
+
+        Raises:
+            ConfigError: it was made with other options or from other inputs, and `force` is not set; the sentence lists
+                the differences.
+            ArtifactError: it is damaged, and `force` is not set.
+        """
+        recover(ref.directory)
+        if force or not ref.directory.exists():
+            return False
+        manifest = in_its_place(ref)
+        changes = difference(manifest.config, config) + _changed_inputs(manifest, inputs)
+        if changes:
+            raise ConfigError(
+                f"{ref.directory} already exists with different options or inputs ({'; '.join(changes)}). Use --force "
+                f"to overwrite it, or {'--name' if PLACES[ref.kind].endswith('/') else 'another --run'} to keep both."
+            )
+        verify_artifact(ref.directory, manifest)
+        return True
+
+
+def in_its_place(ref: ArtifactRef) -> Manifest:
+    """Return an artifact's manifest. Raises `ArtifactError` when it is not the artifact that belongs there."""
+    manifest = read_manifest(ref.directory)
+    _require_place(ref, manifest)
+    return manifest
+
+
+def _require_place(ref: ArtifactRef, manifest: Manifest) -> None:
+    """Raise `ArtifactError` when the manifest is not that of the artifact that belongs there."""
+    if manifest.kind != ref.kind or manifest.label != ref.label:
+        raise ArtifactError(f"{ref.directory} holds the {manifest.kind} {manifest.label}: it was renamed or moved")
+
+
+def verified(ref: ArtifactRef) -> Manifest:
+    """Check every file of an artifact of the run and return its manifest. Raises `ArtifactError`."""
+    return verify_artifact(ref.directory, in_its_place(ref))
+
+
+def _changed_inputs(manifest: Manifest, inputs: tuple[Input, ...]) -> list[str]:
+    old = {entry.role: entry for entry in manifest.inputs}
+    new = {entry.role: entry for entry in inputs}
+    changes = []
+    for role in dict.fromkeys([*old, *new]):
+        before, after = old.get(role), new.get(role)
+        if before is None or after is None or before.sha256 != after.sha256:
+            changes.append(f"{role}: {_brief(before)} -> {_brief(after)}")
+    return changes
+
+
+def _brief(entry: Input | None) -> str:
+    return f"{entry.path} {entry.sha256[:8]}" if entry else "none"

@@ -1,0 +1,257 @@
+"""The game of a generator that makes images, and a student that learns them: adversarial, where their aims differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..errors import DivergedError
+from ..models.classifier import Classifier
+from ..models.hooks import (
+    BatchStatistics,
+    batch_norm_layers,
+    frozen_evaluation,
+    record_batch_statistics,
+    record_features,
+)
+from ..models.queries import HELD_OUT, TARGETS
+from ..training.loop import optimizer_state, restore_optimizer
+from ..training.losses import Terms, total
+from ..training.sources import Batch, State
+from .generators.game_networks import MAKERS, ImageMaker, fitting_width, multiply_adds
+from .options import GameConfig
+from .structured_noise.by_class import maker, structured_pool
+from .structured_noise.pool import FreshPool
+
+CURVE_POINTS = 200
+GRADIENT_CLIP = 5.0
+"""Largest norm of a generator's gradient (ZSKT, Micaelli and Storkey 2019)."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a generator's loss may look at: logits [batch, K] of both networks on its images.
+
+    `features` [batch, units] is what enters the teacher's last linear layer; `batch_norm` has one entry for each of its
+    batch normalization layers. Both are empty where the game does not watch them. The student is asked when its answers
+    are looked at.
+    """
+
+    teacher: torch.Tensor
+    features: torch.Tensor
+    batch_norm: list[BatchStatistics]
+    ask_student: Callable[[], torch.Tensor]
+
+    @cached_property
+    def student(self) -> torch.Tensor:
+        """The student's logits."""
+        return self.ask_student()
+
+
+GeneratorTerms = Callable[[Answers], Terms]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a game goes.
+
+    Attributes:
+        terms: of the loss that the generator minimizes.
+        student_steps: student steps before each step of the generator.
+        repeat: student steps that take the same images; the teacher is asked about them once.
+        watches_batch_norm: whether `terms` look at the teacher's batch normalization.
+        watches_features: whether they look at the teacher's features.
+    """
+
+    terms: GeneratorTerms
+    student_steps: int
+    repeat: int = 1
+    watches_batch_norm: bool = False
+    watches_features: bool = False
+
+
+class Game:
+    """A `Source` of images made against the student; targets are the teacher's logits.
+
+    `update` is called before each student step. After every `student_steps` of them it takes one Adam step of the
+    generator, whose gradient goes through both classifiers; neither of them changes. Until the first step, images are
+    what the generator starts from.
+
+    Args:
+        generator: an `ImageMaker` on the teacher's device.
+        pool: structured noise, which is what the generator edits and what is replayed; None where nothing is.
+        rules: whose move it is, and what it is for.
+        config: rates, sizes and the share of replayed images.
+        facts: see `sources.Described`.
+        seed: fixes the noise.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        generator: ImageMaker,
+        pool: FreshPool | None,
+        rules: Rules,
+        config: GameConfig,
+        facts: dict[str, int],
+        seed: int,
+    ) -> None:
+        self.facts = facts
+        self._teacher, self._generator, self._pool = teacher.frozen(), generator, pool
+        self._rules, self._config = rules, config
+        self._optimizer = torch.optim.Adam(generator.parameters(), lr=config.generator_lr, fused=True)
+        self._random = torch.Generator().manual_seed(seed)
+        self._updates, self._made = 0, 0
+        self._kept: Batch | None = None
+        self._uses_left = 0
+        self._losses: dict[str, list[float]] = {}
+
+    @property
+    def num_images(self) -> int:
+        """Images that the generator made for the student, and those of the pool."""
+        return self._made + (self._pool.num_images if self._pool else 0)
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The generator's loss and its terms at up to `CURVE_POINTS` of its steps."""
+        steps = len(self._losses.get("loss", []))
+        every = max(1, steps // CURVE_POINTS)
+        return [
+            {"generator step": step, **{name: values[step - 1] for name, values in self._losses.items()}}
+            for step in range(every, steps + 1, every)
+        ]
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Let the generator take its step if it is its turn; return its loss then, {} otherwise.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        if self._pool is not None:
+            self._pool.update(student)
+        its_turn = self._updates > 0 and self._updates % self._rules.student_steps == 0
+        self._updates += 1
+        return {"generator_loss": self._step(student)} if its_turn else {}
+
+    def _step(self, student: Classifier) -> float:
+        weights = list(self._generator.parameters())
+        with frozen_evaluation(student), torch.enable_grad():
+            terms = self._rules.terms(self._play(student))
+            loss = total(terms)
+            self._optimizer.zero_grad()
+            loss.backward(inputs=weights)
+        names, values = ["loss", *terms], torch.stack([loss, *terms.values()]).tolist()
+        if not math.isfinite(values[0]):
+            raise DivergedError("the generator's loss is not finite; try a smaller --generator-lr")
+        torch.nn.utils.clip_grad_norm_(weights, GRADIENT_CLIP)
+        self._optimizer.step()
+        for name, value in zip(names, values, strict=True):
+            self._losses.setdefault(name, []).append(value)
+        return float(values[0])
+
+    def _play(self, student: Classifier) -> Answers:
+        images = self._generator(self._inputs(self._config.generator_batch))
+        with ExitStack() as stack:
+            features = [images.new_empty((len(images), 0))]
+            if self._rules.watches_features:
+                features = stack.enter_context(record_features(self._teacher.network, self._teacher.feature_layer))
+            recorded = {}
+            if self._rules.watches_batch_norm:
+                recorded = stack.enter_context(record_batch_statistics(self._teacher))
+            answer = self._teacher(images)
+        return Answers(answer, features[-1], list(recorded.values()), lambda: student(images))
+
+    def sample(self, num_images: int) -> Batch:
+        """Return images of the generator, and the share of replayed ones after them."""
+        replayed = min(round(self._config.replay * num_images), num_images - 1)
+        batch = self._newest(num_images - replayed)
+        if not replayed:
+            return batch
+        assert self._pool is not None
+        old = self._pool.sample(replayed)
+        assert batch.targets is not None
+        assert old.targets is not None
+        images = torch.cat([batch.images, old.images]).contiguous(memory_format=torch.channels_last)
+        return Batch(images, torch.cat([batch.targets, old.targets]))
+
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return structured noise that is in no pool, each class equally often: images of the game do not last."""
+        with self._teacher.queries.purpose(HELD_OUT):
+            pool = self._pool or FreshPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
+            return pool.held_out(num_images)
+
+    def _newest(self, num_images: int) -> Batch:
+        """Return the images of the last call as long as they are to be repeated, then new ones."""
+        if self._kept is None or self._uses_left == 0 or len(self._kept.images) != num_images:
+            with torch.no_grad(), self._teacher.queries.purpose(TARGETS):
+                images = self._generator(self._inputs(num_images))
+                self._kept = Batch(images, self._teacher(images))
+            self._made += num_images
+            self._uses_left = self._rules.repeat
+        self._uses_left -= 1
+        return self._kept
+
+    def _inputs(self, count: int) -> torch.Tensor:
+        """Draw what the generator takes for `count` images."""
+        noise = torch.randn((count, *self._generator.noise_shape), generator=self._random).to(self._teacher.device)
+        if not self._generator.edits:
+            return noise
+        assert self._pool is not None
+        return torch.cat([self._pool.sample(count).images, noise], 1).contiguous(memory_format=torch.channels_last)
+
+    def state(self) -> State:
+        """Copies of both the generator and its optimizer, all counters, the noise, the pool and the kept batch."""
+        state = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
+        state |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
+        state["random"] = self._random.get_state()
+        state["counters"] = torch.tensor([self._updates, self._made, self._uses_left])
+        if self._pool is not None:
+            state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
+        state |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
+        if self._uses_left and self._kept is not None and self._kept.targets is not None:
+            state |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
+        return state
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+
+        def below(prefix: str) -> State:
+            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+        self._generator.load_state_dict(below("generator."))
+        restore_optimizer(self._optimizer, {name: value.clone() for name, value in below("adam.").items()})
+        self._random.set_state(state["random"])
+        self._updates, self._made, self._uses_left = state["counters"].tolist()
+        if self._pool is not None:
+            self._pool.restore(below("pool."))
+        self._losses = {name: values.tolist() for name, values in below("loss.").items()}
+        self._kept = None
+        if "kept.images" in state:
+            images = state["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)
+            self._kept = Batch(images, state["kept.targets"].to(self._teacher.device))
+
+
+def open_game(teacher: Classifier, rules: Rules, config: GameConfig, seed: int) -> Game:
+    """Return a game with a fresh generator, as wide as the teacher's cost allows, and the pool that it needs."""
+    shape = teacher.input_shape
+    cost = teacher.frozen().multiply_adds()
+    width = config.generator_width or fitting_width(config.start, shape, cost)
+    facts = {
+        "generator_width": width,
+        "generator_multiply_adds": multiply_adds(config.start, shape, width),
+        "teacher_multiply_adds": cost,
+    }
+    if rules.watches_batch_norm:
+        facts["batch_norm_layers"] = len(batch_norm_layers(teacher))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = MAKERS[config.start](shape, width)
+    generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    needs_pool = generator.edits or config.replay > 0
+    pool = structured_pool(teacher, config.pool, config.fresh, seed) if needs_pool else None
+    return Game(teacher, generator, pool, rules, config, facts, seed)

@@ -1,0 +1,63 @@
+"""Trained generators as a `Source`: every batch is new."""
+
+from __future__ import annotations
+
+import torch
+
+from ...models.classifier import Classifier
+from ...models.pixels import to_uint8
+from ...training.sources import HELD_OUT_SEED, Batch, State
+from .mix import GeneratorMix
+
+
+class GeneratorSource:
+    """Draws labels evenly and noise afresh for each batch, as wide as is good for students; generators do not change.
+
+    Images are pixels, clipped to [0, 1], as a transfer set of the same generators holds them.
+
+    Args:
+        mix: the generators, on the teacher's device.
+        seed: fixes labels and noise.
+    """
+
+    def __init__(self, mix: GeneratorMix, teacher: Classifier, seed: int) -> None:
+        self._mix, self._num_classes = mix, teacher.num_classes
+        self._random = torch.Generator().manual_seed(seed)
+        self._drawn = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images made so far."""
+        return self._drawn
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Finished generators do not change."""
+        return {}
+
+    def sample(self, num_images: int) -> Batch:
+        """Return new images."""
+        self._drawn += num_images
+        return Batch(self._make(num_images, self._random), None)
+
+    def held_out(self, num_images: int) -> torch.Tensor:
+        """Return images from noise of their own."""
+        random = torch.Generator().manual_seed(HELD_OUT_SEED)
+        return torch.cat([to_uint8(self._make(count, random)) for count in _chunks(num_images)])
+
+    def _make(self, count: int, random: torch.Generator) -> torch.Tensor:
+        labels = torch.randint(self._num_classes, (count,), generator=random)
+        return self._mix.sample(labels, random, widened=True)
+
+    def state(self) -> State:
+        """The random state, and how much was drawn from it."""
+        return {"random": self._random.get_state(), "drawn": torch.tensor(self._drawn)}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        self._random.set_state(state["random"])
+        self._drawn = int(state["drawn"])
+
+
+def _chunks(total: int, size: int = 500) -> list[int]:
+    """Return sizes of at most `size` that add up to `total`."""
+    return [min(size, total - start) for start in range(0, total, size)]

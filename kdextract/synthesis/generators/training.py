@@ -1,0 +1,184 @@
+"""What it takes to train a generator: the network, what learns beside it, and the loss of the next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ...models.classifier import Classifier
+from ...models.hooks import count_multiply_adds
+from ...models.pixels import augment, warp
+from ...training.loop import Schedule
+from ...training.losses import Terms, total
+from ...training.sources import State
+from ..options import GeneratorConfig
+from .generator import Generator, GeneratorSpec, new_generator
+from .width import largest_width
+
+NARROWEST, WIDEST = 4, 256
+COPY_SHIFT, COPY_WARP = 2, 0.3
+"""How copies of samples differ: by pixels in each direction, and as in `images.warp`."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few real images: pixels [N, channels, height, width] in [0, 1] on 256 levels, labels int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Draws:
+    """Noise and labels of the batches that a generator is trained on, from a random state of their own."""
+
+    def __init__(self, generator: Generator, batch_size: int, seed: int) -> None:
+        self._generator, self._batch_size = generator, batch_size
+        self.random = torch.Generator().manual_seed(seed)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return noise [batch, *noise_shape] and labels [batch], each class equally likely, on the device."""
+        labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.random)
+        return self._generator.draw(self._batch_size, self.random), labels.to(self._generator.device)
+
+    def state(self) -> State:
+        """The random state."""
+        return {"random": self.random.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        self.random.set_state(state["random"])
+
+
+class TermLog:
+    """A `training.Monitor` that says what the terms of a loss were in the mean since the last look."""
+
+    landing = replan = None
+
+    def __init__(self) -> None:
+        self._sums: Terms = {}
+        self._count = 0
+
+    def add(self, terms: Terms) -> None:
+        """Remember the terms of a step, on their device."""
+        for name, term in terms.items():
+            self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
+        self._count += 1
+
+    def look(self, training: object, step: int, /) -> dict[str, float]:
+        """Return the means, and forget them."""
+        means = {name: round(float(value) / self._count, 6) for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state(self) -> State:
+        """Nothing: it is saved right after a look."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """There is nothing to restore."""
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """A generator in training; `training.take_steps` moves its weights and those of its `helpers`.
+
+    Attributes:
+        terms: draws the next batch from `draws` and returns the terms of its loss.
+        lr: first learning rate.
+        clip: largest norm of the gradient, None for any.
+        helpers: what learns beside the generator and is thrown away afterwards.
+        finish: what is to be done once the generator has its last weights.
+        log: what the terms were.
+    """
+
+    generator: Generator
+    draws: Draws
+    terms: Callable[[], Terms]
+    lr: float
+    clip: float | None = None
+    helpers: dict[str, nn.Module] = field(default_factory=dict)
+    finish: Callable[[], None] = lambda: None
+    log: TermLog = field(default_factory=lambda: TermLog())
+
+    @property
+    def network(self) -> nn.Module:
+        """All that learns."""
+        return nn.ModuleDict({"generator": self.generator.network, **self.helpers})
+
+    @property
+    def device(self) -> torch.device:
+        """Where it learns."""
+        return self.generator.device
+
+    def loss(self) -> torch.Tensor:
+        """Return the loss of the next batch, and log its terms."""
+        terms = self.terms()
+        self.log.add(terms)
+        return total(terms)
+
+    def schedule(self, steps: int) -> Schedule:
+        """Adam, its rate falling to zero along a cosine."""
+        return Schedule(steps, self.lr, clip=self.clip)
+
+
+def copies_of(samples: Samples, total: int, random: torch.Generator, flat: bool) -> Samples:
+    """Return copies of the samples, shifted and warped, `total` or a little less, but each at least once.
+
+    Args:
+        random: on the CPU.
+        flat: rows of a table, which stay as they are.
+    """
+    times = max(1, total // len(samples.images))
+    labels = samples.labels.repeat(times)
+    images = samples.images.repeat(times, 1, 1, 1)
+    if not flat:
+        images = warp(augment(images, COPY_SHIFT, False, random), COPY_WARP, random)
+    return Samples(images, labels)
+
+
+def multiply_adds(spec: GeneratorSpec) -> int:
+    """Return the multiply-adds per image of a generator; nothing is computed for it."""
+    with torch.device("meta"):
+        generator = Generator(spec).eval()
+        noise, labels = torch.empty((2, *generator.noise_shape)), torch.zeros(2, dtype=torch.int64)
+        return count_multiply_adds(generator.network, noise, labels)
+
+
+def sized_generator(
+    teacher: Classifier,
+    network: str,
+    options: dict[str, int],
+    width: int | None,
+    seed: int,
+    noise_scale: float = 1.0,
+    widen: float = 1.0,
+) -> Generator:
+    """Return a fresh generator for a teacher's images and classes, on its device.
+
+    Args:
+        network: one of `generators.networks.NETWORKS`.
+        options: of the network, without its width.
+        noise_scale: standard deviation of the noise in training.
+        widen: see `GeneratorSpec`.
+        width: None for the largest one that costs no more multiply-adds than the teacher.
+    """
+
+    def spec(width: int) -> GeneratorSpec:
+        shape, classes = teacher.input_shape, teacher.num_classes
+        pixels = teacher.spec.mean, teacher.spec.std
+        return GeneratorSpec(network, shape, classes, {**options, "width": width}, *pixels, noise_scale, widen)
+
+    if width is None:
+        affordable = teacher.multiply_adds()
+        width = largest_width(lambda width: multiply_adds(spec(width)), affordable, NARROWEST, WIDEST)
+    generator = new_generator(spec(width), seed)
+    generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return generator
+
+
+def draws_for(generator: Generator, config: GeneratorConfig, seed: int) -> Draws:
+    """Return the batches that the options ask for."""
+    return Draws(generator, config.batch_size, seed)

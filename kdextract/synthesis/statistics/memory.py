@@ -1,0 +1,110 @@
+"""How many bytes recording statistics takes, from the shapes of a teacher's layers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ...models.architectures import InputShape
+from ...models.channel_moments import ChannelSums
+from .recorded import Recorded, StatisticsOptions
+from .spectra import num_eigenvectors
+
+FLOAT, DOUBLE = 4, 8
+"""Bytes."""
+ALLOCATORS = 0.1
+"""Share of the memory in use that allocators hold besides."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What statistics are recorded of.
+
+    Attributes:
+        input_shape: (channels, height, width) of the teacher's images.
+        num_classes: number of classes, K.
+        weights: numbers in the teacher, parameters and buffers.
+        images: number of images, which are held as uint8.
+        largest_class: images of the class that has most.
+        batch_size: images per forward pass.
+    """
+
+    input_shape: InputShape
+    num_classes: int
+    weights: int
+    images: int
+    largest_class: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class StatisticsMemory:
+    """Bytes: `kept` of the statistics themselves, `most` of everything at the same time, an upper bound of it."""
+
+    kept: int
+    most: int
+
+
+def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -> StatisticsMemory:
+    """Return what `statistics.compute_statistics` takes, and writing its result to a file after it."""
+    sizes = [layer.units for layer in found.joined]
+    records = work.num_classes * _numbers_per_class(sizes, options)
+    kept = FLOAT * (records + 2 * sum(layer.channels for layer in found.layers)) + DOUBLE * work.num_classes
+    pixels = math.prod(work.input_shape)
+    resting = FLOAT * work.weights + pixels * work.images + kept
+    one_class = pixels * work.largest_class + FLOAT * work.largest_class * sum(sizes)
+    records_of_class = _making_records(sizes, options, work.largest_class)
+    working = one_class + max(_forward_pass(found, work), records_of_class)
+    encoding = 2 * kept  # the bytes of each tensor, and those of the file
+    return StatisticsMemory(kept, round((1 + ALLOCATORS) * (resting + max(working, encoding))))
+
+
+def _numbers_per_class(sizes: list[int], options: StatisticsOptions) -> int:
+    """Return the numbers of all records and graphs of one class, for layers of these numbers of units."""
+    total = _record_numbers(sum(sizes), options.rank)
+    if options.spectra is None or len(sizes) == 1:
+        return total
+    for chains in ([sizes], [list(pair) for pair in pairwise(sizes)]):
+        kept = [num_eigenvectors(chain, options.spectra) for chain in chains]
+        total += sum((sum(chain) + 1) * count for chain, count in zip(chains, kept, strict=True))
+        total += _record_numbers(sum(kept) + sizes[-1], options.rank)
+    return total
+
+
+def _record_numbers(size: int, rank: int) -> int:
+    return size * (1 + min(rank, size))
+
+
+def _forward_pass(found: Recorded, work: Work) -> int:
+    """Return the bytes of one forward pass without gradients, in which outputs are reduced as soon as they are there.
+
+    As if the outputs of all layers stayed, which is more than what stays in most networks; in one of few layers, the
+    largest is there three times: what enters, the output, and what normalization makes of it.
+    """
+    outputs = [layer.units for layer in found.layers]
+    images = work.batch_size * (FLOAT * 3) * math.prod(work.input_shape)
+    widened = 2 * DOUBLE * max(ChannelSums.VALUES_AT_A_TIME, max(outputs))
+    return images + FLOAT * work.batch_size * max(sum(outputs), 3 * max(outputs)) + widened
+
+
+def _making_records(sizes: list[int], options: StatisticsOptions, count: int) -> int:
+    """Return the bytes of the work on the records of a class of `count` images, besides their values."""
+    nodes, rank = sum(sizes), min(options.rank, sum(sizes))
+    columns = nodes if nodes <= 1024 else rank + 20
+    factor = 3 * FLOAT * count * nodes + FLOAT * nodes * (rank + 4 * columns) + DOUBLE * 3 * columns**2
+    if options.spectra is None or len(sizes) == 1:
+        return factor
+    blocks = [one * other for one, other in pairwise(sizes)]
+    sides = sum(sizes[0::2]), sum(sizes[1::2])
+    gram = min(sides) ** 2 if min(sides) <= 1024 else 0
+    graphs = FLOAT * (count * nodes + sum(blocks) + math.prod(sides) + 2 * max(blocks))
+    bases = FLOAT * sum(_basis_numbers(chain, options) for chain in [sizes, *map(list, pairwise(sizes))])
+    return max(factor, graphs + 3 * DOUBLE * gram + 4 * bases)
+
+
+def _basis_numbers(chain: Iterable[int], options: StatisticsOptions) -> int:
+    sizes = list(chain)
+    assert options.spectra is not None
+    return sum(sizes) * num_eigenvectors(sizes, options.spectra)
