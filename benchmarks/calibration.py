@@ -1,4 +1,6 @@
-"""Fits the line of `kdextract/synthesis/estimate.py`: `python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]`.
+"""Fits the line of `kdextract/synthesis/estimate.py`.
+
+    python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]
 
 Compares every student of the runs with its teacher, on structured noise and on the real test images that the teacher's
 data set has, and fits the first comparison to the second. Each teacher weighs the same. The spread comes from

@@ -15,46 +15,27 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
 
-# Every module may import from the levels above its own line, and no others. An entry that ends in a dot stands for
-# what is in that package and has no entry of its own; modules of one such package may import each other.
-LEVELS = [
-    [
-        "class_index",
-        "errors",
-        "former",
-        "losses",
-        "moments",
-        "patterns",
-        "pickles",
-        "pixel_optimizer",
-        "process_state",
-        "progress",
-        "queries",
-        "report.",
-        "soap",
-        "spectra",
-        "tables",
-        "tucker",
-    ],
-    ["budget", "config", "headers", "hooks", "notebook", "npy", "records", "registry"],
-    ["artifacts", "methods.options", "methods.registry", "models.", "options", "tensor_files", "weights"],
-    ["attempts", "checkpoints", "command_help", "generators.", "images", "looks", "networks.", "run_dir"],
-    ["classifier", "data."],
-    ["auto", "examination", "exporting", "importing", "inheritance", "nearest", "outcome", "sources", "statistics"],
-    ["augmentation", "generator_source", "inversion", "memory", "stage_runner"],
-    ["inversion_pool", "training"],
-    ["deep_inversion", "distillation", "fresh_pool", "generator_training", "observer"],
-    ["structured_noise"],
-    ["estimate", "game"],
-    ["methods."],
-    ["stages."],
-    ["benchmark.", "listing"],
-    ["inspection"],
-    ["commands"],
-    ["api", "cli"],
+# Each package may import from those after it, and no others; `training` and `data` do not know each other.
+LAYERS = [
+    ["api"],
+    ["cli"],
+    ["benchmark"],
+    ["stages"],
+    ["methods"],
+    ["synthesis"],
+    ["training", "data"],
+    ["models"],
+    ["storage"],
+    ["options"],
+    ["errors"],
 ]
+# The same within two packages whose inner packages read downward.
+INNER = {
+    "stages": [["distill"], ["outputs"], ["inputs"], ["running"]],
+    "models": [["external"], ["architectures"]],
+}
 ENTRY_POINTS = {"", "__main__"}  # the package itself loads what is asked for, when it is asked for
-REGISTRIES = {"methods.registry", "methods.options", "models.registry", "models.initialization"}
+MAX_TOP_LEVEL = 12  # beside __init__.py, __main__.py and py.typed
 
 
 def module_name(path: Path) -> str:
@@ -66,19 +47,9 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in FILES}
 
 
-def entry_of(module: str) -> str:
-    """Return the entry of `LEVELS` that a module belongs to."""
-    entries = [entry for level in LEVELS for entry in level]
-    if module in entries:
-        return module
-    package = module.split(".")[0] + "."
-    assert package in entries, f"{module} has no place in the table of levels"
-    return package
-
-
-def level_of(module: str) -> int:
-    entry = entry_of(module)
-    return next(number for number, level in enumerate(LEVELS) if entry in level)
+def layer_of(module: str) -> int:
+    """Return the number of a module's layer, 0 being the highest."""
+    return next(number for number, layer in enumerate(LAYERS) if module.split(".")[0] in layer)
 
 
 def running_code(tree: ast.AST) -> Iterator[ast.AST]:
@@ -137,75 +108,81 @@ def test_imports_are_read_as_they_are_written() -> None:
         "run_dir", "if TYPE_CHECKING:\n    from .cli import main\nelse:\n    from . import data", False
     ) == {"data"}
     assert imports_of("run_dir", "def f():\n    from .cli import main", False) == {"cli"}
-    assert IMPORTS["run_dir"] == {"artifacts", "config", "errors"}
-    assert IMPORTS["methods.all_layers"] == {"methods.options", "methods.registry", "inversion"}
+    assert IMPORTS["storage.version"] == set()
+    assert {"methods.registry", "synthesis.options", "synthesis.interface"} < IMPORTS["methods.all_layers"]
 
 
-def test_the_table_has_every_module_once() -> None:
-    entries = [entry for level in LEVELS for entry in level]
-    assert len(entries) == len(set(entries))
-    used = {entry_of(module) for module in MODULES if module not in ENTRY_POINTS}
-    assert used == set(entries)
+def test_the_package_has_few_entries_and_each_has_its_layer() -> None:
+    top = {name.split(".")[0] for name in MODULES} - ENTRY_POINTS
+    assert top == {entry for layer in LAYERS for entry in layer}
+    assert len(top) <= MAX_TOP_LEVEL
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ENTRY_POINTS])
 def test_imports_go_down_only(module: str) -> None:
     for imported in sorted(IMPORTS[module]):
         assert imported not in ENTRY_POINTS, f"{module} imports the package itself"
-        if entry_of(imported) == entry_of(module) and entry_of(module).endswith("."):
-            continue
-        assert level_of(imported) < level_of(module), f"{module} imports {imported}, which is not below it"
+        same = imported.split(".")[0] == module.split(".")[0]
+        assert same or layer_of(imported) > layer_of(module), f"{module} imports {imported}, which is not below it"
 
 
-def test_no_module_could_move_down() -> None:
-    """Each entry is as low as its imports allow, so the table says what is, and a new upward import cannot hide."""
-    for number, level in enumerate(LEVELS[1:], start=1):
-        for entry in level:
-            members = [m for m in MODULES if m not in ENTRY_POINTS and entry_of(m) == entry]
-            below = [level_of(i) for m in members for i in IMPORTS[m] if entry_of(i) != entry]
-            lowest = max(below, default=0) + 1
-            assert number == max(1, lowest), f"{entry} belongs to level {lowest}"
+@pytest.mark.parametrize("package", INNER)
+def test_inner_packages_go_down_only(package: str) -> None:
+    number = {f"{package}.{name}": level for level, names in enumerate(INNER[package]) for name in names}
+    for module, imports in IMPORTS.items():
+        for imported in imports:
+            above, below = (".".join(name.split(".")[:2]) for name in (module, imported))
+            if above != below and above in number and below in number:
+                assert number[above] < number[below], f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("methods.")])
+def test_no_modules_import_each_other() -> None:
+    """Nowhere do imports go round, in however many steps."""
+    left = {module: imports & MODULES.keys() - {module} for module, imports in IMPORTS.items()}
+    while free := [module for module, imports in left.items() if not imports]:
+        left = {module: imports - set(free) for module, imports in left.items() if module not in free}
+    assert not left
+
+
+def packages_without_docstring() -> list[str]:
+    """Return the packages that do not say what belongs in them."""
+    inits = [path for path in FILES if path.name == "__init__.py"]
+    return [module_name(path) for path in inits if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+
+
+def test_every_package_says_what_belongs_in_it() -> None:
+    assert packages_without_docstring() == []
+
+
+def methods_of_the_package() -> list[str]:
+    """Return the modules that are a method each."""
+    return [
+        name for name in MODULES if name.startswith("methods.") and name not in ("methods.registry", "methods.auto")
+    ]
+
+
+@pytest.mark.parametrize("module", methods_of_the_package())
 def test_a_method_knows_no_other_method_no_artifacts_and_no_data(module: str) -> None:
-    if module in REGISTRIES:
-        assert IMPORTS[module] <= {"config", "errors", "registry"}
-        return
     of_its_package = {name for name in IMPORTS[module] if name.startswith("methods")}
-    assert of_its_package <= {"methods.registry", "methods.options"}
-    assert not {name.split(".")[0] for name in IMPORTS[module]} & {
-        "artifacts",
-        "data",
-        "run_dir",
-        "stage_runner",
-        "tensor_files",
-    }
+    assert of_its_package <= {"methods.registry"}
+    assert not {name.split(".")[0] for name in IMPORTS[module]} & {"data", "stages", "storage"}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("models.")])
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("models.architectures.")])
 def test_a_model_family_knows_no_other(module: str) -> None:
-    assert IMPORTS[module] <= {"errors", "registry", "models.registry", "models.initialization", "models.pooling"}
+    shared = {f"models.architectures.{name}" for name in ("registry", "initialization", "pooling")}
+    assert IMPORTS[module] <= {"errors", "options.registry", *shared}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("stages.")])
+def commands_of_stages() -> list[str]:
+    """Return the modules of `stages` that are a command each."""
+    own = {"distill", "inputs", "outputs", "running"}
+    return [name for name in MODULES if name.count(".") == 1 and name.startswith("stages.") and name[7:] not in own]
+
+
+@pytest.mark.parametrize("module", [*commands_of_stages(), "stages.distill.command"])
 def test_stages_meet_only_through_artifacts(module: str) -> None:
-    others = {name for name in IMPORTS[module] if name.startswith("stages.")} - {
-        "stages.classifiers",
-        "stages.distill_budget",
-        "stages.distill_estimate",
-        "stages.distill_loop",
-        "stages.distill_settings",
-        "stages.inputs",
-        "stages.lineage",
-        "stages.materials",
-        "stages.own_model",
-        "stages.stored",
-        "stages.student_source",
-        "stages.student_start",
-        "stages.transfer_sets",
-    }
-    assert others == set() or module == "stages.demo"
+    assert not IMPORTS[module] & {*commands_of_stages(), "stages.distill.command"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -288,10 +265,10 @@ def test_the_scans_find_what_they_are_for() -> None:
 
 
 READERS = {
-    "weights": ["torch.load of tensors"],  # after the pickle was followed without being run
-    "networks.code": ["exec"],  # what the user has named, or allowed before
-    "networks.program": ["torch.export.load"],  # the same
-    "exporting": ["torch.export.load"],  # the bytes that it has just made itself
+    "models.external.weights": ["torch.load of tensors"],  # after the pickle was followed without being run
+    "models.external.user_code": ["exec"],  # what the user has named, or allowed before
+    "models.external.exported_program": ["torch.export.load"],  # the same
+    "models.exporter": ["torch.export.load"],  # the bytes that it has just made itself
 }
 """The only modules that run what they read, and how."""
 
@@ -303,4 +280,4 @@ def test_nothing_is_unpickled_or_run(module: str) -> None:
 
 def test_one_module_writes_files() -> None:
     writers = [module for module, path in MODULES.items() if writing_calls(path.read_text(encoding="utf-8"))]
-    assert writers == ["artifacts"]
+    assert writers == ["storage.artifacts"]

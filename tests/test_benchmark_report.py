@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from kdextract.benchmark.ledger import spelled, without_paths
+from kdextract.benchmark.report.curves import accuracy_curves
 from kdextract.benchmark.report.html import benchmark_html
 from kdextract.benchmark.report.markdown import benchmark_markdown
 from kdextract.benchmark.report.tables import BEST, commands, sections
 from kdextract.benchmark.results import condense, spread
-from kdextract.stages.outputs.curves import accuracy_curves
 
 Json = dict[str, Any]
 

@@ -31,7 +31,8 @@ from kdextract.methods.adaptive_deep_inversion import AdaptiveConfig, LiveAdapti
 from kdextract.methods.deep_dream import DreamConfig, LiveDreamConfig
 from kdextract.methods.deep_inversion import DeepInversionConfig
 from kdextract.storage.artifacts import read_manifest
-from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, Inverted
+from kdextract.synthesis.interface import Inverted
+from kdextract.synthesis.inversion.activation_matching import INITIALIZERS
 from kdextract.synthesis.inversion.deep_inversion import (
     PixelSchedule,
     Weights,

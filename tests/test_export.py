@@ -562,7 +562,8 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(encode_classifier(classifier_of((1, 32, 32))))
     script = (
-        "import hashlib, sys\nfrom kdextract import load_classifier\nfrom kdextract.models.exporter import to_onnx, to_pt2\n"
+        "import hashlib, sys\nfrom kdextract import load_classifier\n"
+        "from kdextract.models.exporter import to_onnx, to_pt2\n"
         "classifier = load_classifier(sys.argv[1])\n"
         "print(*(hashlib.sha256(write(classifier)).hexdigest() for write in (to_onnx, to_pt2)))"
     )

@@ -19,8 +19,9 @@ from kdextract.options.entries.declare import OptionSet, option_fields, option_i
 from kdextract.data import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
 from kdextract.methods import Given, objective, objective_names, register_objective
+from kdextract.synthesis.interface import Inverted
 from kdextract.synthesis.inversion import activation_matching as inversion
-from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, DropoutMasks, Inverted
+from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, DropoutMasks
 from kdextract.synthesis.options import INITS, DreamTerms, PixelConfig
 from kdextract.synthesis.statistics.recorded import Record, Statistics, StatisticsOptions, compute_statistics
 from kdextract.synthesis.statistics.spectra import SpectralOptions

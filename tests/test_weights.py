@@ -49,8 +49,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError
+from kdextract.models.external.weight_files import check_pickle_file, check_weights_file
 from kdextract.storage.artifacts import read_header
-from kdextract.storage.headers import check_pickle_file, check_safetensors_file, check_weights_file
+from kdextract.storage.headers import check_safetensors_file
 
 SECONDS = 1.0  # of this process, so that others on the machine do not count
 repeatable = settings(

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from .. import __version__
 from ..storage.artifacts import Manifest
 from ..storage.run_dir import RunDir
+from ..storage.version import __version__
 from .cells import Cell, PlannedCommand, Run
 from .ledger import Books, Entry, spelled, without_paths
 from .runner import Setting

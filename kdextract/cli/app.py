@@ -12,14 +12,15 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from .. import __version__
 from ..errors import Interrupted, KdxError, ReaderGone, from_os_error
-from ..options.entries import OutputOptions, command_function, reader_may_leave
-from ..stages.running.figures import print_line
+from ..options.entries import OutputOptions
+from ..storage.version import __version__
 from ..training.progress import Reporter
+from .arguments import command_function, reader_may_leave
 from .command import Command
 from .command_help import WIDEST, command_class
 from .commands import COMMANDS
+from .printing import print_line
 
 # What the parser raises for a mistake in the arguments. The class itself has no public name that every allowed version
 # of typer has: in older ones it belongs to the package click, in newer ones to a private module. Its subclass has one.

@@ -15,10 +15,10 @@ from ..benchmark.suite import Suite, read_suite
 from ..errors import ArtifactError, BenchmarkError, ConfigError
 from ..options.declare import DataAccess, option
 from ..options.entries import OutputOptions
-from ..stages.running.figures import print_line, print_table
 from ..stages.running.html import Record, table_html
 from ..storage.artifacts import write_file
 from ..training.progress import Reporter
+from .printing import print_line, print_table
 
 FILES = ("results.json", "results.md", "report.html")
 RUNS = Path("runs/benchmarks")

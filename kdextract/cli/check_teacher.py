@@ -10,11 +10,11 @@ from ..methods import Method, Objective, every_method
 from ..options.declare import DataAccess, RunConfig, option
 from ..options.entries import OutputOptions
 from ..stages.inputs.user_model import ModelConfig, load_user_model, model_files, model_summary, trust_code
-from ..stages.running.figures import print_line, print_table
 from ..stages.running.html import Record
 from ..storage.run_dir import MODEL_FILE, RunDir
 from ..training.progress import Reporter
 from .command import Command, Json
+from .printing import print_line, print_table
 
 if TYPE_CHECKING:
     from ..models.classifier import Classifier
@@ -45,11 +45,12 @@ def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
     """Return what was found of the model, the checks, and which methods apply."""
     from ..models.importer import Findings
     from ..models.teacher_checks import examine
+    from ..synthesis.structured_noise.patterns import structured_images
 
     findings = Findings()
     teacher = _teacher(config, findings).frozen()
     real, lines = _real_images(config, teacher)
-    examination = examine(teacher, real)
+    examination = examine(teacher, structured_images, real)
     return Record(
         model_summary(teacher),
         found=findings.lines + lines,

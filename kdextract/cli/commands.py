@@ -6,12 +6,12 @@ from typing import Any
 
 from ..options.entries import OutputOptions
 from ..stages import STAGES
-from ..stages.running.figures import print_line, print_outcome
 from ..stages.running.outcome import Outcome
 from ..stages.running.runner import Stage, run_stage
 from .benchmark import BenchmarkConfig, benchmark, print_benchmark, refuse_failures
 from .command import Command
 from .demo import DemoConfig, DemoResult, demo
+from .printing import print_line, print_outcome
 from .show import COMMANDS as INSPECTING
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from ..options.declare import RunConfig, option
 from ..stages import compute_stats, evaluate, optimize_dataset, train
 from ..stages.distill import command as distill
-from ..stages.running.figures import figure, print_line, print_table
+from ..stages.running.figures import figure
 from ..stages.running.html import image_html, table_html
 from ..stages.running.runner import Outcome, Stage, run_stage
 from ..training.progress import Reporter
+from .printing import print_line, print_table
 
 STUDENT, CEILING, FLOOR = "lenet_half", "ceiling", "floor"
 DISTILL_STEPS = 1000

@@ -9,12 +9,13 @@ from ..errors import UsageError, did_you_mean
 from ..methods import LiveMethod, Method, every_method
 from ..options.declare import OptionSet, RunConfig, option, spelling
 from ..options.entries import OutputOptions, entries_of, spelled
-from ..stages.running.figures import figure, print_line, print_table
+from ..stages.running.figures import figure
 from ..stages.running.html import Record
 from ..storage.run_dir import RUN_FILE, RunDir
 from ..training.progress import Reporter
 from .command import Command, Json
 from .command_help import layout, option_rows
+from .printing import print_line, print_table
 
 
 @dataclass(frozen=True, kw_only=True)

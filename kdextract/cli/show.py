@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ArtifactError, ConfigError
 from ..options.declare import OptionSet, RunConfig, option
 from ..options.entries import OutputOptions
-from ..stages.running.figures import figure, print_line, print_table, shown_metrics
+from ..stages.running.figures import figure, shown_metrics
 from ..stages.running.html import Record
 from ..storage.artifacts import Manifest
 from ..storage.run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
@@ -17,6 +17,7 @@ from ..training.progress import Reporter
 from .check_teacher import COMMAND as CHECK_TEACHER
 from .command import Command, Json
 from .listing import COMMANDS as LISTS
+from .printing import print_line, print_table
 
 MADE_FROM = {"import-model": "a model"}
 """What a stage makes artifacts from that need nothing, if not from data."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from ..synthesis.interface import TWO_WAYS, Given
 from .registry import (
-    TWO_WAYS,
     GeneratorMethod,
-    Given,
     LiveMethod,
     Method,
     Objective,

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..options.declare import option
+from ..synthesis.interface import Given
 from ..synthesis.options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPool, by_preset
-from .registry import Given, register_live, register_objective
+from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.interface import Inverted
     from ..synthesis.inversion.pool import InversionPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 9"

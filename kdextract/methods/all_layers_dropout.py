@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..options.declare import option
+from ..synthesis.interface import Given
 from ..synthesis.options import PixelConfig
-from .registry import Given, register_objective
+from .registry import register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.interface import Inverted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
 from ..models.classifier import Classifier
 from ..models.hooks import batch_norm_layers
+from ..synthesis.structured_noise.by_class import require_images
 
 LARGE = 64
 """Images of more pixels a side than this, or in colour, are taken for photographs."""
-
-
-def require_images(teacher: Classifier) -> None:
-    """Raise `ConfigError` if the teacher takes rows of a table."""
-    if teacher.is_table:
-        raise ConfigError(
-            "the teacher takes rows of a table, for which there is no structured noise; make a generator: "
-            "kdx train-generator kegnet --preset tabular, or name --data noise:uniform"
-        )
 
 
 def pick(teacher: Classifier) -> tuple[str, str]:

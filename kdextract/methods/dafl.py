@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..options.declare import OptionSet, option
+from ..synthesis.interface import Given
 from ..synthesis.options import GameConfig, GeneratorConfig, sized_width
-from .registry import Given, register_generator, register_live
+from .registry import register_generator, register_live
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..models.classifier import Classifier
     from ..synthesis.adversarial_game import Answers, Game
     from ..synthesis.generators.training import GeneratorTraining, Samples
-    from ..training.losses import Terms
+    from ..synthesis.losses import Terms
 
 SOURCE = "Chen et al. 2019, equations 2 to 5"
 
@@ -41,7 +42,7 @@ class DaflWeights(OptionSet):
         The published entropy has a decimal logarithm and grows with the number of classes; here it is a share of the
         largest, so that one weight fits all.
         """
-        from ..training.losses import class_imbalance, one_hot_error
+        from ..synthesis.losses import class_imbalance, one_hot_error
 
         evenness = class_imbalance(logits) / math.log(logits.shape[1])
         terms = {"oh": self.oh * one_hot_error(logits), "ie": self.ie * evenness}

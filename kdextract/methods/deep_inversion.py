@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..synthesis.interface import Given
 from ..synthesis.options import BatchSteps, DeepInversionTerms, GrowingPool
-from .registry import Given, register_live, register_objective
+from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.interface import Inverted
     from ..synthesis.inversion.pool import InversionPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 5"

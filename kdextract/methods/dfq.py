@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..options.declare import option
+from ..synthesis.interface import Given
 from ..synthesis.options import GameConfig
-from .registry import Given, register_live
+from .registry import register_live
 
 if TYPE_CHECKING:
     from ..synthesis.adversarial_game import Answers, Game
-    from ..training.losses import Terms
+    from ..synthesis.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def dfq(given: Given, config: DfqConfig, seed: int) -> Game:
     import torch
 
     from ..synthesis.adversarial_game import Rules, open_game
-    from ..training.losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
+    from ..synthesis.losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
 
     def terms(answers: Answers) -> Terms:
         terms = {

@@ -21,7 +21,7 @@ from .registry import register_generator
 if TYPE_CHECKING:
     from ..models.classifier import Classifier
     from ..synthesis.generators.training import GeneratorTraining, Samples
-    from ..training.losses import Terms
+    from ..synthesis.losses import Terms
 
 FLOWS: dict[str, dict[str, int]] = {
     "nice": {"couplings": 8},
@@ -73,7 +73,7 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
     from ..models.hooks import record_batch_statistics
     from ..synthesis.generators.flows import Flow, dequantized
     from ..synthesis.generators.training import GeneratorTraining, copies_of, draws_for, sized_generator
-    from ..training.losses import statistics_distance
+    from ..synthesis.losses import statistics_distance
 
     widen = (1.0 if teacher.spec.is_table else WIDEN) if config.widen is None else config.widen
     options = FLOWS[config.flow]

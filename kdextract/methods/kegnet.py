@@ -20,7 +20,7 @@ from .registry import register_generator
 if TYPE_CHECKING:
     from ..models.classifier import Classifier
     from ..synthesis.generators.training import GeneratorTraining, Samples
-    from ..training.losses import Terms
+    from ..synthesis.losses import Terms
 
 PRESETS: dict[str, dict[str, float]] = {
     "diverse": {"decoder_layers": 1, "lr": 2e-3, "alpha": 5, "beta": 10},
@@ -86,7 +86,7 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
 
     from ..synthesis.generators.kegnet_networks import NoiseDecoder
     from ..synthesis.generators.training import GeneratorTraining, draws_for, sized_generator
-    from ..training.losses import sameness
+    from ..synthesis.losses import sameness
 
     is_table = teacher.spec.is_table
     network = config.network or ("dense" if is_table else "resized")

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..options.declare import OptionSet
 from ..options.registry import Registry
+from ..synthesis.interface import Given
 
 if TYPE_CHECKING:
     import torch
 
     from ..models.classifier import Classifier
     from ..synthesis.generators.training import GeneratorTraining, Samples
-    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.interface import Inverted
     from ..synthesis.options import GeneratorConfig
-    from ..synthesis.statistics.recorded import Statistics
     from ..training.sources import Source
 
     Synthesize = Callable[["Given", torch.Tensor, Any, torch.Generator], Inverted]
@@ -29,27 +29,6 @@ if TYPE_CHECKING:
     SetUp = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
 else:
     Synthesize = OpenSource = SetUp = Callable
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a method may look at.
-
-    Attributes:
-        teacher: frozen, in evaluation mode.
-        statistics: those of the run, where the method needs them, or can do with them.
-        student: whom images compete with, where the method's images compete.
-    """
-
-    teacher: Classifier
-    statistics: Statistics | None = None
-    student: Classifier | None = None
-
-    @property
-    def recorded(self) -> Statistics:
-        """The statistics, for a method that needs them."""
-        assert self.statistics is not None
-        return self.statistics
 
 
 @dataclass(frozen=True)
@@ -172,13 +151,6 @@ class GeneratorMethod(Method):
     def set_up(self) -> SetUp:
         """The function."""
         return self.function
-
-
-TWO_WAYS = (
-    "the teacher has no batch normalization, whose statistics images could match; record the statistics of its layers "
-    "with: kdx compute-stats, or take a method that needs the teacher alone (kdx methods), such as deep_dream"
-)
-"""What a method that `inverts` says where it lacks both."""
 
 
 def needed(always: str, inverts: bool) -> str:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..options.declare import OptionSet, option
-from .registry import Given, register_live, register_objective
+from ..synthesis.interface import Given
+from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
-    from ..synthesis.inversion.activation_matching import Inverted
+    from ..synthesis.interface import Inverted
     from ..synthesis.structured_noise.pool import FreshPool
 
 SOURCE = "kdx; after Baradad et al. 2021"

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..options.declare import option
+from ..synthesis.interface import Given
 from ..synthesis.options import GameConfig
-from .registry import Given, register_live
+from .registry import register_live
 
 if TYPE_CHECKING:
     from ..synthesis.adversarial_game import Answers, Game
-    from ..training.losses import Terms
+    from ..synthesis.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)

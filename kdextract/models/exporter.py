@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..errors import ConfigError, KdxError
 from ..storage.artifacts import write_file
+from ..storage.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -175,19 +175,6 @@ def compare(classifier: Classifier, program: Program, batches: Sequence[torch.Te
         float(expected.abs().max()),
         float((answers.argmax(1) == expected.argmax(1)).float().mean()),
     )
-
-
-def images_to_compare(classifier: Classifier, seed: int) -> list[torch.Tensor]:
-    """Return pixels of 64 images in batches of several sizes: half uniform noise, half structured (of tables, none)."""
-    import torch
-
-    from ..synthesis.structured_noise.patterns import structured_images
-
-    random, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
-    images = torch.rand((count, *classifier.input_shape), generator=random)
-    if not classifier.is_table:
-        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), random)
-    return list(images.split(CHECKED_BATCHES))
 
 
 def _plain(classifier: Classifier) -> Classifier:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import KdxError
-from ..synthesis.structured_noise.patterns import structured_images
 from .classifier import Classifier
 from .external.normalizations import NORMALIZATIONS
 from .hooks import batch_norm_layers, record_batch_statistics, record_features
@@ -17,6 +17,7 @@ from .pixels import to_pixels
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 IMAGES = 32
 Values = tuple[float, ...]
+MakeImages = Callable[[int, tuple[int, int, int], float, torch.Generator], torch.Tensor]
 CANDIDATES: dict[str, tuple[Values, Values]] = {
     "mean 0, std 1": ((0.0,), (1.0,)),
     "mean 0.1307, std 0.3081 (MNIST's)": ((0.1307,), (0.3081,)),
@@ -55,8 +56,13 @@ class Examination:
     gradients: bool
 
 
-def examine(classifier: Classifier, real: RealImages | None) -> Examination:
-    """Ask a frozen classifier about plain images, noise, structured noise and real images, if there are any."""
+def examine(classifier: Classifier, structured_images: MakeImages, real: RealImages | None) -> Examination:
+    """Run a frozen classifier on plain images, noise, structured noise and real images, if there are any.
+
+    Args:
+        structured_images: makes structured noise, `(count, input_shape, background, rng) -> pixels`; not called for
+            tables.
+    """
     random = torch.Generator().manual_seed(0)
     noise = torch.rand(IMAGES, *classifier.input_shape, generator=random)
     pictures = noise if classifier.is_table else structured_images(IMAGES, classifier.input_shape, 0.0, random)

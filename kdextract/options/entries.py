@@ -8,14 +8,11 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import MISSING
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from ..errors import ReaderGone, UsageError, did_you_mean
+from ..errors import UsageError, did_you_mean
 from .declare import (
     PANELS,
     MethodStageConfig,
@@ -25,7 +22,6 @@ from .declare import (
     option,
     option_fields,
     option_info,
-    spelling,
 )
 from .former import what_became_of
 
@@ -39,15 +35,6 @@ class OutputOptions(OptionSet):
     json: bool = option(False, "Print one JSON document on stdout.", panel="Output")
     quiet: bool = option(False, "Print only paths or names of results, and errors.", panel="Output")
     verbose: bool = option(False, "Print the traceback of an error.", panel="Output")
-
-
-@contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Turn a closed stdout into `ReaderGone`."""
-    try:
-        yield
-    except BrokenPipeError as error:
-        raise ReaderGone from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,38 +83,6 @@ def entries_of(options: type[OptionSet]) -> list[Entry]:
     return [_entry(declared, options) for declared in option_fields(options)]
 
 
-def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOptions], None]) -> Callable[..., None]:
-    """Return a function whose signature typer turns into a command with `config_type`'s options.
-
-    Args:
-        run: called with the config that was typed, and the output options.
-    """
-    speech = entries_of(OutputOptions)
-    taken = entries(config_type)
-
-    def command(**values: Any) -> None:
-        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in speech})
-        chosen = {e.name: values.pop(e.name) for e in taken if e.of_method}
-        if issubclass(config_type, MethodStageConfig):
-            values["method_options"] = {name: value for name, value in chosen.items() if value is not None}
-        with reader_may_leave():
-            run(config_type(**values), output)
-
-    ordered = [_parameter(entry) for entry in taken + speech]
-    command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
-    command.__doc__ = _paragraphs(config_type.__doc__ or "")
-    return command
-
-
-def _paragraphs(docstring: str) -> str:
-    """Return a docstring with each paragraph on one line, for the terminal to wrap, and the examples line by line."""
-    text, _, examples = inspect.cleandoc(docstring).partition("Examples:")
-    parts = [" ".join(part.split()) for part in text.strip().split("\n\n")]
-    lines = [line for line in examples.splitlines() if line]
-    return "\n\n".join([*parts, *(["\b\nExamples:\n" + "\n".join(lines)] if lines else [])])
-
-
 def _entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Entry:
     info = option_info(declared)
     said = _said(declared)
@@ -150,13 +105,6 @@ def _said(declared: dataclasses.Field[Any]) -> str | None:
     return None if default is MISSING or default is False else spelled(default)
 
 
-def _parameter(entry: Entry) -> Parameter:
-    default = ... if entry.default is MISSING else entry.default  # typer's word for required
-    kind: Any = entry.kind
-    annotation = Annotated[kind, _typer_option(entry)]
-    return Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
 def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
     known: Any = owner
     return _types(known)[declared.name]
@@ -165,25 +113,6 @@ def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
 @functools.cache
 def _types(owner: Any) -> dict[str, Any]:
     return typing.get_type_hints(owner)
-
-
-def _typer_option(entry: Entry) -> Any:
-    name, info = entry.name, entry.info
-    if info.positional:
-        return typer.Argument(help=entry.help, metavar=name.upper(), show_default=False, rich_help_panel=info.panel)
-    names = [spelling(name)]
-    if name in ("quiet", "verbose"):
-        names.append(f"-{name[0]}")
-    if with_negative(entry):
-        names = [f"{spelling(name)}/--no-{name.replace('_', '-')}"]
-    return typer.Option(
-        *names,
-        help=entry.help,
-        metavar=info.metavar,
-        envvar=info.env,
-        show_default=entry.default is not None,
-        rich_help_panel=info.panel,
-    )
 
 
 def with_negative(entry: Entry) -> bool:

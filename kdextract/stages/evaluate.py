@@ -86,7 +86,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     import torch
 
     from ..models.hooks import count_multiply_adds
-    from ..training.loop import predict
+    from ..training.supervised import predict
     from .outputs.pictures import confusion_picture
 
     chosen, spec = resolved.classifier, resolved.data
@@ -140,7 +140,7 @@ def _curve(
         labels, teacher_answers: int64 [N].
         batch_size: images per forward pass; see `training.predict`.
     """
-    from ..training.loop import predict
+    from ..training.supervised import predict
 
     if chosen.artifact is None or chosen.artifact.kind != "student":
         return []

@@ -6,14 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..errors import GateError
+from ..models.exporter import CHECKED_BATCHES
 from ..options.declare import NamedStageConfig, option
 from ..storage.artifacts import Manifest
 from ..storage.run_dir import MODEL_FILE, InputFile, RunDir
+from ..storage.version import __version__
 from .inputs.classifiers import ChosenClassifier, find_classifier
 from .outputs.lineage import ancestors, data_name, evaluations_of, origin
 from .running.runner import Plan, Stage, StageContext
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.classifier import Classifier
 
 if TYPE_CHECKING:
     from ..models.classifier import Classifier
@@ -92,7 +98,7 @@ def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
 def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext) -> dict[str, Any]:
     """Write the file, run it beside the classifier, and write the card."""
     from ..models.classifier import load_classifier
-    from ..models.exporter import OPSET, compare, images_to_compare
+    from ..models.exporter import OPSET, compare
 
     file = resolved.classifier.file
     classifier = file.read(load_classifier).frozen()
@@ -177,3 +183,16 @@ def _card(
 
 
 STAGE = Stage("export", ExportConfig, plan, execute, replaces_stale=True)
+
+
+def images_to_compare(classifier: Classifier, seed: int) -> list[torch.Tensor]:
+    """Return pixels of 64 images in batches of several sizes: half uniform noise, half structured (of tables, none)."""
+    import torch
+
+    from ..synthesis.structured_noise.patterns import structured_images
+
+    random, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
+    images = torch.rand((count, *classifier.input_shape), generator=random)
+    if not classifier.is_table:
+        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), random)
+    return list(images.split(CHECKED_BATCHES))

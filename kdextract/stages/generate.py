@@ -87,7 +87,7 @@ def _make_images(
 
     from ..models.pixels import to_uint8
     from ..training.class_index import labels_in_turn
-    from ..training.loop import predict
+    from ..training.supervised import predict
 
     labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     made = []

@@ -173,7 +173,8 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
     import torch
 
     from ..models.classifier import Classifier, ClassifierSpec, encode_classifier
-    from ..training.loop import Schedule, fit, predict
+    from ..training.loop import Schedule
+    from ..training.supervised import fit, predict
 
     torch.manual_seed(config.seed)
     with context.phase("data"):

@@ -171,7 +171,7 @@ def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, con
     from ..models.pixels import to_uint8
     from ..synthesis.generators.mix import GeneratorMix
     from ..synthesis.generators.views import class_by_noise, latent_walk
-    from ..training.loop import predict
+    from ..training.supervised import predict
     from .outputs.pictures import IMAGES_PER_CLASS, class_grid, image_rows
 
     names = teacher.spec.class_names

@@ -10,19 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import struct
-import zipfile
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import ArtifactError
-from ..models.external.pickles import MAX_DIMENSIONS, MAX_ELEMENTS, PickleCheck, PickleRefused, Storage, why_not_read
 
 MAX_HEADER_BYTES = 8 * 2**20
-MAX_PICKLE_BYTES = 32 * 2**20
 MAX_TENSORS = 20_000
 MAX_NAME_LENGTH = 200
 METADATA_KEY = "kdx"  # the only key: the format does not keep the order of several, and equal inputs give equal bytes
@@ -35,39 +29,6 @@ FOREIGN_TYPES = {**ARTIFACT_TYPES, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16":
 
 Json = dict[str, Any]
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
-
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before it made zip archives
-_PROTOCOL_VERSION = 1001
-_LEGACY = b"\x80\x02\x8a\x0a"
-_ZIP = b"PK\x03\x04"
-_FORMATS = {
-    b"version https://git-lfs": "is a git-lfs pointer, not the file itself; fetch that with: git lfs pull",
-    b"PK\x05\x06": "is an empty zip archive",
-    b"\x1f\x8b": "is compressed with gzip; unpack it first",
-    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
-    b"\xfd7zXZ": "is compressed with xz; unpack it first",
-    b"\x89HDF": "is an HDF5 file, as Keras writes them; kdx reads PyTorch's weights",
-    b"\x93NUMPY": "is a numpy array, not a mapping of names to tensors",
-    b"\x89PNG": "is a picture",
-    b"\xff\xd8\xff": "is a picture",
-}
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
-
-
-def check_weights_file(path: Path) -> str:
-    """Return what a file of weights is, `safetensors`, `zip` or `legacy`, after its checks.
-
-    Raises:
-        ArtifactError: it is missing, of another kind, malformed, or would run code when it is unpickled.
-    """
-    with _open(path) as stream:
-        start = stream.read(512)
-    if not _is_safetensors(start):
-        _refuse_other_formats(path, start)
-        if path.suffix != ".safetensors" or start.startswith((_ZIP, _LEGACY)):
-            return check_pickle_file(path)
-    check_safetensors_file(path)
-    return "safetensors"
 
 
 def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES) -> tuple[Tensors, dict[str, str]]:
@@ -127,32 +88,6 @@ def own_metadata(path: Path, metadata: dict[str, str]) -> Json:
     return record
 
 
-def check_pickle_file(path: Path) -> str:
-    """Return which format of `torch.save` a file has, `zip` or `legacy`, if it holds tensors and plain values only.
-
-    Its pickle is followed, never run; every size in it is compared with what the file holds.
-
-    Raises:
-        ArtifactError: it is missing, something else, malformed, or would run code when it is unpickled.
-    """
-    with _open(path) as stream:
-        start = stream.read(512)
-        if _is_safetensors(start):
-            raise ArtifactError(f"{path} is a safetensors file, not one of torch.save")
-        _refuse_other_formats(path, start)
-        stream.seek(0)
-        try:
-            if start.startswith(_ZIP):
-                _check_archive(stream)
-                return "zip"
-            if start.startswith(_LEGACY):
-                _check_legacy(stream)
-                return "legacy"
-            raise PickleRefused(why_not_read(stream.read(MAX_PICKLE_BYTES)))
-        except PickleRefused as error:
-            raise ArtifactError(f"{path} {error}") from error
-
-
 def _open(path: Path) -> BinaryIO:
     try:
         if path.exists() and not path.is_file():
@@ -203,137 +138,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     return result
 
 
-def _refuse_other_formats(path: Path, start: bytes) -> None:
-    if not start.strip():
-        raise ArtifactError(f"{path} is empty" if not start else f"{path} holds nothing but blanks")
-    for magic, sentence in _FORMATS.items():
-        if start.startswith(magic):
-            raise ArtifactError(f"{path} {sentence}")
-    if _HTML.match(start):
-        raise ArtifactError(f"{path} is a web page, not weights: the download went wrong, or needs a login")
-    if start[257:262] == b"ustar":
-        raise ArtifactError(f"{path} is a tar archive, which weights of PyTorch are not since 2017; unpack it first")
+MAX_DIMENSIONS = 64
 
 
-def _check_archive(stream: BinaryIO) -> None:
-    """Check an archive of torch.save: plain members, each once, and a pickle that fits them."""
-    members = _members(stream)
-    folder = next(iter(members)).partition("/")[0] + "/"
-    names = {name.removeprefix(folder): info for name, info in members.items()}
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise PickleRefused(
-            "is a TorchScript archive, which is code; export the network with torch.export, or save its state_dict() "
-            "and name the class that builds it"
-        )
-    if "archive_format" in names or any("exported_program" in name for name in names):
-        raise PickleRefused("is a program of torch.export, not weights; name it as the network itself")
-    if "data.pkl" not in names or not all(name.startswith(folder) for name in members):
-        raise PickleRefused("is a zip archive, but not one of torch.save")
-    _check_stored(members)
-    if names["data.pkl"].file_size > MAX_PICKLE_BYTES:
-        raise PickleRefused(f"has a pickle of more than {MAX_PICKLE_BYTES} bytes")
-
-    def check(storage: Storage) -> None:
-        info = names.get(f"data/{storage.key}")
-        if info is None:
-            raise PickleRefused("refers to a storage that is not in the archive")
-        if info.file_size != storage.numel * storage.item_bytes:
-            raise PickleRefused(
-                f"claims {storage.numel * storage.item_bytes} bytes for a storage of {info.file_size} bytes"
-            )
-
-    pickle = BytesIO(_stored(stream, names["data.pkl"]))
-    PickleCheck(check, storage_fields=5).check(pickle)
-    if pickle.read(1):
-        raise PickleRefused("has something behind the end of its pickle")
-
-
-def _members(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
-    """Return the members of a zip archive by name, in the order they lie in. Raises `PickleRefused`."""
-    _check_directory(stream)
-    try:
-        members = sorted(zipfile.ZipFile(stream).infolist(), key=lambda info: info.header_offset)
-    except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OSError, MemoryError) as error:
-        raise PickleRefused(f"is a damaged zip archive: {error}") from error
-    names = {info.filename: info for info in members}
-    if not names or len({name.casefold() for name in names}) != len(members):
-        raise PickleRefused("is a zip archive that has no members, or names one of them twice")
-    return names
-
-
-def _check_directory(stream: BinaryIO) -> None:
-    """Check the archive's directory: not too large, and in the one place where every reader looks for it."""
-    size = os.fstat(stream.fileno()).st_size
-    stream.seek(max(0, size - 98))
-    tail = stream.read(98)
-    end, locator, record = tail[-22:], tail[-42:-22], tail[:-42]
-    if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise PickleRefused("is a zip archive that is cut off, or has something behind its end")
-    entries, directory_bytes, begin = struct.unpack("<HII", end[10:20])
-    finish = size - 22
-    if locator[:4] == b"PK\x06\x07":  # the form with 64-bit numbers
-        finish = size - 98
-        if record[:4] != b"PK\x06\x06" or len(record) != 56 or int.from_bytes(locator[8:16], "little") != finish:
-            raise PickleRefused("is a damaged zip archive: its directory is not where it should be")
-        entries, directory_bytes, begin = struct.unpack("<QQQ", record[32:56])
-    if entries > 2 * MAX_TENSORS or directory_bytes > MAX_HEADER_BYTES:
-        raise PickleRefused(f"is a zip archive of more than {2 * MAX_TENSORS} members")
-    if begin + directory_bytes != finish:
-        raise PickleRefused("is a damaged zip archive: its directory is not where it should be")
-
-
-def _check_stored(members: Mapping[str, zipfile.ZipInfo]) -> None:
-    """Raise `PickleRefused` unless each member has bytes of its own, as they are."""
-    position = 0
-    for info in members.values():
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
-            raise PickleRefused(
-                "is a zip archive with compressed or encrypted members, which torch.save does not write"
-            )
-        if info.header_offset < position or not info.filename.isprintable() or info.filename != info.orig_filename:
-            raise PickleRefused("is a zip archive whose members overlap or have odd names")
-        position = info.header_offset + 30 + info.file_size
-
-
-def _stored(stream: BinaryIO, info: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a member that is not compressed."""
-    stream.seek(info.header_offset)
-    header = stream.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise PickleRefused("is a damaged zip archive: a member is not where its directory says")
-    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    stream.seek(name_bytes + extra_bytes, os.SEEK_CUR)
-    content = stream.read(info.file_size)
-    if len(content) != info.file_size:
-        raise PickleRefused("is a damaged zip archive: a member is cut off")
-    return content
-
-
-def _check_legacy(stream: BinaryIO) -> None:
-    """Check what torch.save wrote before 1.6: five pickles, then the storages, each behind its number of elements."""
-    size = os.fstat(stream.fileno()).st_size
-    pickles = BytesIO(stream.read(MAX_PICKLE_BYTES))
-
-    def check(storage: Storage) -> None:
-        if storage.numel * storage.item_bytes > size:
-            raise PickleRefused(f"claims {storage.numel * storage.item_bytes} bytes for a storage, and has {size}")
-
-    checked = PickleCheck(check, storage_fields=6)
-    if checked.check(pickles) != _MAGIC_NUMBER or checked.check(pickles) != _PROTOCOL_VERSION:
-        raise PickleRefused("is a pickle, but not one of torch.save")
-    checked.check(pickles)
-    checked.check(pickles)
-    keys = checked.check(pickles)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise PickleRefused("is damaged: it has no list of its storages")
-    if sorted(keys) != sorted(checked.storages):
-        raise PickleRefused("does not hold the storages that its pickle refers to")
-    position = pickles.tell()
-    for key in keys:
-        storage = checked.storages[key]
-        stream.seek(position)
-        if int.from_bytes(stream.read(8), "little") != storage.numel:
-            raise PickleRefused("holds a storage of another size than its pickle says, or is cut off")
-        position += 8 + storage.numel * storage.item_bytes
-    if position != size:
-        raise PickleRefused(f"holds {size} bytes where its pickle describes {position}: truncated, or added to")
+MAX_ELEMENTS = 2**60

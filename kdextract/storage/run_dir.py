@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import __version__
 from ..errors import ArtifactError, ConfigError, RunLockedError, UsageError, did_you_mean
 from ..options.declare import difference
+from ..storage.version import __version__
 from .artifacts import FORMAT_VERSION, Input, Manifest, file_sha256, read_manifest, recover, verify_artifact, write_file
 
 RUN_FILE = "run.json"

@@ -20,10 +20,11 @@ from ..models.hooks import (
     record_features,
 )
 from ..models.queries import HELD_OUT, TARGETS
+from ..synthesis.losses import Terms
 from ..training.loop import optimizer_state, restore_optimizer
-from ..training.losses import Terms, total
 from ..training.sources import Batch, State
 from .generators.game_networks import MAKERS, ImageMaker, fitting_width, multiply_adds
+from .losses import total
 from .options import GameConfig
 from .structured_noise.by_class import maker, structured_pool
 from .structured_noise.pool import FreshPool

@@ -9,10 +9,11 @@ import torch
 
 from ..models.classifier import Classifier, encode_classifier
 from ..models.hooks import evaluation_mode
-from ..models.pixels import to_pixels, to_uint8, warp
+from ..models.pixels import to_pixels, to_uint8
+from .augmentation import warp
 from .budget import Replan, Timetable
-from .loop import predict
 from .sources import State
+from .supervised import predict
 
 LOOKS = 40
 """How often a student is looked at on its way."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...stages.outputs.curves import accuracy_curves
+from .curves import accuracy_curves
 from .tables import Json, commands, failures, header, notes, sections
 
 if TYPE_CHECKING:

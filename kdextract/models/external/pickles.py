@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+from ...storage.headers import MAX_DIMENSIONS, MAX_ELEMENTS
+
 MAX_STEPS = 200_000  # a tensor takes some 24
-MAX_DIMENSIONS = 64
-MAX_ELEMENTS = 2**60
 
 _ITEM_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,

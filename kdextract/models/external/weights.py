@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...errors import ArtifactError, ConfigError
-from ...storage.headers import MAX_TENSORS, check_weights_file
+from ...storage.headers import MAX_TENSORS
 from .pickles import LEFT_OUT
+from .weight_files import check_weights_file
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",

@@ -110,8 +110,8 @@ def _seconds_per_image(teacher: Classifier, student: Classifier, probe: Probe, e
 
     from ...models.pixels import to_uint8
     from ...synthesis.structured_noise.by_class import maker
-    from ...training.loop import predict
     from ...training.observer import Probe
+    from ...training.supervised import predict
 
     images, made, looked = probe.images[:MEASURED_IMAGES], [], []
     for seed in range(MEASUREMENTS):

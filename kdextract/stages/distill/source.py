@@ -198,7 +198,7 @@ class LiveImages(ImageSource):
 
     def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the method's source."""
-        from ...methods.auto import require_images
+        from ...synthesis.structured_noise.by_class import require_images
 
         if self.structured:
             require_images(teacher)

@@ -98,7 +98,7 @@ def model_files(config: ModelConfig, run: RunDir) -> dict[str, InputFile]:
         UsageError: there is no such network, or an option has no effect on it.
         ArtifactError: a file is missing or malformed, or would run code.
     """
-    from ...storage.headers import check_weights_file
+    from ...models.external.weight_files import check_weights_file
 
     assert config.model is not None
     ours = kdx_file(config.model)

@@ -1,22 +1,13 @@
-"""Accuracy against seconds, as SVG; equal results give equal bytes."""
+"""A picture of the terms of a loss over steps; equal rows give equal bytes."""
 
 from __future__ import annotations
 
 import io
-import re
-from typing import TYPE_CHECKING, Any
-
-from ...benchmark.report.tables import Section
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from typing import Any
 
 Json = dict[str, Any]
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b8e23"]
-MARKS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 INK, FAINT = "#333a44", "#d5dae1"
-TICKS = [1, 5, 10, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.9]
-LEAST, MOST = 0.005, 0.9995  # the axis stretches both ends, and 0 and 1 are infinitely far away
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -29,88 +20,6 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-
-
-def accuracy_curves(section: Section) -> str:
-    """Return an `<svg>` element: one curve per method over its snapshots, ending in the last weights.
-
-    The band is the standard deviation over seeds. Teacher and anchors are horizontal lines. The accuracy axis is a
-    logit scale, on which the step from 98 to 99 % is as wide as that from 1 to 2 %. Returns '' without any result.
-    """
-    methods = [row for row in section.rows if row["curve"] and not row["anchor"]]
-    anchors = [row for row in section.rows if row["accuracy"] and row["anchor"]]
-    if not methods and not anchors:
-        return ""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": section.title}):
-        figure = Figure(figsize=(9.2, 3.9), layout="constrained")
-        axes = figure.add_subplot()
-        levels = _horizontal_lines(axes, section.teacher, anchors)
-        for index, row in enumerate(methods):
-            levels += _curve(axes, row, COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)])
-        _axes(axes, levels)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    return _element(buffer.getvalue(), f"accuracy against seconds: {section.title}")
-
-
-def _curve(axes: Axes, row: Json, colour: str, mark: str) -> list[float]:
-    """Draw one method and return its levels."""
-    seconds = [point["seconds"] for point in row["curve"]]
-    means = [_within(point["accuracy"]["mean"]) for point in row["curve"]]
-    spreads = [point["accuracy"]["sd"] or 0.0 for point in row["curve"]]
-    low = [_within(mean - spread) for mean, spread in zip(means, spreads, strict=True)]
-    high = [_within(mean + spread) for mean, spread in zip(means, spreads, strict=True)]
-    axes.fill_between(seconds, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(seconds, means, color=colour, linewidth=1.6, marker=mark, markersize=3, label=row["method"])
-    last = ([means[-1] - low[-1]], [high[-1] - means[-1]])
-    axes.errorbar(seconds[-1:], means[-1:], last, color=colour, marker=mark, markersize=7, capsize=3, linewidth=1.2)
-    return means
-
-
-def _horizontal_lines(axes: Axes, teacher: Json, anchors: list[Json]) -> list[float]:
-    """Draw teacher and anchors, and return their levels."""
-    levels = []
-    if teacher["accuracy"]:
-        levels.append(_within(teacher["accuracy"]["mean"]))
-        axes.axhline(levels[-1], color=INK, linewidth=1.2, label="teacher")
-    for row, dashes in zip(anchors, ["--", ":", "-."] * len(anchors), strict=False):
-        levels.append(_within(row["accuracy"]["mean"]))
-        axes.axhline(levels[-1], color="#7b8492", linewidth=1.2, linestyle=dashes, label=row["method"])
-    return levels
-
-
-def _axes(axes: Axes, levels: list[float]) -> None:
-    axes.set_yscale("logit")
-    ticks = [tick / 100 for tick in TICKS]
-    lowest = max([tick for tick in ticks if tick < min(levels)], default=LEAST / 2)
-    highest = min([tick for tick in ticks if tick > max(levels)], default=1 - (1 - MOST) / 2)
-    axes.set_ylim(lowest, highest)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in TICKS])
-    axes.set_yticks([], minor=True)
-    axes.set_ylim(lowest, highest)
-    axes.set_xlim(left=0)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("seconds after the teacher: statistics, synthesis, distillation")
-    axes.set_ylabel("accuracy on real test images, %")
-
-
-def _within(accuracy: float) -> float:
-    return min(max(accuracy, LEAST), MOST)
-
-
-def _element(document: str, title: str) -> str:
-    """Return the `<svg>` element alone, scaled to the page, with a title for readers that do not see it."""
-    element = document[document.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
-    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
 
 
 def term_curves(rows: list[dict[str, float]], along: str = "step") -> bytes:

@@ -59,7 +59,7 @@ def write_transfer_set(
         rows: one per batch.
     """
     from ...storage.tensor_files import encode_npy
-    from ...training.loop import predict
+    from ...training.supervised import predict
     from .pictures import class_grid
 
     with context.phase("targets"), teacher.queries.purpose(TARGETS):
@@ -95,8 +95,8 @@ def write_source_pictures(
     import torch
 
     from ...models.pixels import to_uint8
-    from ...training.loop import predict
     from ...training.sources import Optimized
+    from ...training.supervised import predict
     from .curves import term_curves
     from .pictures import class_grid
 
@@ -120,7 +120,7 @@ def _agreement(
     Raises:
         ConfigError: it has other classes than the teacher.
     """
-    from ...training.loop import predict
+    from ...training.supervised import predict
 
     verifier = context.classifier(file)
     if verifier.num_classes != teacher.num_classes:

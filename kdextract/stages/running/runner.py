@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ... import __version__
 from ...errors import ConfigError, OutOfMemoryError, from_os_error
 from ...models.queries import SYNTHESIS, Queries
 from ...options.declare import (
@@ -30,6 +29,7 @@ from ...options.declare import (
 )
 from ...storage.artifacts import Manifest, Output, file_sha256, partial_path, publish, read_manifest, write_file
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
+from ...storage.version import __version__
 from ...training.progress import Reporter
 from .attempts import Attempts, forget_peak_memory, peak_memory
 from .checkpoints import CHECKPOINT_FILE, Checkpoints

@@ -1,1 +1,4 @@
-"""Networks that make images: those that a game trains and forgets, and those that are kept as artifacts."""
+"""Networks that make images, those of a game and those that are kept as artifacts, and how they are trained.
+
+Losses that one method alone has belong into its file.
+"""

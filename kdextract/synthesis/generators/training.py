@@ -10,10 +10,11 @@ from torch import nn
 
 from ...models.classifier import Classifier
 from ...models.hooks import count_multiply_adds
-from ...models.pixels import augment, warp
+from ...synthesis.losses import Terms
+from ...training.augmentation import augment, warp
 from ...training.loop import Schedule
-from ...training.losses import Terms, total
 from ...training.sources import State
+from ..losses import total
 from ..options import GeneratorConfig
 from .generator import Generator, GeneratorSpec, new_generator
 from .width import largest_width

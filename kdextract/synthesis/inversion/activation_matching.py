@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 
 from ...errors import ConfigError, DivergedError
 from ...models.classifier import Classifier
 from ...models.hooks import record_activations
-from ...models.pixels import binomial_blur
-from ...training.losses import Terms, standardized_error, total, total_variation
+from ...synthesis.losses import Terms
+from ...training.augmentation import binomial_blur
+from ..interface import Inverted
+from ..losses import standardized_error, total, total_variation
 from ..options import PixelConfig
 from ..statistics.recorded import LAYERS, Statistics
 from ..structured_noise.patterns import level_lines, smooth_fields, structured_images
@@ -63,20 +64,6 @@ INITIALIZERS: dict[str, Initializer] = {
     "strokes": stroke_noise,
     "structured": structured_noise,
 }
-
-
-@dataclass(frozen=True)
-class Inverted:
-    """Images [batch, channels, height, width] with pixels in [0, 1], the last loss per image, and what they cost.
-
-    `teacher_queries` is how many images the teacher was shown on the way. `curve` has rows {step, loss, term ...}, of
-    about `CURVE_POINTS` moments, where pixels were optimized.
-    """
-
-    images: torch.Tensor
-    loss: float
-    teacher_queries: int
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 CURVE_POINTS = 40

@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import ConfigError, DivergedError
-from ...methods.registry import TWO_WAYS, Given
 from ...models.channel_moments import channel_moments
 from ...models.classifier import Classifier
 from ...models.hooks import BatchStatistics, batch_norm_layers, record_activations, record_batch_statistics
 from ...models.queries import BLANK
-from ...training.losses import Terms, likeness, mean_variation, pixel_variation, statistics_distance, total
+from ...synthesis.losses import Terms
+from ..interface import TWO_WAYS, Given, Inverted
+from ..losses import likeness, mean_variation, pixel_variation, statistics_distance, total
 from ..options import GrowingPool, InversionOptions, resolve
 from ..statistics.recorded import Statistics
-from .activation_matching import INITIALIZERS, Curve, Inverted
+from .activation_matching import INITIALIZERS, Curve
 from .pixel_optimizer import PixelAdam
 from .pool import InversionPool
 

@@ -17,7 +17,7 @@ from ...models.pixels import to_pixels, to_uint8
 from ...models.queries import HELD_OUT, TARGETS
 from ...training.class_index import ClassIndex, labels_in_turn
 from ...training.sources import HELD_OUT_SEED, Batch, State
-from .activation_matching import Inverted
+from ..interface import Inverted
 
 MakeBatch = Callable[[torch.Tensor, Classifier | None, torch.Generator, torch.Tensor | None], Inverted]
 """(labels int64 [batch], the student or None, random, pixels to begin from or None) -> one image per label."""

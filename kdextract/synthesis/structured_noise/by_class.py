@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ...methods.auto import require_images
+from ...errors import ConfigError
 from ...models.classifier import Classifier
-from ..inversion.activation_matching import Inverted
+from ..interface import Inverted
 from .patterns import structured_images
 from .pool import MAX_POOL_BYTES, FreshPool, MakeImages, at_most
 
@@ -66,3 +66,12 @@ def images_of_classes(
             chosen[rows] = log_probabilities[:, label].topk(len(rows)).indices
     loss = -float(log_probabilities[chosen, labels].mean())
     return Inverted(drawn[chosen], loss, num_drawn)
+
+
+def require_images(teacher: Classifier) -> None:
+    """Raise `ConfigError` if the teacher takes rows of a table."""
+    if teacher.is_table:
+        raise ConfigError(
+            "the teacher takes rows of a table, for which there is no structured noise; make a generator: "
+            "kdx train-generator kegnet --preset tabular, or name --data noise:uniform"
+        )

@@ -11,8 +11,8 @@ from ...models.classifier import Classifier
 from ...models.pixels import to_pixels, to_uint8
 from ...models.queries import HELD_OUT, TARGETS
 from ...training.class_index import ClassIndex
-from ...training.loop import predict
 from ...training.sources import HELD_OUT_SEED, Batch, State
+from ...training.supervised import predict
 
 RARE = 0.1
 """A class that has less than this share of its fair part of the pool is drawn as much less often."""
