@@ -21,7 +21,7 @@ from kdextract.models.architectures.classifier import load_classifier
 from kdextract.models.architectures.pixels import fit_images
 from kdextract.training.loop.loop import predict
 
-from kdextract.data import load_data
+from kdextract.data.load import load_data
 from kdextract.storage.artifacts import read_manifest
 from kdextract.storage.run_dir import RunDir
 from kdextract.synthesis.estimate import (

@@ -23,7 +23,7 @@ from kdextract.training.loop.loop import predict
 from scipy.stats import wasserstein_distance
 
 from kdextract import load_classifier
-from kdextract.data import load_data
+from kdextract.data.load import load_data
 from kdextract.storage.artifacts import read_manifest
 
 DIRECTIONS = 200

@@ -19,17 +19,10 @@ import scipy.io
 import torch
 from PIL import Image
 
-from kdextract.data import (
-    RealData,
-    check_spec,
-    data_names,
-    fingerprint,
-    image_files,
-    is_real_data,
-    load_data,
-    mirrors_make_sense,
-)
+from kdextract.data import image_files
 from kdextract.data import npz as archives
+from kdextract.data.load import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense
+from kdextract.data.real_data import RealData
 from kdextract.errors import DataError, UsageError
 
 NOWHERE = Path("no-such-directory")

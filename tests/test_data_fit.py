@@ -15,7 +15,7 @@ from kdextract.training.loop.progress import Reporter
 from sklearn.datasets import load_digits
 
 from kdextract import api
-from kdextract.data import RealData
+from kdextract.data.real_data import RealData
 from kdextract.errors import ConfigError
 from kdextract.stages import STAGES
 from kdextract.stages.running.runner import run_stage

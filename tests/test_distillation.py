@@ -32,7 +32,7 @@ from kdextract.training.loop.progress import Reporter
 from kdextract.training.loop.sources import ImagePool, NoiseSource, Source
 from torch import nn
 
-from kdextract.data import load_data
+from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, Interrupted
 from kdextract.storage.run_dir import RunDir
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors

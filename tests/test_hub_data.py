@@ -17,7 +17,7 @@ import torch
 from conftest import HANGS_AFTER, environment
 from PIL import Image
 
-from kdextract.data import check_spec, fingerprint, load_data
+from kdextract.data.load import check_spec, fingerprint, load_data
 from kdextract.errors import ConfigError, DataError, UsageError
 
 datasets = pytest.importorskip("datasets")
@@ -438,7 +438,7 @@ def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
 def test_fingerprint_is_that_of_the_files_in_every_process(parquet_dir: Path) -> None:
     spec = f"hf:{parquet_dir}"
     code = (
-        "from pathlib import Path; from kdextract.data import fingerprint;"
+        "from pathlib import Path; from kdextract.data.load import fingerprint;"
         f"print(fingerprint({spec!r}, 'train', Path()))"
     )
     done = subprocess.run(

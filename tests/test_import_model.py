@@ -502,7 +502,7 @@ def test_a_sound_teacher_is_found_sound(finished_run: Path) -> None:
 
 def trained_digits(side: int = 8) -> tuple[nn.Module, Any]:
     """Return a network with batch normalization, trained for a moment on digits with mean 0.3 and std 0.4."""
-    from kdextract.data import load_data
+    from kdextract.data.load import load_data
 
     data = load_data("digits", "train", Path())
     images = (data.images.float() / 255 - 0.3) / 0.4

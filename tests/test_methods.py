@@ -16,7 +16,7 @@ from kdextract.models.architectures.hooks import record_activations
 from kdextract.models.architectures.pixels import fit_images, to_pixels
 from kdextract.options.entries.declare import OptionSet, option_fields, option_info
 
-from kdextract.data import load_data
+from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
 from kdextract.methods import Given, objective, objective_names, register_objective
 from kdextract.synthesis.interface import Inverted

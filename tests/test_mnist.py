@@ -11,7 +11,7 @@ import torch
 from kdextract.models.architectures.classifier import load_classifier
 
 from kdextract import api
-from kdextract.data import load_data
+from kdextract.data.load import load_data
 
 DATA_DIR = Path(os.environ.get("KDX_DATA_DIR") or "no-data-dir")
 IMAGES_PER_CLASS = 30

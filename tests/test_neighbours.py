@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from test_live_methods import classifier, num_hooks
 
 from kdextract import api
-from kdextract.data import load_data
+from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, UsageError
 from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.nearest_real import in_features, in_pixels, nearest

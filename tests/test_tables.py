@@ -14,7 +14,8 @@ from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
 from kdextract.stages.inputs.real_data.real_data import fitted
 
 from kdextract import api
-from kdextract.data import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense, tables
+from kdextract.data import tables
+from kdextract.data.load import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense
 from kdextract.data.tables import PLANES, TEST_POINTS, TRAIN_POINTS, is_table, plane_points, range_of, to_levels
 from kdextract.errors import ConfigError, DataError, UsageError
 from kdextract.methods.auto import pick
@@ -182,7 +183,7 @@ def test_data_and_fingerprints_are_the_same_every_time(spec: str) -> None:
 def test_fingerprints_tell_sets_splits_and_versions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     prints = [fingerprint(spec, "train", NOWHERE) for spec in [*EVERY_NAME, "digits"]]
     prints += [fingerprint(spec, "test", NOWHERE) for spec in PLANE_NAMES]
-    monkeypatch.setattr("kdextract.data.FORMULAS_VERSION", tables.FORMULAS_VERSION + 1)
+    monkeypatch.setattr("kdextract.data.load.FORMULAS_VERSION", tables.FORMULAS_VERSION + 1)
     prints += [fingerprint(spec, "train", NOWHERE) for spec in PLANE_NAMES]
     assert len(set(prints)) == len(prints)
 

@@ -18,7 +18,8 @@ from kdextract.training.loop.loop import predict
 from kdextract.training.loop.sources import ImagePool, Mixture
 
 from kdextract import api
-from kdextract.data import RealData, load_data
+from kdextract.data.load import load_data
+from kdextract.data.real_data import RealData
 from kdextract.errors import ConfigError, UsageError
 from kdextract.stages.running.runner import Outcome
 from kdextract.stages.train import RECIPES, TrainConfig, _split, chosen_recipe

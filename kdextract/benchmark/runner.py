@@ -57,7 +57,7 @@ class Setting:
 
 def check_names(runs: list[Run], setting: Setting) -> None:
     """Raise the error that a command would end with for an unknown model or data set, or data that is not there."""
-    from ..data import data_names, is_real_data
+    from ..data.load import data_names, is_real_data
     from ..models.architectures import architecture
 
     place = RunDir(setting.work)

@@ -95,7 +95,7 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealI
     """Return some real test images as the teacher takes them, and lines about what was changed or left out."""
     import torch
 
-    from ..data import load_data
+    from ..data.load import load_data
     from ..models.teacher_checks import RealImages
     from ..stages.inputs.real_data import fitted
 

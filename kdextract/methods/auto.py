@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..models.classifier import Classifier
-from ..models.hooks import batch_norm_layers
-from ..synthesis.structured_noise.by_class import require_images
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..models.classifier import Classifier
 
 LARGE = 64
 """Images of more pixels a side than this, or in colour, are taken for photographs."""
@@ -20,6 +21,9 @@ def pick(teacher: Classifier) -> tuple[str, str]:
     Raises:
         ConfigError: the teacher takes rows of a table.
     """
+    from ..models.hooks import batch_norm_layers
+    from ..synthesis.structured_noise.by_class import require_images
+
     require_images(teacher)
     channels, height, width = teacher.input_shape
     layers = len(batch_norm_layers(teacher))

@@ -18,7 +18,7 @@ from .running.runner import Plan, Stage, StageContext
 if TYPE_CHECKING:
     import torch
 
-    from ..data import RealData
+    from ..data.real_data import RealData
     from ..models.architectures import InputShape
     from ..models.classifier import Classifier
     from ..training.augmentation import Augmenter
@@ -251,7 +251,7 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
 
 def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
     """Return what changes images at random. Rows of a table stay as they are."""
-    from ..data import mirrors_make_sense
+    from ..data.load import mirrors_make_sense
     from ..training.augmentation import Augmenter
 
     if teacher.is_table:

@@ -226,7 +226,7 @@ def choose(config: NamesSource, run: RunDir) -> ImageSource:
         ConfigError: the run has several transfer sets or generators, or not what the method needs.
         ArtifactError: a file is missing or was changed.
     """
-    from ...data import data_names, is_real_data
+    from ...data.load import data_names, is_real_data
 
     if config.method is not None:
         if config.data is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ...data import RealData, Split
+    from ...data.real_data import RealData, Split
     from ...models.architectures import InputShape
     from ..running.runner import StageContext
 
@@ -63,7 +63,7 @@ def teacher_data(spec: str | None, run: RunDir) -> str:
 
 def real_data_input(config: OpensRealData, spec: str, split: Split) -> Input:
     """Return one split of a real data set as an input, identified by the hash of its files, fetched if asked for."""
-    from ...data import fingerprint, load_data
+    from ...data.load import fingerprint, load_data
 
     if config.download and not config.dry_run:
         load_data(spec, split, config.data_dir, download=True)
@@ -72,7 +72,7 @@ def real_data_input(config: OpensRealData, spec: str, split: Split) -> Input:
 
 def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str, context: StageContext) -> RealData:
     """Load one split of a real data set, and record it in the stage's manifest."""
-    from ...data import load_data
+    from ...data.load import load_data
 
     context.real_data.append({"spec": spec, "split": split, "purpose": purpose})
     return load_data(spec, split, config.data_dir)
