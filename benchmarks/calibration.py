@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdextract.models.architectures.classifier import load_classifier
-from kdextract.models.architectures.pixels import fit_images
-from kdextract.training.loop.loop import predict
 
 from kdextract.data.load import load_data
+from kdextract.models.classifier import load_classifier
+from kdextract.models.pixels import fit_images
 from kdextract.storage.artifacts import read_manifest
 from kdextract.storage.run_dir import RunDir
 from kdextract.synthesis.estimate import (
@@ -34,6 +33,7 @@ from kdextract.synthesis.estimate import (
     logit,
     structured_agreement,
 )
+from kdextract.training.supervised import predict
 
 Row = dict[str, Any]
 FEATURES = ("intercept", "disagreement", "teacher_error", "other_images")
@@ -74,9 +74,8 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 
 def is_structured(source: str, run: RunDir) -> bool:
     """Whether a student's images were structured noise, or began as such."""
-    from kdextract.stages.distill.command.source import TransferSetImages
-
     from kdextract.methods import live_method, live_names
+    from kdextract.stages.distill.source import TransferSetImages
 
     if source in live_names():
         return live_method(source).structured

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.models.architectures.hooks import count_multiply_adds
 
 from kdextract.methods import generator_method
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.hooks import count_multiply_adds
 from kdextract.synthesis.generators.training import GeneratorTraining, multiply_adds
 
 REPETITIONS = 12

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
 
+from kdextract.models.architectures import architecture
+from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.synthesis.inversion.deep_inversion import PixelSchedule, Weights, invert
 
 REPETITIONS = 7

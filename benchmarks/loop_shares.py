@@ -16,18 +16,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.stages.distill.command.command import CONVOLUTION_RATE, NoCheckpoints
-from kdextract.training.loop.distill import DistillationLossOptions, distill
-from kdextract.training.loop.loop import Augmenter, Schedule
-from kdextract.training.loop.observer import HELD_OUT_IMAGES, Observer, Probe
-from kdextract.training.loop.progress import Reporter
 from torch import optim
 
 from kdextract.methods import live_method
+from kdextract.models.architectures import architecture
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.stages.distill.budget import NoCheckpoints
+from kdextract.stages.distill.command import CONVOLUTION_RATE
 from kdextract.synthesis.structured_noise.pool import FreshPool
-from kdextract.training.loop import loop as training
+from kdextract.training import loop as training
+from kdextract.training.augmentation import Augmenter
+from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.loop import Schedule
+from kdextract.training.observer import HELD_OUT_IMAGES, Observer, Probe
+from kdextract.training.progress import Reporter
 
 PAIRS = [("lenet5", "lenet5_half"), ("lenet", "lenet_half"), ("hinton1200", "hinton800"), ("resnet34", "resnet18")]
 NETWORKS = ("student forward", "student backward", "teacher forward")

@@ -18,13 +18,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from kdextract.models.architectures.classifier import Classifier
-from kdextract.training.loop.loop import predict
 from scipy.stats import wasserstein_distance
 
 from kdextract import load_classifier
 from kdextract.data.load import load_data
+from kdextract.models.classifier import Classifier
 from kdextract.storage.artifacts import read_manifest
+from kdextract.training.supervised import predict
 
 DIRECTIONS = 200
 BASELINE = "uniform points, sorted by the teacher"

@@ -37,7 +37,7 @@ def _run(words: Sequence[str], first: str, cwd: str, env: Mapping[str, str], out
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     sys.argv = ["kdx", *words]
     exec(first, {})
-    from kdextract.cli.app.app import main
+    from kdextract.cli.app import main
 
     main()
 

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import environment, kdx, sha256s
-from kdextract.models.architectures.classifier import Classifier, compile_network
-from kdextract.options.entries.entries import OutputOptions, option_fields
 from PIL import Image
 from typer.main import get_command
 
 import kdextract
 from kdextract import api
-from kdextract.cli.app import app as cli
+from kdextract.cli import app as cli
 from kdextract.errors import ArtifactError, ConfigError, DivergedError, GateError, UsageError
+from kdextract.models.classifier import Classifier, compile_network
+from kdextract.options.entries import OutputOptions, option_fields
 from kdextract.stages.running.html import Record
 from kdextract.stages.running.outcome import Outcome
 from kdextract.stages.running.process_state import CUBLAS, process_as_it_was
@@ -272,7 +272,7 @@ def test_failed_checks_are_exceptions(run_copy: Path) -> None:
 
 
 def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdextract.cli.app import demo
+    from kdextract.cli import demo
     from kdextract.stages import train
 
     monkeypatch.setattr(demo, "DISTILL_STEPS", 2)

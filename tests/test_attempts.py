@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Crash
-from kdextract.models.architectures.queries import Queries
 
 from kdextract import api
+from kdextract.models.queries import Queries
 from kdextract.stages.running.attempts import Attempts, forget_peak_memory, peak_memory
 from kdextract.storage.artifacts import partial_path
 

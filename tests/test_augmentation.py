@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.training.loop.augmentation import Augmenter, redrawn
 
 from kdextract.synthesis.structured_noise.patterns import structured_images
+from kdextract.training.augmentation import Augmenter, redrawn
 
 
 def seeded(seed: int = 0) -> torch.Generator:

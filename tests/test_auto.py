@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdextract.models.architectures.architectures import model_names
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
 
 from kdextract.methods import live_names
 from kdextract.methods.auto import pick
+from kdextract.models.architectures import model_names
+from kdextract.models.classifier import Classifier, ClassifierSpec
 
 
 def teacher(architecture: str, shape: tuple[int, int, int]) -> Classifier:

@@ -23,7 +23,7 @@ from test_evaluate import add_snapshots
 
 from kdextract.benchmark.ledger import Books, work_lock
 from kdextract.benchmark.runner import Runner
-from kdextract.cli.app import app as cli
+from kdextract.cli import app as cli
 from kdextract.storage.artifacts import read_manifest, write_manifest
 from kdextract.storage.run_dir import RunDir
 

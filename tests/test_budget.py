@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kdextract.stages.distill.command.budget import NoCheckpoints
-from kdextract.training.loop.budget import (
+from torch import nn
+
+from kdextract.errors import UsageError
+from kdextract.stages.distill.budget import NoCheckpoints
+from kdextract.training.budget import (
     AIM,
     MOST_TRIAL,
     TRIAL_SHARE,
@@ -20,12 +23,9 @@ from kdextract.training.loop.budget import (
     Timetable,
     parse_duration,
 )
-from kdextract.training.loop.loop import Row, Schedule, take_steps
-from kdextract.training.loop.observer import LOOKS, Observer, Probe
-from kdextract.training.loop.progress import Reporter
-from torch import nn
-
-from kdextract.errors import UsageError
+from kdextract.training.loop import Row, Schedule, take_steps
+from kdextract.training.observer import LOOKS, Observer, Probe
+from kdextract.training.progress import Reporter
 
 
 @pytest.mark.parametrize(

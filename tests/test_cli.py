@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from conftest import environment, kdx, kdx_from_scratch, sha256s, teacher_only
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier
 from typer.main import get_command
 
 import kdextract
 from kdextract import api
-from kdextract.cli.app import app as cli
-from kdextract.cli.app import commands
+from kdextract.cli import app as cli
+from kdextract.cli import commands
+from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier
 from kdextract.stages import STAGES
 from kdextract.storage.run_dir import RunDir
 
@@ -724,7 +724,7 @@ HELP = """
 import json, sys
 from typer.main import get_command
 from typer.testing import CliRunner
-from kdextract.cli.app import app
+from kdextract.cli import app
 names = list(get_command(app).commands)
 texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in names}
 texts[""] = CliRunner().invoke(app, ["--help"]).output

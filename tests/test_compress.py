@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import rounding
-from kdextract.models.architectures.architectures import architecture, model_names
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from torch import nn
 
 from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.models.architectures import architecture, model_names
+from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 from kdextract.models.factorized import factorizable_layers
 from kdextract.stages.compress import PRESETS, CompressConfig, choose_ranks, fill
 

@@ -15,21 +15,21 @@ import corpus
 import pytest
 import torch
 from conftest import environment, sha256s
-from kdextract.cli.app.show import COMMANDS
-from kdextract.models.architectures.classifier import load_classifier, read_spec
-from kdextract.models.architectures.external import consent
-from kdextract.models.architectures.external.blueprint import Blueprint
-from kdextract.models.architectures.external.definitions import module_file
-from kdextract.models.architectures.external.names import parse_name
-from kdextract.models.architectures.external.user_code import function_of, read_code
-from kdextract.training.loop.progress import Reporter
 
 import kdextract
 from kdextract import api
+from kdextract.cli.show import COMMANDS
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
+from kdextract.models.classifier import load_classifier, read_spec
+from kdextract.models.external import consent
+from kdextract.models.external.blueprint import Blueprint
+from kdextract.models.external.definitions import module_file
+from kdextract.models.external.names import parse_name
+from kdextract.models.external.user_code import function_of, read_code
 from kdextract.storage.artifacts import read_manifest, write_manifest
 from kdextract.storage.run_dir import MODEL_FILE
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
+from kdextract.training.progress import Reporter
 
 MINE = """
 import functools

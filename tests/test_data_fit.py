@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdextract.stages.inputs.real_data.real_data import images_for
-from kdextract.training.loop.progress import Reporter
 from sklearn.datasets import load_digits
 
 from kdextract import api
 from kdextract.data.real_data import RealData
 from kdextract.errors import ConfigError
 from kdextract.stages import STAGES
+from kdextract.stages.inputs.real_data import images_for
 from kdextract.stages.running.runner import run_stage
 from kdextract.storage.artifacts import read_manifest
+from kdextract.training.progress import Reporter
 
 NAMES = ("nought", "one", "two")
 

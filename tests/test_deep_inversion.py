@@ -14,11 +14,6 @@ import torch
 from conftest import kdx, sha256s
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.classifier import Classifier, load_classifier
-from kdextract.models.architectures.hooks import record_activations
-from kdextract.models.architectures.pixels import fit_images, to_pixels, to_uint8
-from kdextract.training.loop.losses import likeness, mean_variation, pixel_variation
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
 from test_live_methods import classifier, num_hooks, statistics_of
@@ -30,6 +25,10 @@ from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.methods.adaptive_deep_inversion import AdaptiveConfig, LiveAdaptiveConfig
 from kdextract.methods.deep_dream import DreamConfig, LiveDreamConfig
 from kdextract.methods.deep_inversion import DeepInversionConfig
+from kdextract.models.architectures import architecture
+from kdextract.models.classifier import Classifier, load_classifier
+from kdextract.models.hooks import record_activations
+from kdextract.models.pixels import fit_images, to_pixels, to_uint8
 from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.interface import Inverted
 from kdextract.synthesis.inversion.activation_matching import INITIALIZERS
@@ -43,6 +42,7 @@ from kdextract.synthesis.inversion.deep_inversion import (
     watch_statistics,
 )
 from kdextract.synthesis.inversion.pool import InversionPool
+from kdextract.synthesis.losses import likeness, mean_variation, pixel_variation
 from kdextract.synthesis.options import INITS, PRESETS, resolve
 from kdextract.synthesis.statistics.recorded import StatisticsOptions, compute_statistics
 

@@ -11,32 +11,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier
-from kdextract.models.architectures.pixels import fit_images, to_pixels
-from kdextract.stages.distill.command.student import StudentStart
-from kdextract.training.loop.augmentation import Augmenter
-from kdextract.training.loop.distill import DistillationLossOptions, distill
-from kdextract.training.loop.loop import (
-    OPTIMIZERS,
-    Row,
-    Schedule,
-    fit,
-    predict,
-    random_states,
-    set_random_states,
-    take_steps,
-)
-from kdextract.training.loop.losses import DISTILLATION_LOSSES, kl_divergence
-from kdextract.training.loop.observer import Probe
-from kdextract.training.loop.progress import Reporter
-from kdextract.training.loop.sources import ImagePool, NoiseSource, Source
 from torch import nn
 
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, Interrupted
+from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier
+from kdextract.models.pixels import fit_images, to_pixels
+from kdextract.stages.distill.student import StudentStart
 from kdextract.storage.run_dir import RunDir
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
-from kdextract.training.loop import loop as training
+from kdextract.training import loop as training
+from kdextract.training.augmentation import Augmenter
+from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.loop import OPTIMIZERS, Row, Schedule, random_states, set_random_states, take_steps
+from kdextract.training.losses import DISTILLATION_LOSSES, kl_divergence
+from kdextract.training.observer import Probe
+from kdextract.training.progress import Reporter
+from kdextract.training.sources import ImagePool, NoiseSource, Source
+from kdextract.training.supervised import fit, predict
 
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)

@@ -12,13 +12,13 @@ import torch
 from conftest import kdx
 from hypothesis import given
 from hypothesis import strategies as st
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.stages.distill.command.source import LiveImages
-from kdextract.stages.inputs.real_data.method_inputs import MethodInputs
 
 from kdextract import api
 from kdextract.methods import live_method
+from kdextract.models.architectures import architecture
+from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.stages.distill.source import LiveImages
+from kdextract.stages.inputs.method_inputs import MethodInputs
 from kdextract.storage.run_dir import MODEL_FILE
 from kdextract.synthesis.estimate import (
     ACCURACIES,

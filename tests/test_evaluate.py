@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from conftest import kdx
-from kdextract.models.architectures.classifier import Classifier
 
 import kdextract
 from kdextract import api
+from kdextract.models.classifier import Classifier
 from kdextract.storage.artifacts import Output, file_sha256, read_manifest, write_manifest
-from kdextract.training.loop import loop as training
+from kdextract.training import loop as training
 
 STEPS = (1000, 80, 400)
 

@@ -19,24 +19,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import environment, kdx, rounding, sha256s
-from kdextract.models.architectures.architectures import architecture, model_names
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
-from kdextract.models.architectures.exporter import (
-    CHECKED_BATCHES,
-    compare,
-    images_to_compare,
-    open_onnx,
-    open_pt2,
-    to_onnx,
-    to_pt2,
-)
 from test_cli import Here, error_of, here  # noqa: F401 - a fixture
 from torch import nn
 
 import kdextract
 from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, GateError, UsageError
-from kdextract.models.architectures import exporter as exporting
+from kdextract.models import exporter as exporting
+from kdextract.models.architectures import architecture, model_names
+from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+from kdextract.models.exporter import CHECKED_BATCHES, compare, open_onnx, open_pt2, to_onnx, to_pt2
+from kdextract.stages.export import images_to_compare
 from kdextract.stages.outputs.model_card import SHOWN_CLASSES, escaped
 from kdextract.storage.artifacts import Manifest, read_manifest, write_manifest
 

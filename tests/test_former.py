@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from conftest import kdx, sha256s
-from kdextract.cli.app.commands import COMMANDS
-from kdextract.options.entries.declare import spelling
-from kdextract.options.entries.entries import entries
-from kdextract.options.entries.former import REMOVED, RENAMED, present_record, what_became_of
 
 from kdextract import api
 from kdextract.benchmark.suite_options import stage_options
+from kdextract.cli.commands import COMMANDS
 from kdextract.errors import ConfigError, UsageError
+from kdextract.options import entries
+from kdextract.options.declare import spelling
+from kdextract.options.former import REMOVED, RENAMED, present_record, what_became_of
 from kdextract.storage.artifacts import read_manifest
 
 FINISHED: dict[str, dict[str, Any]] = {  # what the finished run was made with

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import rounding
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.models.architectures.pixels import to_pixels
-from kdextract.models.architectures.queries import Queries
-from kdextract.training.loop.sources import ImagePool
 
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.pixels import to_pixels
+from kdextract.models.queries import Queries
 from kdextract.synthesis.structured_noise.by_class import images_of_classes, structured_pool
 from kdextract.synthesis.structured_noise.pool import FreshPool
+from kdextract.training.sources import ImagePool
 
 
 @pytest.fixture(scope="module")

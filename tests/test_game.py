@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdextract.models.architectures.classifier import Classifier
-from kdextract.models.architectures.hooks import count_multiply_adds
-from kdextract.training.loop.losses import Terms, class_imbalance, kl_divergence, logit_l1, one_hot_error
 from test_live_methods import classifier, drawn, opened
 
 from kdextract import api
 from kdextract.errors import DivergedError, UsageError
 from kdextract.methods import live_method
+from kdextract.models.classifier import Classifier
+from kdextract.models.hooks import count_multiply_adds
 from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.adversarial_game import Answers, Game, Rules, open_game
 from kdextract.synthesis.generators.game_networks import LATENT, MAKERS, NARROWEST, WIDEST, fitting_width, multiply_adds
+from kdextract.synthesis.losses import Terms, class_imbalance, one_hot_error
 from kdextract.synthesis.options import STARTS, GameConfig
 from kdextract.synthesis.structured_noise.by_class import structured_pool
+from kdextract.training.losses import kl_divergence, logit_l1
 
 GAMES = ["zskt", "dfad", "dfq", "dafl"]
 SHAPES = [(1, 28, 28), (3, 32, 32), (2, 21, 30), (3, 5, 4), (1, 64, 48)]

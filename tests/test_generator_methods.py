@@ -12,21 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import Crash, sha256s, teacher_only
-from kdextract.models.architectures.architectures import InputShape
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.models.architectures.hooks import count_multiply_adds
-from kdextract.models.architectures.pixels import to_uint8
-from kdextract.stages.distill.command.command import DistillConfig
-from kdextract.stages.distill.command.settings import fill_in
-from kdextract.stages.distill.command.source import (
-    GeneratorImages,
-    LiveImages,
-    NoiseImages,
-    RealImages,
-    TransferSetImages,
-)
-from kdextract.stages.inputs.real_data.method_inputs import MethodInputs
-from kdextract.training.loop.observer import HELD_OUT_IMAGES
 from PIL import Image
 from scipy.io import savemat
 from test_augmentation import drawings
@@ -37,6 +22,20 @@ from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.methods import generator_method, generator_names, live_method
 from kdextract.methods.keflow import FLOWS
 from kdextract.methods.kegnet import PRESETS
+from kdextract.models.architectures import InputShape
+from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.models.hooks import count_multiply_adds
+from kdextract.models.pixels import to_uint8
+from kdextract.stages.distill.command import DistillConfig
+from kdextract.stages.distill.settings import fill_in
+from kdextract.stages.distill.source import (
+    GeneratorImages,
+    LiveImages,
+    NoiseImages,
+    RealImages,
+    TransferSetImages,
+)
+from kdextract.stages.inputs.method_inputs import MethodInputs
 from kdextract.stages.outputs.transfer_set import SHOWN
 from kdextract.storage.artifacts import Input, Manifest, read_manifest
 from kdextract.storage.run_dir import Artifact, RunDir
@@ -48,6 +47,7 @@ from kdextract.synthesis.generators.mix import GeneratorMix
 from kdextract.synthesis.generators.networks import NETWORKS
 from kdextract.synthesis.generators.source import GeneratorSource
 from kdextract.synthesis.generators.training import GeneratorTraining, Samples, multiply_adds
+from kdextract.training.observer import HELD_OUT_IMAGES
 
 WAYS: dict[str, dict[str, Any]] = {
     "kegnet": {"method": "kegnet"},

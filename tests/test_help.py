@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 from conftest import kdx
-from kdextract.cli.app.command_help import Row, panels
-from kdextract.cli.app.commands import COMMANDS
-from kdextract.options.entries.declare import PANELS, MethodStageConfig
-from kdextract.options.entries.entries import OutputOptions, entries, entries_of
 from typer.main import get_command
 
 from kdextract import api
-from kdextract.cli.app import app as cli
+from kdextract.cli import app as cli
+from kdextract.cli.command_help import Row, panels
+from kdextract.cli.commands import COMMANDS
 from kdextract.errors import UsageError
 from kdextract.methods import every_method, live_method
+from kdextract.options.declare import PANELS, MethodStageConfig
+from kdextract.options.entries import OutputOptions, entries, entries_of
 
 CLICK = get_command(cli.app).commands  # type: ignore[attr-defined]
 MOST_ENTRIES = 40

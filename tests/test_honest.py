@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import sha256s
-from kdextract.options.entries.declare import option_fields
 
 import kdextract
 from kdextract import api
 from kdextract.errors import ConfigError, DataError
 from kdextract.methods import generator_names, live_method, live_names
+from kdextract.options.declare import option_fields
 from kdextract.storage.artifacts import read_manifest
 
 PACKAGE = Path(kdextract.__file__).parent

@@ -10,8 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.hooks import (
+from torch import nn
+
+from kdextract.errors import ConfigError
+from kdextract.models.architectures import architecture
+from kdextract.models.hooks import (
     LayerOutput,
     batch_norm_layers,
     count_multiply_adds,
@@ -25,9 +28,6 @@ from kdextract.models.architectures.hooks import (
     transform_inputs,
     weighted_layers,
 )
-from torch import nn
-
-from kdextract.errors import ConfigError
 
 LENET_LAYERS = ["conv1", "conv2", "fc1", "fc2", "logits"]
 

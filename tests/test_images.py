@@ -8,8 +8,10 @@ import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.pixels import augment, binomial_blur, fit_images, to_pixels, to_uint8, warp
 from PIL import Image
+
+from kdextract.models.pixels import fit_images, to_pixels, to_uint8
+from kdextract.training.augmentation import augment, binomial_blur, warp
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=30)
 

@@ -13,23 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from kdextract.cli.app.show import COMMANDS
-from kdextract.models.architectures.classifier import (
+from safetensors.torch import save_file
+from torch import nn
+
+from kdextract import api
+from kdextract.cli.show import COMMANDS
+from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.models.classifier import (
     Classifier,
     ClassifierSpec,
     encode_classifier,
     load_classifier,
     read_spec,
 )
-from kdextract.models.architectures.external.consent import TRUST_ALL
-from kdextract.models.architectures.hooks import record_features
-from kdextract.training.loop.progress import Reporter
-from safetensors.torch import save_file
-from torch import nn
-
-from kdextract import api
-from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.models.external.consent import TRUST_ALL
+from kdextract.models.hooks import record_features
 from kdextract.storage.artifacts import read_manifest
+from kdextract.training.progress import Reporter
 
 SOURCE = """
 import torch

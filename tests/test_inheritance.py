@@ -7,11 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import rounding
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.architectures.registry import scaled
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.models.architectures.inherit_units import inherit
 from torch import nn
+
+from kdextract.models.architectures import architecture
+from kdextract.models.architectures.registry import scaled
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.inherit_units import inherit
 
 
 def classifier(name: str, seed: int, shape: tuple[int, int, int] = (1, 32, 32), classes: int = 10) -> Classifier:

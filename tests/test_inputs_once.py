@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from conftest import sha256s
-from kdextract.options.entries.entries import config_from_options
-from kdextract.training.loop.progress import Reporter
 
 from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError
+from kdextract.options.entries import config_from_options
 from kdextract.stages import STAGES
 from kdextract.stages.running.runner import run_stage
 from kdextract.storage.artifacts import write_file
 from kdextract.storage.run_dir import MODEL_FILE, RunDir
+from kdextract.training.progress import Reporter
 
 SMALL: dict[str, Any] = {"steps": 1, "batch_size": 8, "threads": 1}
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from conftest import Crash, kdx, sha256s, teacher_only
-from kdextract.models.architectures.classifier import load_classifier
-from kdextract.training.loop.budget import Timetable
 
 from kdextract import api
 from kdextract.errors import UsageError
 from kdextract.methods import live_method, live_names
+from kdextract.models.classifier import load_classifier
 from kdextract.stages.running import checkpoints
 from kdextract.stages.running.checkpoints import Checkpoints
 from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.inversion import deep_inversion
+from kdextract.training.budget import Timetable
 
 STEPS, PERIOD = 30, 10  # the pools of the other methods take new images in at step 20
 SMALL: dict[str, dict[str, Any]] = {

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import rounding
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.options.entries.declare import OptionSet, option_fields, option_info
-from kdextract.stages.distill.command.settings import USUAL_SETTINGS
-from kdextract.training.loop.augmentation import Augmenter
-from kdextract.training.loop.distill import DistillationLossOptions, distill
-from kdextract.training.loop.loop import Schedule
-from kdextract.training.loop.progress import Reporter
-from kdextract.training.loop.sources import Batch, Described, Source
 from test_distillation import NoCheckpoints, StopAt, equal, weights
 from torch import nn
 
 from kdextract.errors import UsageError
 from kdextract.methods import Given, live_method, live_names, register_live
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.options.declare import OptionSet, option_fields, option_info
+from kdextract.stages.distill.settings import USUAL_SETTINGS
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
+from kdextract.training.augmentation import Augmenter
+from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.loop import Schedule
+from kdextract.training.progress import Reporter
+from kdextract.training.sources import Batch, Described, Source
 
 SMALL = {
     "pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.training.loop.losses import (
-    DISTILLATION_LOSSES,
+
+from kdextract.synthesis.losses import (
     agreed_kl,
     class_imbalance,
     one_hot_error,
@@ -19,6 +19,7 @@ from kdextract.training.loop.losses import (
     statistics_distance,
     total_variation,
 )
+from kdextract.training.losses import DISTILLATION_LOSSES
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 shapes = {"batch": st.integers(1, 6), "classes": st.integers(2, 9), "seed": st.integers(0, 10**6)}

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import kdx
-from kdextract.models.architectures.classifier import load_classifier
-from kdextract.models.architectures.external import consent
-from kdextract.models.architectures.external.names import parse_name
-from kdextract.models.architectures.hooks import batch_norm_layers
 
 from kdextract import api
 from kdextract.errors import ConfigError
+from kdextract.models.classifier import load_classifier
+from kdextract.models.external import consent
+from kdextract.models.external.names import parse_name
+from kdextract.models.hooks import batch_norm_layers
 from kdextract.storage.artifacts import BATCH_NORM_KEY, read_header
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 
@@ -127,7 +127,7 @@ def test_a_file_of_version_0_1_is_opened_to_see(norm: str, tmp_path: Path) -> No
 
 def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:
     """torch.export leaves one type for all modules; what they compute says what they are."""
-    from kdextract.models.architectures.external.exported_program import Program
+    from kdextract.models.external.exported_program import Program
 
     for norm in ("batch", "instance", "forgets"):
         scope: dict[str, Any] = {}

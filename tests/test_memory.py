@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import environment
-from kdextract.models.architectures.classifier import MOST_BYTES, MOST_IMAGES, Classifier
-from kdextract.training.loop.progress import Reporter
 from test_statistics import statistics_teacher
 from torch import nn
 from torchvision.models import resnet50
 
 import kdextract
 from kdextract import api
+from kdextract.models.classifier import MOST_BYTES, MOST_IMAGES, Classifier
 from kdextract.stages import compute_stats
 from kdextract.stages.compute_stats import ComputeStatsConfig
 from kdextract.synthesis.statistics.memory import Work, statistics_memory
@@ -30,6 +29,7 @@ from kdextract.synthesis.statistics.recorded import (
     recorded_layers,
 )
 from kdextract.synthesis.statistics.spectra import SpectralOptions
+from kdextract.training.progress import Reporter
 
 DEFAULTS = ComputeStatsConfig()
 OPTIONS = StatisticsOptions(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.models.architectures.hooks import record_activations
-from kdextract.models.architectures.pixels import fit_images, to_pixels
-from kdextract.options.entries.declare import OptionSet, option_fields, option_info
 
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
 from kdextract.methods import Given, objective, objective_names, register_objective
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.hooks import record_activations
+from kdextract.models.pixels import fit_images, to_pixels
+from kdextract.options.declare import OptionSet, option_fields, option_info
 from kdextract.synthesis.interface import Inverted
 from kdextract.synthesis.inversion import activation_matching as inversion
 from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, DropoutMasks

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kdextract.models.architectures.classifier import load_classifier
 
 from kdextract import api
 from kdextract.data.load import load_data
+from kdextract.models.classifier import load_classifier
 
 DATA_DIR = Path(os.environ.get("KDX_DATA_DIR") or "no-data-dir")
 IMAGES_PER_CLASS = 30

@@ -11,19 +11,19 @@ import torchvision
 from conftest import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.architectures import (
+from torch import nn
+
+from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.models.architectures import (
     Architecture,
     InputShape,
     architecture,
     model_names,
     register_model,
 )
-from kdextract.models.architectures.architectures.registry import scaled
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
-from kdextract.models.architectures.hooks import record_activations, weighted_layers
-from torch import nn
-
-from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.models.architectures.registry import scaled
+from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+from kdextract.models.hooks import record_activations, weighted_layers
 from kdextract.storage.tensor_files import encode_safetensors
 
 # name -> (classes, parameters), at the input shape that the architecture was designed for. By hand, weights and

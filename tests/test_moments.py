@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.channel_moments import channel_moments
+
+from kdextract.models.channel_moments import channel_moments
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=40)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
-from kdextract.models.architectures.pixels import fit_images, to_uint8
 from PIL import Image
 from scipy.spatial.distance import cdist
 from test_live_methods import classifier, num_hooks
@@ -18,6 +17,7 @@ from test_live_methods import classifier, num_hooks
 from kdextract import api
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, UsageError
+from kdextract.models.pixels import fit_images, to_uint8
 from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.nearest_real import in_features, in_pixels, nearest
 

@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from kdextract.models.architectures.external import consent, libraries
-from kdextract.models.architectures.external.blueprint import Blueprint, unwrapped
-from kdextract.models.architectures.external.exported_program import Program
-from kdextract.models.architectures.external.head import Head, find_head
-from kdextract.models.architectures.external.names import NetworkName, parse_input_size, parse_name, parse_narrower
-from kdextract.models.architectures.external.probe import probe
-from kdextract.models.architectures.external.user_code import Code, filled_in, function_of, located, narrowed, read_code
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError, UsageError
+from kdextract.models.external import consent, libraries
+from kdextract.models.external.blueprint import Blueprint, unwrapped
+from kdextract.models.external.exported_program import Program
+from kdextract.models.external.head import Head, find_head
+from kdextract.models.external.names import NetworkName, parse_input_size, parse_name, parse_narrower
+from kdextract.models.external.probe import probe
+from kdextract.models.external.user_code import Code, filled_in, function_of, located, narrowed, read_code
 
 NAME = NetworkName("net")
 
@@ -342,7 +342,7 @@ def test_a_name_makes_no_library_open_a_file(library: str, argument: str) -> Non
 
 
 def test_a_file_cannot_ask_for_more_memory_than_it_holds(tmp_path: Path) -> None:
-    from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
+    from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier, load_classifier
 
     sound = ClassifierSpec("torchvision/squeezenet1_1(num_classes=2)", (3, 32, 32), ("a", "b"), (0.0,) * 3, (1.0,) * 3)
     content = encode_classifier(Classifier(sound))
@@ -509,7 +509,7 @@ class Normed(Fixed):
 def test_a_program_answers_as_its_network_and_shows_its_layers(tmp_path: Path) -> None:
     from copy import deepcopy
 
-    from kdextract.models.architectures.hooks import batch_norm_layers, weighted_layers
+    from kdextract.models.hooks import batch_norm_layers, weighted_layers
 
     network = Normed()
     content = exported(network, torch.zeros(2, 1, 8, 8))

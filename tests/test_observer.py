@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.training.loop.budget import Timetable
-from kdextract.training.loop.loop import Schedule
-from kdextract.training.loop.observer import LOOKS, Observer, Probe
+
+from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
+from kdextract.training.budget import Timetable
+from kdextract.training.loop import Schedule
+from kdextract.training.observer import LOOKS, Observer, Probe
 
 
 def make_classifier(seed: int) -> Classifier:

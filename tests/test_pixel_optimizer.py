@@ -10,11 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.models.architectures.importer import Findings, ModelOptions, read_model
-from kdextract.options.entries.declare import option_fields
-from kdextract.training.loop.loop import take_steps
-from kdextract.training.loop.progress import Reporter
 from test_distillation import NoCheckpoints
 from test_live_methods import SMALL, drawn
 
@@ -27,9 +22,14 @@ from kdextract.methods import (
     objective,
     objective_names,
 )
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.importer import Findings, ModelOptions, read_model
+from kdextract.options.declare import option_fields
 from kdextract.synthesis.inversion.pixel_optimizer import PixelAdam
 from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
 from kdextract.synthesis.statistics.spectra import SpectralOptions
+from kdextract.training.loop import take_steps
+from kdextract.training.progress import Reporter
 
 SHAPE, NUM_CLASSES = (3, 32, 32), 4
 CONTIGUOUS = """

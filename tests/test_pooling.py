@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.architectures.pooling import FEW_CHANNELS, HalvingMaxPool2d
 from torch import nn
+
+from kdextract.models.architectures.pooling import FEW_CHANNELS, HalvingMaxPool2d
 
 
 def value_and_gradient(pool: nn.Module, images: torch.Tensor, upstream: torch.Tensor) -> list[torch.Tensor]:

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
-from kdextract.models.architectures.classifier import Classifier, load_classifier
-from kdextract.models.architectures.hooks import record_batch_statistics
-from kdextract.options.entries.declare import option_fields
-from kdextract.training.loop.loop import predict
 from test_live_methods import classifier
 
 from kdextract import api
 from kdextract.errors import ConfigError
 from kdextract.methods import live_method, live_names, objective, objective_names
+from kdextract.models.classifier import Classifier, load_classifier
+from kdextract.models.hooks import record_batch_statistics
+from kdextract.options.declare import option_fields
 from kdextract.stages.running import runner as stage_runner
 from kdextract.storage.artifacts import read_manifest
+from kdextract.training.supervised import predict
 
 CPU = torch.device("cpu")
 

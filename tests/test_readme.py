@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kdextract.cli.app.app import app
 from typer.main import get_command
 
+from kdextract.cli import app
 from kdextract.methods import generator_names, live_names, objective_names
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from conftest import HANGS_AFTER, Crash, environment, save_until_crash, sha256s
 from forked import Kdx
-from kdextract.options.entries.declare import spelling
 
 from kdextract import api
 from kdextract.errors import ArtifactError
+from kdextract.options.declare import spelling
 from kdextract.stages.running import checkpoints
 from kdextract.stages.running.checkpoints import CHECKPOINT_FILE, Checkpoints
 from kdextract.stages.running.runner import KEY_FILE

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from kdextract.training.loop.soap import Soap
 
-from kdextract.training.loop import soap
+from kdextract.training import soap
+from kdextract.training.soap import Soap
 
 
 def reference(gradients: list[np.ndarray], lr: float) -> np.ndarray:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdextract.models.architectures.channel_moments import ChannelSums
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec
-from kdextract.models.architectures.pixels import to_pixels
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError
+from kdextract.models.channel_moments import ChannelSums
+from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.pixels import to_pixels
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.synthesis.statistics.recorded import (
     LAYERS,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
-from kdextract.models.architectures.classifier import load_classifier
 
 from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
+from kdextract.models.classifier import load_classifier
 
 HERE = Path(__file__).parent.parent / "benchmarks" / "strangers"
 sys.path.insert(0, str(HERE))

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import errors_of_one_answer
-from kdextract.models.architectures.architectures import architecture
-from kdextract.models.architectures.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.stages.inputs.real_data.real_data import fitted
 
 from kdextract import api
 from kdextract.data import tables
@@ -19,7 +16,10 @@ from kdextract.data.load import check_spec, data_names, fingerprint, is_real_dat
 from kdextract.data.tables import PLANES, TEST_POINTS, TRAIN_POINTS, is_table, plane_points, range_of, to_levels
 from kdextract.errors import ConfigError, DataError, UsageError
 from kdextract.methods.auto import pick
+from kdextract.models.architectures import architecture
+from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.stages.compress import CompressConfig, choose_ranks
+from kdextract.stages.inputs.real_data import fitted
 
 NOWHERE = Path("no-such-directory")
 SKLEARN = {"iris": (150, 4, 3), "wine": (178, 13, 3), "breast_cancer": (569, 30, 2)}

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Crash, errors_of_one_answer, sha256s
-from kdextract.models.architectures.classifier import load_classifier
-from kdextract.models.architectures.pixels import fit_images
-from kdextract.stages.inputs.real_data.real_data import few_images
-from kdextract.training.loop.loop import predict
-from kdextract.training.loop.sources import ImagePool, Mixture
 
 from kdextract import api
 from kdextract.data.load import load_data
 from kdextract.data.real_data import RealData
 from kdextract.errors import ConfigError, UsageError
+from kdextract.models.classifier import load_classifier
+from kdextract.models.pixels import fit_images
+from kdextract.stages.inputs.real_data import few_images
 from kdextract.stages.running.runner import Outcome
 from kdextract.stages.train import RECIPES, TrainConfig, _split, chosen_recipe
+from kdextract.training.sources import ImagePool, Mixture
+from kdextract.training.supervised import predict
 
 COUNT = 200
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.tucker import Tucker2, evbmf_rank, evbmf_ranks, tucker2
+
+from kdextract.models.tucker import Tucker2, evbmf_rank, evbmf_ranks, tucker2
 
 
 def seeded(seed: int = 0) -> torch.Generator:

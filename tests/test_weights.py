@@ -43,13 +43,13 @@ from corpus import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kdextract.models.architectures.external.pickles import LEFT_OUT
-from kdextract.models.architectures.external.weights import WRAPPERS, Weights, fit_weights, read_weights
 from safetensors.torch import save_file
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError
+from kdextract.models.external.pickles import LEFT_OUT
 from kdextract.models.external.weight_files import check_pickle_file, check_weights_file
+from kdextract.models.external.weights import WRAPPERS, Weights, fit_weights, read_weights
 from kdextract.storage.artifacts import read_header
 from kdextract.storage.headers import check_safetensors_file
 
