@@ -57,7 +57,7 @@ def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -
     one_class = pixels * work.largest_class + FLOAT * work.largest_class * sum(sizes)
     records_of_class = _making_records(sizes, options, work.largest_class)
     working = one_class + max(_forward_pass(found, work), records_of_class)
-    encoding = 2 * kept  # the bytes of each tensor, and those of the file
+    encoding = 3 * kept  # the bytes of each tensor and of the file and, before safetensors 0.8, a copy of these
     return StatisticsMemory(kept, round((1 + ALLOCATORS) * (resting + max(working, encoding))))
 
 
