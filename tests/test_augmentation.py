@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import drawings, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdextract.synthesis.structured_noise.patterns import structured_images
 from kdextract.training.augmentation import Augmenter, redrawn
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawings(count: int, shape: tuple[int, int, int] = (1, 20, 16), background: float = 0.0) -> torch.Tensor:
-    return structured_images(count, shape, 0.1 if background == 0 else 0.9, seeded(5))
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=30)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANGS_AFTER, environment, kdx
-from test_evaluate import add_snapshots
+from conftest import HANGS_AFTER, ROOT, environment, kdx
+from helpers import add_snapshots
 
 from kdextract.benchmark.ledger import Books, work_lock
 from kdextract.benchmark.runner import Runner
@@ -27,7 +27,6 @@ from kdextract.cli import app as cli
 from kdextract.storage.artifacts import read_manifest, write_manifest
 from kdextract.storage.run_dir import RunDir
 
-ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "benchmarks" / "digits.toml"
 FILES = ("results.json", "results.md", "report.html")
 QUICK = (("epochs = 12", "epochs = 4"), ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from kdextract.benchmark.cells import plan_runs
 from kdextract.benchmark.suite import read_suite
 from kdextract.errors import ArtifactError, UsageError
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SUITE = """
 name = "small"
 data = "mnist"

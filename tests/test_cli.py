@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment, kdx, kdx_from_scratch, sha256s, teacher_only
+from conftest import Here, environment, error_of, kdx, kdx_from_scratch, sha256s, teacher_only
 from typer.main import get_command
 
 import kdextract
@@ -35,38 +35,7 @@ AS_FINISHED = {  # what the finished run was made with
     "distill": (*DISTILL, "--steps", "20"),
     "evaluate": ("evaluate", *ONE),
 }
-Done = subprocess.CompletedProcess[str]
-Here = Callable[..., Done]
 RUN_STAGE = commands.run_stage
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Here:
-    """`kdx` inside this process, in an empty directory: for what needs no process of its own."""
-    nowhere = tmp_path / "cwd"
-    nowhere.mkdir()
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.chdir(nowhere)
-        for name in ("KDX_RUN", "KDX_DATA_DIR"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(sys, "argv", ["kdx", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Done(sys.argv, int(stopped.value.code or 0), out, err)
-
-    return run
-
-
-def error_of(done: Done, code: int) -> str:
-    """Return the one error line of a command that must have failed with `code`, without a traceback."""
-    assert done.returncode == code, done.stderr
-    lines = done.stderr.splitlines()
-    assert [line.startswith("kdx: error: ") for line in lines] == [False] * (len(lines) - 1) + [True], done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[-1]
 
 
 def tree(root: Path) -> dict[str, tuple[int, bytes]]:

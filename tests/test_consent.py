@@ -31,6 +31,7 @@ from kdextract.storage.run_dir import MODEL_FILE
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.training.progress import Reporter
 
+pytestmark = pytest.mark.usefixtures("state")
 MINE = """
 import functools
 import torch
@@ -82,13 +83,6 @@ NOT_ALLOWED = {
 }
 """What the code or an installed package defines, but nobody has allowed."""
 ATTACKS = NOT_DEFINED | NOT_ALLOWED
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv(consent.TRUST_ALL, raising=False)
-    return tmp_path / "state"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from helpers import IDX_NAMES, write_idx
 from PIL import Image
 
 from kdextract.data import image_files
@@ -26,7 +27,6 @@ from kdextract.data.real_data import RealData
 from kdextract.errors import DataError, UsageError
 
 NOWHERE = Path("no-such-directory")
-IDX_NAMES = {"train": "train", "test": "t10k"}
 
 
 def random_images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -67,15 +67,6 @@ def test_digits_are_the_same_every_time() -> None:
 
 
 # ---- torchvision's formats -------------------------------------------------------------------------------------
-
-
-def write_idx(folder: Path, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> None:
-    """Write the files of MNIST and its relatives: a big-endian header (type 8, dimensions, sizes), then the bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, prefix in IDX_NAMES.items():
-        for kind, array in (("images-idx3", images[split]), ("labels-idx1", labels[split])):
-            header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-            (folder / f"{prefix}-{kind}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.fixture
@@ -121,15 +112,6 @@ def test_cut_idx_file_is_refused(kind: str, length: int, idx_dir: Any) -> None:
     path.write_bytes(content[: min(length, len(content) - 1)])
     with pytest.raises(DataError, match="mnist"):
         load_data("mnist", "train", idx_dir[0])
-
-
-@pytest.fixture
-def known_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torchvision take files of the right format for the published ones."""
-    import torchvision.datasets
-
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *arguments: True)
-    monkeypatch.setattr(torchvision.datasets.SVHN, "_check_integrity", lambda self: True)
 
 
 @pytest.mark.usefixtures("known_checksums")

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, sha256s
+from helpers import Tokens, classifier, num_hooks, seeded, statistics_of, statistics_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
-from test_live_methods import classifier, num_hooks, statistics_of
-from test_statistics import Tokens, statistics_teacher
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdextract import api
@@ -48,10 +47,6 @@ from kdextract.synthesis.statistics.recorded import StatisticsOptions, compute_s
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=25)
 PLAIN = PixelSchedule(steps=5, lr=0.1, betas=(0.9, 0.999))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # ---- terms, against NumPy ---------------------------------------------------------------------------------------

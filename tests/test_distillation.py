@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
+from helpers import StopAt, equal, weights
 from torch import nn
 
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, Interrupted
 from kdextract.models.classifier import Classifier, ClassifierSpec, encode_classifier
 from kdextract.models.pixels import fit_images, to_pixels
+from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.stages.distill.student import StudentStart
 from kdextract.storage.run_dir import RunDir
-from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
+from kdextract.storage.tensor_files import read_safetensors
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter
 from kdextract.training.distill import DistillationLossOptions, distill
@@ -33,34 +34,6 @@ from kdextract.training.supervised import fit, predict
 CPU = torch.device("cpu")
 KL = DistillationLossOptions("kl", 4.0, True)
 QUIET = Reporter(quiet=True)
-
-
-class NoCheckpoints:
-    """A loop that is not interrupted."""
-
-    def load(self) -> None:
-        """There is none."""
-
-    def offer(self, state: Callable[[], Any]) -> None:
-        """Do not save."""
-
-
-class StopAt:
-    """Saves to a file and stops the loop once it has done so many steps."""
-
-    def __init__(self, path: Path, step: int | None) -> None:
-        self._path, self._step = path, step
-
-    def load(self) -> Any:
-        """Return what was saved, or None."""
-        return read_safetensors(self._path) if self._path.exists() else None
-
-    def offer(self, state: Callable[[], Any]) -> None:
-        """Save and stop, if it is time to."""
-        tensors, values = state()
-        if self._step is not None and values["rows"][-1]["step"] >= self._step:
-            self._path.write_bytes(encode_safetensors(tensors, values))
-            raise Interrupted(signal.SIGINT)
 
 
 def plain() -> Augmenter:
@@ -120,18 +93,10 @@ def run(
     )
 
 
-def weights(classifier: Classifier) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in classifier.network.state_dict().items()}
-
-
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Return the Euclidean distance of two networks' weights."""
     assert one.keys() == other.keys()
     return float(torch.cat([(value - other[name]).flatten() for name, value in one.items()]).norm())
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 # ---- teacher and student ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import kdx
+from conftest import ROOT, kdx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +37,7 @@ from kdextract.synthesis.estimate import (
     why_not_student,
 )
 
-CALIBRATION = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration.json").read_text())
+CALIBRATION = json.loads((ROOT / "benchmarks" / "results" / "calibration.json").read_text())
 EXACT = TeacherAccuracy(0.99, 0.0)
 
 

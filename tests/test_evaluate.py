@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import kdx
+from helpers import add_snapshots
 
 import kdextract
 from kdextract import api
 from kdextract.models.classifier import Classifier
-from kdextract.storage.artifacts import Output, file_sha256, read_manifest, write_manifest
+from kdextract.storage.artifacts import read_manifest
 from kdextract.training import supervised
 
 STEPS = (1000, 80, 400)
-
-
-def add_snapshots(student: Path, steps: tuple[int, ...], models: list[Path]) -> None:
-    """Put copies of classifier files into a student's directory as snapshots of these steps, as `distill` would."""
-    manifest = read_manifest(student)
-    outputs, entries = list(manifest.outputs), []
-    for step, model in zip(steps, models, strict=True):
-        file = student / f"snapshot-{step:06d}.safetensors"
-        file.write_bytes(model.read_bytes())
-        outputs.append(Output(file.name, file_sha256(file), file.stat().st_size))
-        entries.append({"file": file.name, "step": step, "seconds": step / 100})
-    budget = {**manifest.budget, "snapshots": entries}
-    write_manifest(student, dataclasses.replace(manifest, outputs=tuple(outputs), budget=budget))
 
 
 @pytest.fixture

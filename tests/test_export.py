@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import environment, kdx, rounding, sha256s
-from test_cli import Here, error_of, here  # noqa: F401 - a fixture
+from conftest import ROOT, Here, environment, error_of, kdx, rounding, sha256s
 from torch import nn
 
 import kdextract
@@ -49,8 +48,7 @@ MODELS = {  # one of each family, where a small one will do, at a size that it c
     "wrn16_1": (3, 32, 32),
 }
 DEEP = {"alex_half", "mobilenet_v2", "vgg11_bn", "wrn16_1"}  # whose export takes long
-HOME = Path(__file__).parents[1]
-TRACES = (b"site-packages", b".py", b"stack_trace", b'File "', str(HOME).encode(), str(Path.home()).encode() + b"/")
+TRACES = (b"site-packages", b".py", b"stack_trace", b'File "', str(ROOT).encode(), str(Path.home()).encode() + b"/")
 
 
 def classifier_of(
@@ -528,7 +526,7 @@ def test_at_a_terminal(run_copy: Path, tmp_path: Path) -> None:
 
 
 def test_no_tolerance_means_no_difference(
-    here: Here,  # noqa: F811
+    here: Here,
     run_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_live_methods import classifier, drawn, opened
+from helpers import classifier, drawn, opened
 
 from kdextract import api
 from kdextract.errors import DivergedError, UsageError

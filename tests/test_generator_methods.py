@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Crash, sha256s, teacher_only
+from helpers import drawings, write_idx
 from PIL import Image
 from scipy.io import savemat
-from test_augmentation import drawings
-from test_data import known_checksums, write_idx  # noqa: F401 - a fixture
 
 from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, UsageError

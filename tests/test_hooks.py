@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
+from helpers import num_hooks
 from torch import nn
 
 from kdextract.errors import ConfigError
@@ -41,10 +42,6 @@ def lenet() -> nn.Module:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn((3, 1, 32, 32), generator=torch.Generator().manual_seed(1))
-
-
-def num_hooks(network: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
 
 
 def manual_activations(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:

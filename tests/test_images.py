@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from helpers import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,10 +15,6 @@ from kdextract.models.pixels import fit_images, to_pixels, to_uint8
 from kdextract.training.augmentation import augment, binomial_blur, warp
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=30)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def shifted_by_slicing(image: np.ndarray, shift: int) -> dict[tuple[int, int], np.ndarray]:

@@ -31,6 +31,7 @@ from kdextract.models.hooks import record_features
 from kdextract.storage.artifacts import read_manifest
 from kdextract.training.progress import Reporter
 
+pytestmark = pytest.mark.usefixtures("state")
 SOURCE = """
 import torch
 from torch import nn
@@ -79,13 +80,6 @@ class Hidden(nn.Module):
     def forward(self, x):
         return self.fc(x.flatten(1)) * self.scale
 """
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv(TRUST_ALL, raising=False)
-    return tmp_path / "state"
 
 
 @pytest.fixture

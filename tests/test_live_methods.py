@@ -9,67 +9,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import rounding
-from test_distillation import NoCheckpoints, StopAt, equal, weights
+from helpers import SMALL, StopAt, classifier, drawn, equal, num_hooks, opened, statistics_of, weights
 from torch import nn
 
 from kdextract.errors import UsageError
 from kdextract.methods import Given, live_method, live_names, register_live
-from kdextract.models.classifier import Classifier, ClassifierSpec
+from kdextract.models.classifier import Classifier
 from kdextract.options.declare import OptionSet, option_fields, option_info
+from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.stages.distill.settings import USUAL_SETTINGS
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
-from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
 from kdextract.training.augmentation import Augmenter
 from kdextract.training.distill import DistillationLossOptions, distill
 from kdextract.training.loop import Schedule
 from kdextract.training.progress import Reporter
-from kdextract.training.sources import Batch, Described, Source
-
-SMALL = {
-    "pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2,
-    "pool_batch": 12, "period": 2, "pixel_steps": 10,
-}  # fmt: skip
-"""Values of options, for those methods that have them, with which a test need not wait."""
+from kdextract.training.sources import Batch, Described
 
 every_method = pytest.mark.parametrize("name", live_names())
-
-
-def network(channels: int, num_classes: int, batch_norm: bool, dropout: float = 0.0) -> nn.Module:
-    """A small network for images of any size."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, stride=2),
-        nn.BatchNorm2d(6) if batch_norm else nn.Identity(),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(6, 8, 3, stride=2),
-        nn.BatchNorm2d(8) if batch_norm else nn.Identity(),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, num_classes),
-    )
-
-
-def classifier(
-    shape: tuple[int, int, int] = (1, 28, 28),
-    num_classes: int = 4,
-    batch_norm: bool = True,
-    seed: int = 0,
-    dropout: float = 0.0,
-) -> Classifier:
-    """An untrained classifier whose batch normalization, if it has any, keeps statistics of its own."""
-    torch.manual_seed(seed)
-    names = tuple(f"class {index}" for index in range(num_classes))
-    spec = ClassifierSpec("hinton800", shape, names, (0.2,) * shape[0], (0.3,) * shape[0])
-    made = Classifier(spec)
-    made.network = network(shape[0], num_classes, batch_norm, dropout)
-    for module in made.network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = torch.randn(module.num_features) * 0.3
-            module.running_var = torch.rand(module.num_features) + 0.5
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1.0)
-    return made.placed(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -83,32 +39,6 @@ def student() -> Classifier:
     return classifier(seed=1, dropout=0.3).train()
 
 
-def statistics_of(teacher: Classifier) -> Statistics:
-    """Statistics of random images."""
-    random = torch.Generator().manual_seed(3)
-    labels = torch.arange(4 * teacher.num_classes) % teacher.num_classes
-    images = torch.randint(0, 256, (len(labels), *teacher.input_shape), generator=random, dtype=torch.uint8)
-    return compute_statistics(teacher, images, labels, StatisticsOptions(4096, 4, None), lambda amount: None)
-
-
-def opened(name: str, teacher: Classifier, seed: int = 0, **options: Any) -> Source:
-    method = live_method(name)
-    known = {declared.name for declared in option_fields(method.config)}
-    small = {option: value for option, value in SMALL.items() if option in known}
-    given = Given(teacher, statistics_of(teacher) if method.inverts else None)
-    return method.open_source(given, method.config(**(small | options)), seed)
-
-
-def drawn(source: Source, student: Classifier, steps: int = 7, num_images: int = 10) -> list[Batch]:
-    """Return the batches of so many steps, as the distillation loop draws them."""
-    batches = []
-    for _ in range(steps):
-        source.update(student)
-        batch = source.sample(num_images)
-        batches.append(Batch(batch.images.clone(), batch.targets))
-    return batches
-
-
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return all(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
 
@@ -119,10 +49,6 @@ def everything(network: Classifier) -> dict[str, torch.Tensor]:
     tensors |= {f"buffer {name}": value.clone() for name, value in network.named_buffers()}
     modes = {f"mode {name}": torch.tensor(module.training) for name, module in network.named_modules()}
     return tensors | modes | {f"grad {n}": torch.tensor(p.requires_grad) for n, p in network.named_parameters()}
-
-
-def num_hooks(network: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in network.modules())
 
 
 @every_method

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import num_hooks
 
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
@@ -92,10 +93,6 @@ def make(
 def contents(classifier: Classifier) -> dict[str, torch.Tensor]:
     tensors = {f"parameter {name}": value.clone() for name, value in classifier.named_parameters()}
     return tensors | {f"buffer {name}": value.clone() for name, value in classifier.named_buffers()}
-
-
-def num_hooks(classifier: Classifier) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in classifier.modules())
 
 
 # ---- the contract -----------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
+from helpers import classifier, num_hooks
 from PIL import Image
 from scipy.spatial.distance import cdist
-from test_live_methods import classifier, num_hooks
 
 from kdextract import api
 from kdextract.data.load import load_data

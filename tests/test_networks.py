@@ -26,14 +26,8 @@ from kdextract.models.external.names import NetworkName, parse_input_size, parse
 from kdextract.models.external.probe import probe
 from kdextract.models.external.user_code import Code, filled_in, function_of, located, narrowed, read_code
 
+pytestmark = pytest.mark.usefixtures("state")
 NAME = NetworkName("net")
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv(consent.TRUST_ALL, raising=False)
-    return tmp_path / "state"
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdextract.synthesis.structured_noise.patterns import PATTERNS, SHARES, masks, smooth_fields, structured_images
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("name", list(PATTERNS))

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import SMALL, drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_distillation import NoCheckpoints
-from test_live_methods import SMALL, drawn
 
 from kdextract.methods import (
     Given,
@@ -25,6 +24,7 @@ from kdextract.methods import (
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.models.importer import Findings, ModelOptions, read_model
 from kdextract.options.declare import option_fields
+from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.synthesis.inversion.pixel_optimizer import PixelAdam
 from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
 from kdextract.synthesis.statistics.spectra import SpectralOptions

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import Tokens, num_hooks, statistics_teacher
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError
@@ -80,13 +81,6 @@ def activations_by_hand(teacher: Classifier, images: torch.Tensor) -> dict[str, 
                 values[name] = x.flatten(1).numpy()
             module.float()
     return values
-
-
-def statistics_teacher(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """A frozen classifier of a network of any kind."""
-    names = tuple(f"class {index}" for index in range(num_classes))
-    spec = ClassifierSpec("hinton800", shape, names, (0.4,) * shape[0], (0.3,) * shape[0])
-    return Classifier(spec, network).frozen()
 
 
 def nothing(amount: int) -> None:
@@ -288,26 +282,10 @@ def test_teacher_is_left_as_it_was(teacher: Classifier) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     compute_statistics(teacher, *tiny_images(), OPTIONS, nothing)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+    assert num_hooks(teacher) == 0
 
 
 # ---- networks of other kinds ------------------------------------------------------------------------------------
-
-
-class Tokens(nn.Module):
-    """Patches of 2x2 pixels as tokens, through one linear layer that is used twice."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(channels, 5, 2, stride=2)
-        self.mix = nn.Linear(5, 5)
-        self.head = nn.Linear(5, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        tokens = self.patches(images).flatten(2).transpose(1, 2)
-        for _ in range(2):
-            tokens = self.mix(tokens).relu()
-        return self.head(tokens.mean(1))
 
 
 class Windows(nn.Module):

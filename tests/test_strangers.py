@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import kdx, rounding
+from conftest import ROOT, kdx, rounding
 
 from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
 from kdextract.models.classifier import load_classifier
 
-HERE = Path(__file__).parent.parent / "benchmarks" / "strangers"
+HERE = ROOT / "benchmarks" / "strangers"
 sys.path.insert(0, str(HERE))
 
 import refused  # noqa: E402

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdextract.models.tucker import Tucker2, evbmf_rank, evbmf_ranks, tucker2
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def rebuilt(parts: Tucker2) -> torch.Tensor:
