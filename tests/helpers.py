@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from kdextract.errors import Interrupted
 from kdextract.methods import Given, live_method
 from kdextract.models.classifier import Classifier, ClassifierSpec
-from kdextract.options.declare import option_fields
+from kdextract.options.declare import option_fields, option_info
 from kdextract.storage.artifacts import Output, file_sha256, read_manifest, write_manifest
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
@@ -27,6 +28,14 @@ SMALL = {
     "pool_batch": 12, "period": 2, "pixel_steps": 10,
 }  # fmt: skip
 """Values of options, for those methods that have them, with which a test need not wait."""
+repeatable = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+"""The same examples in every run, each of which may write into the directory of its test."""
 IDX_NAMES = {"train": "train", "test": "t10k"}
 """Split -> how the names of MNIST's files begin."""
 
@@ -145,6 +154,22 @@ def opened(name: str, teacher: Classifier, seed: int = 0, **options: Any) -> Sou
     small = {option: value for option, value in SMALL.items() if option in known}
     given = Given(teacher, statistics_of(teacher) if method.inverts else None)
     return method.open_source(given, method.config(**(small | options)), seed)
+
+
+def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
+    """Return an allowed value of an option that differs from `value` by much."""
+    info = option_info(declared)
+    if info.choices is not None:
+        return next(choice for choice in info.choices() if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + max(2, int(info.minimum or 0))
+    if value is None and "bool" in str(declared.type):
+        return True
+    if value is None and "int" in str(declared.type):
+        return 7
+    return value / 2 if value else 0.5
 
 
 def drawn(source: Source, student: Classifier, steps: int = 7, num_images: int = 10) -> list[Batch]:

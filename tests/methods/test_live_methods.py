@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import rounding
-from helpers import SMALL, StopAt, classifier, drawn, equal, num_hooks, opened, statistics_of, weights
+from helpers import SMALL, StopAt, classifier, drawn, equal, num_hooks, opened, other_value, statistics_of, weights
 from torch import nn
 
 from kdextract.errors import UsageError
@@ -193,22 +192,6 @@ def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, s
     assert teacher.queries.counts["targets"] > 0
     assert teacher.queries.counts.get("probe", 0) > 0, "the outermost purpose is what counts"
     assert "held_out" not in teacher.queries.counts
-
-
-def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
-    """Return an allowed value of an option that differs from `value`."""
-    info = option_info(declared)
-    if info.choices is not None:
-        return next(choice for choice in info.choices() if choice != value)
-    if value is None and "bool" in str(declared.type):
-        return True
-    if value is None:
-        return 7 if "int" in str(declared.type) or info.maximum is None else info.maximum / 2
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + (info.minimum or 1)
-    return value / 2 if value else 5
 
 
 OPTIONS = [(name, field.name) for name in live_names() for field in option_fields(live_method(name).config)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import num_hooks
+from helpers import num_hooks, other_value
 
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
@@ -186,22 +186,6 @@ def test_teacher_comes_to_see_the_class(name: str, teacher: Classifier, statisti
             return float((teacher(pixels).argmax(1) == classes).float().mean())
 
     assert seen(images, labels) > 2 * max(seen(noise, labels), seen(images, labels.roll(1)))
-
-
-def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
-    """Return an allowed value of an option that differs from `value` by much."""
-    info = option_info(declared)
-    if info.choices is not None:
-        return next(choice for choice in info.choices() if choice != value)
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 2
-    if value is None and "bool" in str(declared.type):
-        return True
-    if value is None and "int" in str(declared.type):
-        return 7
-    return value / 2 if value else 0.5
 
 
 OPTIONS_OF_METHODS = [

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from helpers import repeatable
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdextract.errors import ArtifactError
@@ -36,13 +37,7 @@ from kdextract.storage.artifacts import (
     write_manifest,
 )
 
-repeatable = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+MANY = settings(repeatable, max_examples=150)
 
 
 def build(files: dict[str, bytes]) -> Callable[[Path], Manifest]:
@@ -436,7 +431,7 @@ json_values = st.recursive(
 )
 
 
-@repeatable
+@MANY
 @given(data=st.data())
 def test_any_change_of_a_manifest_is_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
     target = tmp_path / "students" / "small"

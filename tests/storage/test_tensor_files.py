@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from corpus import BAD_SAFETENSORS, GOOD_TENSOR, safetensors
-from hypothesis import HealthCheck, given, settings
+from corpus import BAD_SAFETENSORS, GOOD_TENSOR, damaged, safetensors
+from helpers import repeatable
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdextract.errors import ArtifactError
@@ -36,14 +37,6 @@ TENSOR_TYPES = [
 ]
 ARRAY_TYPES = ["uint8", "int64", "float32", "float64"]
 SECONDS = 3.0  # of this process: far above what a refusal takes, far below what a file that gets its way would take
-
-repeatable = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 names = st.text("abcXYZ019._-", min_size=1, max_size=12)
@@ -271,14 +264,6 @@ def test_what_is_not_a_file_is_refused(reader: Any, tmp_path: Path) -> None:
 
 
 # ---- damage at random ----------------------------------------------------------------------------------------------
-
-
-def damaged(content: bytes, changes: list[tuple[int, int]], cut: int, tail: bytes) -> bytes:
-    """Replace bytes (place, value), drop `cut` bytes from the end, add `tail`."""
-    result = bytearray(content)
-    for place, value in changes:
-        result[place % len(result)] = value
-    return bytes(result[: max(0, len(result) - cut)]) + tail
 
 
 changes_of_bytes = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6)

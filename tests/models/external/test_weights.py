@@ -31,6 +31,7 @@ from corpus import (
     LEGACY_START,
     ONLY_OURS,
     archive,
+    damaged,
     legacy,
     name_of,
     named,
@@ -41,7 +42,8 @@ from corpus import (
     tensor,
     text,
 )
-from hypothesis import HealthCheck, given, settings
+from helpers import repeatable
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -54,13 +56,6 @@ from kdextract.storage.artifacts import read_header
 from kdextract.storage.headers import check_safetensors_file
 
 SECONDS = 1.0  # of this process, so that others on the machine do not count
-repeatable = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 MANY = settings(repeatable, max_examples=300)
 
 
@@ -548,13 +543,6 @@ SOUND = {
     ),
 }
 changes_of_bytes = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4)
-
-
-def damaged(content: bytes, changes: list[tuple[int, int]], cut: int, tail: bytes) -> bytes:
-    result = bytearray(content)
-    for place, value in changes:
-        result[place % len(result)] = value
-    return bytes(result[: len(result) - cut]) + tail
 
 
 def read_or_refused(path: Path, content: bytes) -> bool:
