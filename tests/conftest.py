@@ -1,4 +1,4 @@
-"""What several test files share: a finished run to copy, `kdx` as another process, a crash at a checkpoint."""
+"""What tests share without PyTorch: runs to copy, `kdx` in and out of this process, crashes at checkpoints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from forked import Kdx
 
 from kdextract import api
+from kdextract.cli import app as cli
 from kdextract.stages.running import checkpoints
 from kdextract.stages.running.checkpoints import Checkpoints
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kdx-state-")  # whose code may run is not written into the home
 HANGS_AFTER = 600.0  # seconds: against a process that never ends, and no measure of how fast the machine is
+ROOT = Path(__file__).parent.parent
+"""Where this copy of the project is."""
 SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR", "KDX_TRUST_CODE")
+
+Done = subprocess.CompletedProcess[str]
+Here = Callable[..., Done]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -50,6 +56,35 @@ def kdx_from_scratch(*arguments: str | Path, cwd: Path, **options: Any) -> subpr
     command = [sys.executable, "-m", "kdextract", *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": HANGS_AFTER, **options}
     return subprocess.run(command, cwd=cwd, env=environment(), text=True, check=False, **options)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Here:
+    """`kdx` inside this process, in an empty directory: for what needs no process of its own."""
+    nowhere = tmp_path / "cwd"
+    nowhere.mkdir()
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.chdir(nowhere)
+        for name in ("KDX_RUN", "KDX_DATA_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(sys, "argv", ["kdx", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Done(sys.argv, int(stopped.value.code or 0), out, err)
+
+    return run
+
+
+def error_of(done: Done, code: int) -> str:
+    """Return the one error line of a command that must have failed with `code`, without a traceback."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.startswith("kdx: error: ") for line in lines] == [False] * (len(lines) - 1) + [True], done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[-1]
 
 
 def sha256s(directory: Path) -> dict[str, str]:
@@ -135,3 +170,20 @@ def save_until_crash(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def saves_until_crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
     """`save_until_crash`, up to the end of the test."""
     return lambda: save_until_crash(monkeypatch)
+
+
+@pytest.fixture
+def known_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchvision take files of the right format for the published ones."""
+    import torchvision.datasets
+
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *arguments: True)
+    monkeypatch.setattr(torchvision.datasets.SVHN, "_check_integrity", lambda self: True)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of the test's own for what kdx remembers of consent, and no code allowed as yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("KDX_TRUST_CODE", raising=False)
+    return tmp_path / "state"

@@ -467,3 +467,11 @@ BAD_CHECKPOINTS = {
     "zip, reference of the other format": archive(_LEGACY_PICKLE),
 }
 """Whole files that are refused: damaged, or something else."""
+
+
+def damaged(content: bytes, changes: list[tuple[int, int]], cut: int, tail: bytes) -> bytes:
+    """Replace bytes (place, value), drop `cut` bytes from the end, add `tail`."""
+    result = bytearray(content)
+    for place, value in changes:
+        result[place % len(result)] = value
+    return bytes(result[: max(0, len(result) - cut)]) + tail

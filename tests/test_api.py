@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from conftest import environment, kdx, sha256s
+from conftest import ROOT, environment, kdx, sha256s
 from PIL import Image
 from typer.main import get_command
 
@@ -289,7 +289,7 @@ def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: py
     assert result.outcomes["train"].manifest.stage == train.STAGE.name
     assert result._repr_html_().count("<tr>") == 5
     assert "<img" in result._repr_html_()
-    suite = Path(__file__).parent.parent / "benchmarks" / "digits.toml"
+    suite = ROOT / "benchmarks" / "digits.toml"
     cells = api.benchmark(suite, dry_run=True, only="lenet_half/*", work=str(tmp_path / "work"))
     assert cells["status"] == "planned"
     assert {cell["student"] for cell in cells["cells"]} == {"lenet_half"}

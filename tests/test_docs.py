@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPEAKS_OF_THE_MACHINE, environment, kdx
+from conftest import ROOT, SPEAKS_OF_THE_MACHINE, environment, kdx
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 PAGES = ["python.md", "bring-your-own-model.md", "bring-your-own-data.md"]
 HIDDEN = "<!-- run:"  # commands that a page needs and does not show, up to -->
 _BLOCK = re.compile(rf"^(?:```(python|sh)\n(.*?)^```$|{HIDDEN}\n(.*?)^-->$)", re.MULTILINE | re.DOTALL)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import kdx, rounding
-from test_live_methods import classifier
+from helpers import classifier
 
 from kdextract import api
 from kdextract.errors import ConfigError

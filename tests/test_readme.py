@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from conftest import ROOT
 from typer.main import get_command
 
 from kdextract.cli.app import app
 from kdextract.methods import generator_names, live_names, objective_names
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PIPELINE = """kdx train
 kdx compute-stats

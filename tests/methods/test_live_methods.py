@@ -1,0 +1,242 @@
+"""Every live method keeps the same contract, whatever it does to make images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import rounding
+from helpers import SMALL, StopAt, classifier, drawn, equal, num_hooks, opened, other_value, statistics_of, weights
+from torch import nn
+
+from kdextract.errors import UsageError
+from kdextract.methods import Given, live_method, live_names, register_live
+from kdextract.models.classifier import Classifier
+from kdextract.options.declare import OptionSet, option_fields, option_info
+from kdextract.stages.distill.budget import NoCheckpoints
+from kdextract.stages.distill.settings import USUAL_SETTINGS
+from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
+from kdextract.training.augmentation import Augmenter
+from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.loop import Schedule
+from kdextract.training.progress import Reporter
+from kdextract.training.sources import Batch, Described
+
+every_method = pytest.mark.parametrize("name", live_names())
+
+
+@pytest.fixture
+def teacher() -> Classifier:
+    return classifier().frozen()
+
+
+@pytest.fixture
+def student() -> Classifier:
+    """With all that evaluation and training mode treat differently."""
+    return classifier(seed=1, dropout=0.3).train()
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return all(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
+
+
+def everything(network: Classifier) -> dict[str, torch.Tensor]:
+    """Return copies of weights, buffers and modes."""
+    tensors = {f"weight {name}": value.detach().clone() for name, value in network.named_parameters()}
+    tensors |= {f"buffer {name}": value.clone() for name, value in network.named_buffers()}
+    modes = {f"mode {name}": torch.tensor(module.training) for name, module in network.named_modules()}
+    return tensors | modes | {f"grad {n}": torch.tensor(p.requires_grad) for n, p in network.named_parameters()}
+
+
+@every_method
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "num_classes"), [((1, 28, 28), 10), ((3, 32, 32), 2), ((1, 21, 30), 5), ((3, 8, 8), 3)]
+)
+def test_images_are_valid(name: str, batch_norm: bool, shape: tuple[int, int, int], num_classes: int) -> None:
+    teacher = classifier(shape, num_classes, batch_norm).frozen()
+    student = classifier(shape, num_classes, batch_norm, seed=1).train()
+    source = opened(name, teacher)
+    for num_images in (1, 7, 12):
+        for batch in drawn(source, student, 3, num_images):
+            assert batch.images.shape == (num_images, *shape)
+            assert batch.images.dtype == torch.float32
+            assert torch.isfinite(batch.images).all()
+            assert float(batch.images.min()) >= 0
+            assert float(batch.images.max()) <= 1
+            assert not batch.images.requires_grad
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert float(batch.images.std()) > 0.01
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
+@every_method
+def test_targets_are_what_the_teacher_says(name: str, teacher: Classifier, student: Classifier) -> None:
+    for batch in drawn(opened(name, teacher), student):
+        if batch.targets is not None:
+            with torch.no_grad():
+                expected = teacher(batch.images)
+            assert torch.allclose(batch.targets, expected, rtol=0, atol=rounding(expected))
+            assert not batch.targets.requires_grad
+
+
+@every_method
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_teacher_is_left_bit_for_bit_as_it_was(name: str, batch_norm: bool, student: Classifier) -> None:
+    teacher = classifier(batch_norm=batch_norm).frozen()
+    before = everything(teacher)
+    drawn(opened(name, teacher), student)
+    after = everything(teacher)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not teacher.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert num_hooks(teacher) == 0
+
+
+@every_method
+def test_student_is_left_as_it_was(name: str, teacher: Classifier, student: Classifier) -> None:
+    """Its batch normalization and its dropout included: only the loop trains it."""
+    student.network[1].eval()
+    before = everything(student)
+    drawn(opened(name, teacher), student)
+    after = everything(student)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in student.parameters())
+    assert num_hooks(student) == 0
+
+
+@every_method
+def test_seed_and_nothing_else_decides_the_images(name: str, teacher: Classifier, student: Classifier) -> None:
+    torch.manual_seed(1)
+    once = drawn(opened(name, teacher, seed=4), student)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again = drawn(opened(name, teacher, seed=4), student)
+    assert torch.equal(before, torch.get_rng_state()), "draws from the generator that the loop uses"
+    assert same(once, again)
+    assert not same(once, drawn(opened(name, teacher, seed=5), student))
+
+
+@every_method
+@pytest.mark.parametrize("steps", [0, 1, 4, 5])
+def test_goes_on_after_a_restore(
+    name: str, steps: int, teacher: Classifier, student: Classifier, tmp_path: Path
+) -> None:
+    source = opened(name, teacher)
+    drawn(source, student, steps)
+    state = source.state()
+    (tmp_path / "state").write_bytes(encode_safetensors(state, {}))
+    expected, num_images = drawn(source, student), source.num_images
+    fresh = opened(name, teacher)
+    fresh.restore(read_safetensors(tmp_path / "state")[0])
+    assert same(drawn(fresh, student), expected)
+    assert fresh.num_images == num_images
+    source.restore(state)
+    assert same(drawn(source, student), expected), "the state changed while the source went on"
+
+
+@every_method
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int, tmp_path: Path) -> None:
+    from kdextract.errors import Interrupted
+
+    teacher = classifier().frozen()
+    settings = USUAL_SETTINGS | live_method(name).settings
+    loss = DistillationLossOptions(settings["loss"], settings["temperature"], True)
+
+    def run(checkpoints: Any) -> dict[str, torch.Tensor]:
+        student = classifier(seed=1)
+        torch.manual_seed(3)
+        source, augmenter = opened(name, teacher), Augmenter(settings["shift"], False, settings["warp"], 1)
+        arguments = (teacher, student, source, 10, Schedule(9, 1e-3), loss, augmenter, checkpoints)
+        distill(*arguments, Reporter(quiet=True))
+        return weights(student)
+
+    with pytest.raises(Interrupted):
+        run(StopAt(tmp_path / "checkpoint", stop))
+    assert equal(run(StopAt(tmp_path / "checkpoint", None)), run(NoCheckpoints()))
+
+
+class Counting(nn.Module):
+    """A network that counts the images it is shown."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = network, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        answers = self.inner(images)
+        assert isinstance(answers, torch.Tensor)
+        return answers
+
+
+@every_method
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, shape: tuple[int, int, int]) -> None:
+    """Opening, steps, held-out images: whatever is done, and at half the size, too."""
+    teacher = classifier(shape, batch_norm=batch_norm).frozen()
+    teacher.network = counting = Counting(teacher.network)
+    statistics = statistics_of(teacher)
+    known = {declared.name for declared in option_fields(live_method(name).config)}
+    options = {option: value for option, value in SMALL.items() if option in known}
+    method = live_method(name)
+    source = method.open_source(Given(teacher, statistics if method.inverts else None), method.config(**options), 0)
+    drawn(source, classifier(shape, batch_norm=batch_norm, seed=1).train())
+    with teacher.queries.purpose("probe"):
+        source.held_out(12)
+    assert teacher.queries.total == counting.seen
+    assert teacher.queries.counts["targets"] > 0
+    assert teacher.queries.counts.get("probe", 0) > 0, "the outermost purpose is what counts"
+    assert "held_out" not in teacher.queries.counts
+
+
+OPTIONS = [(name, field.name) for name in live_names() for field in option_fields(live_method(name).config)]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, student: Classifier) -> None:
+    (declared,) = [field for field in option_fields(live_method(name).config) if field.name == option]
+    usual = SMALL.get(option, declared.default)
+    changed = {option: other_value(declared, usual)}
+    steps = 24  # in structured noise, new images come every 20 steps
+    assert not same(
+        drawn(opened(name, teacher), student, steps), drawn(opened(name, teacher, **changed), student, steps)
+    )
+
+
+@every_method
+def test_declares_where_it_comes_from(name: str) -> None:
+    method = live_method(name)
+    assert method.name == name
+    assert len(method.source) > 10
+    assert method.summary.endswith(".")
+    assert method.needs == ("teacher with batch norm, or statistics" if method.inverts else "teacher")
+    assert issubclass(method.config, OptionSet)
+    assert all(option_info(field).help for field in option_fields(method.config))
+    assert method.settings.keys() <= USUAL_SETTINGS.keys()
+
+
+@every_method
+def test_facts_are_numbers(name: str, teacher: Classifier) -> None:
+    source = opened(name, teacher)
+    if isinstance(source, Described):
+        assert source.facts
+        assert all(isinstance(value, int) for value in source.facts.values())
+
+
+def test_unknown_method_is_answered_with_the_near_name() -> None:
+    with pytest.raises(UsageError, match=r"'dfat'.* Did you mean 'dfa"):
+        live_method("dfat")
+
+
+def test_registering_a_name_twice_is_refused() -> None:
+    before = live_method("dfad")
+    with pytest.raises(ValueError, match="'dfad' is registered twice"):
+        register_live("dfad", config=OptionSet, source="nowhere", settings={}, structured=False)(
+            lambda *arguments: None
+        )
+    assert live_method("dfad") is before
