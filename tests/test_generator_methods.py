@@ -32,11 +32,11 @@ from kdextract.stages.distill.source import (
     GeneratorImages,
     LiveImages,
     NoiseImages,
-    RealImages,
+    RealDataImages,
     TransferSetImages,
 )
 from kdextract.stages.inputs.method_inputs import MethodInputs
-from kdextract.stages.outputs.transfer_set import SHOWN
+from kdextract.stages.outputs.transfer_set import PICTURED_IMAGES
 from kdextract.storage.artifacts import Input, Manifest, read_manifest
 from kdextract.storage.run_dir import Artifact, RunDir
 from kdextract.storage.tensor_files import encode_safetensors, read_npy, read_safetensors
@@ -212,7 +212,7 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     assert outcome.manifest.metrics["source"] == "kegnet"
     assert outcome.manifest.budget["images"] == 3 * 16
     assert outcome.manifest.budget["teacher_queries_by_purpose"] == {
-        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": SHOWN, "blank": 1
+        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": PICTURED_IMAGES, "blank": 1
     }  # fmt: skip
     assert outcome.manifest.needs == "teacher"
 
@@ -533,7 +533,8 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
 def test_drawings_are_redrawn_by_default(brightness: float, redraw: bool) -> None:
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
-    noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
+    noise = NoiseImages.named("noise:normal")
+    real = RealDataImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
     manifest = Manifest("generator", "generators/kegnet", "train-generator", "0.1.0", {}, (), ())
     generators = GeneratorImages.of(Artifact(Path("generators/kegnet"), "generators/kegnet", manifest, {}))
     assert fill_in(given, generators, teacher, teacher).redraw == redraw

@@ -75,7 +75,7 @@ def plan(config: EvaluateConfig, run: RunDir) -> Plan[EvaluateInputs]:
     """Reads one classifier, the teacher, and real test data."""
     chosen = find_classifier(config.artifact, run)
     spec = teacher_data(config.data, run)
-    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_plain(spec)}")
+    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_as_name(spec)}")
     teacher = run.artifact(run.teacher()).input("teacher")
     inputs = (chosen.input, teacher, real_data_input(config, spec, "test"))
     return Plan(run.place("evaluation", name), inputs, "", EvaluateInputs(chosen, spec))
@@ -102,7 +102,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
         answers = predict(classifier, images, config.batch_size).argmax(1)
         teacher_answers = predict(teacher, teachers_images, config.batch_size).argmax(1)
     with context.phase("snapshots"):
-        curve = _curve(chosen, images, data.labels, teacher_answers, config.batch_size, context)
+        curve = _score_snapshots(chosen, images, data.labels, teacher_answers, config.batch_size, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
     confusion = confusion.view(len(names), len(names))
     per_class = confusion.diagonal() / confusion.sum(1).clamp_min(1)
@@ -125,7 +125,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     return scores
 
 
-def _curve(
+def _score_snapshots(
     chosen: ChosenClassifier,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -166,7 +166,7 @@ def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
             raise GateError(f"{figure} {value:.4f} is below --min-{figure} {gate:g}")
 
 
-def _plain(spec: str) -> str:
+def _as_name(spec: str) -> str:
     """Return a data spec as part of an artifact's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
 

@@ -65,7 +65,7 @@ class ExportInputs:
     evaluations: list[Manifest]
 
 
-def choose(label: str | None, run: RunDir) -> ChosenClassifier:
+def find_exported(label: str | None, run: RunDir) -> ChosenClassifier:
     """Return the classifier that `label` names. Raises as `find_classifier` does."""
     if label is not None and Path(label).name == MODEL_FILE and Path(label).is_file():
         label = str(Path(label).parent)
@@ -81,7 +81,7 @@ def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
         from ..models.exporter import require_onnx
 
         require_onnx()
-    chosen = choose(config.artifact, run)
+    chosen = find_exported(config.artifact, run)
     manifest = None if chosen.artifact is None else chosen.artifact.manifest
     sources = {} if manifest is None else ancestors(run, manifest)
     inputs = [chosen.input]
@@ -105,9 +105,9 @@ def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext)
     with context.phase("export"):
         content = _content(config.format, classifier, file)
     with context.phase("check"):
-        found = compare(classifier, _opened(config.format, content), images_to_compare(classifier, config.seed))
+        found = compare(classifier, _open_exported(config.format, content), images_to_compare(classifier, config.seed))
     written = f"model.{config.format}"
-    _check(found, written, config.atol)
+    _require_close(found, written, config.atol)
     opset = OPSET if config.format == "onnx" else None
     context.write(written, content)
     card = _card(config, resolved, classifier, content, found, opset)
@@ -132,13 +132,13 @@ def _content(format: str, classifier: Classifier, file: InputFile) -> bytes:
     return to_onnx(classifier) if format == "onnx" else to_pt2(classifier)
 
 
-def _opened(format: str, content: bytes) -> Any:
+def _open_exported(format: str, content: bytes) -> Any:
     from ..models.exporter import open_onnx, open_pt2, open_safetensors
 
     return {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}[format](content)
 
 
-def _check(found: Comparison, file: str, atol: float) -> None:
+def _require_close(found: Comparison, file: str, atol: float) -> None:
     """Raise `GateError` when logits of the exported file differ from the classifier's by more than `atol`."""
     if found.largest_difference > atol:
         raise GateError(
@@ -191,8 +191,8 @@ def images_to_compare(classifier: Classifier, seed: int) -> list[torch.Tensor]:
 
     from ..synthesis.structured_noise.patterns import structured_images
 
-    random, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
-    images = torch.rand((count, *classifier.input_shape), generator=random)
+    rng, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
+    images = torch.rand((count, *classifier.input_shape), generator=rng)
     if not classifier.is_table:
-        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), random)
+        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), rng)
     return list(images.split(CHECKED_BATCHES))

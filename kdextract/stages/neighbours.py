@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..models.classifier import Classifier
 
-SHOWN = 11
+NUM_NEIGHBOURS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +84,15 @@ def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: Stage
     labels = read_labels(transfer_set)[: len(made)]
     data = open_real_data(config, spec, "train", "neighbours", context)
     real = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
-    if len(real) <= SHOWN:
-        raise ConfigError(f"{spec} has {len(real)} images, too few to have {SHOWN} neighbours among")
+    if len(real) <= NUM_NEIGHBOURS:
+        raise ConfigError(f"{spec} has {len(real)} images, too few to have {NUM_NEIGHBOURS} neighbours among")
 
     def points(images: torch.Tensor) -> torch.Tensor:
         return in_features(teacher, images) if config.space == "features" else in_pixels(images)
 
     with context.phase("neighbours"):
         others = points(real)
-        found = nearest(points(made), others, SHOWN)
+        found = nearest(points(made), others, NUM_NEIGHBOURS)
         drawn = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed))[: len(made)]
         among_real = nearest(others[drawn], others, 2).distances[:, 1]  # the nearest is the image itself
     context.write("neighbours.npy", encode_npy(found.indices.numpy()))

@@ -98,14 +98,14 @@ def execute(config: OptimizeDatasetConfig, resolved: OptimizeDatasetInputs, cont
     given = resolved.method.given(teacher, context)
     labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     with context.phase("synthesis"), context.checkpoints.loop():
-        images, rows, curve = _make_images(config, chosen, given, labels, context)
+        images, rows, curve = _optimize_images(config, chosen, given, labels, context)
     if curve:
         context.write("terms.png", term_curves(curve))
     summary = write_transfer_set(resolved.verifier, context, teacher, images, labels, rows)
     return {**summary, "loss": rows[-1]["loss"]}
 
 
-def _make_images(
+def _optimize_images(
     config: OptimizeDatasetConfig,
     chosen: Objective,
     given: Given,
@@ -132,8 +132,8 @@ def _make_images(
     with context.reporter.task(f"optimize-dataset ({chosen.name})", len(labels)) as task:
         task.advance(sum(map(len, done)))
         for index in range(len(rows), len(batches)):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-            made = chosen.synthesize(given, batches[index], options, generator)
+            rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+            made = chosen.synthesize(given, batches[index], options, rng)
             done.append(to_uint8(made.images).cpu().contiguous())
             row = {"batch": index + 1, "images": len(made.images), "teacher_queries": made.teacher_queries}
             rows.append({**row, "loss": round(made.loss, 6)})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..training.sources import ImagePool, Mixture
 
 MIN_STEPS = 1500
-LOOKED_AT = 10_000
+MAX_ACCURACY_IMAGES = 10_000
 """Training images, drawn at random, that the accuracy of the training is measured on."""
 
 
@@ -178,7 +178,7 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
-        images, labels, class_names = _read(config, context)
+        images, labels, class_names = _read_images(config, context)
     trained_on, set_aside = _split(len(images), config.validation, config.seed)
     aside = images[set_aside], labels[set_aside]
     images, labels = images[trained_on], labels[trained_on]
@@ -214,14 +214,14 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
     def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
         return round(float((predict(teacher, images).argmax(1) == labels).float().mean()), 6)
 
-    looked_at = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:LOOKED_AT]
+    measured = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:MAX_ACCURACY_IMAGES]
     return {
         "model": config.model,
         "num_parameters": teacher.num_parameters,
         "num_images": len(images),
         "epochs": epochs,
         "steps": steps,
-        "train_accuracy": accuracy(images[looked_at], labels[looked_at]),
+        "train_accuracy": accuracy(images[measured], labels[measured]),
         **({"validation_accuracy": accuracy(*aside), "validation_images": len(set_aside)} if len(set_aside) else {}),
     }
 
@@ -233,7 +233,7 @@ def chosen_recipe(config: TrainConfig) -> Recipe:
     return replace(RECIPES[config.recipe], **given)
 
 
-def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
+def _chosen_input_shape(config: TrainConfig, data: RealData) -> InputShape:
     from ..models.architectures import architecture
 
     if config.input_size is not None:
@@ -261,10 +261,10 @@ def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
     return Augmenter(recipe.shift, flip, recipe.warp, config.seed + 1)
 
 
-def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+def _read_images(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """Return the real images as the model takes them, uint8 [N, channels, height, width], labels [N], class names."""
     data = open_real_data(config, config.data, "train", "training", context)
-    shape = _input_shape(config, data)
+    shape = _chosen_input_shape(config, data)
     if config.shots is None:
         return images_for(shape, None, data, config.data, context), data.labels, data.class_names
     chosen = few_images(data, config.shots * len(data.class_names), config.seed)

@@ -11,7 +11,7 @@ from ..models.queries import PICTURES
 from ..options.declare import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
 from ..storage.run_dir import RunDir
 from .inputs.real_data import few_images, images_for, open_real_data, real_data_input, teacher_data
-from .running.checkpoints import Chapters
+from .running.checkpoints import SequentialCheckpoints
 from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContex
     samples = _samples(config, spec, teacher, context)
     trained: list[Generator] = []
     rows: Rows = []
-    chapters = Chapters(context.checkpoints)
+    checkpoints = SequentialCheckpoints(context.checkpoints)
     with context.phase("training"), context.checkpoints.loop():
         for index in range(options.generators):
-            generator, losses = _train(config, index, teacher, samples, chapters, context)
+            generator, losses = _train(config, index, teacher, samples, checkpoints, context)
             trained.append(generator)
             rows += [{"generator": index, **row} for row in losses]
     for index, generator in enumerate(trained):
@@ -140,7 +140,7 @@ def _train(
     index: int,
     teacher: Classifier,
     samples: Samples | None,
-    chapters: Chapters,
+    checkpoints: SequentialCheckpoints,
     context: StageContext,
 ) -> tuple[Generator, Rows]:
     """Return generator number `index`, trained, and its metric rows."""
@@ -148,8 +148,8 @@ def _train(
 
     options = config.method_config()
     training = generator_method(config.method).set_up(teacher, options, config.seed * SEED_STRIDE + index, samples)
-    if index < len(chapters.finished):
-        weights, rows = chapters.finished[index]
+    if index < len(checkpoints.finished):
+        weights, rows = checkpoints.finished[index]
         training.generator.network.load_state_dict(weights)
         training.finish()
         return training.generator.frozen(), rows
@@ -158,8 +158,8 @@ def _train(
     if options.generators > 1:
         title = f"{title} {index + 1}/{options.generators}"
     schedule, members = training.schedule(options.steps), dict[str, Stateful](draws=training.draws)
-    rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title, training.log)
-    chapters.close(training.generator.network.state_dict(), rows)
+    rows = take_steps(training, training.loss, schedule, members, checkpoints, context.reporter, title, training.log)
+    checkpoints.finish(training.generator.network.state_dict(), rows)
     training.finish()
     return training.generator.frozen(), rows
 
@@ -175,9 +175,9 @@ def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, con
     from .outputs.pictures import IMAGES_PER_CLASS, class_grid, image_rows
 
     names = teacher.spec.class_names
-    mix, random = GeneratorMix(trained), torch.Generator().manual_seed(seed)
+    mix, rng = GeneratorMix(trained), torch.Generator().manual_seed(seed)
     labels = torch.arange(teacher.num_classes).repeat(CHECKED_PER_CLASS)
-    images = torch.cat([to_uint8(mix.sample(chunk, random)).cpu() for chunk in labels.split(500)])
+    images = torch.cat([to_uint8(mix.sample(chunk, rng)).cpu() for chunk in labels.split(500)])
     probabilities = predict(teacher, images).softmax(1)
     answers = probabilities.argmax(1)
     shares = torch.bincount(answers, minlength=teacher.num_classes) / len(answers)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...models.queries import TRIAL
 from ...training.budget import AIM, CLOSING_SECONDS, MOST_TRIAL, TRIAL_SHARE, TRIAL_STEPS, Costs, StepTimes
 from ...training.progress import Reporter
-from ..outputs.transfer_set import SHOWN
+from ..outputs.transfer_set import PICTURED_IMAGES
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
@@ -77,7 +77,7 @@ def plan_steps(
     if context.elapsed > budget:
         context.reporter.line(f"--budget {budget:g}s: {context.elapsed:.0f} s were over before the first step")
     look = looked * len(probe.images)
-    closing = CLOSING_SECONDS + look + SHOWN * made
+    closing = CLOSING_SECONDS + look + PICTURED_IMAGES * made
     left = AIM * budget - context.elapsed
     steps = Costs(times.usual + extra, look, closing).steps_within(left, LOOKS)
     if estimates:

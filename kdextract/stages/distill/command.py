@@ -25,7 +25,7 @@ from .budget import plan_steps
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
 from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, fill_in
-from .source import AUTO, ImageSource, choose
+from .source import AUTO, ImageSource, choose_source
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
     """Reads the teacher and one source of images."""
     config.method_config()
     teacher = run.artifact(run.teacher()).input("teacher")
-    images = choose(config, run)
+    images = choose_source(config, run)
     if config.verifier is not None and not images.makes_images:
         raise UsageError("--verifier has no effect here: nothing makes images while the student learns")
     verifier = find_verifier(config, run)
@@ -271,7 +271,7 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     student = context.placed(start.build(teacher))
     inherited = config.inherit and not start.is_given and inherit(teacher, student)
     settings = fill_in(config, images, teacher, student)
-    source, probe, facts = _open(images, config, teacher, context)
+    source, probe, facts = _open_source(images, config, teacher, context)
     accuracy = teacher_accuracy(config.teacher_accuracy, context)
     reason = why_not(teacher, images.learned_from, accuracy)
     loop = Loop(config, settings, teacher, source)
@@ -325,7 +325,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Estimate the student's accuracy, where that is possible, and return the summary metrics."""
     student, probe, facts = prepared.student, prepared.probe, prepared.facts
-    estimated = _estimate(prepared, trained, context)
+    estimated = _estimated(prepared, trained, context)
     return {
         "student": student.spec.architecture,
         "num_parameters": student.num_parameters,
@@ -345,7 +345,7 @@ def summarize(
     }
 
 
-def _open(
+def _open_source(
     images: ImageSource, config: DistillConfig, teacher: Classifier, context: StageContext
 ) -> tuple[Source, Probe, dict[str, int]]:
     """Return the source of images, held-out images with the teacher's answers, and what the source decided."""
@@ -367,7 +367,7 @@ def _open(
     return source, probe, facts
 
 
-def _estimate(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
+def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
     """Return what is estimated of the student; one line says why, if nothing is."""
     if prepared.accuracy is None or prepared.no_estimate:
         context.reporter.line(f"no estimate of accuracy: {prepared.no_estimate}")

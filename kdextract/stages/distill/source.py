@@ -96,11 +96,11 @@ class NoiseImages(ImageSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealImages(ImageSource):
+class RealDataImages(ImageSource):
     """The training images of a real data set."""
 
     @classmethod
-    def of(cls, spec: str, data: Input) -> RealImages:
+    def of(cls, spec: str, data: Input) -> RealDataImages:
         """Return the images of a data set, whose files are the input `data`."""
         return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
 
@@ -218,7 +218,7 @@ def _game_or_name(method: LiveMethod, options: Any) -> str:
     return method.name
 
 
-def choose(config: NamesSource, run: RunDir) -> ImageSource:
+def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
     """Return what `--data` and `--method` name; without either, what the run holds, or what `auto` picks.
 
     Raises:
@@ -238,7 +238,7 @@ def choose(config: NamesSource, run: RunDir) -> ImageSource:
     if config.data in NOISE:
         return NoiseImages.named(config.data)
     if config.data is not None and is_real_data(config.data):
-        return RealImages.of(config.data, real_data_input(config, config.data, "train"))
+        return RealDataImages.of(config.data, real_data_input(config, config.data, "train"))
     if config.data is None and not run.artifacts(*STORED):
         return _auto(run)
     artifact = find_image_artifact(config.data, run, "--data", STORED, NOISE + data_names())

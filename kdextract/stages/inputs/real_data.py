@@ -88,10 +88,10 @@ def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:
     """
     import torch
 
-    random = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(data.labels), generator=random)
+    rng = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(data.labels), generator=rng)
     each, over = divmod(count, len(data.class_names))
-    favoured = set(torch.randperm(len(data.class_names), generator=random)[:over].tolist())
+    favoured = set(torch.randperm(len(data.class_names), generator=rng)[:over].tolist())
     kept = []
     for label, name in enumerate(data.class_names):
         wanted = each + (label in favoured)
@@ -128,14 +128,14 @@ def images_for(
             rows of a table meet a classifier of images, or of rows of another width, or the other way around.
     """
     stored = tuple(data.images.shape[1:])
-    _check_shapes(stored, shape)
+    _require_same_kind(stored, shape)
     if class_names is not None:
         _check_classes(spec, data.class_names, class_names, context)
     if stored != shape:
         resized = ["resized"] if stored[1:] != shape[1:] else []
         recoloured = [] if stored[0] == shape[0] else ["made grey" if shape[0] == 1 else "made coloured"]
         context.reporter.line(
-            f"{spec}: {_spoken(stored)} are given to a classifier of {'x'.join(map(str, shape))}: "
+            f"{spec}: {_shape_text(stored)} are given to a classifier of {'x'.join(map(str, shape))}: "
             f"{', '.join(resized + recoloured)}"
         )
     return fitted(data.images if rows is None else data.images[rows], shape)
@@ -149,20 +149,20 @@ def fitted(images: torch.Tensor, shape: InputShape) -> torch.Tensor:
     """
     from ...models.pixels import fit_images
 
-    _check_shapes(tuple(images.shape[1:]), shape)
+    _require_same_kind(tuple(images.shape[1:]), shape)
     return fit_images(images, shape)
 
 
-def _check_shapes(stored: tuple[int, ...], shape: InputShape) -> None:
+def _require_same_kind(stored: tuple[int, ...], shape: InputShape) -> None:
     if stored != shape and (is_table(stored) or is_table(shape)):
-        raise ConfigError(f"{_spoken(stored)} cannot be given to a classifier of {_spoken(shape)}")
+        raise ConfigError(f"{_shape_text(stored)} cannot be given to a classifier of {_shape_text(shape)}")
 
 
 def _check_classes(spec: str, given: tuple[str, ...], wanted: tuple[str, ...], context: StageContext) -> None:
     """Raise `ConfigError` unless a label of the data means the same to the classifier, as far as names can tell."""
     named = not (_are_numbers(given) or _are_numbers(wanted))
     if len(given) != len(wanted):
-        differing = _differing(given, wanted) if named else ""
+        differing = _names_of_one_side(given, wanted) if named else ""
         raise ConfigError(f"{spec} has {len(given)} classes, the classifier {len(wanted)}{differing}")
     if not named:
         return
@@ -185,7 +185,7 @@ def _are_numbers(names: tuple[str, ...]) -> bool:
     return all(name.isdecimal() for name in names)
 
 
-def _differing(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+def _names_of_one_side(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     """Return a clause with up to three names that only the data or, if there are none, only the classifier has."""
     for who, own, other in (("data", given, wanted), ("classifier", wanted, given)):
         alone = [name for name in own if name not in other][:SHOWN_NAMES]
@@ -194,5 +194,5 @@ def _differing(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     return ""
 
 
-def _spoken(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return f"rows of {shape[2]} features" if is_table(shape) else f"images of {'x'.join(map(str, shape))}"

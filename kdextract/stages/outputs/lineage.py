@@ -66,20 +66,22 @@ def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
         sources: its `ancestors`.
     """
     teacher = next((source for source in sources.values() if source.kind == "teacher"), None)
-    facts = [] if teacher is None else [("Teacher", _teacher(teacher))]
+    facts = [] if teacher is None else [("Teacher", _teacher_text(teacher))]
     if manifest.kind == "teacher":
-        facts.append(("Training" if manifest.stage == "train" else "Import", _teacher(manifest)))
+        facts.append(("Training" if manifest.stage == "train" else "Import", _teacher_text(manifest)))
     elif manifest.kind == "compressed":
-        layers = ", ".join(_layer(text) for text in manifest.metrics.get("ranks", []))
+        layers = ", ".join(_layer_text(text) for text in manifest.metrics.get("ranks", []))
         facts.append(("Method", f"Layers of the teacher taken apart: {layers}. It was not trained afterwards."))
     else:
-        facts += _distillation(manifest, sources)
+        facts += _distillation_facts(manifest, sources)
     if manifest.needs in NEEDS:
         facts.append(("Access to data", NEEDS[manifest.needs]))
-    opened = [(label, entry) for label, made in _chain(manifest, sources).items() for entry in made.real_data]
+    opened = [(label, entry) for label, made in _with_sources(manifest, sources).items() for entry in made.real_data]
     shown = [f"{data_name(e.get('spec'))} ({e.get('split')}) by {label} for {e.get('purpose')}" for label, e in opened]
     facts.append(("Real data opened on the way", ("; ".join(shown) or "none that the manifests tell of") + "."))
-    seeds = [f"{label} {made.config['seed']}" for label, made in _chain(manifest, sources).items() if _drew(made)]
+    seeds = [
+        f"{label} {made.config['seed']}" for label, made in _with_sources(manifest, sources).items() if _uses_seed(made)
+    ]
     return [*facts, *([("Seeds", f"{', '.join(seeds)}.")] if seeds else [])]
 
 
@@ -92,20 +94,20 @@ def data_name(spec: object) -> str:
     return PurePath(text).name if text.startswith(("/", "~")) else text
 
 
-def _chain(manifest: Manifest, sources: dict[str, Manifest]) -> dict[str, Manifest]:
+def _with_sources(manifest: Manifest, sources: dict[str, Manifest]) -> dict[str, Manifest]:
     return {**sources, manifest.label: manifest}
 
 
-def _drew(manifest: Manifest) -> bool:
+def _uses_seed(manifest: Manifest) -> bool:
     return "seed" in manifest.config and manifest.stage in DRAWING
 
 
-def _layer(text: str) -> str:
+def _layer_text(text: str) -> str:
     name, _, ranks = text.rpartition(" ")
     return f"{name} (ranks {ranks})"
 
 
-def _teacher(manifest: Manifest) -> str:
+def _teacher_text(manifest: Manifest) -> str:
     """Say what a teacher is, what it learned from, and how good it was found to be."""
     config, metrics = manifest.config, manifest.metrics
     text = f"{data_name(metrics.get('model', 'a network'))}"
@@ -123,10 +125,10 @@ def _teacher(manifest: Manifest) -> str:
     return f"{text}."
 
 
-def _distillation(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
+def _distillation_facts(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
     metrics, budget = student.metrics, student.budget
     settings = metrics.get("settings", {})
-    facts = [("Method", _method_text(student, sources)), ("Learned from", _images(student))]
+    facts = [("Method", _method_text(student, sources)), ("Learned from", _images_text(student))]
     if "teacher_queries" in budget:
         before = sum(source.budget.get("teacher_queries", 0) for source in _synthesis(student, sources))
         also = f", and {before:,} before that, for what it learned from" if before else ""
@@ -138,7 +140,7 @@ def _distillation(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]
         text += f", optimizer {student.config['optimizer']}" if "optimizer" in student.config else ""
         text += f", loss {settings['loss']}" if "loss" in settings else ""
         text += f" at temperature {settings['temperature']:g}" if settings.get("loss") in ("kl", "ce") else ""
-        facts.append(("Training", f"{text}. {_start(student)}"))
+        facts.append(("Training", f"{text}. {_start_text(student)}"))
     return facts
 
 
@@ -154,7 +156,7 @@ def _synthesis(student: Manifest, sources: dict[str, Manifest]) -> list[Manifest
     return found
 
 
-def _start(student: Manifest) -> str:
+def _start_text(student: Manifest) -> str:
     given = next((entry for entry in student.inputs if entry.role == "student"), None)
     if given is not None:
         return f"It started as {data_name(given.path)}."
@@ -163,16 +165,16 @@ def _start(student: Manifest) -> str:
     return "It started with random weights."
 
 
-def _images(student: Manifest) -> str:
+def _images_text(student: Manifest) -> str:
     """Say what images a student learned from, and how many they were."""
     count = student.metrics.get("num_images")
     many = "An unknown number of" if count is None else f"{count:,}"
     by_role = {entry.role: entry for entry in student.inputs}
     given = str(student.config.get("data"))
     if "transfer-set" in by_role:
-        return f"{many} synthetic images of {_place(by_role['transfer-set'])}."
+        return f"{many} synthetic images of {_place_text(by_role['transfer-set'])}."
     if "generator" in by_role:
-        return f"{many} synthetic images of {_place(by_role['generator'])}, made while it learned."
+        return f"{many} synthetic images of {_place_text(by_role['generator'])}, made while it learned."
     if "data" in by_role:
         return f"{many} real images of {data_name(given)}."
     if given.startswith("noise:"):
@@ -180,19 +182,19 @@ def _images(student: Manifest) -> str:
     return f"{many} synthetic images, made while it learned."
 
 
-def _place(entry: Input) -> str:
+def _place_text(entry: Input) -> str:
     return entry.path if entry.path.startswith(PLACES[entry.role]) else f"{PurePath(entry.path).name} of another run"
 
 
 def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
     """Say how the images were made: the method's name, its first line of documentation, the paper."""
-    method = _method(student, sources)
+    method = _method_of(student, sources)
     if method is None:
         return "Knowledge distillation: it learned to give the teacher's answers."
     return f"{method.name}: {method.summary} ({method.source})"
 
 
-def _method(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
+def _method_of(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
     """Return the method that made a student's images; None where no method did, or no known one."""
     for made in _synthesis(student, sources):
         name = str(made.config.get("objective", made.config.get("method")))

@@ -92,9 +92,9 @@ def model_card(exported: Exported, origin: Sequence[Fact], evaluations: Sequence
         code=USE[exported.format],
         remark=REMARKS[exported.format],
         origin=[(escaped(name), escaped(text)) for name, text in origin],
-        evaluations=[_row(metrics) for metrics in evaluations],
+        evaluations=[_evaluation_row(metrics) for metrics in evaluations],
         evaluate=f"kdx evaluate {exported.source}" if origin else "kdx evaluate FILE",
-        estimate="" if evaluations else _estimate(made),
+        estimate="" if evaluations else _estimate_text(made),
     )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -146,7 +146,7 @@ def _classes(names: Sequence[str]) -> str:
     return "\n".join(["| logit | class |", "|--:|---|", *rows, *note])
 
 
-def _row(metrics: Json) -> list[str]:
+def _evaluation_row(metrics: Json) -> list[str]:
     by_class = zip(metrics["per_class_accuracy"].items(), metrics["confusion_matrix"], strict=True)
     worst = min((entry for entry, counts in by_class if sum(counts)), key=lambda entry: float(entry[1]))
     return [
@@ -157,7 +157,7 @@ def _row(metrics: Json) -> list[str]:
     ]
 
 
-def _estimate(made: Json) -> str:
+def _estimate_text(made: Json) -> str:
     if "estimated_accuracy" not in made:
         return ""
     share, error = (100 * made[name] for name in ("estimated_accuracy", "estimated_accuracy_error"))

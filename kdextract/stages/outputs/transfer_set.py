@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...training.sources import Source
     from ..running.runner import StageContext
 
-SHOWN, SHOWN_BATCHES = 400, 4
+PICTURED_IMAGES, PICTURED_BATCHES = 400, 4
 """Images of a source that are looked at when a student is done."""
 
 
@@ -101,7 +101,9 @@ def write_source_pictures(
     from .pictures import class_grid
 
     with teacher.queries.purpose(PICTURES):  # some sources ask about what they give
-        images = to_uint8(torch.cat([source.sample(SHOWN // SHOWN_BATCHES).images for _ in range(SHOWN_BATCHES)])).cpu()
+        images = to_uint8(
+            torch.cat([source.sample(PICTURED_IMAGES // PICTURED_BATCHES).images for _ in range(PICTURED_BATCHES)])
+        ).cpu()
         probabilities = predict(teacher, images).softmax(dim=1)
     answers = probabilities.argmax(1)
     context.write("grid.png", class_grid(images, answers, probabilities, teacher.spec.class_names))

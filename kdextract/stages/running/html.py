@@ -13,16 +13,16 @@ from .figures import figure, shown_metrics
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class Record(dict[str, Any]):
+class CommandResult(dict[str, Any]):
     """What a command prints with `--json`: a dict that a notebook draws as tables."""
 
     def _repr_html_(self) -> str:
         plain = {name: value for name, value in self.items() if not _is_rows(value)}
-        parts = [table_html([], [[name, _text(name, value)] for name, value in plain.items()])] if plain else []
+        parts = [table_html([], [[name, _cell_text(name, value)] for name, value in plain.items()])] if plain else []
         for name, rows in self.items():
             if _is_rows(rows):
                 columns = list(dict.fromkeys(column for row in rows for column in row))
-                cells = [[_text(column, row.get(column)) for column in columns] for row in rows]
+                cells = [[_cell_text(column, row.get(column)) for column in columns] for row in rows]
                 parts.append(table_html(columns, cells, name))
         return "".join(parts)
 
@@ -46,7 +46,7 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
-def _text(name: str, value: Any) -> str:
+def _cell_text(name: str, value: Any) -> str:
     """Say a value in a cell: of a dict what fits on a line, of a hash its beginning."""
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in shown_metrics(value))

@@ -174,7 +174,7 @@ def run_stage(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Repor
     try:
         with process_as_it_was():
             stage.before(config, reporter)
-            return _run(stage, config, reporter, time.monotonic())
+            return _plan_and_execute(stage, config, reporter, time.monotonic())
     except MemoryError as error:
         raise OutOfMemoryError(f"the machine ran out of memory; {what_takes_less(config)}") from error
     except OSError as error:
@@ -197,7 +197,7 @@ def what_takes_less(config: StageConfig) -> str:
     return f"try a smaller {' or '.join(options)}"
 
 
-def _run(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
+def _plan_and_execute(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
     run = RunDir(config.run)
     plan: Plan[ResolvedT] | None = None
     if config.dry_run or not run.root.exists():
