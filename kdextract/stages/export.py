@@ -58,7 +58,7 @@ class ExportConfig(NamedStageConfig):
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """The classifier to export and, for its card, what it was made from, by label, and what was measured of it."""
+    """The classifier to export and, for its card, the manifests of its sources, by label, and of its evaluations."""
 
     classifier: ChosenClassifier
     ancestors: dict[str, Manifest]
@@ -66,7 +66,7 @@ class ExportInputs:
 
 
 def find_exported(label: str | None, run: RunDir) -> ChosenClassifier:
-    """Return the classifier that `label` names. Raises as `find_classifier` does."""
+    """Return the classifier that `label` names. Raises the errors of `find_classifier`."""
     if label is not None and Path(label).name == MODEL_FILE and Path(label).is_file():
         label = str(Path(label).parent)
     chosen = find_classifier(label, run)
@@ -76,7 +76,7 @@ def find_exported(label: str | None, run: RunDir) -> ChosenClassifier:
 
 
 def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
-    """Reads one classifier; for the card, its teacher and its evaluations as well, where the run has them."""
+    """Plan: reads one classifier and, for the card, its teacher and its evaluations, if the run has them."""
     if config.format == "onnx":
         from ..models.exporter import require_onnx
 
@@ -96,7 +96,11 @@ def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
 
 
 def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext) -> dict[str, Any]:
-    """Write the file, run it beside the classifier, and write the card."""
+    """Export the classifier, compare the file's logits with the classifier's, and write file and card.
+
+    Raises:
+        GateError: a logit differs by more than `--atol`.
+    """
     from ..models.classifier import load_classifier
     from ..models.exporter import OPSET, compare
 
@@ -139,7 +143,7 @@ def _open_exported(format: str, content: bytes) -> Any:
 
 
 def _require_close(found: Comparison, file: str, atol: float) -> None:
-    """Raise `GateError` when logits of the exported file differ from the classifier's by more than `atol`."""
+    """Raise `GateError` if logits of the exported file differ from the classifier's by more than `atol`."""
     if found.largest_difference > atol:
         raise GateError(
             f"the logits of {file} differ from the classifier's by up to {found.largest_difference:.3g}, more than "
@@ -186,7 +190,10 @@ STAGE = Stage("export", ExportConfig, plan, execute, replaces_stale=True)
 
 
 def images_to_compare(classifier: Classifier, seed: int) -> list[torch.Tensor]:
-    """Return pixels of 64 images in batches of several sizes: half uniform noise, half structured (of tables, none)."""
+    """Return 64 images in batches of several sizes, pixels in [0, 1]: half uniform noise, half structured noise.
+
+    For rows of a table, all are uniform noise.
+    """
     import torch
 
     from ..synthesis.structured_noise.patterns import structured_images

@@ -1,4 +1,4 @@
-"""`kdx generate`: make a transfer set with trained generators. Opens no real data."""
+"""`kdx generate`: make a transfer set with trained generators. Reads no real data."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class GenerateConfig(NamedStageConfig, TeacherConfig, VerifierConfig):
 
 @dataclass(frozen=True)
 class GenerateInputs:
-    """The generators, in the order in which they are named, and the verifier."""
+    """The generators, in the order of the argument, and the verifier."""
 
     generators: list[ImageArtifact]
     verifier: InputFile | None
 
 
 def plan(config: GenerateConfig, run: RunDir) -> Plan[GenerateInputs]:
-    """Reads the teacher and the generators."""
+    """Plan: reads the teacher, the generators, and the verifier if there is one."""
     generators = find_generators(config.generator, run)
     inputs = [run.artifact(run.teacher()).input("teacher")]
     inputs += [artifact.input("generator") for artifact in generators]
@@ -64,7 +64,7 @@ def plan(config: GenerateConfig, run: RunDir) -> Plan[GenerateInputs]:
 
 
 def execute(config: GenerateConfig, resolved: GenerateInputs, context: StageContext) -> dict[str, Any]:
-    """Make the images, ask the teacher about them, write arrays and picture."""
+    """Make the images, get the teacher's logits for them, and write arrays and a picture."""
     import torch
 
     teacher = context.teacher()

@@ -1,4 +1,4 @@
-"""`kdx neighbours`: the nearest real images of a transfer set's. Opens real data, and its manifest says so."""
+"""`kdx neighbours`: the nearest real images of a transfer set. Reads real data, which its manifest records."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class NeighboursInputs:
 
 
 def plan(config: NeighboursConfig, run: RunDir) -> Plan[NeighboursInputs]:
-    """Reads the teacher, the transfer set and real training data."""
+    """Plan: reads the teacher, the transfer set and real training data."""
     transfer_set = find_image_artifact(config.artifact, run, "ARTIFACT", ["transfer-set"])
     spec = teacher_data(config.data, run)
     inputs = (
@@ -72,7 +72,7 @@ def plan(config: NeighboursConfig, run: RunDir) -> Plan[NeighboursInputs]:
 
 
 def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: StageContext) -> dict[str, Any]:
-    """Find the neighbours, write `neighbours.npy` and `neighbours.png`."""
+    """Find the neighbours, and write `neighbours.npy` and `neighbours.png`."""
     import torch
 
     from ..storage.tensor_files import encode_npy
@@ -85,7 +85,7 @@ def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: Stage
     data = open_real_data(config, spec, "train", "neighbours", context)
     real = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
     if len(real) <= NUM_NEIGHBOURS:
-        raise ConfigError(f"{spec} has {len(real)} images, too few to have {NUM_NEIGHBOURS} neighbours among")
+        raise ConfigError(f"{spec} has {len(real)} images, fewer than the {NUM_NEIGHBOURS + 1} that are needed")
 
     def points(images: torch.Tensor) -> torch.Tensor:
         return in_features(teacher, images) if config.space == "features" else in_pixels(images)
@@ -116,7 +116,7 @@ def _picture(
     neighbours: torch.Tensor,
     teacher: Classifier,
 ) -> bytes:
-    """Return a picture with a row for the first image of each class: itself, then the nearest real ones.
+    """Return a picture as PNG bytes: for each class, the first image and its nearest real images.
 
     A real image of another class has a red frame.
     """

@@ -1,4 +1,4 @@
-"""`kdx train-generator`: fit generators to the teacher. Opens no real data unless `--samples` asks for some."""
+"""`kdx train-generator`: train generators through the frozen teacher. Reads no real data without `--samples`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..synthesis.generators.training import Samples
 
 SEED_STRIDE = 1009
-"""Between the seeds of a run's generators; a prime, so that runs of neighbouring seeds share none."""
+"""Generator number i is trained with the seed 1009 * seed + i, so that artifacts of different seeds share none."""
 CHECKED_PER_CLASS = 25
 
 Rows = list[dict[str, float]]
@@ -62,17 +62,17 @@ class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
             raise UsageError("--data has no effect without --samples")
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """The way to train."""
+        """The method, and the class of its options."""
         return self.method, generator_method(self.method).config
 
     @classmethod
     def methods(cls) -> dict[str, type[OptionSet]]:
-        """Every way to train generators."""
+        """The options of every method that trains generators, by name."""
         return {name: generator_method(name).config for name in generator_names()}
 
 
 def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan[str | None]:
-    """Reads the teacher, and real data where samples are asked for; its name is resolved."""
+    """Plan: reads the teacher and, with `--samples`, real data; resolved is the name of the data."""
     config.method_config()
     inputs = [run.artifact(run.teacher()).input("teacher")]
     spec, needs = None, "teacher"
@@ -83,7 +83,7 @@ def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan[str | None]:
 
 
 def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContext) -> dict[str, Any]:
-    """Train one generator after the other; write them, their pictures and losses."""
+    """Train one generator after the other, and write them, pictures of their images, and their losses."""
     from ..synthesis.generators.generator import encode_generator
     from ..synthesis.generators.training import multiply_adds
     from .outputs.curves import term_curves
@@ -123,7 +123,7 @@ def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContex
 def _samples(
     config: TrainGeneratorConfig, spec: str | None, teacher: Classifier, context: StageContext
 ) -> Samples | None:
-    """Return the real images of `spec` that were asked for, if any."""
+    """Return the real images of `--samples`, None without this option."""
     from ..models.pixels import to_pixels
     from ..synthesis.generators.training import Samples
 
@@ -143,7 +143,7 @@ def _train(
     checkpoints: SequentialCheckpoints,
     context: StageContext,
 ) -> tuple[Generator, Rows]:
-    """Return generator number `index`, trained, and its metric rows."""
+    """Return generator number `index`, trained and frozen, and its metric rows."""
     from ..training.loop import Stateful, take_steps
 
     options = config.method_config()
@@ -165,7 +165,7 @@ def _train(
 
 
 def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, context: StageContext) -> dict[str, float]:
-    """Write grid.png and walk.png; return figures of the teacher's answers to images of all generators."""
+    """Write grid.png and walk.png; return figures of the teacher's predictions for images of all generators."""
     import torch
 
     from ..models.pixels import to_uint8
