@@ -128,9 +128,8 @@ def _optimize_images(
     if saved is not None:
         tensors, values = saved
         done, rows, curve = [tensors["images"]], values["rows"], values["curve"]
-    batches = labels.tensor_split(
-        -(-len(labels) // config.batch_size)
-    )  # of nearly equal sizes: a loss uses statistics of a batch
+    # of nearly equal sizes, because some losses use statistics of a batch
+    batches = labels.tensor_split(-(-len(labels) // config.batch_size))
     with context.reporter.task(f"optimize-dataset ({chosen.name})", len(labels)) as task:
         task.advance(sum(map(len, done)))
         for index in range(len(rows), len(batches)):
