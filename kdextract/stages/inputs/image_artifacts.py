@@ -136,7 +136,7 @@ def read_transfer_set(
     images, targets = (_read_array(transfer_set, name) for name in ("images.npy", "targets.npy"))
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
         raise ConfigError(
-            f"{directory} has images of shape {tuple(images.shape[1:])} ({images.dtype}); {shape} (torch.uint8) is needed"
+            f"{directory} has images of shape {tuple(images.shape[1:])} ({images.dtype}); uint8 {shape} is needed"
         )
     if tuple(targets.shape) != (len(images), num_classes):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What an artifact of a run was made from, and what was said of it: found by hashes, told in words."""
+"""What an artifact of a run was made from, and its evaluations: found by hashes, described in sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...storage.artifacts import Input, Manifest
 from ...storage.run_dir import PLACES, ArtifactRef, RunDir, in_its_place
 
 Fact = tuple[str, str]
-"""What it is about, and a sentence, both as plain text."""
+"""Subject and sentence, both as plain text."""
 
 NEEDS = {
     "teacher": "The teacher alone: its file and its answers. No image of its training data, no statistics of them.",
@@ -25,9 +25,9 @@ _OF_FILES = re.compile(r"(npz:|folder:)(.*)")
 
 
 def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
-    """Return what an artifact was made from, and what that was made from, by label, the oldest first.
+    """Return the artifacts that one was made from, directly or indirectly, by label, the oldest first.
 
-    What the run no longer has, or has in another version, is left out.
+    Artifacts that the run no longer has, or has in another version, are left out.
     """
     by_label = {ref.label: ref for ref in run.artifacts()}
     found: dict[str, Manifest] = {}
@@ -45,7 +45,7 @@ def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
 
 
 def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest]:
-    """Return the evaluations of just this classifier beside the run's present teacher; equal ones once."""
+    """Return the evaluations of this classifier with the run's present teacher; equal ones once."""
     teachers = {in_its_place(ref).identity for ref in run.artifacts("teacher")}
     found: dict[str, ArtifactRef] = {}
     manifests: dict[ArtifactRef, Manifest] = {}
@@ -60,7 +60,7 @@ def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest
 
 
 def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
-    """Return where a classifier comes from, as facts about a teacher, a compressed teacher or a student.
+    """Return how a classifier was made, as facts about a teacher, a compressed teacher or a student.
 
     Args:
         sources: its `ancestors`.
@@ -86,7 +86,7 @@ def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
 
 
 def data_name(spec: object) -> str:
-    """Return what a data set or a network is called, without folders, which tell of a machine and not of the data."""
+    """Return the name of a data set or a network, without folders, which describe the machine and not the data."""
     text = str(spec)
     of_files = _OF_FILES.fullmatch(text)
     if of_files:
@@ -108,7 +108,7 @@ def _layer_text(text: str) -> str:
 
 
 def _teacher_text(manifest: Manifest) -> str:
-    """Say what a teacher is, what it learned from, and how good it was found to be."""
+    """Return a sentence about a teacher: its network, its training data, and its measured accuracy."""
     config, metrics = manifest.config, manifest.metrics
     text = f"{data_name(metrics.get('model', 'a network'))}"
     if "num_parameters" in metrics:
@@ -166,7 +166,7 @@ def _start_text(student: Manifest) -> str:
 
 
 def _images_text(student: Manifest) -> str:
-    """Say what images a student learned from, and how many they were."""
+    """Return a sentence about the images that a student learned from, and their number."""
     count = student.metrics.get("num_images")
     many = "An unknown number of" if count is None else f"{count:,}"
     by_role = {entry.role: entry for entry in student.inputs}
@@ -187,7 +187,7 @@ def _place_text(entry: Input) -> str:
 
 
 def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
-    """Say how the images were made: the method's name, its first line of documentation, the paper."""
+    """Return a sentence about the method: its name, the first line of its docstring, the paper."""
     method = _method_of(student, sources)
     if method is None:
         return "Knowledge distillation: it learned to give the teacher's answers."
@@ -195,7 +195,7 @@ def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
 
 
 def _method_of(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
-    """Return the method that made a student's images; None where no method did, or no known one."""
+    """Return the method that made a student's images; None if no method or an unknown one did."""
     for made in _synthesis(student, sources):
         name = str(made.config.get("objective", made.config.get("method")))
         if name in objective_names():
