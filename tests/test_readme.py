@@ -59,6 +59,14 @@ def test_the_file_tree_is_the_package() -> None:
     )
 
 
+def test_every_path_of_the_architecture_page_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", page))
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists() or (ROOT / "kdextract" / path).exists(), path
+
+
 def test_the_pipeline_is_four_lines_to_the_letter() -> None:
     assert PIPELINE in README
     assert PIPELINE in (ROOT / "examples" / "digits.sh").read_text(encoding="utf-8")
