@@ -14,7 +14,7 @@ import kdextract
 from kdextract import api
 from kdextract.models.classifier import Classifier
 from kdextract.storage.artifacts import Output, file_sha256, read_manifest, write_manifest
-from kdextract.training import loop as training
+from kdextract.training import supervised
 
 STEPS = (1000, 80, 400)
 
@@ -65,8 +65,8 @@ def test_the_curve_is_in_order_of_the_steps(run_copy: Path, student: Path) -> No
 
 def test_data_and_teacher_are_read_once(run_copy: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    predict = training.predict
-    monkeypatch.setattr(training, "predict", lambda *arguments: calls.append(1) or predict(*arguments))
+    predict = supervised.predict
+    monkeypatch.setattr(supervised, "predict", lambda *arguments: calls.append(1) or predict(*arguments))
     evaluate(run_copy)
     assert len(calls) == 2 + len(STEPS)
     manifest = read_manifest(run_copy / "evaluations" / "lenet_half")

@@ -241,8 +241,8 @@ DOORS = {  # what opens a data set or an image file
     "pyarrow",
 }
 NO_DATA = {  # what opens other files of these kinds
-    "headers.py": {"zipfile"},  # weights that torch has saved
-    "outcome.py": {"PIL.Image.open"},  # an artifact's own picture
+    "models/external/weight_files.py": {"zipfile"},  # weights that torch has saved
+    "stages/running/outcome.py": {"PIL.Image.open"},  # an artifact's own picture
 }
 
 
@@ -303,7 +303,7 @@ def test_only_one_package_opens_data_sets() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
     }
     assert {name: doors for name, doors in found.items() if doors - NO_DATA.get(name, set())} == {
-        "data/archives.py": {"zipfile"},
+        "data/npz.py": {"zipfile"},
         "data/hub.py": {"datasets", "huggingface_hub"},
         "data/image_files.py": {"PIL.Image.open"},
         "data/sklearn_sets.py": {"sklearn.datasets"},
@@ -312,7 +312,7 @@ def test_only_one_package_opens_data_sets() -> None:
 
 
 def test_only_the_stages_that_may_reach_that_module() -> None:
-    """Loading goes through one function of `stages/inputs.py`, which also writes it into the manifest.
+    """Loading goes through one function of `stages/inputs/real_data.py`, which also writes it into the manifest.
 
     `check-teacher` writes nothing, so it has no manifest.
     """
@@ -322,14 +322,14 @@ def test_only_the_stages_that_may_reach_that_module() -> None:
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         callers[str(path.relative_to(PACKAGE))] = names
     assert [name for name, names in callers.items() if "load_data" in names] == [
-        "stages/check_teacher.py",
-        "stages/inputs.py",
+        "cli/check_teacher.py",
+        "stages/inputs/real_data.py",
     ]
     assert sorted(name for name, names in callers.items() if "open_real_data" in names) == [
         "stages/compute_stats.py",
+        "stages/distill/source.py",
         "stages/evaluate.py",
         "stages/neighbours.py",
-        "stages/student_source.py",
         "stages/train.py",
         "stages/train_generator.py",
     ]

@@ -519,7 +519,7 @@ def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     path = saved_as(tmp_path / "evil.pth", archive(HOSTILE["os.system"](str(tmp_path / "sentinel"))))
     program = (
         "import sys\nfrom pathlib import Path\nfrom kdextract.storage.artifacts import read_header\n"
-        "from kdextract.storage.headers import check_weights_file\n"
+        "from kdextract.models.external.weight_files import check_weights_file\n"
         "try:\n    check_weights_file(Path(sys.argv[1]))\nexcept Exception as error:\n    print(error)\n"
         "print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])\n"
     )
