@@ -3,10 +3,10 @@
     python two_dimensions.py RUN
 
 RUN has a teacher of `2d:NAME` data, and transfer sets of points. Writes RUN/points.png and prints one JSON document.
-For each transfer set it has the sliced Wasserstein distance of each class to the real test points (Bonneel et al. 2015; the
-mean over 200 directions of the distance between projections; the side of the square is 1), and the share of points for
-which the teacher predicts their class. It has the same figures for other real points, and for uniform points with the
-teacher's labels. Uniform points need no generator; a flow without data is trained to make such points.
+For each transfer set it has the sliced Wasserstein distance of each class to the real test points (Bonneel et al. 2015;
+the mean over 200 directions of the distance between projections; the side of the square is 1), and the share of points
+for which the teacher predicts their class. It has the same figures for other real points, and for uniform points with
+the teacher's labels. Uniform points need no generator; a flow without data is trained to make such points.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from kdextract.cli import app as cli
 from kdextract.errors import ArtifactError, ConfigError, DivergedError, GateError, UsageError
 from kdextract.models.classifier import Classifier, compile_network
 from kdextract.options.entries import OutputOptions, option_fields
-from kdextract.stages.running.html import CommandResult
+from kdextract.stages.running.html import Record
 from kdextract.stages.running.outcome import Outcome
 from kdextract.stages.running.process_state import CUBLAS, process_as_it_was
 
@@ -244,7 +244,7 @@ def test_a_notebook_draws_an_outcome_and_everything_is_escaped(finished_run: Pat
     assert "<i>" not in shown
     assert "&lt;i&gt;&amp;" in shown
     assert "<td>teacher</td>" in shown
-    assert CommandResult(a="<b>", rows=[{"<c>": "<d>"}])._repr_html_().count("&lt;") == 3
+    assert Record(a="<b>", rows=[{"<c>": "<d>"}])._repr_html_().count("&lt;") == 3
 
 
 def test_looks_return_what_json_prints(finished_run: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_looks_return_what_json_prints(finished_run: Path, tmp_path: Path) -> No
     for name, options in where.items():
         printed = json.loads(kdx(name, *options, "--json", cwd=tmp_path).stdout)
         returned = getattr(api, name)(run=finished_run)
-        assert isinstance(returned, CommandResult)
+        assert isinstance(returned, Record)
         assert json.loads(json.dumps(returned)) == printed
         assert "<table>" in returned._repr_html_()
 

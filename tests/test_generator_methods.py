@@ -32,7 +32,7 @@ from kdextract.stages.distill.source import (
     GeneratorImages,
     LiveImages,
     NoiseImages,
-    RealDataImages,
+    RealImages,
     TransferSetImages,
 )
 from kdextract.stages.inputs.method_inputs import MethodInputs
@@ -533,8 +533,7 @@ def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: 
 def test_drawings_are_redrawn_by_default(brightness: float, redraw: bool) -> None:
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
-    noise = NoiseImages.named("noise:normal")
-    real = RealDataImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
+    noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
     manifest = Manifest("generator", "generators/kegnet", "train-generator", "0.1.0", {}, (), ())
     generators = GeneratorImages.of(Artifact(Path("generators/kegnet"), "generators/kegnet", manifest, {}))
     assert fill_in(given, generators, teacher, teacher).redraw == redraw

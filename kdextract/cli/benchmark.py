@@ -15,7 +15,7 @@ from ..benchmark.suite import Suite, read_suite
 from ..errors import ArtifactError, BenchmarkError, ConfigError
 from ..options.declare import DataAccess, option
 from ..options.entries import OutputOptions
-from ..stages.running.html import CommandResult, table_html
+from ..stages.running.html import Record, table_html
 from ..storage.artifacts import write_file
 from ..training.progress import Reporter
 from .printing import print_line, print_table
@@ -65,7 +65,7 @@ class BenchmarkConfig(DataAccess):
         return [pattern.strip() for text in self.only or [] for pattern in text.split(",") if pattern.strip()]
 
 
-class Results(CommandResult):
+class Results(Record):
     """What `--json` prints: the results document with the directory that it was written to, or the cells to run."""
 
     def _repr_html_(self) -> str:

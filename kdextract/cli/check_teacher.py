@@ -10,7 +10,7 @@ from ..methods import Method, Objective, every_method
 from ..options.declare import DataAccess, RunConfig, option
 from ..options.entries import OutputOptions
 from ..stages.inputs.user_model import ModelConfig, load_user_model, model_files, model_summary, trust_code
-from ..stages.running.html import CommandResult
+from ..stages.running.html import Record
 from ..storage.run_dir import MODEL_FILE, RunDir
 from ..training.progress import Reporter
 from .command import Command, Json
@@ -41,7 +41,7 @@ class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
     images: int = option(256, "Number of test images from --data.", minimum=1, panel="Source")
 
 
-def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> CommandResult:
+def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
     """Return what was found of the model, the checks, and which methods apply."""
     from ..models.importer import Findings
     from ..models.teacher_checks import examine
@@ -51,7 +51,7 @@ def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> CommandResu
     teacher = _teacher(config, findings).frozen()
     real, lines = _real_images(config, teacher)
     examination = examine(teacher, structured_images, real)
-    return CommandResult(
+    return Record(
         model_summary(teacher),
         found=findings.lines + lines,
         checks=[vars(check) for check in examination.checks],

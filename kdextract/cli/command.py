@@ -31,4 +31,4 @@ class Command:
     show: Callable[[Any, Any, OutputOptions], None]
     check: Callable[[Any, Any], None] = lambda config, result: None
     record: Callable[[Any], Json] = dict
-    returns: str = "CommandResult: the dict that --json prints."
+    returns: str = "Record: the dict that --json prints."

@@ -10,7 +10,7 @@ from ..methods import LiveMethod, Method, every_method
 from ..options.declare import OptionSet, RunConfig, option, spelling
 from ..options.entries import OutputOptions, entries_of, spelled
 from ..stages.running.figures import figure
-from ..stages.running.html import CommandResult
+from ..stages.running.html import Record
 from ..storage.run_dir import RUN_FILE, RunDir
 from ..training.progress import Reporter
 from .command import Command, Json
@@ -48,7 +48,7 @@ class MethodsConfig(RunConfig):
     method: str | None = option(None, "Method whose options are listed; default: all methods.", positional=True)
 
 
-def models(config: ListConfig, reporter: Reporter) -> CommandResult:
+def models(config: ListConfig, reporter: Reporter) -> Record:
     """Return every architecture with its size."""
     import torch
 
@@ -70,7 +70,7 @@ def models(config: ListConfig, reporter: Reporter) -> CommandResult:
                 "source": entry.source,
             }
         )
-    return CommandResult(models=rows)
+    return Record(models=rows)
 
 
 def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None:
@@ -82,7 +82,7 @@ def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None
         print_table(list(rows[0]), [[figure(k, v) for k, v in row.items()] for row in rows])
 
 
-def methods(config: MethodsConfig, reporter: Reporter) -> CommandResult:
+def methods(config: MethodsConfig, reporter: Reporter) -> Record:
     """Return every method with the option that chooses it and, for a run, what is missing there to use it; of one
     method, its options as well.
 
@@ -112,7 +112,7 @@ def methods(config: MethodsConfig, reporter: Reporter) -> CommandResult:
                 row["defaults"] = method.settings
             row["options"] = _options_of(method)
         rows.append(row)
-    return CommandResult(methods=rows)
+    return Record(methods=rows)
 
 
 def _options_of(method: Method) -> list[Json]:

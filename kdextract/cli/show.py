@@ -10,7 +10,7 @@ from ..errors import ArtifactError, ConfigError
 from ..options.declare import OptionSet, RunConfig, option
 from ..options.entries import OutputOptions
 from ..stages.running.figures import figure, shown_metrics
-from ..stages.running.html import CommandResult
+from ..stages.running.html import Record
 from ..storage.artifacts import Manifest
 from ..storage.run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
 from ..training.progress import Reporter
@@ -77,16 +77,16 @@ class VerifyConfig(RunConfig):
     """
 
 
-def show(config: ShowConfig, reporter: Reporter) -> CommandResult:
+def show(config: ShowConfig, reporter: Reporter) -> Record:
     """Return what a run holds, or one artifact's manifest."""
     run = _existing_run(config.run)
     if config.artifact is not None:
         manifest = in_its_place(run.find(config.artifact))
-        return CommandResult(asdict(manifest), identity=manifest.identity)
+        return Record(asdict(manifest), identity=manifest.identity)
     refs = run.artifacts()
     if not refs:
         raise ConfigError(f"{config.run} holds nothing yet; start with: kdx train")
-    return CommandResult(run=str(config.run), artifacts=[_brief(ref, in_its_place(ref)) for ref in refs])
+    return Record(run=str(config.run), artifacts=[_brief(ref, in_its_place(ref)) for ref in refs])
 
 
 def print_shown(config: ShowConfig, record: Json, output: OutputOptions) -> None:
@@ -127,7 +127,7 @@ def _print_artifact(run: RunDir, record: Json, output: OutputOptions) -> None:
         print_line(f"  {file['file']:<26} {file['bytes']:>12,} bytes  sha256 {file['sha256'][:16]}")
 
 
-def runs(config: RunsConfig, reporter: Reporter) -> CommandResult:
+def runs(config: RunsConfig, reporter: Reporter) -> Record:
     """Return a record per run directory."""
     folder = config.folder
     found = sorted(p.parent for p in folder.glob(f"*/{RUN_FILE}")) if folder.is_dir() else []
@@ -146,7 +146,7 @@ def runs(config: RunsConfig, reporter: Reporter) -> CommandResult:
                 "accuracy": {name: m["accuracy"] for name, m in evaluations.items()},
             }
         )
-    return CommandResult(runs=records)
+    return Record(runs=records)
 
 
 def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
@@ -170,7 +170,7 @@ def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
         print_table(["run", "teacher", "transfer sets", "students"], rows)
 
 
-def verify(config: VerifyConfig, reporter: Reporter) -> CommandResult:
+def verify(config: VerifyConfig, reporter: Reporter) -> Record:
     """Check everything and return what is wrong with each artifact."""
     run = _existing_run(config.run)
     results: list[dict[str, Any]] = []
@@ -184,7 +184,7 @@ def verify(config: VerifyConfig, reporter: Reporter) -> CommandResult:
             problem = str(error)
             identities[ref.label] = None
         results.append({"artifact": ref.label, "ok": problem is None, "problem": problem})
-    return CommandResult(run=str(config.run), artifacts=results)
+    return Record(run=str(config.run), artifacts=results)
 
 
 def print_verified(config: VerifyConfig, record: Json, output: OutputOptions) -> None:

@@ -96,11 +96,11 @@ class NoiseImages(ImageSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealDataImages(ImageSource):
+class RealImages(ImageSource):
     """The training images of a real data set."""
 
     @classmethod
-    def of(cls, spec: str, data: Input) -> RealDataImages:
+    def of(cls, spec: str, data: Input) -> RealImages:
         """Return the images of a data set; the input `data` has the hash of its files."""
         return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
 
@@ -238,7 +238,7 @@ def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
     if config.data in NOISE:
         return NoiseImages.named(config.data)
     if config.data is not None and is_real_data(config.data):
-        return RealDataImages.of(config.data, real_data_input(config, config.data, "train"))
+        return RealImages.of(config.data, real_data_input(config, config.data, "train"))
     if config.data is None and not run.artifacts(*STORED):
         return _auto(run)
     artifact = find_image_artifact(config.data, run, "--data", STORED, NOISE + data_names())

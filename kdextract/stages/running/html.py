@@ -13,7 +13,7 @@ from .figures import figure, shown_metrics
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class CommandResult(dict[str, Any]):
+class Record(dict[str, Any]):
     """What a command prints with `--json`: a dict that a notebook displays as tables."""
 
     def _repr_html_(self) -> str:
