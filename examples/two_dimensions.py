@@ -1,12 +1,12 @@
-"""Compares points that flows have made with real ones: a picture of both, and a distance per class.
+"""Compares points that flows have made with real points: a picture of both, and a distance for each class.
 
     python two_dimensions.py RUN
 
-RUN has a teacher of `2d:NAME` data, and transfer sets of points. Writes RUN/points.png, and prints one JSON document:
-the sliced Wasserstein distance of each class to the real test points (Bonneel et al. 2015; the mean over 200 directions
-of the distance between projections, in sides of the square), and the share of points that the teacher gives to their
-class. Beside them stand the same figures for other real points, and for uniform points of which each has the class that
-the teacher gives it: these need no generator, and they are what a flow without data is trained towards.
+RUN has a teacher of `2d:NAME` data, and transfer sets of points. Writes RUN/points.png and prints one JSON document.
+For each transfer set it has the sliced Wasserstein distance of each class to the real test points (Bonneel et al. 2015;
+the mean over 200 directions of the distance between projections; the side of the square is 1), and the share of points
+for which the teacher predicts their class. It has the same figures for other real points, and for uniform points with
+the teacher's labels. Uniform points need no generator; a flow without data is trained to make such points.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sliced_wasserstein(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def agreement(teacher: Classifier, points: Points) -> float:
-    """Return the share of points that the teacher gives to their class."""
+    """Return the share of points for which the teacher predicts their class."""
     agreed = [
         teacher(torch.from_numpy(own).float().view(-1, 1, 1, 2)).argmax(1) == label for label, own in points.items()
     ]

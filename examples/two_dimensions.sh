@@ -1,9 +1,9 @@
 #!/bin/sh
-# Two classes in the plane, a teacher, and the points that a flow makes of them: without data, and with 20 real points.
-# About two minutes per distribution on two cores; it ends with runs/2d-NAME/points.png, and with distances to real points:
-# those of the flows beside those of uniform points that the teacher sorted into classes.
+# Trains a teacher on two classes of points in the plane, and two flows that make such points: one without data, one with
+# 20 real points. Writes a picture of the points, runs/2d-NAME/points.png, and prints their distances to real points, beside
+# those of uniform points with the teacher's labels. About two minutes per distribution on two cores.
 #
-#     sh two_dimensions.sh            # all seven
+#     sh two_dimensions.sh            # all seven distributions
 #     sh two_dimensions.sh pizza      # or: moon1 moon2 mixed circle moons circles
 #     STEPS=200 sh two_dimensions.sh pizza
 set -eu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,12 @@ def test_the_package_has_few_entries_and_each_has_its_layer() -> None:
     top = {name.split(".")[0] for name in MODULES} - ENTRY_POINTS
     assert top == {entry for layer in LAYERS for entry in layer}
     assert len(top) <= MAX_TOP_LEVEL
+
+
+def test_the_page_about_the_architecture_has_this_table() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z]+)(?:\.py)?` \|", page, flags=re.MULTILINE)
+    assert rows == [entry for layer in LAYERS for entry in layer]
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ENTRY_POINTS])

@@ -27,13 +27,43 @@ def commands() -> dict[str, set[str]]:
     }
 
 
+def paths_of(tree: str) -> list[str]:
+    """Return the paths of an indented list, whose folders end in / and hold the lines that are indented below them."""
+    paths: list[str] = []
+    folders: list[tuple[int, str]] = []
+    for indent, name in re.findall(r"^( *)(\S+)(?: .*)?$", tree, flags=re.MULTILINE):
+        folders = [(depth, folder) for depth, folder in folders if depth < len(indent)]
+        paths.append((folders[-1][1] if folders else "") + name)
+        if name.endswith("/"):
+            folders.append((len(indent), paths[-1]))
+    return paths
+
+
+def test_the_paths_of_a_tree_are_read() -> None:
+    tree = "\na/       text b/\n  b/c.py\n  d/\n    e.py   text\nf/\n"
+    assert paths_of(tree) == ["a/", "a/b/c.py", "a/d/", "a/d/e.py", "f/"]
+
+
 def test_the_file_tree_is_the_package() -> None:
-    tree = README.split("## Files")[1].split("```")[1]
-    listed = set(re.findall(r"^  ([a-z_]+\.py|[a-z]+/)\s", tree, flags=re.MULTILINE))
+    """Every listed path exists and is listed once, and so is everything at the top of the package."""
+    listed = paths_of(README.split("## Files")[1].split("```")[1])
+    for path in listed:
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+    assert len(set(listed)) == len(listed)
     package = ROOT / "kdextract"
     files = {path.name for path in package.glob("*.py")} - {"__main__.py"}
     folders = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert listed == files | folders
+    assert {path.removeprefix("kdextract/") for path in listed if re.fullmatch(r"kdextract/[^/]+/?", path)} == (
+        files | folders
+    )
+
+
+def test_every_path_of_the_architecture_page_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", page))
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists() or (ROOT / "kdextract" / path).exists(), path
 
 
 def test_the_pipeline_is_four_lines_to_the_letter() -> None:

@@ -1,4 +1,4 @@
-"""One command per file. A stage's options and plan are light; torch is imported when it executes.
+"""The commands that write artifacts, one per file. Options and plans work without torch, which `execute` imports.
 
 `STAGES` holds the commands that write artifacts, in the order of the pipeline.
 """
@@ -26,7 +26,7 @@ from .running.runner import Stage
 
 
 def _with_its_teacher(stage: Stage[Any, Any]) -> Stage[Any, Any]:
-    """Return a stage that first imports what `--teacher` names as the run's teacher, if it has this option."""
+    """Return the stage; if it has the option `--teacher`, it first imports that model as the run's teacher."""
     return replace(stage, before=import_model.bring_teacher) if issubclass(stage.config, TeacherConfig) else stage
 
 

@@ -1,4 +1,4 @@
-"""`kdx compress`: a smaller network from the teacher's own weights, taken apart by Tucker's decomposition."""
+"""`kdx compress`: a smaller network from the teacher's weights, by Tucker decomposition of its layers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PRESETS = {
         "resnet14 on grey images": "block2_1.conv2=0.6,block2_2.conv2=0.6,block3_1.conv2=0.3,block3_2.conv2=0.3",
     },
 }
-"""Published students: by the network that they are made from, its layers as `--layers` spells them."""
+"""Published students: preset -> architecture of the teacher -> its layers and ranks, in the syntax of `--layers`."""
 PRESETS["bdnf-3"] = {"lenet5": "conv2=0.3,conv3=0.15"} | {
     name: f"{PRESETS['bdnf-1'][name]},{PRESETS['bdnf-2'][name]}" for name in ("resnet14", "resnet14 on grey images")
 }
@@ -98,12 +98,12 @@ class CompressConfig(NamedStageConfig, TeacherConfig):
         if len(rules) > 1:
             raise UsageError(f"--{rules[0].replace('_', '-')} and --{rules[1].replace('_', '-')} exclude each other")
         if self.preset is not None and (rules or self.layers is not None):
-            raise UsageError("--preset says both layers and ranks; leave out --layers and --tucker...")
+            raise UsageError("--preset sets both layers and ranks; leave out --layers and --tucker...")
         if self.preset is None:
             self.rules_by_layer("", 0)
 
     def common_rule(self) -> Rule:
-        """The rule of layers that have none of their own."""
+        """The rule of layers without a rule of their own."""
         if self.tucker_ratio is not None:
             return self.tucker_ratio
         return EVBMF if self.tucker_ranks is None else _ranks(self.tucker_ranks.replace(",", "x"), self.tucker_ranks)
@@ -112,7 +112,7 @@ class CompressConfig(NamedStageConfig, TeacherConfig):
         """Layer -> rule, None if no layer is named.
 
         Raises:
-            ConfigError: the preset is for other networks.
+            ConfigError: the preset has no layers for this architecture.
         """
         common = self.common_rule()
         text = self.layers
@@ -156,7 +156,7 @@ def _ranks(text: str, typed: str) -> tuple[int, int]:
 
 
 def plan(config: CompressConfig, run: RunDir) -> Plan[None]:
-    """Reads the teacher alone."""
+    """Plan: reads the teacher alone."""
     teacher = run.artifact(run.teacher()).input("teacher")
     return Plan(run.place("compressed", config.name or config.preset or "tucker"), (teacher,), "teacher", None)
 
@@ -170,7 +170,7 @@ def execute(config: CompressConfig, resolved: None, context: StageContext) -> di
 
     teacher = context.teacher().to("cpu")
     if teacher.spec.factors:
-        raise ConfigError("the teacher's layers are taken apart already")
+        raise ConfigError("the teacher's layers are decomposed already")
     rules = config.rules_by_layer(teacher.spec.architecture, teacher.input_shape[0])
     layers = choose_ranks(teacher.network, rules, config.common_rule())
     compressed = Classifier(replace(teacher.spec, factors=tuple(layers)))
@@ -194,7 +194,7 @@ def choose_ranks(network: nn.Module, rules: dict[str, Rule] | None, common: Rule
     """Return (layer, in rank, out rank) for the layers that have a rule, or for all but the first and the last.
 
     Raises:
-        ConfigError: a layer is not there, or its ranks do not fit it.
+        ConfigError: the network has no such layer.
     """
     from ..models.factorized import factorizable_layers
     from ..models.tucker import evbmf_ranks
@@ -221,7 +221,7 @@ def choose_ranks(network: nn.Module, rules: dict[str, Rule] | None, common: Rule
 
 
 def fill(teacher: Classifier, compressed: Classifier) -> dict[str, float]:
-    """Give the compressed network the teacher's weights, decomposed where a layer is taken apart.
+    """Copy the teacher's weights into the compressed network, decomposed for the layers that it has as factors.
 
     Returns:
         Layer -> relative error of its weight.

@@ -1,4 +1,4 @@
-"""`kdx compute-stats`: record a teacher's activation statistics, the last thing that needs its training data."""
+"""`kdx compute-stats`: record a teacher's activation statistics; later stages use them instead of its training data."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class ComputeStatsConfig(TeacherConfig, DataAccess):
 
 
 def plan(config: ComputeStatsConfig, run: RunDir) -> Plan[str]:
-    """Reads the run's teacher and its training data, whose name is resolved."""
+    """Plan: reads the run's teacher and its training data; resolved is the name of the data."""
     spec = teacher_data(config.data, run)
     data = real_data_input(config, spec, "train")
     return Plan(run.place("statistics"), (run.artifact(run.teacher()).input("teacher"), data), "", spec)
 
 
 def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dict[str, Any]:
-    """Run every training image through the teacher once and write `statistics.safetensors`."""
+    """Run every training image through the teacher once, and write `statistics.safetensors`."""
     from ..storage.tensor_files import encode_safetensors
     from ..synthesis.statistics.recorded import LAYERS, StatisticsOptions, compute_statistics
     from ..synthesis.statistics.spectra import SpectralOptions
@@ -111,10 +111,10 @@ def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dic
 def _check_memory(
     teacher: Classifier, labels: torch.Tensor, options: StatisticsOptions, batch_size: int, context: StageContext
 ) -> None:
-    """Print one line when the work may take more memory than the machine has.
+    """Print one line if the work may take more memory than the machine has.
 
     Raises:
-        ConfigError: the statistics and their file alone take more.
+        ConfigError: the statistics and their file alone take more than that.
     """
     from ..synthesis.statistics.memory import Work, statistics_memory
     from ..synthesis.statistics.recorded import recorded_layers
@@ -141,12 +141,12 @@ def _check_memory(
 
 
 def _machine_memory() -> int:
-    """Return the bytes of memory of the machine."""
+    """Return the memory of the machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_counts(labels: Any, class_names: tuple[str, ...], min_count: int, spec: str) -> None:
-    """Raise `ConfigError` unless every class of the teacher has `min_count` images or more."""
+    """Raise `ConfigError` if a class of the teacher has fewer than `min_count` images."""
     counts = labels.bincount(minlength=len(class_names)).tolist()
     for name, count in zip(class_names, counts, strict=True):
         if count < min_count:

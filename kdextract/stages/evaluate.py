@@ -1,4 +1,4 @@
-"""`kdx evaluate`: score a classifier on real test data. Opens real data, and its manifest says so."""
+"""`kdx evaluate`: score a classifier on real test data, which its manifest records."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ class EvaluateInputs:
 
 
 def plan(config: EvaluateConfig, run: RunDir) -> Plan[EvaluateInputs]:
-    """Reads one classifier, the teacher, and real test data."""
+    """Plan: reads one classifier, the teacher, and real test data."""
     chosen = find_classifier(config.artifact, run)
     spec = teacher_data(config.data, run)
-    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_plain(spec)}")
+    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_as_name(spec)}")
     teacher = run.artifact(run.teacher()).input("teacher")
     inputs = (chosen.input, teacher, real_data_input(config, spec, "test"))
     return Plan(run.place("evaluation", name), inputs, "", EvaluateInputs(chosen, spec))
 
 
 def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageContext) -> dict[str, Any]:
-    """Predict, count, write `scores.json` and `confusion.png`."""
+    """Predict the classes, compute the scores, and write `scores.json` and `confusion.png`."""
     import torch
 
     from ..models.hooks import count_multiply_adds
@@ -102,7 +102,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
         answers = predict(classifier, images, config.batch_size).argmax(1)
         teacher_answers = predict(teacher, teachers_images, config.batch_size).argmax(1)
     with context.phase("snapshots"):
-        curve = _curve(chosen, images, data.labels, teacher_answers, config.batch_size, context)
+        curve = _score_snapshots(chosen, images, data.labels, teacher_answers, config.batch_size, context)
     confusion = torch.bincount(data.labels * len(names) + answers, minlength=len(names) ** 2)
     confusion = confusion.view(len(names), len(names))
     per_class = confusion.diagonal() / confusion.sum(1).clamp_min(1)
@@ -125,7 +125,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     return scores
 
 
-def _curve(
+def _score_snapshots(
     chosen: ChosenClassifier,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -133,12 +133,12 @@ def _curve(
     batch_size: int | None,
     context: StageContext,
 ) -> list[dict[str, float]]:
-    """Return {step, accuracy, agreement} of each snapshot of a student of the run, in the order of their steps.
+    """Return {step, accuracy, agreement} of each snapshot of a student of the run, by step; [] for other classifiers.
 
     Args:
-        images: the test images as the student takes them, uint8 [N, channels, height, width].
-        labels, teacher_answers: int64 [N].
-        batch_size: images per forward pass; see `training.predict`.
+        images: the test images at the student's input size, uint8 [N, channels, height, width].
+        labels, teacher_answers: true classes and the teacher's predictions, int64 [N].
+        batch_size: images per forward pass; see `training.supervised.predict`.
     """
     from ..training.supervised import predict
 
@@ -157,7 +157,7 @@ def _curve(
 
 
 def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
-    """Raise `GateError` when a figure is below its gate."""
+    """Raise `GateError` if accuracy or agreement is below the minimum that the options set."""
     if outcome.manifest is None:
         return
     for figure, gate in (("accuracy", config.min_accuracy), ("agreement", config.min_agreement)):
@@ -166,8 +166,8 @@ def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
             raise GateError(f"{figure} {value:.4f} is below --min-{figure} {gate:g}")
 
 
-def _plain(spec: str) -> str:
-    """Return a data spec as part of an artifact's name."""
+def _as_name(spec: str) -> str:
+    """Return a data spec as a part of an artifact's name: other characters become -, and the last 40 are kept."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
 
 

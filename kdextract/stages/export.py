@@ -58,15 +58,15 @@ class ExportConfig(NamedStageConfig):
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """The classifier to export and, for its card, what it was made from, by label, and what was measured of it."""
+    """The classifier to export and, for its card, the manifests of its sources, by label, and of its evaluations."""
 
     classifier: ChosenClassifier
     ancestors: dict[str, Manifest]
     evaluations: list[Manifest]
 
 
-def choose(label: str | None, run: RunDir) -> ChosenClassifier:
-    """Return the classifier that `label` names. Raises as `find_classifier` does."""
+def find_exported(label: str | None, run: RunDir) -> ChosenClassifier:
+    """Return the classifier that `label` names. Raises the errors of `find_classifier`."""
     if label is not None and Path(label).name == MODEL_FILE and Path(label).is_file():
         label = str(Path(label).parent)
     chosen = find_classifier(label, run)
@@ -76,12 +76,12 @@ def choose(label: str | None, run: RunDir) -> ChosenClassifier:
 
 
 def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
-    """Reads one classifier; for the card, its teacher and its evaluations as well, where the run has them."""
+    """Plan: reads one classifier and, for the card, its teacher and its evaluations, if the run has them."""
     if config.format == "onnx":
         from ..models.exporter import require_onnx
 
         require_onnx()
-    chosen = choose(config.artifact, run)
+    chosen = find_exported(config.artifact, run)
     manifest = None if chosen.artifact is None else chosen.artifact.manifest
     sources = {} if manifest is None else ancestors(run, manifest)
     inputs = [chosen.input]
@@ -96,7 +96,11 @@ def plan(config: ExportConfig, run: RunDir) -> Plan[ExportInputs]:
 
 
 def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext) -> dict[str, Any]:
-    """Write the file, run it beside the classifier, and write the card."""
+    """Export the classifier, compare the file's logits with the classifier's, and write file and card.
+
+    Raises:
+        GateError: a logit differs by more than `--atol`.
+    """
     from ..models.classifier import load_classifier
     from ..models.exporter import OPSET, compare
 
@@ -105,9 +109,9 @@ def execute(config: ExportConfig, resolved: ExportInputs, context: StageContext)
     with context.phase("export"):
         content = _content(config.format, classifier, file)
     with context.phase("check"):
-        found = compare(classifier, _opened(config.format, content), images_to_compare(classifier, config.seed))
+        found = compare(classifier, _open_exported(config.format, content), images_to_compare(classifier, config.seed))
     written = f"model.{config.format}"
-    _check(found, written, config.atol)
+    _require_close(found, written, config.atol)
     opset = OPSET if config.format == "onnx" else None
     context.write(written, content)
     card = _card(config, resolved, classifier, content, found, opset)
@@ -132,14 +136,14 @@ def _content(format: str, classifier: Classifier, file: InputFile) -> bytes:
     return to_onnx(classifier) if format == "onnx" else to_pt2(classifier)
 
 
-def _opened(format: str, content: bytes) -> Any:
+def _open_exported(format: str, content: bytes) -> Any:
     from ..models.exporter import open_onnx, open_pt2, open_safetensors
 
     return {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}[format](content)
 
 
-def _check(found: Comparison, file: str, atol: float) -> None:
-    """Raise `GateError` when logits of the exported file differ from the classifier's by more than `atol`."""
+def _require_close(found: Comparison, file: str, atol: float) -> None:
+    """Raise `GateError` if logits of the exported file differ from the classifier's by more than `atol`."""
     if found.largest_difference > atol:
         raise GateError(
             f"the logits of {file} differ from the classifier's by up to {found.largest_difference:.3g}, more than "
@@ -186,13 +190,16 @@ STAGE = Stage("export", ExportConfig, plan, execute, replaces_stale=True)
 
 
 def images_to_compare(classifier: Classifier, seed: int) -> list[torch.Tensor]:
-    """Return pixels of 64 images in batches of several sizes: half uniform noise, half structured (of tables, none)."""
+    """Return 64 images in batches of several sizes, pixels in [0, 1]: half uniform noise, half structured noise.
+
+    For rows of a table, all are uniform noise.
+    """
     import torch
 
     from ..synthesis.structured_noise.patterns import structured_images
 
-    random, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
-    images = torch.rand((count, *classifier.input_shape), generator=random)
+    rng, count = torch.Generator().manual_seed(seed), sum(CHECKED_BATCHES)
+    images = torch.rand((count, *classifier.input_shape), generator=rng)
     if not classifier.is_table:
-        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), random)
+        images[::2] = structured_images(count // 2, classifier.input_shape, float(classifier.mean.mean()), rng)
     return list(images.split(CHECKED_BATCHES))

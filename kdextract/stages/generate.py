@@ -1,4 +1,4 @@
-"""`kdx generate`: make a transfer set with trained generators. Opens no real data."""
+"""`kdx generate`: make a transfer set with trained generators. Reads no real data."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class GenerateConfig(NamedStageConfig, TeacherConfig, VerifierConfig):
 
 @dataclass(frozen=True)
 class GenerateInputs:
-    """The generators, in the order in which they are named, and the verifier."""
+    """The generators, in the order of the argument, and the verifier."""
 
     generators: list[ImageArtifact]
     verifier: InputFile | None
 
 
 def plan(config: GenerateConfig, run: RunDir) -> Plan[GenerateInputs]:
-    """Reads the teacher and the generators."""
+    """Plan: reads the teacher, the generators, and the verifier if there is one."""
     generators = find_generators(config.generator, run)
     inputs = [run.artifact(run.teacher()).input("teacher")]
     inputs += [artifact.input("generator") for artifact in generators]
@@ -64,13 +64,13 @@ def plan(config: GenerateConfig, run: RunDir) -> Plan[GenerateInputs]:
 
 
 def execute(config: GenerateConfig, resolved: GenerateInputs, context: StageContext) -> dict[str, Any]:
-    """Make the images, ask the teacher about them, write arrays and picture."""
+    """Make the images, get the teacher's logits for them, and write arrays and a picture."""
     import torch
 
     teacher = context.teacher()
     mix = open_generators(resolved.generators, teacher)
     with context.phase("synthesis"):
-        images, labels = _make_images(config, mix, teacher, context)
+        images, labels = _sample_images(config, mix, teacher, context)
     row: dict[str, float] = {"images": len(images), "teacher_queries": 0 if mix.conditional else len(images)}
     metrics = write_transfer_set(resolved.verifier, context, teacher, images, labels, [row])
     if not mix.conditional:
@@ -79,10 +79,10 @@ def execute(config: GenerateConfig, resolved: GenerateInputs, context: StageCont
     return metrics
 
 
-def _make_images(
+def _sample_images(
     config: GenerateConfig, mix: GeneratorMix, teacher: Classifier, context: StageContext
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return uint8 images [N, channels, height, width] and labels [N]; every batch has a random state of its own."""
+    """Return uint8 images [N, channels, height, width] and labels [N]; each batch has a random state of its own."""
     import torch
 
     from ..models.pixels import to_uint8
@@ -93,8 +93,8 @@ def _make_images(
     made = []
     with context.reporter.task("generate", len(labels)) as task:
         for index, batch in enumerate(labels.split(config.batch_size)):
-            random = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-            made.append(to_uint8(mix.sample(batch, random, config.noise_scale)).cpu().contiguous())
+            rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+            made.append(to_uint8(mix.sample(batch, rng, config.noise_scale)).cpu().contiguous())
             task.advance(len(batch))
     images = torch.cat(made)
     return images, labels if mix.conditional else predict(teacher, images).argmax(1)

@@ -1,4 +1,4 @@
-"""`kdx import-model`: make a model of the user's the teacher of a run. Opens no data."""
+"""`kdx import-model`: make a user's own model the teacher of a run. Reads no data."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ class ImportModelConfig(ModelConfig, StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is None:
-            raise UsageError("name a model, such as model.py:build; kdx import-model --help shows more")
+            raise UsageError("MODEL is missing, such as model.py:build; kdx import-model --help lists other forms")
 
 
 Files = dict[str, InputFile]
-"""What a model is made from, by role."""
+"""The files that a model is made from, by role."""
 
 
 def plan(config: ImportModelConfig, run: RunDir) -> Plan[Files]:
-    """Writes the run's teacher; reads the files that the model is made from."""
+    """Plan: writes the run's teacher; reads the files that the model is made from."""
     files = model_files(config, run)
     inputs = tuple(file.input(role) for role, file in files.items())
     return Plan(run.place("teacher"), inputs, "", files)
 
 
 def execute(config: ImportModelConfig, files: Files, context: StageContext) -> dict[str, Any]:
-    """Build the model, find out what it takes and answers, write `model.safetensors`."""
+    """Build the model, detect its input size and its kind of output, and write `model.safetensors`."""
     import torch
 
     from ..models.classifier import encode_classifier
@@ -76,10 +76,10 @@ def execute(config: ImportModelConfig, files: Files, context: StageContext) -> d
 
 
 def bring_teacher(config: TeacherConfig, reporter: Reporter) -> None:
-    """Make what `--teacher` names the run's teacher, if it is not already.
+    """Import the model of `--teacher` as the run's teacher, unless it is the run's teacher already.
 
     Raises:
-        ConfigError: the run has another teacher.
+        ConfigError: the run has another teacher, or it has none and the stage is only to be planned (`dry_run`).
     """
     if config.teacher is None:
         return
@@ -98,7 +98,7 @@ def bring_teacher(config: TeacherConfig, reporter: Reporter) -> None:
 
 
 def _is_already(options: ImportModelConfig, teacher: Manifest) -> bool:
-    """Say whether the run's teacher was made from the files that the options name."""
+    """Return whether the run's teacher was made from the model and the files of the options."""
     files = {file.sha256 for file in model_files(options, RunDir(options.run)).values()}
     if teacher.stage != "import-model":
         return files == {teacher.output(MODEL_FILE).sha256}

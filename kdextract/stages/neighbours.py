@@ -1,4 +1,4 @@
-"""`kdx neighbours`: the nearest real images of a transfer set's. Opens real data, and its manifest says so."""
+"""`kdx neighbours`: the nearest real images of a transfer set. Reads real data, which its manifest records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..models.classifier import Classifier
 
-SHOWN = 11
+NUM_NEIGHBOURS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class NeighboursInputs:
 
 
 def plan(config: NeighboursConfig, run: RunDir) -> Plan[NeighboursInputs]:
-    """Reads the teacher, the transfer set and real training data."""
+    """Plan: reads the teacher, the transfer set and real training data."""
     transfer_set = find_image_artifact(config.artifact, run, "ARTIFACT", ["transfer-set"])
     spec = teacher_data(config.data, run)
     inputs = (
@@ -72,7 +72,7 @@ def plan(config: NeighboursConfig, run: RunDir) -> Plan[NeighboursInputs]:
 
 
 def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: StageContext) -> dict[str, Any]:
-    """Find the neighbours, write `neighbours.npy` and `neighbours.png`."""
+    """Find the neighbours, and write `neighbours.npy` and `neighbours.png`."""
     import torch
 
     from ..storage.tensor_files import encode_npy
@@ -84,15 +84,15 @@ def execute(config: NeighboursConfig, resolved: NeighboursInputs, context: Stage
     labels = read_labels(transfer_set)[: len(made)]
     data = open_real_data(config, spec, "train", "neighbours", context)
     real = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
-    if len(real) <= SHOWN:
-        raise ConfigError(f"{spec} has {len(real)} images, too few to have {SHOWN} neighbours among")
+    if len(real) <= NUM_NEIGHBOURS:
+        raise ConfigError(f"{spec} has {len(real)} images, fewer than the {NUM_NEIGHBOURS + 1} that are needed")
 
     def points(images: torch.Tensor) -> torch.Tensor:
         return in_features(teacher, images) if config.space == "features" else in_pixels(images)
 
     with context.phase("neighbours"):
         others = points(real)
-        found = nearest(points(made), others, SHOWN)
+        found = nearest(points(made), others, NUM_NEIGHBOURS)
         drawn = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed))[: len(made)]
         among_real = nearest(others[drawn], others, 2).distances[:, 1]  # the nearest is the image itself
     context.write("neighbours.npy", encode_npy(found.indices.numpy()))
@@ -116,7 +116,7 @@ def _picture(
     neighbours: torch.Tensor,
     teacher: Classifier,
 ) -> bytes:
-    """Return a picture with a row for the first image of each class: itself, then the nearest real ones.
+    """Return a picture as PNG bytes: for each class, the first image and its nearest real images.
 
     A real image of another class has a red frame.
     """

@@ -1,4 +1,4 @@
-"""`kdx optimize-dataset`: make a transfer set by optimizing pixels against the teacher. Opens no real data."""
+"""`kdx optimize-dataset`: make a transfer set by optimizing pixels with the frozen teacher. Reads no real data."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
     """Make a transfer set without data.
 
     For most objectives, target activations are drawn from the teacher's recorded statistics, and the pixels of noise
-    images are optimized until the teacher's activations match them. Every batch contains
-    all classes. Writes images.npy, labels.npy, targets.npy (the teacher's logits) and grid.png.
+    images are optimized until the teacher's activations match them. Every batch contains all classes. Writes
+    images.npy, labels.npy, targets.npy (the teacher's logits) and grid.png.
 
     Examples:
 
@@ -56,28 +56,28 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
         if self.student is not None and not competes:
             raise UsageError(f"--student has no effect on {self.objective}")
         if self.student is None and competes:
-            raise UsageError(f"{self.objective} needs the --student that its images compete with")
+            raise UsageError(f"{self.objective} needs --student: a student of the run, with which its images compete")
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """The objective."""
+        """The objective, and the class of its options."""
         return f"--objective {self.objective}", objective(self.objective).config
 
     @classmethod
     def methods(cls) -> dict[str, type[OptionSet]]:
-        """Every objective."""
+        """The options of every objective, by name."""
         return {name: objective(name).config for name in objective_names()}
 
 
 @dataclass(frozen=True)
 class OptimizeDatasetInputs:
-    """What the objective is given besides the teacher, and the verifier."""
+    """The inputs of the objective besides the teacher, and the verifier."""
 
     method: MethodInputs
     verifier: InputFile | None
 
 
 def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan[OptimizeDatasetInputs]:
-    """Reads the teacher and, where the objective needs them, the statistics, which must hold its record."""
+    """Plan: reads the teacher, the statistics or student that the objective needs, and the verifier if there is one."""
     chosen = objective(config.objective)
     config.method_config()
     teacher = run.artifact(run.teacher()).input("teacher")
@@ -89,7 +89,7 @@ def plan(config: OptimizeDatasetConfig, run: RunDir) -> Plan[OptimizeDatasetInpu
 
 
 def execute(config: OptimizeDatasetConfig, resolved: OptimizeDatasetInputs, context: StageContext) -> dict[str, Any]:
-    """Make the images batch by batch, ask the teacher about them, write arrays and picture."""
+    """Make the images batch by batch, get the teacher's logits for them, and write arrays and pictures."""
     from ..training.class_index import labels_in_turn
     from .outputs.curves import term_curves
 
@@ -98,14 +98,14 @@ def execute(config: OptimizeDatasetConfig, resolved: OptimizeDatasetInputs, cont
     given = resolved.method.given(teacher, context)
     labels = labels_in_turn(0, config.images_per_class * teacher.num_classes, teacher.num_classes)
     with context.phase("synthesis"), context.checkpoints.loop():
-        images, rows, curve = _make_images(config, chosen, given, labels, context)
+        images, rows, curve = _optimize_images(config, chosen, given, labels, context)
     if curve:
         context.write("terms.png", term_curves(curve))
     summary = write_transfer_set(resolved.verifier, context, teacher, images, labels, rows)
     return {**summary, "loss": rows[-1]["loss"]}
 
 
-def _make_images(
+def _optimize_images(
     config: OptimizeDatasetConfig,
     chosen: Objective,
     given: Given,
@@ -114,7 +114,7 @@ def _make_images(
 ) -> tuple[torch.Tensor, Rows, Rows]:
     """Return uint8 images [N, channels, height, width], one metric row per batch, and the curves of its loss.
 
-    Each batch draws from a generator of its own, so a batch made after a resume equals the one made without.
+    Each batch has a random generator of its own, so a batch made after a resume equals the one of an uninterrupted run.
     """
     import torch
 
@@ -128,12 +128,13 @@ def _make_images(
     if saved is not None:
         tensors, values = saved
         done, rows, curve = [tensors["images"]], values["rows"], values["curve"]
-    batches = labels.tensor_split(-(-len(labels) // config.batch_size))  # of nearly equal sizes: they have statistics
+    # of nearly equal sizes, because some losses use statistics of a batch
+    batches = labels.tensor_split(-(-len(labels) // config.batch_size))
     with context.reporter.task(f"optimize-dataset ({chosen.name})", len(labels)) as task:
         task.advance(sum(map(len, done)))
         for index in range(len(rows), len(batches)):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-            made = chosen.synthesize(given, batches[index], options, generator)
+            rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+            made = chosen.synthesize(given, batches[index], options, rng)
             done.append(to_uint8(made.images).cpu().contiguous())
             row = {"batch": index + 1, "images": len(made.images), "teacher_queries": made.teacher_queries}
             rows.append({**row, "loss": round(made.loss, 6)})

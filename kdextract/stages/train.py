@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from ..training.sources import ImagePool, Mixture
 
 MIN_STEPS = 1500
-LOOKED_AT = 10_000
-"""Training images, drawn at random, that the accuracy of the training is measured on."""
+MAX_ACCURACY_IMAGES = 10_000
+"""The accuracy on training images is measured on at most so many of them, drawn at random."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults of the options that say how to learn; `warmup` is the share of steps in which the rate rises."""
+    """Defaults of optimizer, schedule and augmentation; `warmup` is the share of steps in which the rate rises."""
 
     optimizer: str
     lr: float
@@ -154,7 +154,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
 
 
 def plan(config: TrainConfig, run: RunDir) -> Plan[ImageArtifact | None]:
-    """Writes the run's teacher; reads real data, and the transfer set of `--augment` if there is one."""
+    """Plan: writes the run's teacher; reads real data, and the transfer set of `--augment` if there is one."""
     from ..models.architectures import architecture
 
     architecture(config.model)
@@ -169,7 +169,7 @@ def plan(config: TrainConfig, run: RunDir) -> Plan[ImageArtifact | None]:
 
 
 def execute(config: TrainConfig, added: ImageArtifact | None, context: StageContext) -> dict[str, Any]:
-    """Load the data, train, write `model.safetensors`."""
+    """Load the data, train the teacher, measure its accuracy, and write `model.safetensors`."""
     import torch
 
     from ..models.classifier import Classifier, ClassifierSpec, encode_classifier
@@ -178,7 +178,7 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
 
     torch.manual_seed(config.seed)
     with context.phase("data"):
-        images, labels, class_names = _read(config, context)
+        images, labels, class_names = _read_images(config, context)
     trained_on, set_aside = _split(len(images), config.validation, config.seed)
     aside = images[set_aside], labels[set_aside]
     images, labels = images[trained_on], labels[trained_on]
@@ -214,26 +214,26 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
     def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
         return round(float((predict(teacher, images).argmax(1) == labels).float().mean()), 6)
 
-    looked_at = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:LOOKED_AT]
+    measured = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:MAX_ACCURACY_IMAGES]
     return {
         "model": config.model,
         "num_parameters": teacher.num_parameters,
         "num_images": len(images),
         "epochs": epochs,
         "steps": steps,
-        "train_accuracy": accuracy(images[looked_at], labels[looked_at]),
+        "train_accuracy": accuracy(images[measured], labels[measured]),
         **({"validation_accuracy": accuracy(*aside), "validation_images": len(set_aside)} if len(set_aside) else {}),
     }
 
 
 def chosen_recipe(config: TrainConfig) -> Recipe:
-    """Return the recipe, with the options that are given in its place."""
+    """Return the recipe of the options, with the values that the user has given in place of its defaults."""
     names = [field.name for field in fields(Recipe) if hasattr(config, field.name) and field.name != "epochs"]
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return replace(RECIPES[config.recipe], **given)
 
 
-def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
+def _chosen_input_shape(config: TrainConfig, data: RealData) -> InputShape:
     from ..models.architectures import architecture
 
     if config.input_size is not None:
@@ -244,13 +244,13 @@ def _input_shape(config: TrainConfig, data: RealData) -> InputShape:
         return 1, 1, width
     if is_table(own):
         raise ConfigError(
-            f"{config.model} is for tables; for images say their size, such as --input-size {channels}x{height}x{width}"
+            f"{config.model} is for tables; for images, give a size: --input-size {channels}x{height}x{width}"
         )
     return channels, *own[1:]
 
 
 def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
-    """Return what changes images at random. Rows of a table stay as they are."""
+    """Return the random augmentation of images; it changes no rows of a table."""
     from ..data.load import mirrors_make_sense
     from ..training.augmentation import Augmenter
 
@@ -261,10 +261,10 @@ def _augmenter(config: TrainConfig, teacher: Classifier) -> Augmenter:
     return Augmenter(recipe.shift, flip, recipe.warp, config.seed + 1)
 
 
-def _read(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Return the real images as the model takes them, uint8 [N, channels, height, width], labels [N], class names."""
+def _read_images(config: TrainConfig, context: StageContext) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Return images at the model's input size, uint8 [N, channels, height, width], labels [N], and class names."""
     data = open_real_data(config, config.data, "train", "training", context)
-    shape = _input_shape(config, data)
+    shape = _chosen_input_shape(config, data)
     if config.shots is None:
         return images_for(shape, None, data, config.data, context), data.labels, data.class_names
     chosen = few_images(data, config.shots * len(data.class_names), config.seed)
@@ -279,7 +279,7 @@ def _pool(
     teacher: Classifier,
     context: StageContext,
 ) -> ImagePool | Mixture:
-    """Return what batches are drawn from: the real images, with those of the transfer set `added` if there is one."""
+    """Return the pool for batches: the real images, mixed with those of the transfer set `added` if there is one."""
     import torch.nn.functional as F
 
     from ..training.sources import ImagePool, Mixture

@@ -1,4 +1,4 @@
-"""`kdx train-generator`: fit generators to the teacher. Opens no real data unless `--samples` asks for some."""
+"""`kdx train-generator`: train generators through the frozen teacher. Reads no real data without `--samples`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..models.queries import PICTURES
 from ..options.declare import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
 from ..storage.run_dir import RunDir
 from .inputs.real_data import few_images, images_for, open_real_data, real_data_input, teacher_data
-from .running.checkpoints import Chapters
+from .running.checkpoints import SequentialCheckpoints
 from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..synthesis.generators.training import Samples
 
 SEED_STRIDE = 1009
-"""Between the seeds of a run's generators; a prime, so that runs of neighbouring seeds share none."""
+"""Generator number i is trained with the seed 1009 * seed + i, so that artifacts of different seeds share none."""
 CHECKED_PER_CLASS = 25
 
 Rows = list[dict[str, float]]
@@ -62,17 +62,17 @@ class TrainGeneratorConfig(MethodStageConfig, TeacherConfig, DataAccess):
             raise UsageError("--data has no effect without --samples")
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """The way to train."""
+        """The method, and the class of its options."""
         return self.method, generator_method(self.method).config
 
     @classmethod
     def methods(cls) -> dict[str, type[OptionSet]]:
-        """Every way to train generators."""
+        """The options of every method that trains generators, by name."""
         return {name: generator_method(name).config for name in generator_names()}
 
 
 def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan[str | None]:
-    """Reads the teacher, and real data where samples are asked for; its name is resolved."""
+    """Plan: reads the teacher and, with `--samples`, real data; resolved is the name of the data."""
     config.method_config()
     inputs = [run.artifact(run.teacher()).input("teacher")]
     spec, needs = None, "teacher"
@@ -83,7 +83,7 @@ def plan(config: TrainGeneratorConfig, run: RunDir) -> Plan[str | None]:
 
 
 def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContext) -> dict[str, Any]:
-    """Train one generator after the other; write them, their pictures and losses."""
+    """Train one generator after the other, and write them, pictures of their images, and their losses."""
     from ..synthesis.generators.generator import encode_generator
     from ..synthesis.generators.training import multiply_adds
     from .outputs.curves import term_curves
@@ -93,10 +93,10 @@ def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContex
     samples = _samples(config, spec, teacher, context)
     trained: list[Generator] = []
     rows: Rows = []
-    chapters = Chapters(context.checkpoints)
+    checkpoints = SequentialCheckpoints(context.checkpoints)
     with context.phase("training"), context.checkpoints.loop():
         for index in range(options.generators):
-            generator, losses = _train(config, index, teacher, samples, chapters, context)
+            generator, losses = _train(config, index, teacher, samples, checkpoints, context)
             trained.append(generator)
             rows += [{"generator": index, **row} for row in losses]
     for index, generator in enumerate(trained):
@@ -123,7 +123,7 @@ def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContex
 def _samples(
     config: TrainGeneratorConfig, spec: str | None, teacher: Classifier, context: StageContext
 ) -> Samples | None:
-    """Return the real images of `spec` that were asked for, if any."""
+    """Return the real images of `--samples`, None without this option."""
     from ..models.pixels import to_pixels
     from ..synthesis.generators.training import Samples
 
@@ -140,16 +140,16 @@ def _train(
     index: int,
     teacher: Classifier,
     samples: Samples | None,
-    chapters: Chapters,
+    checkpoints: SequentialCheckpoints,
     context: StageContext,
 ) -> tuple[Generator, Rows]:
-    """Return generator number `index`, trained, and its metric rows."""
+    """Return generator number `index`, trained and frozen, and its metric rows."""
     from ..training.loop import Stateful, take_steps
 
     options = config.method_config()
     training = generator_method(config.method).set_up(teacher, options, config.seed * SEED_STRIDE + index, samples)
-    if index < len(chapters.finished):
-        weights, rows = chapters.finished[index]
+    if index < len(checkpoints.finished):
+        weights, rows = checkpoints.finished[index]
         training.generator.network.load_state_dict(weights)
         training.finish()
         return training.generator.frozen(), rows
@@ -158,14 +158,14 @@ def _train(
     if options.generators > 1:
         title = f"{title} {index + 1}/{options.generators}"
     schedule, members = training.schedule(options.steps), dict[str, Stateful](draws=training.draws)
-    rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title, training.log)
-    chapters.close(training.generator.network.state_dict(), rows)
+    rows = take_steps(training, training.loss, schedule, members, checkpoints, context.reporter, title, training.log)
+    checkpoints.finish(training.generator.network.state_dict(), rows)
     training.finish()
     return training.generator.frozen(), rows
 
 
 def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, context: StageContext) -> dict[str, float]:
-    """Write grid.png and walk.png; return figures of the teacher's answers to images of all generators."""
+    """Write grid.png and walk.png; return figures of the teacher's predictions for images of all generators."""
     import torch
 
     from ..models.pixels import to_uint8
@@ -175,9 +175,9 @@ def _draw_pictures(trained: list[Generator], teacher: Classifier, seed: int, con
     from .outputs.pictures import IMAGES_PER_CLASS, class_grid, image_rows
 
     names = teacher.spec.class_names
-    mix, random = GeneratorMix(trained), torch.Generator().manual_seed(seed)
+    mix, rng = GeneratorMix(trained), torch.Generator().manual_seed(seed)
     labels = torch.arange(teacher.num_classes).repeat(CHECKED_PER_CLASS)
-    images = torch.cat([to_uint8(mix.sample(chunk, random)).cpu() for chunk in labels.split(500)])
+    images = torch.cat([to_uint8(mix.sample(chunk, rng)).cpu() for chunk in labels.split(500)])
     probabilities = predict(teacher, images).softmax(1)
     answers = probabilities.argmax(1)
     shares = torch.bincount(answers, minlength=teacher.num_classes) / len(answers)

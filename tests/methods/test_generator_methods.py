@@ -35,7 +35,7 @@ from kdextract.stages.distill.source import (
     TransferSetImages,
 )
 from kdextract.stages.inputs.method_inputs import MethodInputs
-from kdextract.stages.outputs.transfer_set import SHOWN
+from kdextract.stages.outputs.transfer_set import PICTURED_IMAGES
 from kdextract.storage.artifacts import Input, Manifest, read_manifest
 from kdextract.storage.run_dir import Artifact, RunDir
 from kdextract.storage.tensor_files import encode_safetensors, read_npy, read_safetensors
@@ -211,7 +211,7 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     assert outcome.manifest.metrics["source"] == "kegnet"
     assert outcome.manifest.budget["images"] == 3 * 16
     assert outcome.manifest.budget["teacher_queries_by_purpose"] == {
-        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": SHOWN, "blank": 1
+        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": PICTURED_IMAGES, "blank": 1
     }  # fmt: skip
     assert outcome.manifest.needs == "teacher"
 

@@ -190,7 +190,7 @@ def test_a_preset_is_for_its_network(run_copy: Path) -> None:
 
 
 def test_a_student_that_was_never_compressed_is_named(run: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing compressed"):
+    with pytest.raises(ConfigError, match="has no compressed/tucker; make it with: kdx compress"):
         api.distill(run=run, student="compressed/tucker", method="structured_noise", steps=1)
 
 

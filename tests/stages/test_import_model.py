@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     ("spec", "match"),
     [
         ("lenet6", "unknown model 'lenet6'. Did you mean 'lenet'"),
-        ("lenet5", "has no weights of itself; give them with --weights FILE$"),
+        ("lenet5", "comes without weights; give them with --weights FILE$"),
         ("torchvision/resnet18", "--weights FILE, or --download"),
         ("torchvision/resnet81", "Did you mean 'resnet18'"),
         ("net.py", "a file of code; say which function or class of it, such as net.py:build"),

@@ -184,5 +184,5 @@ def test_what_augments_must_be_there_and_fit(finished_run: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="--augment 'nothing' is no transfer set"):
         api.train(run=tmp_path, augment="nothing")
     artifact = str(finished_run / "transfer-sets" / "all_layers")
-    with pytest.raises(ConfigError, match="needed are"):
+    with pytest.raises(ConfigError, match="is needed"):
         api.train(run=tmp_path, model="hinton800", augment=artifact, epochs=1)

@@ -1,4 +1,5 @@
-"""`kdx distill`: its options, where its images come from, what its student starts with, and its budget.
+"""`kdx distill`: its options, its source of images, its initial student, and its budget.
 
-Here belongs what this command alone decides. The loop is in `training`, the methods that make images in `methods`.
+This package contains what this command alone needs. The loop is in `training`, the methods that make images in
+`methods`.
 """

@@ -1,4 +1,4 @@
-"""How many steps of `kdx distill` fit into `--budget`: a few are tried, and what follows the loop is measured."""
+"""How many steps of `kdx distill` fit into `--budget`: by trial steps, and by measuring what follows the loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...models.queries import TRIAL
 from ...training.budget import AIM, CLOSING_SECONDS, MOST_TRIAL, TRIAL_SHARE, TRIAL_STEPS, Costs, StepTimes
 from ...training.progress import Reporter
-from ..outputs.transfer_set import SHOWN
+from ..outputs.transfer_set import PICTURED_IMAGES
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ..running.runner import StageContext
 
 MEASURED_IMAGES, MEASUREMENTS = 250, 2
-"""Images that both networks are shown, so many times, to find out how long looks, pictures and the estimate take."""
+"""So many images are given to both networks, so many times, to measure the time per image of what is not trained."""
 TRAINING_COST = 3
-"""What a student's step on an image costs, in answers to it: forward, and twice as much backward."""
+"""Cost of a training step per image, in forward passes: one forward, and a backward pass that costs two."""
 
 Take = Callable[["Classifier", int, "NoCheckpoints", Reporter, "Monitor[Classifier]"], Any]
 
 
 class NoCheckpoints:
-    """A `training.CheckpointSaver` that keeps nothing."""
+    """A `CheckpointSaver` that saves nothing."""
 
     def load(self) -> None:
-        """There is nothing to go on from."""
+        """Return None: there is no checkpoint."""
 
     def offer(self, state: Callable[[], Any]) -> None:
-        """Forget it."""
+        """Save nothing."""
 
 
 def plan_steps(
@@ -47,17 +47,17 @@ def plan_steps(
     estimates: bool,
     context: StageContext,
 ) -> dict[str, float]:
-    """Return the number of `steps` that end in time, and the seconds of what follows them, `closing`.
+    """Return the number of `steps` that fit into the budget, and the seconds of the work after them, `closing`.
 
-    Student, source and random state are left as they are. The trial takes less than `MOST_TRIAL` of the budget unless
-    its first step takes more by itself; one line says so then.
+    Student, source and random state are not changed. The trial takes less than `MOST_TRIAL` of the budget, unless its
+    first step alone takes more; then one line says so.
 
     Args:
         budget: seconds of the whole stage.
-        take: takes so many steps with a student and a monitor.
-        probe: the held-out images that a look at the student shows it.
+        take: trains a student for a number of steps, with a monitor.
+        probe: the held-out images on which the student is evaluated.
         batch_size: images per step.
-        estimates: whether the student's accuracy is going to be estimated.
+        estimates: whether the student's accuracy will be estimated.
     """
     from ...training.loop import random_states, set_random_states
     from ...training.observer import LOOKS
@@ -73,11 +73,13 @@ def plan_steps(
         source.restore(state)
     set_random_states(random, teacher.device)
     if len(times.times) == 1 and times.times[0] > MOST_TRIAL * budget:
-        context.reporter.line(f"--budget {budget:g}s: one step takes {times.times[0]:.1f} s, more than 5 % of it")
+        context.reporter.line(
+            f"--budget {budget:g}s: one step takes {times.times[0]:.1f} s, more than 5 % of the budget"
+        )
     if context.elapsed > budget:
-        context.reporter.line(f"--budget {budget:g}s: {context.elapsed:.0f} s were over before the first step")
+        context.reporter.line(f"--budget {budget:g}s: {context.elapsed:.0f} s passed before the first step")
     look = looked * len(probe.images)
-    closing = CLOSING_SECONDS + look + SHOWN * made
+    closing = CLOSING_SECONDS + look + PICTURED_IMAGES * made
     left = AIM * budget - context.elapsed
     steps = Costs(times.usual + extra, look, closing).steps_within(left, LOOKS)
     if estimates:
@@ -87,9 +89,10 @@ def plan_steps(
 
 
 def _try_steps(budget: float, take: Take, source: Source, trial: Classifier) -> tuple[StepTimes, float]:
-    """Return the times of steps on trial, and what batches that the source makes now and then add to each step.
+    """Return the times of trial steps, and the seconds per step that are added by batches the source makes at times.
 
-    Such a batch is not tried: it may take longer than the whole trial; the source knows what its last one took.
+    No such batch is made in the trial, because it may take longer than the whole trial; the source reports the seconds
+    of its last one.
     """
     from ...training.sources import Batched
 
@@ -102,9 +105,9 @@ def _try_steps(budget: float, take: Take, source: Source, trial: Classifier) -> 
 
 
 def _seconds_per_image(teacher: Classifier, student: Classifier, probe: Probe, estimates: bool) -> tuple[float, float]:
-    """Return what it takes to have an image that the teacher has answered, and to have the student's answer to one.
+    """Return the seconds per image of making an image with the teacher's class, and of the student's prediction.
 
-    It is the least of several measurements, whatever else the machine does.
+    Each is the minimum of several measurements, so that other work on the machine changes it little.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`kdx distill`: train a student to answer like the teacher. Opens no real data unless `--data` names some."""
+"""`kdx distill`: train a student to reproduce the teacher's outputs. Reads no real data unless `--data` names some."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .budget import plan_steps
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
 from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, fill_in
-from .source import AUTO, ImageSource, choose
+from .source import AUTO, ImageSource, choose_source
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:
@@ -168,28 +168,28 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         if self.budget is not None:
             parse_duration(self.budget)
             if self.steps is not None:
-                raise UsageError("--budget and --steps both say how long to go on; give one of them")
+                raise UsageError("--budget and --steps both set the number of steps; give one of them")
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """The live method, if one is named."""
+        """The live method, if one is named, and the class of its options."""
         if self.method in (None, AUTO):
             return ("distill without --method" if self.method is None else "--method auto"), OptionSet
         return f"--method {self.method}", live_method(str(self.method)).config
 
     @classmethod
     def methods(cls) -> dict[str, type[OptionSet]]:
-        """Every live method."""
+        """The options of every live method, by name."""
         return {name: live_method(name).config for name in live_names()}
 
     @classmethod
     def method_defaults(cls, name: str) -> dict[str, Any]:
-        """What the live method asks for; none for `auto`."""
+        """The defaults of `distill` that the live method changes; none for `auto`."""
         return {} if name == AUTO else live_method(name).settings
 
 
 @dataclass(frozen=True)
 class DistillInputs:
-    """Where images come from, what the student starts as, and the verifier."""
+    """The source of images, the initial student, and the verifier."""
 
     images: ImageSource
     start: StudentStart
@@ -197,12 +197,12 @@ class DistillInputs:
 
 
 def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
-    """Reads the teacher and one source of images."""
+    """Plan: reads the teacher, one source of images, and the files of the initial student and of the verifier."""
     config.method_config()
     teacher = run.artifact(run.teacher()).input("teacher")
-    images = choose(config, run)
+    images = choose_source(config, run)
     if config.verifier is not None and not images.makes_images:
-        raise UsageError("--verifier has no effect here: nothing makes images while the student learns")
+        raise UsageError("--verifier has no effect here: no images are made while the student learns")
     verifier = find_verifier(config, run)
     start = student_start(config.student, run)
     inputs = (teacher, *images.inputs, *verifier_inputs(verifier), *start.inputs)
@@ -220,14 +220,14 @@ def execute(config: DistillConfig, resolved: DistillInputs, context: StageContex
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a distillation begins with.
+    """The state at the start of a distillation.
 
     Attributes:
-        images: where images come from, as `plan` found it; `loop.source` is this, opened, and `facts` what it decided.
+        images: where images come from, as `plan` found it; `loop.source` is this, opened; `facts` are its choices.
         inherited: whether the student starts with units of its teacher.
-        probe: held-out images with the teacher's answers.
-        accuracy: of the teacher on real images, None if it is not known.
-        no_estimate: why the student's accuracy cannot be estimated; '' if it can, as far as is known before training.
+        probe: held-out images with the teacher's classes.
+        accuracy: the teacher's on real images, None if it is not known.
+        no_estimate: why the student's accuracy cannot be estimated; '' if nothing known before training prevents it.
     """
 
     config: DistillConfig
@@ -243,7 +243,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the loop did: its metric rows, the number of steps planned and taken, images used, students on the way."""
+    """Results of the loop: metric rows, the numbers of steps planned and taken, images used, intermediate students."""
 
     rows: list[Row]
     planned_steps: int
@@ -253,7 +253,7 @@ class Trained:
 
 
 def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContext) -> Prepared:
-    """Build the student, open the source of images, and find out whether there can be an estimate."""
+    """Build the student, open the source of images, and check whether an estimate is possible."""
     import torch
 
     from ...models.classifier import load_classifier
@@ -264,14 +264,14 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     images, start = resolved.images, resolved.start
     if images.reason:
         context.reporter.line(f"--method auto: {images.name}, because {images.reason}")
-        # building a network draws random numbers; kdx 0.1 built the teacher here once more, to pick the method, and a
-        # student's random first weights are to be the same as there
+        # Building a network draws random numbers. This one is built so that the student's random weights, which are
+        # drawn next, are the same as in kdx 0.1, which built the teacher here to select the method.
         context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
     teacher = context.teacher()
     student = context.placed(start.build(teacher))
     inherited = config.inherit and not start.is_given and inherit(teacher, student)
     settings = fill_in(config, images, teacher, student)
-    source, probe, facts = _open(images, config, teacher, context)
+    source, probe, facts = _open_source(images, config, teacher, context)
     accuracy = teacher_accuracy(config.teacher_accuracy, context)
     reason = why_not(teacher, images.learned_from, accuracy)
     loop = Loop(config, settings, teacher, source)
@@ -301,7 +301,7 @@ def write(prepared: Prepared, trained: Trained, verifier: InputFile | None, cont
     """Write the student, its snapshots, metric rows and, where images were made, pictures of some.
 
     Returns:
-        What the verifier, if there is one, says of these images.
+        The verifier's agreement on these images, by name; {} without a verifier.
     """
     from ...models.classifier import encode_classifier
 
@@ -323,9 +323,9 @@ def write(prepared: Prepared, trained: Trained, verifier: InputFile | None, cont
 def summarize(
     prepared: Prepared, trained: Trained, verified: dict[str, float], context: StageContext
 ) -> dict[str, Any]:
-    """Estimate the student's accuracy, where that is possible, and return the summary metrics."""
+    """Estimate the student's accuracy, if that is possible, and return the summary metrics."""
     student, probe, facts = prepared.student, prepared.probe, prepared.facts
-    estimated = _estimate(prepared, trained, context)
+    estimated = _estimated(prepared, trained, context)
     return {
         "student": student.spec.architecture,
         "num_parameters": student.num_parameters,
@@ -345,17 +345,17 @@ def summarize(
     }
 
 
-def _open(
+def _open_source(
     images: ImageSource, config: DistillConfig, teacher: Classifier, context: StageContext
 ) -> tuple[Source, Probe, dict[str, int]]:
-    """Return the source of images, held-out images with the teacher's answers, and what the source decided."""
+    """Return the source of images, held-out images with the teacher's classes, and the choices of the source."""
     from ...training.observer import HELD_OUT_IMAGES, Probe
     from ...training.sources import Batched, Described
 
     with context.phase("source"):
         source = images.open(config, teacher, context)
         with teacher.queries.purpose(HELD_OUT):
-            if isinstance(source, Batched):  # whose images take long to make
+            if isinstance(source, Batched):  # its images take long to make
                 held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
             else:
                 held_out = source.held_out(HELD_OUT_IMAGES)
@@ -367,8 +367,8 @@ def _open(
     return source, probe, facts
 
 
-def _estimate(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
-    """Return what is estimated of the student; one line says why, if nothing is."""
+def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
+    """Return the estimated figures; {}, and one line that says why, if no estimate is possible."""
     if prepared.accuracy is None or prepared.no_estimate:
         context.reporter.line(f"no estimate of accuracy: {prepared.no_estimate}")
         return {}
@@ -378,7 +378,7 @@ def _estimate(prepared: Prepared, trained: Trained, context: StageContext) -> di
 
 
 def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int, Timetable | None]:
-    """Return the number of steps that was asked for, or the one that the budget allows and how to keep to it."""
+    """Return the number of steps of the options; with `--budget`, the one that fits, and a timetable for it."""
     loop, config = prepared.loop, prepared.config
     if config.budget is None:
         return config.steps or int((USUAL_SETTINGS | prepared.images.settings)["steps"]), None

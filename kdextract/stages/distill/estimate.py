@@ -1,4 +1,4 @@
-"""What `kdx distill` says of a student's accuracy on real images, none of which is opened for it."""
+"""The estimate of a student's accuracy on real images at the end of `kdx distill`. No real data is read for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def teacher_accuracy(given: float | None, context: StageContext) -> TeacherAccuracy | None:
-    """Return the teacher's accuracy on real images, in [0, 1], as it was given or measured; None if it is not known."""
+    """Return the teacher's accuracy on real images, in [0, 1]: `given`, or as `kdx train` measured; None if unknown."""
     from ...synthesis.estimate import TeacherAccuracy
 
     if given is not None:
@@ -33,11 +33,11 @@ def estimated_figures(
     batch_size: int,
     context: StageContext,
 ) -> dict[str, float]:
-    """Return what the student's agreement and accuracy on real images should be; one line says why, if not known.
+    """Return the estimated agreement and accuracy of the student on real images; one line says why, if there are none.
 
     Args:
         structured: whether the student learned from structured noise.
-        steps: that the student has taken, with batches of `batch_size`.
+        steps: number of training steps of the student, with batches of `batch_size` images.
     """
     from ...synthesis.estimate import estimate, structured_agreement, why_not_student
 

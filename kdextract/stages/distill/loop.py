@@ -1,4 +1,4 @@
-"""The loop of `kdx distill`, as the options describe it."""
+"""The distillation loop with the settings of `kdx distill`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARMUP_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Loop:
-    """The distillation that the options describe, but for the student and the number of steps."""
+    """All arguments of the distillation loop except the student and the number of steps."""
 
     config: DistillConfig
     settings: Settings
@@ -37,7 +37,7 @@ class Loop:
         monitor: Monitor[Classifier] | None = None,
         in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> list[Row]:
-        """Train the student, in place."""
+        """Train the student, in place, for `steps` steps; return the metric rows of `training.distill.distill`."""
         from ...training.distill import DistillationLossOptions, distill
         from ...training.loop import Schedule
 

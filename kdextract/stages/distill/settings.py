@@ -1,4 +1,4 @@
-"""Options of `kdx distill` whose defaults depend on where images come from, and on teacher and student."""
+"""Options of `kdx distill` whose defaults depend on the source of images, the teacher and the student."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ USUAL_SETTINGS: dict[str, Any] = {
     "warp": 0.2,
     "redraw": False,
 }
-"""Defaults where neither the user nor what images come from says otherwise."""
+"""Defaults, unless the user or the source of images sets another value."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `distill` after defaults were filled in."""
+    """The options of `distill` with defaults filled in."""
 
     batch_size: int
     lr: float
@@ -38,7 +38,7 @@ class Settings:
     redraw: bool
 
     def augmenter(self, flip: bool, teacher: Classifier, seed: int) -> Augmenter:
-        """Return what is done to images before both networks see them."""
+        """Return the augmentation of images before they are given to both networks."""
         from ...training.augmentation import Augmenter
 
         background = _background(teacher) if self.redraw else None
@@ -46,17 +46,17 @@ class Settings:
 
 
 def fill_in(given: Any, images: ImageSource, teacher: Classifier, student: Classifier) -> Settings:
-    """Return the options of `distill` that are `given`, with defaults where they are None.
+    """Return the options of `distill`, those that are None in `given` replaced by defaults.
 
     Raises:
-        ConfigError: what is for images alone is asked for rows of a table.
+        ConfigError: `--redraw` is given, and the teacher takes rows of a table.
     """
     from torch import nn
 
     from ...synthesis.structured_noise.patterns import drawings_alone
 
     if student.is_table and given.redraw:
-        raise ConfigError("--redraw changes drawings, which are images; the teacher takes rows of a table")
+        raise ConfigError("--redraw changes images, and the teacher takes rows of a table")
     convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
     usual = {**USUAL_SETTINGS, **images.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
     if student.is_table:

@@ -1,4 +1,4 @@
-"""What a student learns from: which of a run's transfer sets, noise, real data or live method the options name."""
+"""The source of a student's images: a transfer set, generators, noise, real data or a live method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = ["noise:normal", "noise:uniform"]
 
 
 class NamesSource(OpensRealData, Protocol):
-    """The options of `distill` that this module reads."""
+    """The options of `distill` that this module uses."""
 
     @property
     def data(self) -> str | None:
@@ -50,18 +50,18 @@ class NamesSource(OpensRealData, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource(ABC):
-    """Where the images that a student learns from come from, found and hashed.
+    """Where the images come from that a student learns from; its files are found and hashed.
 
     Attributes:
-        name: what the summary calls it.
-        learned_from: what the student learns from, as `estimate.LEARNED_FROM` spells it, or in other words.
+        name: its name in the summary.
+        learned_from: the kind of images, as in `synthesis.estimate.LEARNED_FROM`, or another text for other kinds.
         inputs: what is read besides the teacher; `needs` is the access to data that the student then takes.
-        settings: options of `distill` that it wants otherwise than usual, unless the user says something else.
+        settings: defaults of options of `distill` that it changes; a value of the user comes first.
         makes_images: whether images are made while the student learns.
-        structured: whether its images are structured noise, or begin as such.
-        low_diversity: whether its images repeat themselves, as those of generators and of inversion without statistics
-            do.
-        reason: why `--method auto` picked it; '' if the options name it.
+        structured: whether its images are structured noise, or start as such.
+        low_diversity: whether its images are similar to each other, as those of generators and of inversion without
+            statistics are.
+        reason: why `--method auto` selected it; '' if the options name it.
     """
 
     name: str
@@ -76,20 +76,20 @@ class ImageSource(ABC):
 
     @abstractmethod
     def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
-        """Return what batches are drawn from."""
+        """Return the source that batches are drawn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseImages(ImageSource):
-    """Noise of the distribution that the name ends in."""
+    """Noise of the distribution at the end of the name: normal or uniform."""
 
     @classmethod
     def named(cls, spec: str) -> NoiseImages:
-        """Return the noise that one of `NOISE` names."""
+        """Return the noise of a name in `NOISE`."""
         return cls(name=spec, learned_from=spec)
 
     def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
-        """Return a source of new noise for every batch."""
+        """Return a source with new noise in every batch."""
         from ...training.sources import NoiseSource
 
         return NoiseSource(self.name.removeprefix("noise:"), teacher, config.seed)
@@ -101,11 +101,11 @@ class RealImages(ImageSource):
 
     @classmethod
     def of(cls, spec: str, data: Input) -> RealImages:
-        """Return the images of a data set, whose files are the input `data`."""
+        """Return the images of a data set; the input `data` has the hash of its files."""
         return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
 
     def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
-        """Return the images as the teacher takes them, without their labels."""
+        """Return the images at the teacher's input size, without their labels."""
         from ...training.sources import ImagePool
 
         data = open_real_data(config, self.name, "train", "distillation", context)
@@ -137,7 +137,7 @@ class TransferSetImages(ImageSource):
         )
 
     def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
-        """Return the images with the teacher's answers."""
+        """Return the images with the teacher's logits."""
         from ...training.sources import ImagePool
 
         images, targets = read_transfer_set(self.artifact, teacher.input_shape, teacher.num_classes)
@@ -146,7 +146,7 @@ class TransferSetImages(ImageSource):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorImages(ImageSource):
-    """New images of trained generators for every batch."""
+    """Images of trained generators, new in every batch."""
 
     artifact: ImageArtifact
 
@@ -172,7 +172,7 @@ class GeneratorImages(ImageSource):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveImages(ImageSource):
-    """Images of a live method, with its options and what it is given besides the teacher."""
+    """Images of a live method, with its options and its inputs besides the teacher."""
 
     method: LiveMethod
     options: Any
@@ -206,7 +206,7 @@ class LiveImages(ImageSource):
 
 
 def _game_or_name(method: LiveMethod, options: Any) -> str:
-    """Return the method's name, and the options that make it another method to the estimate's rule."""
+    """Return the method's name, with options for which the estimate's rule was not fitted."""
     from ...synthesis.options import GameConfig
 
     if isinstance(options, GameConfig):
@@ -218,12 +218,12 @@ def _game_or_name(method: LiveMethod, options: Any) -> str:
     return method.name
 
 
-def choose(config: NamesSource, run: RunDir) -> ImageSource:
-    """Return what `--data` and `--method` name; without either, what the run holds, or what `auto` picks.
+def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
+    """Return the source of `--data` or `--method`; without both, the run's only one, or what `auto` selects.
 
     Raises:
         UsageError: the name is unknown, or both options are given.
-        ConfigError: the run has several transfer sets or generators, or not what the method needs.
+        ConfigError: the run has several transfer sets or generators, or inputs of the method are missing in it.
         ArtifactError: a file is missing or was changed.
     """
     from ...data.load import data_names, is_real_data
@@ -246,7 +246,7 @@ def choose(config: NamesSource, run: RunDir) -> ImageSource:
 
 
 def _auto(run: RunDir) -> ImageSource:
-    """Return the images of the live method that suits the run's teacher, with the method's default options."""
+    """Return the images of the live method that `methods.auto` selects for the run's teacher, with default options."""
     from ...methods.auto import pick
     from ...models.classifier import load_classifier
 

@@ -1,4 +1,4 @@
-"""What a student starts as: a network of any origin, a narrower teacher, a compressed teacher of the run, or a file."""
+"""The initial student: a new network of any origin, a narrower teacher, a compressed teacher, or a file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudentStart:
-    """Where a student comes from: the file of a classifier, or a network that starts afresh.
+    """How the initial student is made: from the file of a classifier, or as a new network by its `blueprint`.
 
-    `name` is what the student is called after; `inputs` are the files that it is made from.
+    `name` is the default name of the student's artifact; `inputs` are the files that the student is made from.
     """
 
     name: str
@@ -32,14 +32,14 @@ class StudentStart:
 
     @property
     def is_given(self) -> bool:
-        """Whether it has weights already."""
+        """Whether it comes with weights."""
         return self.file is not None
 
     def build(self, teacher: Classifier) -> Classifier:
-        """Return a student that takes the teacher's images and has its classes, on the CPU.
+        """Return a student with the teacher's input shape and classes, on the CPU.
 
         Raises:
-            ConfigError: it cannot take these images, or has other classes.
+            ConfigError: it has another input shape or another number of classes.
         """
         from ...models.classifier import load_classifier
 
@@ -59,11 +59,12 @@ class StudentStart:
 
 
 def student_start(spec: str, run: RunDir) -> StudentStart:
-    """Return what `--student` names. A network is built once, to see that it fits the run's teacher.
+    """Return the student that `--student` names. A network is built once, to check that it fits the run's teacher.
 
     Raises:
         UsageError: there is no such network.
-        ConfigError: it does not fit the teacher, or has no width, or the run has no such compressed teacher.
+        ConfigError: it does not fit the teacher, or no narrower one can be made, or the run has no such compressed
+            teacher.
         ArtifactError: there is no such file.
     """
     given = _given(spec, run)
@@ -84,14 +85,14 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
 
 
 def _given(spec: str, run: RunDir) -> StudentStart | None:
-    """Return a student that has weights already: a compressed teacher of the run, or a classifier's file."""
+    """Return a student that comes with weights, from a compressed teacher or a classifier's file; None for others."""
     compressed = run.artifacts("compressed")
     for ref in compressed:
         if spec.rstrip("/") in (ref.label, str(ref.directory)):
             return _compressed(run.artifact(ref))
     if spec.startswith("compressed/") and not Path(spec).exists():
-        there = ", ".join(ref.label for ref in compressed) or "nothing compressed; make it with: kdx compress"
-        raise ConfigError(f"{run.root} has no {spec}, but {there}")
+        there = f"it has {', '.join(ref.label for ref in compressed)}" if compressed else "make it with: kdx compress"
+        raise ConfigError(f"{run.root} has no {spec}; {there}")
     path = kdx_file(spec)
     if path is None:
         return None
@@ -104,7 +105,7 @@ def _compressed(artifact: Artifact) -> StudentStart:
 
 
 def _blueprint(spec: str, teacher: ClassifierSpec, run: RunDir) -> tuple[Blueprint, list[Input]]:
-    """Return the network that a student starts as, and the files that it is read from."""
+    """Return the network of a new student, and the files that it is read from."""
     from ...models.importer import blueprint_of
 
     narrower = parse_narrower(spec)
@@ -124,7 +125,7 @@ def _blueprint(spec: str, teacher: ClassifierSpec, run: RunDir) -> tuple[Bluepri
 
 
 def _called_after(spec: str, blueprint: Blueprint) -> str:
-    """Return a name for the student: `build`, `resnet18`, `lenet5-half`."""
+    """Return the default name of a student: `build`, `resnet18`, `lenet5-half`."""
     narrower = parse_narrower(spec)
     if narrower is None:
         return parse_name(spec).short
@@ -133,7 +134,7 @@ def _called_after(spec: str, blueprint: Blueprint) -> str:
 
 
 def _require_fitting(blueprint: Blueprint, teacher: ClassifierSpec) -> None:
-    """Raise `ConfigError` unless the network takes the teacher's images and has its classes."""
+    """Raise `ConfigError` unless the network has the teacher's input shape and number of classes."""
     import torch
 
     state = torch.get_rng_state()
@@ -158,7 +159,7 @@ def _fresh(blueprint: Blueprint, teacher: ClassifierSpec) -> Classifier:
     if probed.num_classes != teacher.num_classes:
         raise ConfigError(
             f"the student {blueprint.name} has {probed.num_classes} classes, the teacher {teacher.num_classes}; if it "
-            f"takes their number, say so: {blueprint.name.having(num_classes=teacher.num_classes)}"
+            f"has an argument for their number, use: {blueprint.name.having(num_classes=teacher.num_classes)}"
         )
     code = blueprint.with_what_it_imports().code
     return Classifier(teacher.student(str(blueprint.name), code, probed.head), network)

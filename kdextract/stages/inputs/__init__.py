@@ -1,5 +1,5 @@
-"""What stages read: real data, transfer sets, classifiers, what a method needs, a user's own model.
+"""What stages read: real data, transfer sets, generators, classifiers, the inputs of a method, a user's own model.
 
-Everything that is opened here is found and hashed once, and named in the manifest of what is made from it. Stages open
-real data through `real_data` alone.
+Each file is found and hashed once, and recorded in the manifest of the artifact that is made from it. Stages read real
+data through `real_data` alone.
 """

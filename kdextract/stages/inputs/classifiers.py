@@ -1,4 +1,4 @@
-"""Which classifier a command is about: one of the run, or a file from elsewhere."""
+"""The classifier that is an argument of a command: one of the run, or another file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ CLASSIFIERS = ("teacher", "compressed", "student")
 
 @dataclass(frozen=True)
 class ChosenClassifier:
-    """The file of a classifier, and its artifact if it is one of the run; `name` is for what is made from it."""
+    """The file of a classifier, and its artifact if it is one of the run.
+
+    `name` is the default name of an artifact that is made from it.
+    """
 
     file: InputFile
     name: str
@@ -51,7 +54,7 @@ def find_classifier(label: str | None, run: RunDir) -> ChosenClassifier:
 
 
 def only_student(run: RunDir) -> ArtifactRef:
-    """Return the run's student, if it has just one. Raises `ConfigError`."""
+    """Return the run's only student. Raises `ConfigError` if it has none or several."""
     students = run.artifacts("student")
     if not students:
         raise ConfigError(f"{run.root} has no student; make one with: kdx distill")

@@ -1,4 +1,4 @@
-"""Images that a run, or another run, holds: its transfer sets, and the generators that make some."""
+"""Transfer sets and generators, of the run or of another one: how they are found and read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ImageArtifact = Artifact
 """A transfer set, or generators."""
 
 NOUNS = {"transfer-set": "transfer set", "generator": "generator"}
-"""What a user calls an artifact of each kind."""
+"""Kind of artifact -> its name in messages."""
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What an option may name: see `find_image_artifact`."""
+    """The artifacts that an option may name: see `find_image_artifact`."""
 
     run: RunDir
     option: str
@@ -35,11 +35,11 @@ class _Search:
     known: Sequence[str]
 
     def by_label(self, spec: str | None) -> Path | None:
-        """Return the artifact of the run whose label it is, such as `transfer-sets/all_layers`."""
+        """Return the directory of the artifact of the run with this label, such as `transfer-sets/all_layers`."""
         return next((ref.directory for ref in self.run.artifacts(*self.kinds) if ref.label == spec), None)
 
     def by_name(self, spec: str | None) -> Path | None:
-        """Return the artifact of the run of this name, or its only one for None. Raises `ConfigError` for several."""
+        """Return the run's artifact of this name; None: its only one. Raises `ConfigError` if there are several."""
         matches = [ref for ref in self.run.artifacts(*self.kinds) if spec in (None, ref.name)]
         if len(matches) > 1:
             several = " and ".join(dict.fromkeys(f"{NOUNS[ref.kind]}s" for ref in matches))
@@ -48,15 +48,15 @@ class _Search:
         return matches[0].directory if matches else None
 
     def by_path(self, spec: str | None) -> Path | None:
-        """Return the directory of an artifact of any run. Raises `ConfigError` if it is one of another kind."""
+        """Return the path of an artifact of any run. Raises `ConfigError` if it is of another kind."""
         if spec is None or not (Path(spec) / MANIFEST).exists():
             return None
         if read_manifest(Path(spec)).kind not in self.kinds:
-            raise ConfigError(f"{spec} is no {self.nouns}")
+            raise ConfigError(f"{spec} is not a {self.nouns}")
         return Path(spec)
 
     def fail(self, spec: str | None) -> NoReturn:
-        """Raise the error that says what the run has instead."""
+        """Raise the error for a spec that was not found, with a suggestion."""
         if spec is None:
             raise ConfigError(f"{self.run.root} has no {self.nouns}")
         others = ", no noise and no data set" if self.known else ""
@@ -67,19 +67,20 @@ class _Search:
 
     @property
     def nouns(self) -> str:
-        """The kinds as a user calls them."""
+        """The names of the kinds in messages."""
         return " or ".join(NOUNS[kind] for kind in self.kinds)
 
 
 def find_image_artifact(
     spec: str | None, run: RunDir, option: str, kinds: Sequence[str], known: Sequence[str] = ()
 ) -> ImageArtifact:
-    """Return what an option names: an artifact of the run by label or name, the directory of any; None: the only one.
+    """Return the artifact that an option names, every file of it checked.
 
     Args:
-        option: how the user spells the option, for errors.
-        kinds: those of `NOUNS` that will do.
-        known: other values of the option, for a near-miss suggestion.
+        spec: label or name of an artifact of the run, or the directory of any artifact; None for the run's only one.
+        option: the option as the user types it, for errors.
+        kinds: kinds of artifact that are accepted, keys of `NOUNS`.
+        known: other values of the option, for a suggestion in the error.
 
     Raises:
         UsageError: there is no such artifact.
@@ -92,7 +93,7 @@ def find_image_artifact(
 
 
 def find_generators(specs: str | None, run: RunDir) -> list[ImageArtifact]:
-    """Return the generator artifacts that a list with commas names. Raises as `find_image_artifact` does."""
+    """Return the generator artifacts of a list with commas. Raises the errors of `find_image_artifact`."""
     names = [None] if specs is None else [spec.strip() for spec in specs.split(",")]
     if len(set(names)) < len(names):
         raise UsageError(f"{specs!r} names generators twice")
@@ -102,7 +103,7 @@ def find_generators(specs: str | None, run: RunDir) -> list[ImageArtifact]:
 
 
 def open_generators(artifacts: Sequence[ImageArtifact], teacher: Classifier) -> GeneratorMix:
-    """Return the generators of these artifacts on the teacher's device. Raises `ConfigError` if they do not fit it."""
+    """Return the generators of these artifacts on the teacher's device. Raises `ConfigError` if they do not fit."""
     from ...synthesis.generators.generator import load_generator
     from ...synthesis.generators.mix import GeneratorMix
 
@@ -126,7 +127,7 @@ def read_transfer_set(
     """Return images, uint8 [N, *shape], and the teacher's logits for them [N, num_classes].
 
     Raises:
-        ConfigError: they have other shapes.
+        ConfigError: the arrays have other shapes.
         ArtifactError: a file is malformed, or was changed since it was hashed.
     """
     import torch
@@ -135,7 +136,7 @@ def read_transfer_set(
     images, targets = (_read_array(transfer_set, name) for name in ("images.npy", "targets.npy"))
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
         raise ConfigError(
-            f"{directory} holds images of shape {tuple(images.shape[1:])} ({images.dtype}), needed are {shape}"
+            f"{directory} has images of shape {tuple(images.shape[1:])} ({images.dtype}); uint8 {shape} is needed"
         )
     if tuple(targets.shape) != (len(images), num_classes):
         raise ConfigError(
@@ -145,7 +146,7 @@ def read_transfer_set(
 
 
 def read_labels(transfer_set: ImageArtifact) -> torch.Tensor:
-    """Return the class that each image of a transfer set was made for, int64 [N]."""
+    """Return the requested class of each image of a transfer set, int64 [N]."""
     return _read_array(transfer_set, "labels.npy")
 
 

@@ -1,4 +1,4 @@
-"""What a method that makes images is given besides the teacher: the run's statistics, a student."""
+"""The inputs of a method besides the teacher: the run's statistics, a student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """The statistics and the student of the run that a method is given, where it is given any."""
+    """The statistics and the student of the run that a method needs; None for those that it does not need."""
 
     statistics: Artifact | None = None
     student: Artifact | None = None
@@ -33,17 +33,17 @@ class MethodInputs:
 
     @property
     def needs(self) -> str:
-        """The most access to data that any of them took."""
+        """The access to data of the artifact that took the most."""
         of_student = "" if self.student is None else self.student.manifest.needs
         return strongest("teacher", of_student, "teacher+statistics" if self.statistics else "")
 
     def given(self, teacher: Classifier, context: StageContext) -> Given:
-        """Return teacher and artifacts, opened, on the teacher's device."""
+        """Return the teacher with the loaded artifacts, on the stage's device."""
         student = None
         if self.student is not None:
             student = context.classifier(self.student.file(MODEL_FILE))
             if (student.input_shape, student.num_classes) != (teacher.input_shape, teacher.num_classes):
-                raise ConfigError(f"{self.student.label} takes other images than the teacher, or has other classes")
+                raise ConfigError(f"{self.student.label} has another input shape or number of classes than the teacher")
         return Given(teacher, self._statistics(context), student)
 
     def _statistics(self, context: StageContext) -> Statistics | None:
@@ -57,13 +57,13 @@ class MethodInputs:
 
 
 def find_method_inputs(method: Objective | LiveMethod, run: RunDir, student: str | None = None) -> MethodInputs:
-    """Return what a method is given in this run, every file of it checked.
+    """Return the inputs of a method in this run, every file of them checked.
 
     Args:
-        student: the name of a student of the run, for a method whose images compete with one.
+        student: the name of a student of the run, for a method that needs one.
 
     Raises:
-        ConfigError: the run has no teacher, or not the statistics that the method needs.
+        ConfigError: the teacher or the statistics that the method needs are missing.
         UsageError: there is no such student.
         ArtifactError: a file is missing or was changed.
     """
@@ -74,7 +74,7 @@ def find_method_inputs(method: Objective | LiveMethod, run: RunDir, student: str
 
 
 def missing_inputs(method: Method, run: RunDir) -> str:
-    """Return what the run has to have before the method can be used, in words; '' if it can be used now."""
+    """Return in words what is missing in the run for the method; '' if the method can be used."""
     try:
         shape = tuple(_header(run)["classifier"]["input_shape"])
     except ConfigError as error:
@@ -92,7 +92,7 @@ def missing_inputs(method: Method, run: RunDir) -> str:
 
 
 def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef | None:
-    """Return the run's statistics if the method needs them. Raises `ConfigError` if the run has none that do."""
+    """Return the run's statistics if the method needs them. Raises `ConfigError` if they, or a record, are missing."""
     record = method.record if isinstance(method, Objective) else None
     if record is not None:
         return _with_record(run, method.name, record)
@@ -105,7 +105,7 @@ def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef 
 
 
 def _header(run: RunDir) -> dict[str, Any]:
-    """Return what the teacher's file says of itself."""
+    """Return the description in the header of the teacher's file."""
     return read_header(_teacher_file(run))[1]
 
 
@@ -114,9 +114,9 @@ def _teacher_file(run: RunDir) -> Path:
 
 
 def _has_batch_norm(run: RunDir) -> bool:
-    """Whether the teacher has batch normalization that keeps statistics, as `hooks.batch_norm_layers` finds it.
+    """Return whether the teacher has batch normalization that keeps statistics (`hooks.batch_norm_layers`).
 
-    Files of version 0.1 do not say so; then the teacher is loaded.
+    Files of version 0.1 do not record this; for these the teacher is loaded.
 
     Raises:
         ArtifactError: it is such a file, and the teacher cannot be loaded.
@@ -131,12 +131,12 @@ def _has_batch_norm(run: RunDir) -> bool:
 
 
 def _with_record(run: RunDir, name: str, record: str) -> ArtifactRef:
-    """Return the run's statistics. Raises `ConfigError` unless they hold the record."""
+    """Return the run's statistics. Raises `ConfigError` if the record is not among them."""
     statistics = run.existing("statistics", "kdx compute-stats")
     recorded = read_manifest(statistics.directory).metrics.get("records", [])
     if record not in recorded:
         raise ConfigError(
-            f"{name} needs the {record} record, and the statistics hold only {', '.join(recorded)}; "
+            f"{name} needs the {record} record, and the statistics have only {', '.join(recorded)}; "
             "make them again with: kdx compute-stats --spectral --force"
         )
     return statistics

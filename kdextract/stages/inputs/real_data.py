@@ -1,4 +1,4 @@
-"""Inputs that several stages resolve in the same way."""
+"""Real data as stages read it: found by name, hashed, recorded in the manifest, fitted to a classifier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN_NAMES = 3
 
 
 def images_per_pass() -> Any:
-    """Declare `--batch-size` of a stage whose images only pass through networks."""
+    """Declare `--batch-size` of a stage that trains nothing."""
     return option(
         None,
         "Images per forward pass.",
@@ -43,7 +43,7 @@ class OpensRealData(Protocol):
 
     @property
     def download(self) -> bool:
-        """Whether to fetch what is missing."""
+        """Whether to download missing files."""
         ...
 
     @property
@@ -62,7 +62,7 @@ def teacher_data(spec: str | None, run: RunDir) -> str:
 
 
 def real_data_input(config: OpensRealData, spec: str, split: Split) -> Input:
-    """Return one split of a real data set as an input, identified by the hash of its files, fetched if asked for."""
+    """Return one split of a real data set as an input, with the hash of its files. `--download` fetches them first."""
     from ...data.load import fingerprint, load_data
 
     if config.download and not config.dry_run:
@@ -71,7 +71,7 @@ def real_data_input(config: OpensRealData, spec: str, split: Split) -> Input:
 
 
 def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str, context: StageContext) -> RealData:
-    """Load one split of a real data set, and record it in the stage's manifest."""
+    """Load one split of a real data set, and record the purpose in the stage's manifest."""
     from ...data.load import load_data
 
     context.real_data.append({"spec": spec, "split": split, "purpose": purpose})
@@ -79,25 +79,25 @@ def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str,
 
 
 def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:
-    """Return the indices of `count` images, in ascending order, as evenly over the classes as can be.
+    """Return the indices of `count` images drawn by the seed, in ascending order, equally many per class.
 
-    Where classes cannot have equally many, those that get one more are drawn by the seed, as the images are.
+    If `count` is not a multiple of the number of classes, some classes, drawn by the seed, get one image more.
 
     Raises:
-        ConfigError: a class has too few.
+        ConfigError: a class has too few images.
     """
     import torch
 
-    random = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(data.labels), generator=random)
+    rng = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(data.labels), generator=rng)
     each, over = divmod(count, len(data.class_names))
-    favoured = set(torch.randperm(len(data.class_names), generator=random)[:over].tolist())
+    favoured = set(torch.randperm(len(data.class_names), generator=rng)[:over].tolist())
     kept = []
     for label, name in enumerate(data.class_names):
         wanted = each + (label in favoured)
         own = shuffled[data.labels[shuffled] == label]
         if len(own) < wanted:
-            raise ConfigError(f"class {name!r} has {len(own)} images, and {wanted} are needed")
+            raise ConfigError(f"class {name!r} has {len(own)} images, fewer than the {wanted} that are needed")
         kept.append(own[:wanted])
     return torch.cat(kept).sort().values
 
@@ -110,59 +110,59 @@ def images_for(
     context: StageContext,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return real images as a classifier takes them; one line says what is changed.
+    """Return real images with the input shape of a classifier; one line says how they are changed.
 
-    Names that are only numbers stand for classes without a name, and fit any others.
+    Class names that are numbers count as unnamed classes, and match all other names.
 
     Args:
-        shape, class_names: of the classifier; None for the names if it is given the images without their labels, or
-            takes its classes from the data.
+        shape, class_names: of the classifier; None for the names if it gets the images without their labels, or gets
+            its classes from the data.
         spec: the value of `--data`.
-        rows: indices of the images to give; by default all.
+        rows: indices of the images to return; by default all.
 
     Returns:
         uint8 [N, channels, height, width].
 
     Raises:
         ConfigError: the data has another number of classes than the classifier, or the same ones in another order; or
-            rows of a table meet a classifier of images, or of rows of another width, or the other way around.
+            one of both is for rows of a table and the other for images, or for rows of another width.
     """
     stored = tuple(data.images.shape[1:])
-    _check_shapes(stored, shape)
+    _require_same_kind(stored, shape)
     if class_names is not None:
         _check_classes(spec, data.class_names, class_names, context)
     if stored != shape:
         resized = ["resized"] if stored[1:] != shape[1:] else []
         recoloured = [] if stored[0] == shape[0] else ["made grey" if shape[0] == 1 else "made coloured"]
         context.reporter.line(
-            f"{spec}: {_spoken(stored)} are given to a classifier of {'x'.join(map(str, shape))}: "
+            f"{spec}: {_shape_text(stored)} are given to a classifier of {'x'.join(map(str, shape))}: "
             f"{', '.join(resized + recoloured)}"
         )
     return fitted(data.images if rows is None else data.images[rows], shape)
 
 
 def fitted(images: torch.Tensor, shape: InputShape) -> torch.Tensor:
-    """Return uint8 images [N, c, h, w] as a classifier of this shape takes them, resized if need be.
+    """Return uint8 images [N, c, h, w] with the input shape of a classifier, resized if they have another one.
 
     Raises:
-        ConfigError: they are rows of a table, or the classifier takes such rows, and the columns are not as many.
+        ConfigError: one of both is for rows of a table and the other for images, or for rows of another width.
     """
     from ...models.pixels import fit_images
 
-    _check_shapes(tuple(images.shape[1:]), shape)
+    _require_same_kind(tuple(images.shape[1:]), shape)
     return fit_images(images, shape)
 
 
-def _check_shapes(stored: tuple[int, ...], shape: InputShape) -> None:
+def _require_same_kind(stored: tuple[int, ...], shape: InputShape) -> None:
     if stored != shape and (is_table(stored) or is_table(shape)):
-        raise ConfigError(f"{_spoken(stored)} cannot be given to a classifier of {_spoken(shape)}")
+        raise ConfigError(f"{_shape_text(stored)} cannot be given to a classifier of {_shape_text(shape)}")
 
 
 def _check_classes(spec: str, given: tuple[str, ...], wanted: tuple[str, ...], context: StageContext) -> None:
-    """Raise `ConfigError` unless a label of the data means the same to the classifier, as far as names can tell."""
+    """Raise `ConfigError` if number or order of the classes differ; print a line if only their names differ."""
     named = not (_are_numbers(given) or _are_numbers(wanted))
     if len(given) != len(wanted):
-        differing = _differing(given, wanted) if named else ""
+        differing = _names_of_one_side(given, wanted) if named else ""
         raise ConfigError(f"{spec} has {len(given)} classes, the classifier {len(wanted)}{differing}")
     if not named:
         return
@@ -176,17 +176,17 @@ def _check_classes(spec: str, given: tuple[str, ...], wanted: tuple[str, ...], c
         )
     others = [(ours, theirs) for ours, theirs in zip(given, wanted, strict=True) if ours != theirs]
     if others:
-        pairs = ", ".join(f"{ours!r} is taken for {theirs!r}" for ours, theirs in others[:SHOWN_NAMES])
+        pairs = ", ".join(f"{ours!r} counts as {theirs!r}" for ours, theirs in others[:SHOWN_NAMES])
         more = f" and {len(others) - SHOWN_NAMES} more" if len(others) > SHOWN_NAMES else ""
-        context.reporter.line(f"{spec}: classes have other names than those of the classifier: {pairs}{more}")
+        context.reporter.line(f"{spec}: class names differ from those of the classifier: {pairs}{more}")
 
 
 def _are_numbers(names: tuple[str, ...]) -> bool:
     return all(name.isdecimal() for name in names)
 
 
-def _differing(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    """Return a clause with up to three names that only the data or, if there are none, only the classifier has."""
+def _names_of_one_side(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """Return a clause with up to three names of the data alone or, if there are none, of the classifier alone."""
     for who, own, other in (("data", given, wanted), ("classifier", wanted, given)):
         alone = [name for name in own if name not in other][:SHOWN_NAMES]
         if alone:
@@ -194,5 +194,5 @@ def _differing(given: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     return ""
 
 
-def _spoken(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return f"rows of {shape[2]} features" if is_table(shape) else f"images of {'x'.join(map(str, shape))}"

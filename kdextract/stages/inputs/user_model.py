@@ -1,4 +1,4 @@
-"""A model of the user's: the options that describe it, its files, and how it is loaded."""
+"""A user's own model: the options that describe it, its files, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ class ModelConfig(OptionSet):
 
 
 def kdx_file(spec: str) -> Path | None:
-    """Return the classifier's file that `spec` names, itself or that of an artifact or of a run's teacher; or None.
+    """Return the path of a kdx classifier: a file, or that of an artifact or of a run's teacher; None for other specs.
 
     Raises:
-        ArtifactError: it is a directory that holds none.
+        ArtifactError: `spec` is a directory without one.
     """
     path = Path(spec)
     if not path.is_dir():
@@ -84,15 +84,15 @@ def kdx_file(spec: str) -> Path | None:
     if (path / RUN_FILE).is_file():
         path = RunDir(path).teacher().directory
     if not (path / MODEL_FILE).is_file():
-        raise ArtifactError(f"{spec} is a directory that holds no {MODEL_FILE}")
+        raise ArtifactError(f"{spec} is a directory without {MODEL_FILE}")
     return path / MODEL_FILE
 
 
 def model_files(config: ModelConfig, run: RunDir) -> dict[str, InputFile]:
-    """Return the files that a model is made from, by role, after checks that run none of its code.
+    """Return the files that a model is made from, by role. The checks run none of its code.
 
     Args:
-        run: the run that the command is about.
+        run: the run of the command.
 
     Raises:
         UsageError: there is no such network, or an option has no effect on it.
@@ -116,15 +116,15 @@ def model_files(config: ModelConfig, run: RunDir) -> dict[str, InputFile]:
         check_weights_file(Path(config.weights))
     if name.kind == "program":
         if config.weights is not None:
-            raise UsageError("--weights has no effect on a .pt2 program, which has weights of its own")
+            raise UsageError("--weights has no effect on a .pt2 program, which contains its weights")
         files["program"] = run.file(Path(name.target))
         _require_trusted(Path(name.target), config.trust_code)
     elif name.kind == "file":
         files["code"] = run.file(Path(name.place))
     elif name.kind != "module" and config.weights is None and not (config.download and name.kind in LIBRARIES):
-        fetch = ", or --download to fetch the library's own" if name.kind in LIBRARIES else ""
+        fetch = ", or download the library's own with --download" if name.kind in LIBRARIES else ""
         _require_known(config.model)
-        raise UsageError(f"{config.model} has no weights of itself; give them with --weights FILE{fetch}")
+        raise UsageError(f"{config.model} comes without weights; give them with --weights FILE{fetch}")
     return files
 
 
@@ -139,14 +139,14 @@ def _refuse_options(config: ModelConfig, ours: Path) -> None:
         if declared.name in ("model", "feature_layer", "trust_code"):
             continue
         if getattr(config, declared.name) != declared.default:
-            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which holds this itself")
+            raise UsageError(f"{spelling(declared.name)} has no effect on {ours}, which contains this")
 
 
 def trust_code(ours: Path) -> None:
-    """Allow what a classifier's file names: the call of a function with its arguments, or the program that it holds.
+    """Allow the code of a classifier's file to run: a function with its arguments, or the program in the file.
 
     Raises:
-        ArtifactError: the file is malformed, or the code does not define the function by itself.
+        ArtifactError: the file is malformed, or its code does not itself define the function.
     """
     from ...models.classifier import PROGRAM_TENSOR, read_spec
     from ...storage.tensor_files import read_safetensors, rebuilding
@@ -161,7 +161,7 @@ def trust_code(ours: Path) -> None:
 
 
 def _require_trusted(path: Path, trusted: bool) -> None:
-    """Raise `ArtifactError` unless the program's code may run; `trusted` allows it, now and later."""
+    """Raise `ArtifactError` unless the program's code may run; `trusted` allows it for this and later commands."""
     content = path.read_bytes()
     if trusted:
         consent.allow(content, NetworkName(PROGRAM), path)
@@ -174,14 +174,14 @@ def _require_trusted(path: Path, trusted: bool) -> None:
 
 
 def load_user_model(config: ModelConfig, files: Mapping[str, InputFile], findings: Findings) -> Classifier:
-    """Return the model, in evaluation mode on the CPU, and add to `findings` what was found of it.
+    """Return the model, in evaluation mode on the CPU, and add to `findings` what was detected.
 
     Args:
-        files: what it is made from, by role (`model_files`).
+        files: the files that it is made from, by role (`model_files`).
 
     Raises:
         ArtifactError: a file is malformed, or was changed since it was hashed.
-        ConfigError: the files do not fit each other, or more has to be said of the model.
+        ConfigError: the files do not fit together, or an option is needed because something could not be detected.
     """
     from ...models.classifier import load_classifier
     from ...models.importer import ModelOptions, read_model, require_features

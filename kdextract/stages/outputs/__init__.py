@@ -1,4 +1,4 @@
-"""What stages write beside weights: transfer sets, pictures, curves, the model card and the lineage.
+"""What stages write beside weights: transfer sets, pictures, curves, and the model card with its lineage.
 
-Weights and arrays are written by `storage`; this package decides what goes into an artifact, not how files are written.
+This package decides what an artifact contains; `storage` writes the files.
 """

@@ -1,4 +1,4 @@
-"""What an artifact of a run was made from, and what was said of it: found by hashes, told in words."""
+"""What an artifact of a run was made from, and its evaluations: found by hashes, described in sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...storage.artifacts import Input, Manifest
 from ...storage.run_dir import PLACES, ArtifactRef, RunDir, in_its_place
 
 Fact = tuple[str, str]
-"""What it is about, and a sentence, both as plain text."""
+"""Subject and sentence, both as plain text."""
 
 NEEDS = {
     "teacher": "The teacher alone: its file and its answers. No image of its training data, no statistics of them.",
@@ -25,9 +25,9 @@ _OF_FILES = re.compile(r"(npz:|folder:)(.*)")
 
 
 def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
-    """Return what an artifact was made from, and what that was made from, by label, the oldest first.
+    """Return the artifacts that one was made from, directly or indirectly, by label, the oldest first.
 
-    What the run no longer has, or has in another version, is left out.
+    Artifacts that the run no longer has, or has in another version, are left out.
     """
     by_label = {ref.label: ref for ref in run.artifacts()}
     found: dict[str, Manifest] = {}
@@ -45,7 +45,7 @@ def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
 
 
 def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest]:
-    """Return the evaluations of just this classifier beside the run's present teacher; equal ones once."""
+    """Return the evaluations of this classifier with the run's present teacher; equal ones once."""
     teachers = {in_its_place(ref).identity for ref in run.artifacts("teacher")}
     found: dict[str, ArtifactRef] = {}
     manifests: dict[ArtifactRef, Manifest] = {}
@@ -60,31 +60,33 @@ def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest
 
 
 def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
-    """Return where a classifier comes from, as facts about a teacher, a compressed teacher or a student.
+    """Return how a classifier was made, as facts about a teacher, a compressed teacher or a student.
 
     Args:
         sources: its `ancestors`.
     """
     teacher = next((source for source in sources.values() if source.kind == "teacher"), None)
-    facts = [] if teacher is None else [("Teacher", _teacher(teacher))]
+    facts = [] if teacher is None else [("Teacher", _teacher_text(teacher))]
     if manifest.kind == "teacher":
-        facts.append(("Training" if manifest.stage == "train" else "Import", _teacher(manifest)))
+        facts.append(("Training" if manifest.stage == "train" else "Import", _teacher_text(manifest)))
     elif manifest.kind == "compressed":
-        layers = ", ".join(_layer(text) for text in manifest.metrics.get("ranks", []))
+        layers = ", ".join(_layer_text(text) for text in manifest.metrics.get("ranks", []))
         facts.append(("Method", f"Layers of the teacher taken apart: {layers}. It was not trained afterwards."))
     else:
-        facts += _distillation(manifest, sources)
+        facts += _distillation_facts(manifest, sources)
     if manifest.needs in NEEDS:
         facts.append(("Access to data", NEEDS[manifest.needs]))
-    opened = [(label, entry) for label, made in _chain(manifest, sources).items() for entry in made.real_data]
+    opened = [(label, entry) for label, made in _with_sources(manifest, sources).items() for entry in made.real_data]
     shown = [f"{data_name(e.get('spec'))} ({e.get('split')}) by {label} for {e.get('purpose')}" for label, e in opened]
     facts.append(("Real data opened on the way", ("; ".join(shown) or "none that the manifests tell of") + "."))
-    seeds = [f"{label} {made.config['seed']}" for label, made in _chain(manifest, sources).items() if _drew(made)]
+    seeds = [
+        f"{label} {made.config['seed']}" for label, made in _with_sources(manifest, sources).items() if _uses_seed(made)
+    ]
     return [*facts, *([("Seeds", f"{', '.join(seeds)}.")] if seeds else [])]
 
 
 def data_name(spec: object) -> str:
-    """Return what a data set or a network is called, without folders, which tell of a machine and not of the data."""
+    """Return the name of a data set or a network, without folders, which describe the machine and not the data."""
     text = str(spec)
     of_files = _OF_FILES.fullmatch(text)
     if of_files:
@@ -92,21 +94,21 @@ def data_name(spec: object) -> str:
     return PurePath(text).name if text.startswith(("/", "~")) else text
 
 
-def _chain(manifest: Manifest, sources: dict[str, Manifest]) -> dict[str, Manifest]:
+def _with_sources(manifest: Manifest, sources: dict[str, Manifest]) -> dict[str, Manifest]:
     return {**sources, manifest.label: manifest}
 
 
-def _drew(manifest: Manifest) -> bool:
+def _uses_seed(manifest: Manifest) -> bool:
     return "seed" in manifest.config and manifest.stage in DRAWING
 
 
-def _layer(text: str) -> str:
+def _layer_text(text: str) -> str:
     name, _, ranks = text.rpartition(" ")
     return f"{name} (ranks {ranks})"
 
 
-def _teacher(manifest: Manifest) -> str:
-    """Say what a teacher is, what it learned from, and how good it was found to be."""
+def _teacher_text(manifest: Manifest) -> str:
+    """Return a sentence about a teacher: its network, its training data, and its measured accuracy."""
     config, metrics = manifest.config, manifest.metrics
     text = f"{data_name(metrics.get('model', 'a network'))}"
     if "num_parameters" in metrics:
@@ -123,10 +125,10 @@ def _teacher(manifest: Manifest) -> str:
     return f"{text}."
 
 
-def _distillation(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
+def _distillation_facts(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
     metrics, budget = student.metrics, student.budget
     settings = metrics.get("settings", {})
-    facts = [("Method", _method_text(student, sources)), ("Learned from", _images(student))]
+    facts = [("Method", _method_text(student, sources)), ("Learned from", _images_text(student))]
     if "teacher_queries" in budget:
         before = sum(source.budget.get("teacher_queries", 0) for source in _synthesis(student, sources))
         also = f", and {before:,} before that, for what it learned from" if before else ""
@@ -138,7 +140,7 @@ def _distillation(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]
         text += f", optimizer {student.config['optimizer']}" if "optimizer" in student.config else ""
         text += f", loss {settings['loss']}" if "loss" in settings else ""
         text += f" at temperature {settings['temperature']:g}" if settings.get("loss") in ("kl", "ce") else ""
-        facts.append(("Training", f"{text}. {_start(student)}"))
+        facts.append(("Training", f"{text}. {_start_text(student)}"))
     return facts
 
 
@@ -154,7 +156,7 @@ def _synthesis(student: Manifest, sources: dict[str, Manifest]) -> list[Manifest
     return found
 
 
-def _start(student: Manifest) -> str:
+def _start_text(student: Manifest) -> str:
     given = next((entry for entry in student.inputs if entry.role == "student"), None)
     if given is not None:
         return f"It started as {data_name(given.path)}."
@@ -163,16 +165,16 @@ def _start(student: Manifest) -> str:
     return "It started with random weights."
 
 
-def _images(student: Manifest) -> str:
-    """Say what images a student learned from, and how many they were."""
+def _images_text(student: Manifest) -> str:
+    """Return a sentence about the images that a student learned from, and their number."""
     count = student.metrics.get("num_images")
     many = "An unknown number of" if count is None else f"{count:,}"
     by_role = {entry.role: entry for entry in student.inputs}
     given = str(student.config.get("data"))
     if "transfer-set" in by_role:
-        return f"{many} synthetic images of {_place(by_role['transfer-set'])}."
+        return f"{many} synthetic images of {_place_text(by_role['transfer-set'])}."
     if "generator" in by_role:
-        return f"{many} synthetic images of {_place(by_role['generator'])}, made while it learned."
+        return f"{many} synthetic images of {_place_text(by_role['generator'])}, made while it learned."
     if "data" in by_role:
         return f"{many} real images of {data_name(given)}."
     if given.startswith("noise:"):
@@ -180,20 +182,20 @@ def _images(student: Manifest) -> str:
     return f"{many} synthetic images, made while it learned."
 
 
-def _place(entry: Input) -> str:
+def _place_text(entry: Input) -> str:
     return entry.path if entry.path.startswith(PLACES[entry.role]) else f"{PurePath(entry.path).name} of another run"
 
 
 def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
-    """Say how the images were made: the method's name, its first line of documentation, the paper."""
-    method = _method(student, sources)
+    """Return a sentence about the method: its name, the first line of its docstring, the paper."""
+    method = _method_of(student, sources)
     if method is None:
         return "Knowledge distillation: it learned to give the teacher's answers."
     return f"{method.name}: {method.summary} ({method.source})"
 
 
-def _method(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
-    """Return the method that made a student's images; None where no method did, or no known one."""
+def _method_of(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
+    """Return the method that made a student's images; None if no method or an unknown one did."""
     for made in _synthesis(student, sources):
         name = str(made.config.get("objective", made.config.get("method")))
         if name in objective_names():

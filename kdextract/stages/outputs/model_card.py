@@ -35,10 +35,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """What an exported file is; texts are plain.
+    """Description of an exported file; all texts are plain text, not Markdown.
 
-    `input_shape` is (channels, height, width), `mean` and `std` hold one value per channel; `opset` is None where there
-    is none. `difference` is the largest one of two logits, over `num_compared` images.
+    `input_shape` is (channels, height, width), `mean` and `std` have one value per channel; `opset` is None for formats
+    other than ONNX. `difference` is the largest absolute difference of a logit, over `num_compared` images.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Card:
-    """What the template shows, as Markdown."""
+    """The values of the template, as Markdown."""
 
     title: str
     introduction: str
@@ -78,8 +78,8 @@ def model_card(exported: Exported, origin: Sequence[Fact], evaluations: Sequence
     """Return the card.
 
     Args:
-        origin: where the classifier comes from, as plain text; nothing if that is not known.
-        evaluations: metrics of every evaluation of it.
+        origin: how the classifier was made, as plain text; empty if that is not known.
+        evaluations: metrics of each of its evaluations.
         made: metrics of the stage that made it.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -92,9 +92,9 @@ def model_card(exported: Exported, origin: Sequence[Fact], evaluations: Sequence
         code=USE[exported.format],
         remark=REMARKS[exported.format],
         origin=[(escaped(name), escaped(text)) for name, text in origin],
-        evaluations=[_row(metrics) for metrics in evaluations],
+        evaluations=[_evaluation_row(metrics) for metrics in evaluations],
         evaluate=f"kdx evaluate {exported.source}" if origin else "kdx evaluate FILE",
-        estimate="" if evaluations else _estimate(made),
+        estimate="" if evaluations else _estimate_text(made),
     )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -103,7 +103,7 @@ def model_card(exported: Exported, origin: Sequence[Fact], evaluations: Sequence
 
 
 def escaped(text: object) -> str:
-    """Return a text that Markdown shows as it is, on one line, in a table too."""
+    """Return a text on one line, escaped so that Markdown displays it unchanged, in tables as well."""
     printable = "".join(character if character.isprintable() else " " for character in str(text))
     return _SPECIAL.sub(r"\\\1", " ".join(printable.split()))
 
@@ -146,7 +146,7 @@ def _classes(names: Sequence[str]) -> str:
     return "\n".join(["| logit | class |", "|--:|---|", *rows, *note])
 
 
-def _row(metrics: Json) -> list[str]:
+def _evaluation_row(metrics: Json) -> list[str]:
     by_class = zip(metrics["per_class_accuracy"].items(), metrics["confusion_matrix"], strict=True)
     worst = min((entry for entry, counts in by_class if sum(counts)), key=lambda entry: float(entry[1]))
     return [
@@ -157,7 +157,7 @@ def _row(metrics: Json) -> list[str]:
     ]
 
 
-def _estimate(made: Json) -> str:
+def _estimate_text(made: Json) -> str:
     if "estimated_accuracy" not in made:
         return ""
     share, error = (100 * made[name] for name in ("estimated_accuracy", "estimated_accuracy_error"))

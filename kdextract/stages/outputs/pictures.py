@@ -30,12 +30,12 @@ def class_grid(
 ) -> bytes:
     """Return a picture of the first images of each class, one class per row.
 
-    Beside each row stand the class, the teacher's mean confidence in it, and how often the teacher agrees. Images that
-    the teacher gives to another class have a red frame.
+    Beside each row are the class, the teacher's mean confidence in it, and the share of images for which the teacher
+    predicts it. Images for which the teacher predicts another class have a red frame.
 
     Args:
         images: uint8 [N, channels, height, width].
-        labels: the class that each image was made for, [N].
+        labels: the requested class of each image, [N].
         probabilities: the teacher's softmax, [N, K].
     """
     answers = probabilities.argmax(1)
@@ -55,9 +55,9 @@ def image_rows(
 
     Args:
         images: uint8 [N, channels, height, width].
-        rows: the row that each is in, [N].
-        captions: what stands before a row.
-        fits: [N], False for those that get a red frame.
+        rows: the row of each image, [N].
+        captions: row -> the text to its left.
+        fits: [N], False for images that get a red frame; None: no image gets one.
     """
     strips = []
     for row in sorted(captions)[:MAX_CLASSES]:
@@ -69,7 +69,7 @@ def image_rows(
 
 
 def _tile(image: np.ndarray, agrees: bool) -> np.ndarray:
-    """Return one image [channels, h, w] as uint8 [TILE, TILE, 3], framed in red if the teacher disagrees."""
+    """Return one image [channels, h, w] as uint8 [TILE, TILE, 3], with a red frame unless `agrees`."""
     channels_last = np.moveaxis(image, 0, 2)
     coloured = np.repeat(channels_last, 3, axis=2) if channels_last.shape[2] == 1 else channels_last[..., :3]
     tile = np.array(Image.fromarray(coloured).resize((TILE, TILE), Image.Resampling.NEAREST))
@@ -86,9 +86,9 @@ def _caption(text: str, height: int) -> np.ndarray:
 
 
 def confusion_picture(confusion: np.ndarray, class_names: tuple[str, ...]) -> bytes:
-    """Return a picture of a confusion matrix [K, K] (rows: true class), with shares of the row as shades.
+    """Return a picture of a confusion matrix [K, K] (rows: true class), shaded by the share of the row.
 
-    Counts are written into the cells up to `MAX_CLASSES` classes.
+    Up to `MAX_CLASSES` classes, the cells contain the counts.
     """
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     cell = 40 if len(share) <= MAX_CLASSES else max(2, 800 // len(share))

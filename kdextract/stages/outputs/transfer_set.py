@@ -1,4 +1,4 @@
-"""What is written of made images, whichever command made them: transfer sets, pictures, a verifier's answers."""
+"""Files about synthetic images, the same for every command: transfer sets, pictures, the verifier's agreement."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from ...training.sources import Source
     from ..running.runner import StageContext
 
-SHOWN, SHOWN_BATCHES = 400, 4
-"""Images of a source that are looked at when a student is done."""
+PICTURED_IMAGES, PICTURED_BATCHES = 400, 4
+"""Number of images of a source in the picture of a finished student, and of the batches that they are drawn in."""
 
 
 def find_verifier(config: VerifierConfig, run: RunDir) -> InputFile | None:
-    """Return the file of the verifier, if there is one.
+    """Return the file of `--verifier`, None without this option.
 
     Raises:
-        ArtifactError: there is no such file.
+        ArtifactError: the file does not exist.
         ConfigError: it is the teacher.
     """
     if config.verifier is None:
         return None
     verifier = run.file(Path(config.verifier))
     if verifier.sha256 == run.artifact(run.teacher()).file(MODEL_FILE).sha256:
-        raise ConfigError("--verifier is the teacher itself, to which the images were fitted; name another classifier")
+        raise ConfigError("--verifier is the teacher, for which the images were optimized; name another classifier")
     return verifier
 
 
@@ -51,12 +51,12 @@ def write_transfer_set(
     labels: torch.Tensor,
     rows: list[dict[str, float]],
 ) -> dict[str, Any]:
-    """Ask the teacher about all images; write arrays, picture and metric rows; return the summary.
+    """Get the teacher's logits for all images; write arrays, picture and metric rows; return the summary.
 
     Args:
         images: uint8 [N, channels, height, width].
-        labels: the class that each was made for, int64 [N].
-        rows: one per batch.
+        labels: the requested class of each image, int64 [N].
+        rows: metric rows, one per batch.
     """
     from ...storage.tensor_files import encode_npy
     from ...training.supervised import predict
@@ -87,10 +87,10 @@ def write_transfer_set(
 def write_source_pictures(
     verifier: InputFile | None, context: StageContext, teacher: Classifier, source: Source
 ) -> dict[str, float]:
-    """Write a grid of the images that a source gives now, by the teacher's answer, and the curve of its loss, if any.
+    """Write a grid of the present images of a source, by the teacher's class, and the curve of its loss, if any.
 
     Returns:
-        Which share of these images the verifier, if there is one, gives to the teacher's class.
+        The share of these images for which the verifier predicts the teacher's class; {} without a verifier.
     """
     import torch
 
@@ -100,8 +100,10 @@ def write_source_pictures(
     from .curves import term_curves
     from .pictures import class_grid
 
-    with teacher.queries.purpose(PICTURES):  # some sources ask about what they give
-        images = to_uint8(torch.cat([source.sample(SHOWN // SHOWN_BATCHES).images for _ in range(SHOWN_BATCHES)])).cpu()
+    with teacher.queries.purpose(PICTURES):  # some sources give them to the teacher
+        images = to_uint8(
+            torch.cat([source.sample(PICTURED_IMAGES // PICTURED_BATCHES).images for _ in range(PICTURED_BATCHES)])
+        ).cpu()
         probabilities = predict(teacher, images).softmax(dim=1)
     answers = probabilities.argmax(1)
     context.write("grid.png", class_grid(images, answers, probabilities, teacher.spec.class_names))
@@ -115,10 +117,10 @@ def write_source_pictures(
 def _agreement(
     file: InputFile, context: StageContext, images: torch.Tensor, labels: torch.Tensor, teacher: Classifier
 ) -> float:
-    """Return which share of the images another classifier gives to their class; images are resized for it if need be.
+    """Return the share of images for which another classifier predicts their class; they are resized to its input size.
 
     Raises:
-        ConfigError: it has other classes than the teacher.
+        ConfigError: it has another number of classes than the teacher.
     """
     from ...training.supervised import predict
 

@@ -1,4 +1,4 @@
-"""How a stage runs: lock, cached or not, checkpoints, signals, counts, and its result.
+"""How a stage runs: lock, cache decision, checkpoints, signals, counters, and its result.
 
-It knows no stage: what one stage alone needs belongs into its file.
+The code here is the same for every stage; what one stage alone needs belongs in its file.
 """

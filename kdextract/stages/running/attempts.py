@@ -1,4 +1,4 @@
-"""What the attempts at one stage have cost together, kept beside its checkpoint until the stage is done."""
+"""The costs of all attempts at a stage, stored beside its checkpoint until the stage is done."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ATTEMPTS_FILE = "attempts.json"
 
 @dataclass
 class Attempts:
-    """Costs of `number` attempts: `seconds` by phase, `queries` (images that the teacher was shown) by purpose.
+    """Costs of `number` attempts: `seconds` by phase, `queries` (images that the teacher was given) by purpose.
 
-    `memory` is the most MB (10^6 bytes) that any of them held, by kind: `host`, `gpu`. Of an attempt that was killed
-    it holds what had been spent at its last checkpoint.
+    `memory` is the maximum over the attempts in MB (10^6 bytes), by kind: `host`, `gpu`. Of an attempt that was killed,
+    the costs up to its last checkpoint are included.
     """
 
     number: int = 0
@@ -31,14 +31,14 @@ class Attempts:
 
     @classmethod
     def read(cls, directory: Path) -> Attempts:
-        """Return what earlier attempts have cost; nothing where there were none, or where the file is damaged."""
+        """Return the costs of earlier attempts; zero if there were none, or if the file is damaged."""
         try:
             return cls(**json.loads((directory / ATTEMPTS_FILE).read_bytes()))
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, directory: Path) -> None:
-        """Keep the costs beside the checkpoint."""
+        """Store the costs beside the checkpoint."""
         write_file(directory / ATTEMPTS_FILE, json.dumps(asdict(self)).encode())
 
     def with_one_more(self, seconds: dict[str, float], queries: dict[str, int], memory: dict[str, int]) -> Attempts:
@@ -51,7 +51,7 @@ class Attempts:
         )
 
     def record(self, earlier: Attempts) -> dict[str, Any]:
-        """Return what a manifest's `budget` says of these costs, those of `earlier` attempts being part of them."""
+        """Return the entries of a manifest's `budget` for these costs, which include those of `earlier` attempts."""
         budget: dict[str, Any] = {"seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()}}
         if earlier.number:
             budget["seconds"]["earlier_attempts"] = round(earlier.seconds.get("total", 0.0), 2)
@@ -62,8 +62,8 @@ class Attempts:
         return budget | {names[kind]: amount for kind, amount in self.memory.items()}
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """Let a GPU's peak memory be that of what begins now."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Start the measurement of a GPU's peak memory again."""
     import torch
 
     if device.type == "cuda":
@@ -71,9 +71,9 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_bytes() -> int:
-    """Return the most bytes of memory that the process has held so far.
+    """Return the peak memory of the process so far, in bytes.
 
-    On Linux it is the process's own high-water mark: `getrusage` also counts what the process that started it held.
+    On Linux it is read from /proc, because `getrusage` also counts the memory of the process that started this one.
     """
     import resource
 
@@ -87,7 +87,7 @@ def peak_bytes() -> int:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Return the most MB (10^6 bytes) that the process has held so far and, on a GPU, that its tensors have."""
+    """Return the peak memory of the process and, on a GPU, of its tensors so far, in MB (10^6 bytes)."""
     import torch
 
     memory = {"host": round(peak_bytes() / 1e6)}

@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished stage, and the signals that ask it to stop."""
+"""Checkpoints of an unfinished stage, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Json = dict[str, Any]
 
 
 class Checkpoints:
-    """Saves and restores the state of an unfinished stage. One checkpoint is kept, replaced atomically.
+    """Saves and restores the state of an unfinished stage. There is one checkpoint, which is replaced atomically.
 
-    `saved` is called after each time that it was saved.
+    `saved` is called each time a checkpoint was saved.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,7 +37,7 @@ class Checkpoints:
         self.saved: Callable[[], None] = lambda: None
 
     def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
-        """Return (tensors, values) of the last checkpoint, or None; a damaged one counts as none."""
+        """Return (tensors, values) of the last checkpoint; None if there is none, or if it is damaged."""
         from ...storage.tensor_files import read_safetensors
 
         if not self._path.exists():
@@ -50,10 +50,10 @@ class Checkpoints:
         return (tensors, values) if digest == _digest(tensors, values) else None
 
     def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]]) -> None:
-        """Save `state()` when it is time to: every few seconds, or now if the process was told to stop.
+        """Save `state()` if the last checkpoint is older than `CHECKPOINT_SECONDS`, or after a signal to stop.
 
         Raises:
-            Interrupted: the process was told to stop; the state is saved.
+            Interrupted: there was a signal to stop; the state is saved.
         """
         if self._stop_signal is None and time.monotonic() - self._last < CHECKPOINT_SECONDS:
             return
@@ -67,7 +67,7 @@ class Checkpoints:
             raise Interrupted(self._stop_signal)
 
     def once(self, name: str, decide: Callable[[], Json]) -> Json:
-        """Return `decide()`, or what it returned before an interruption: for what depends on the clock."""
+        """Return `decide()`, or the value from before an interruption, for values that depend on the clock."""
         path = self._directory / f"{name}.json"
         if path.exists():
             decided: Json = json.loads(path.read_bytes())
@@ -77,7 +77,7 @@ class Checkpoints:
         return value
 
     def once_tensor(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return `make()`, or what it returned before an interruption, on the CPU: for what takes long to make."""
+        """Return `make()` on the CPU, or the tensor from before an interruption, for tensors that take long to make."""
         from ...storage.tensor_files import encode_safetensors, read_safetensors
 
         path = self._directory / f"{name}.safetensors"
@@ -90,7 +90,7 @@ class Checkpoints:
 
     @contextmanager
     def loop(self) -> Iterator[None]:
-        """While the block runs, a signal waits for the next `offer`, so that the state it saves is whole."""
+        """While the block runs, a signal has its effect at the next `offer`, so that the saved state is complete."""
         self._deferring = True
         try:
             yield
@@ -98,16 +98,16 @@ class Checkpoints:
             self._deferring = False
 
     def stop(self, signal_number: int, frame: FrameType | None) -> None:
-        """Signal handler: stop at the next `offer` inside `loop`, at once elsewhere or when asked twice."""
+        """Signal handler: stop at the next `offer` inside `loop`; at once outside of it, and at a second signal."""
         if not self._deferring or self._stop_signal is not None:
             raise Interrupted(signal_number)
         self._stop_signal = signal_number
 
 
-class Chapters:
-    """Checkpoints of a stage that runs several loops one after the other: a `training.CheckpointSaver` of each of them.
+class SequentialCheckpoints:
+    """Checkpoints of a stage that runs several loops one after the other: the `CheckpointSaver` of the current loop.
 
-    `finished` holds (weights, metric rows) of the loops that are done, those from before an interruption included.
+    `finished` has (weights, metric rows) of the finished loops, including those from before an interruption.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -121,17 +121,17 @@ class Chapters:
                 self.finished.append((_below(tensors, f"finished-{index}."), rows))
             self._current = _below(tensors, "loop."), values["loop"]
 
-    def close(self, weights: dict[str, torch.Tensor], rows: list[dict[str, float]]) -> None:
-        """The loop at work is done, and this is what it has made; copied."""
+    def finish(self, weights: dict[str, torch.Tensor], rows: list[dict[str, float]]) -> None:
+        """Store the results of the current loop, as copies; the next loop begins."""
         self.finished.append(({name: tensor.clone() for name, tensor in weights.items()}, rows))
         self._current = None
 
     def load(self) -> tuple[dict[str, torch.Tensor], Json] | None:
-        """Return what the loop at work saved last, None if it only begins."""
+        """Return the last saved state of the current loop, None at its start."""
         return self._current
 
     def offer(self, state: Callable[[], tuple[dict[str, torch.Tensor], Json]]) -> None:
-        """Save the state of the loop at work, with what the others have made, if it is time to."""
+        """Save the state of the current loop with the results of the finished ones, as `Checkpoints.offer` does."""
 
         def whole() -> tuple[dict[str, torch.Tensor], Json]:
             tensors, values = state()
@@ -148,7 +148,7 @@ def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def _digest(tensors: dict[str, torch.Tensor], values: Json) -> str:
-    """Sha256 of a checkpoint's content, kept in its metadata."""
+    """Return the sha256 of a checkpoint's content, which is stored in its metadata."""
     from ...storage.tensor_files import encode_safetensors
 
     return hashlib.sha256(encode_safetensors(tensors, values)).hexdigest()

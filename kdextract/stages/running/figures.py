@@ -1,11 +1,8 @@
-"""Results as text for a terminal or a pipe: plain when stdout is not a terminal."""
+"""Metrics as texts for terminals and notebooks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 _PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "validation_accuracy",
             "estimated_accuracy", "estimated_agreement", "teacher_agrees_with_label",
@@ -14,7 +11,7 @@ _BYTES = {"bytes_handed_over", "image_bytes"}
 
 
 def figure(name: str, value: Any) -> str:
-    """Return a metric as a person reads it: shares as percent, bytes as MB, counts with commas."""
+    """Return a metric as text: shares as percent, bytes as MB, counts with commas."""
     if value is None:
         return "-"
     if name in _PERCENT:
@@ -29,9 +26,9 @@ def figure(name: str, value: Any) -> str:
 
 
 def shown_metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, figure) of the metrics that fit on a line, errors behind what they are about.
+    """Return (name, text) of the metrics that fit on a line; an error is appended to the metric that it belongs to.
 
-    Of a curve, it says how many snapshots it has; sentences have a line each.
+    For a curve, it is the number of snapshots; a list of sentences has one entry per sentence.
     """
     errors = {name for name in metrics if name.endswith("_error") and name.removesuffix("_error") in metrics}
     hidden = {"confusion_matrix", *errors, *(name for name, value in metrics.items() if isinstance(value, dict))}

@@ -1,4 +1,4 @@
-"""What a stage is to do, and what came of it."""
+"""The plan of a stage, and its result."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan(Generic[ResolvedT]):
-    """What a stage will read and write: decided from the config and the run alone, before any work.
+    """What a stage will read and write: determined by the config and the run alone, before any work.
 
-    `needs` is the access to the teacher and its data that the result takes: one of `artifacts.NEEDS`. `resolved` is
-    what the options name, found and hashed, for the stage's `execute`; nothing is looked for a second time.
+    `needs` is the access to the teacher and its data that the result takes: one of `storage.artifacts.NEEDS`.
+    `resolved` is what the options name, found and hashed, for the stage's `execute`; nothing is searched twice.
     """
 
     target: ArtifactRef
@@ -39,10 +39,10 @@ class Plan(Generic[ResolvedT]):
 def load_classifier(path: str | Path) -> Classifier:
     """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
 
-    Random states and settings of the process stay as they are.
+    Random states and settings of the process do not change.
 
     Raises:
-        ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names.
+        ArtifactError: the file is missing or malformed, or its weights do not fit its architecture.
     """
     from ...models import classifier
     from .process_state import process_as_it_was
@@ -53,10 +53,10 @@ def load_classifier(path: str | Path) -> Classifier:
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """Result of a stage: where it is, what its manifest says, and whether it was `made`, `cached` or `planned`.
+    """Result of a stage: its directory, its manifest, and a status: `made`, `cached` or `planned`.
 
-    A notebook draws it: its figures, and its grid if it has one. Files are checked against the manifest whenever they
-    are read, and `ArtifactError` is raised when they were changed.
+    A notebook displays its metrics, and its grid if it has one. Files are compared with the manifest each time they
+    are read; `ArtifactError` is raised if one was changed.
     """
 
     status: str
@@ -69,16 +69,16 @@ class Outcome:
 
     @property
     def metrics(self) -> Json:
-        """The stage's summary; empty for what is only planned."""
+        """The stage's summary; empty for a planned result."""
         return {} if self.manifest is None else self.manifest.metrics
 
     @property
     def files(self) -> dict[str, Path]:
-        """Every payload file by its name."""
+        """The path of every payload file, by name."""
         return {} if self.manifest is None else {o.file: self.directory / o.file for o in self.manifest.outputs}
 
     def picture(self, name: str | None = None) -> Image:
-        """Return one of the artifact's pictures; without a name its grid, or else the first one.
+        """Return one of the artifact's pictures; without a name, its grid or else the first one.
 
         Raises:
             ConfigError: it has no picture, or none of this name.
@@ -90,11 +90,11 @@ class Outcome:
             return image
 
     def classifier(self) -> Classifier:
-        """Return the classifier that was made, in evaluation mode on the CPU. Raises `ConfigError` if none was."""
+        """Return the classifier, in evaluation mode on the CPU. Raises `ConfigError` if the artifact has none."""
         return load_classifier(self._file(MODEL_FILE))
 
     def images(self) -> np.ndarray:
-        """Return a transfer set's images, uint8 [N, channels, height, width]. Raises `ConfigError` if it is none."""
+        """Return a transfer set's images, uint8 [N, channels, height, width]. Raises `ConfigError` for others."""
         path = self._file(IMAGES)
         from ...storage.tensor_files import read_npy
 
@@ -130,7 +130,7 @@ class Outcome:
         name = self._picture_name(None)
         try:
             return table + image_html(self._file(name).read_bytes(), f"{self.plan.target.label}/{name}")
-        except ArtifactError:  # it was made again since, or removed
+        except ArtifactError:  # it was replaced or removed
             return table
 
     def _pictures(self) -> list[str]:
@@ -145,7 +145,7 @@ class Outcome:
         return name or pictures[0]
 
     def _file(self, name: str) -> Path:
-        """Return one payload file, checked. Raises `ConfigError` where this kind of artifact has none."""
+        """Return one payload file, checked. Raises `ConfigError` if the artifact has no such file."""
         if self.manifest is None or name not in self.files:
             raise ConfigError(f"{self._described()} has no {name}")
         return verify_file(self.directory, self.manifest.output(name))

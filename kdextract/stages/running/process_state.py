@@ -1,4 +1,4 @@
-"""What running a stage changes in its process, and how the process gets it back."""
+"""Settings and random states of the process: saved before a stage runs, and restored after it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Give the process its settings and random states back when the block ends, however it ends.
+    """Restore the settings and random states of the process when the block ends, with or without an error.
 
-    Kept are the random states of Python, of NumPy and PyTorch as far as they are imported, PyTorch's number of threads,
-    determinism and default type, the compiler's options that kdx sets, and cuBLAS's environment variable. Inside,
-    PyTorch computes as in a new process: in float32, on the CPU if nothing else is said, with gradients.
+    These are the random states of Python, and of NumPy and PyTorch if they are imported, PyTorch's number of threads,
+    determinism and default type, the compiler's options that kdx sets, and cuBLAS's environment variable. Inside the
+    block, PyTorch computes as in a new process: in float32, on the CPU by default, with gradients.
 
-    Threads wait for each other here: random states belong to the whole process. Blocks of one thread may be nested.
+    One thread at a time is inside, because all threads share the random states. Blocks of one thread may be nested.
     """
     with _ONE_AT_A_TIME, ExitStack() as undo:
         undo.callback(_set_variable, CUBLAS, os.environ.get(CUBLAS))
@@ -50,7 +50,7 @@ def _keep_torch(undo: ExitStack) -> None:
     undo.callback(torch.set_default_dtype, torch.get_default_dtype())
     if torch.cuda.is_initialized():
         undo.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-    elif torch.cuda.is_available():  # seeding the CPU seeds devices, too: what they would have been seeded with
+    elif torch.cuda.is_available():  # seeding the CPU also sets the seed that devices start with later
         undo.callback(torch.cuda.manual_seed_all, torch.initial_seed())
     undo.callback(torch.set_rng_state, torch.get_rng_state())
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Runs one stage: lock, plan, cache decision, checkpoints, signals, publication."""
+"""Runs a stage: lock, plan, cache decision, checkpoints, signals, publication."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ...storage.artifacts import Manifest, Output, file_sha256, partial_path, pu
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...storage.version import __version__
 from ...training.progress import Reporter
-from .attempts import Attempts, forget_peak_memory, peak_memory
+from .attempts import Attempts, peak_memory, reset_peak_memory
 from .checkpoints import CHECKPOINT_FILE, Checkpoints
 from .outcome import Outcome as Outcome
 from .outcome import Plan as Plan
@@ -48,19 +48,19 @@ KEY_FILE = "key.json"
 METRICS_FILE = "metrics.jsonl"
 COMPILERS = ("g++", "clang++")
 _TAKE_MEMORY = ("batch_size", "generator_batch", "pool_batch", "max_units", "covariance_rank")
-"""Options of stages and methods of which a smaller value takes less memory, in the order in which to try them."""
+"""Options of stages and methods that take less memory with a smaller value; errors name them in this order."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Stage(Generic[ConfigT, ResolvedT]):
-    """What a command that writes an artifact does.
+    """A command that writes an artifact.
 
-    `plan` finds and hashes the inputs; it must be quick and may raise any user error. `execute` gets what `plan` found
+    `plan` finds and hashes the inputs; it must be quick and may raise any `KdxError`. `execute` gets what `plan` found
     (`Plan.resolved`), does the work and returns summary metrics. With `replaces_stale`, a result whose inputs or
-    options changed is made again without `--force`. `check` judges an outcome after it was reported, cached or not.
-    `before` does what the stage relies on, outside of it.
+    options changed is made again without `--force`. `check` is called after the outcome was reported, cached or not,
+    and may raise an error. `before` is called before the plan, for work that the stage needs and does not do itself.
     """
 
     name: str
@@ -74,10 +74,10 @@ class Stage(Generic[ConfigT, ResolvedT]):
 
 @dataclass
 class StageContext:
-    """What a running stage gets: its run, its place to write, checkpoints, progress, and the counters of its budget.
+    """What a running stage uses: its run, its output files, checkpoints, progress, and the counters of its budget.
 
-    `started` is the `time.monotonic()` at which the stage was called; `earlier` is what attempts before this one have
-    cost. `precision` and `compiled` are what networks run with; see `Classifier.placed`.
+    `started` is the `time.monotonic()` at which the stage was called; `earlier` has the costs of earlier attempts.
+    `precision` and `compiled` apply to all networks; see `Classifier.placed`.
     """
 
     run: RunDir
@@ -99,7 +99,7 @@ class StageContext:
         """Return the run's teacher on the stage's device, frozen and in evaluation mode.
 
         Args:
-            purpose: what it is shown images for, where no block around says otherwise; see `queries`.
+            purpose: the purpose of its queries outside of blocks that set another one; see `models.queries`.
         """
         teacher = self.run.artifact(self.run.teacher()).file(MODEL_FILE)
         classifier = self._load(teacher)
@@ -121,11 +121,11 @@ class StageContext:
         return file.read(load_classifier).frozen()
 
     def placed(self, classifier: Classifier) -> Classifier:
-        """Move a classifier to the stage's device, to run as the options say, and return it."""
+        """Move a classifier to the stage's device, with the precision and compilation of the options, and return it."""
         return classifier.placed(self.device, self.precision, self.compiled)
 
     def write(self, name: str, content: bytes) -> None:
-        """Add a payload file; it is written when the stage is done."""
+        """Add a payload file, which is written at the end of the stage."""
         self.files[name] = content
 
     def write_metrics(self, rows: list[Json]) -> None:
@@ -147,7 +147,7 @@ class StageContext:
         return self.earlier.seconds.get("total", 0.0) + time.monotonic() - self.started
 
     def costs(self) -> Attempts:
-        """Return what the stage has cost so far, earlier attempts included."""
+        """Return the costs of the stage so far, earlier attempts included."""
         now = time.monotonic()
         seconds = dict(self._seconds)
         for name, began in self._running.items():
@@ -164,17 +164,17 @@ class StageContext:
 
 
 def run_stage(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter) -> Outcome:
-    """Run one stage, or find it done, or (with `dry_run`) say what would happen.
+    """Run a stage, unless its result exists (`cached`) or it is only to be planned (`dry_run`).
 
-    The process keeps its settings and random states; stages of several threads run one after the other.
+    Settings and random states of the process are restored; stages of several threads run one after the other.
 
     Raises:
-        KdxError: anything that the user can act on; see `errors`.
+        KdxError: any error that the user can correct; see `errors`.
     """
     try:
         with process_as_it_was():
             stage.before(config, reporter)
-            return _run(stage, config, reporter, time.monotonic())
+            return _plan_and_execute(stage, config, reporter, time.monotonic())
     except MemoryError as error:
         raise OutOfMemoryError(f"the machine ran out of memory; {what_takes_less(config)}") from error
     except OSError as error:
@@ -186,22 +186,22 @@ def run_stage(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Repor
 
 
 def what_takes_less(config: StageConfig) -> str:
-    """Return which options of a stage, and of its method, a user can change so that it takes less memory."""
+    """Return advice for an out-of-memory error: the options of the stage and its method that take less memory."""
     known = [*option_fields(config)]
     if isinstance(config, MethodStageConfig):
         known += option_fields(config.chosen_method()[1])
     names = {declared.name for declared in known}
     options = [spelling(name) for name in _TAKE_MEMORY if name in names]
     if not options:
-        return "this command has no option that makes it take less; it needs a machine or a --device with more memory"
+        return "no option of this command reduces it; use a machine or a --device with more memory"
     return f"try a smaller {' or '.join(options)}"
 
 
-def _run(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
+def _plan_and_execute(stage: Stage[ConfigT, ResolvedT], config: ConfigT, reporter: Reporter, started: float) -> Outcome:
     run = RunDir(config.run)
     plan: Plan[ResolvedT] | None = None
     if config.dry_run or not run.root.exists():
-        plan = stage.plan(config, run)  # a request that cannot work leaves no directory behind
+        plan = stage.plan(config, run)  # a command that cannot work creates no directory
         if config.dry_run:
             return Outcome("planned", plan.target.directory, None, plan)
     with run.lock():
@@ -239,7 +239,7 @@ def _execute(
         device = _set_up_torch(config)
         how = _how_networks_run(config, device)
         context = StageContext(run, reporter, checkpoints, device, started, Attempts.read(partial), *how)
-        forget_peak_memory(device)
+        reset_peak_memory(device)
         metrics = _execute_and_count(stage, config, plan.resolved, context, partial)
         context.budget |= context.costs().record(context.earlier)
         metrics_manifest = publish(
@@ -252,7 +252,7 @@ def _execute(
 def _execute_and_count(
     stage: Stage[ConfigT, ResolvedT], config: ConfigT, resolved: ResolvedT, context: StageContext, partial: Path
 ) -> Json:
-    """Execute the stage; write down what this attempt costs when it begins, at each checkpoint, and if it fails."""
+    """Execute the stage; store the costs of this attempt at its start, at each checkpoint, and if it fails."""
 
     def write() -> None:
         context.costs().write(partial)
@@ -267,7 +267,7 @@ def _execute_and_count(
 
 
 def _prepare_partial(stage: str, plan: Plan[Any], record: Json, reporter: Reporter) -> Path:
-    """Return the directory of the stage's checkpoint, emptied unless it belongs to just this work."""
+    """Return the directory of the stage's checkpoint, emptied unless it is of the same options and inputs."""
     partial = partial_path(plan.target.directory)
     key = json.dumps(
         {
@@ -281,7 +281,7 @@ def _prepare_partial(stage: str, plan: Plan[Any], record: Json, reporter: Report
     if partial.exists() and (not (partial / KEY_FILE).exists() or (partial / KEY_FILE).read_bytes() != key):
         shutil.rmtree(partial)
     if (partial / CHECKPOINT_FILE).exists():
-        reporter.line(f"{stage}: going on from the checkpoint of an interrupted run")
+        reporter.line(f"{stage}: continues from the checkpoint of an interrupted run")
     partial.mkdir(parents=True, exist_ok=True)
     write_file(partial / KEY_FILE, key)
     return partial
@@ -330,14 +330,14 @@ def _environment(context: StageContext) -> Json:
 
 
 def _import_what_is_set(config: StageConfig) -> None:
-    """Import PyTorch, and its compiler if networks are compiled: what was not imported has no settings to keep."""
+    """Import PyTorch, and its compiler if networks are compiled, so that `process_as_it_was` saves their settings."""
     import_module("torch")
     if isinstance(config, NetworkConfig) and config.compile:
         import_module("torch._dynamo")
 
 
 def _set_up_torch(config: StageConfig) -> torch.device:
-    """Choose the device, fix threads and determinism, and return the device; inside `process_as_it_was`."""
+    """Set the number of threads and determinism, and return the device; to be called inside `process_as_it_was`."""
     os.environ.setdefault(CUBLAS, ":4096:8")
     import torch
 
@@ -356,15 +356,15 @@ def _set_up_torch(config: StageConfig) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device {config.device!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no device {config.device!r} on this machine; use --device cpu")
+        raise UsageError(f"this machine has no device {config.device!r}; use --device cpu")
     return device
 
 
 def _how_networks_run(config: StageConfig, device: torch.device) -> tuple[torch.dtype | None, bool]:
-    """Return precision and compilation, for a stage with these options.
+    """Return precision and compilation of networks, (None, False) for a stage without these options.
 
     Raises:
-        ConfigError: the device cannot compute like that, or there is no compiler.
+        ConfigError: the device does not support the precision, or there is no C++ compiler.
     """
     import torch
 
@@ -373,19 +373,19 @@ def _how_networks_run(config: StageConfig, device: torch.device) -> tuple[torch.
     if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bfloat16; leave out --precision")
     if config.compile and not any(map(shutil.which, COMPILERS)):
-        raise ConfigError(f"--compile needs a C++ compiler ({' or '.join(COMPILERS)}), and there is none")
+        raise ConfigError(f"--compile needs a C++ compiler ({' or '.join(COMPILERS)}), and none is installed")
     return (torch.bfloat16 if config.precision == "bf16" else None), bool(config.compile)
 
 
 @contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Send SIGINT and SIGTERM to `handler` while the block runs (only the main thread can)."""
+    """Send SIGINT and SIGTERM to `handler` while the block runs; in other threads than the main one, do nothing."""
     import threading
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]  # None: not Python's
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]  # None: not set by Python
     old = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

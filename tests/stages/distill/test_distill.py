@@ -161,7 +161,7 @@ def test_the_rate_suits_the_student(finished_run: Path, run_copy: Path) -> None:
         (["--pool", "500"], "--pool has no effect on distill without --method"),
         (["--method", "auto", "--pool", "500"], "--pool has no effect on --method auto"),
         (["--budget", "soon"], "--budget is a time such as 120s"),
-        (["--budget", "60s", "--steps", "10"], "--budget and --steps both say how long"),
+        (["--budget", "60s", "--steps", "10"], "--budget and --steps both set the number of steps"),
         (["--patience", "0"], "--patience must be at least 1"),
         (["--snapshots", "-1"], "--snapshots must be at least 0"),
         (["--optimizer", "soup"], "Did you mean 'soap'"),

@@ -88,8 +88,8 @@ def test_numbers_stand_for_any_names(names: tuple[str, ...]) -> None:
 def test_other_names_for_as_many_classes_are_said() -> None:
     wanted, names = ("plane", "car", "bird", "cat", "deer"), ("airplane", "car", "b", "c", "d")
     assert given((1, 4, 4), wanted, (1, 4, 4), names)[1] == [
-        "folder:x: classes have other names than those of the classifier: 'airplane' is taken for 'plane', "
-        "'b' is taken for 'bird', 'c' is taken for 'cat' and 1 more"
+        "folder:x: class names differ from those of the classifier: 'airplane' counts as 'plane', "
+        "'b' counts as 'bird', 'c' counts as 'cat' and 1 more"
     ]
 
 

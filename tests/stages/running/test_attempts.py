@@ -11,7 +11,7 @@ from conftest import Crash
 
 from kdextract import api
 from kdextract.models.queries import Queries
-from kdextract.stages.running.attempts import Attempts, forget_peak_memory, peak_memory
+from kdextract.stages.running.attempts import Attempts, peak_memory, reset_peak_memory
 from kdextract.storage.artifacts import partial_path
 
 
@@ -66,7 +66,7 @@ def test_a_gpu_has_a_peak_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123_400_000)
     for name in ("cpu", "cuda:1"):
-        forget_peak_memory(torch.device(name))
+        reset_peak_memory(torch.device(name))
     assert forgotten == [torch.device("cuda:1")]
     assert peak_memory(torch.device("cuda:1"))["gpu"] == 123
     assert peak_memory(torch.device("cpu")).keys() == {"host"}

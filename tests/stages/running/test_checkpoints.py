@@ -128,7 +128,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         assert code == EXIT_CODES[number], err
         assert not target.exists()
         assert process.rows() >= max(rows, reached), "work that was saved is not lost"
-        assert ("going on from the checkpoint" in err) == (reached > 0)
+        assert ("continues from the checkpoint" in err) == (reached > 0)
         if number != signal.SIGKILL:
             assert err.splitlines()[-1] == (
                 f"kdx: error: stopped by {number.name}; run the same command again to go on"
@@ -137,7 +137,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         reached = process.rows()
     code, err = Process(stage, run_copy).wait()
     assert code == 0, err
-    assert "going on from the checkpoint" in err
+    assert "continues from the checkpoint" in err
     assert sha256s(target) == uninterrupted(stage, long=True)
     assert not partial_path(target).exists()
 

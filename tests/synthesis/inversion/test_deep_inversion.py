@@ -542,7 +542,7 @@ def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None
     options: dict[str, Any] = {"run": run, "images_per_class": 2, "steps": 3, "threads": 1}
     with pytest.raises(UsageError, match="--student has no effect on deep_inversion"):
         api.optimize_dataset(objective="deep_inversion", student="x", **options)
-    with pytest.raises(UsageError, match="needs the --student that its images compete with"):
+    with pytest.raises(UsageError, match="needs --student: a student of the run, with which its images compete"):
         api.optimize_dataset(objective="adaptive_deep_inversion", **options)
     with pytest.raises(UsageError, match="no artifact 'nobody'"):
         api.optimize_dataset(objective="adaptive_deep_inversion", student="nobody", **options)
