@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kdextract.benchmark.ledger import spelled, without_paths
+from kdextract.benchmark.ledger import shell_line, without_paths
 from kdextract.benchmark.report.curves import accuracy_curves
 from kdextract.benchmark.report.html import benchmark_html
 from kdextract.benchmark.report.markdown import benchmark_markdown
@@ -153,7 +153,7 @@ def test_paths_are_taken_out() -> None:
 
 def test_command_lines_are_taken_out_too() -> None:
     words = ["kdx", "train", "--data", "folder:/home/A B/my photos", "--run", "RUN", "--student", "/x/y/a.safetensors"]
-    assert spelled(words, {}) == "kdx train --data 'folder:my photos' --run RUN --student a.safetensors"
+    assert shell_line(words, {}) == "kdx train --data 'folder:my photos' --run RUN --student a.safetensors"
 
 
 # ---- Markdown ------------------------------------------------------------------------------------------------------

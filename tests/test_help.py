@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from kdextract import api
 from kdextract.cli import app as cli
-from kdextract.cli.command_help import Row, panels
+from kdextract.cli.command_help import HelpRow, panels
 from kdextract.cli.commands import COMMANDS
 from kdextract.errors import UsageError
 from kdextract.methods import every_method, live_method
@@ -27,7 +27,7 @@ WITH_METHODS = {
 METHODS = [(command, method) for command, config in WITH_METHODS.items() for method in config.methods()]
 
 
-def names(rows: list[Row]) -> set[str]:
+def names(rows: list[HelpRow]) -> set[str]:
     """Return the options of some rows as Python spells them."""
     typed = [re.sub(r"^-\w, ", "", typed).split()[0].replace("[no-]", "") for typed, _ in rows]
     return {name.removeprefix("--").replace("-", "_").lower() for name in typed} - {"help"}

@@ -12,12 +12,12 @@ from ..options.declare import DataAccess, NamedStageConfig, difference, to_recor
 from ..stages import STAGES
 from ..storage.artifacts import Manifest, read_manifest
 from ..storage.run_dir import PLACES, ArtifactRef, RunDir
-from .suite import Budget, Method, Student, Suite, Teacher
+from .suite import Budget, Student, Suite, SuiteMethod, Teacher
 from .suite_options import Options, arguments, stage_config
 
 RUN, DATA = "RUN", "DIR"  # how recorded commands spell the run directory and the data directory
 NOT_COMPARED = ("threads", "device")  # they change bits and seconds of a result, but not what it is a result of
-KINDS = {
+ARTIFACT_KINDS = {
     "train": "teacher",
     "compute-stats": "statistics",
     "optimize-dataset": "transfer-set",
@@ -56,7 +56,7 @@ class PlannedCommand:
 
     def place(self, run: RunDir) -> ArtifactRef:
         """Return where its result is, or will be."""
-        return run.place(KINDS[self.stage], self.name)
+        return run.place(ARTIFACT_KINDS[self.stage], self.name)
 
     def finished(self, run: RunDir) -> Manifest | None:
         """Return the manifest of its result, if that is there, made with these options from what is in the run now.
@@ -95,7 +95,7 @@ class Cell:
     teacher: Teacher
     seed: int
     student: Student
-    method: Method
+    method: SuiteMethod
     budget: Budget
     before: tuple[PlannedCommand, ...]
     distill: PlannedCommand
@@ -140,30 +140,32 @@ def plan_runs(suite: Suite) -> list[Run]:
         for teacher in suite.teachers.values():
             train = _command("train", None, {"data": suite.data} | teacher.options, seed)
             scored = _command("evaluate", "teacher", {}, seed, "teacher")
-            runs.append(Run(teacher, seed, train, scored, tuple(_cells(suite, teacher, seed))))
+            runs.append(Run(teacher, seed, train, scored, tuple(_plan_cells(suite, teacher, seed))))
     return [run for run in runs if run.cells]
 
 
-def _cells(suite: Suite, teacher: Teacher, seed: int) -> Iterator[Cell]:
+def _plan_cells(suite: Suite, teacher: Teacher, seed: int) -> Iterator[Cell]:
     methods = sorted(suite.methods.values(), key=lambda method: method.anchor)
     for student in suite.students.values():
         if teacher.name not in student.teachers:
             continue
         for budget in suite.budgets.values():
             for method in methods:
-                if _applies(method, student, budget, seed):
-                    yield _cell(suite, teacher, seed, student, method, budget)
+                if _is_wanted(method, student, budget, seed):
+                    yield _plan_cell(suite, teacher, seed, student, method, budget)
 
 
-def _applies(method: Method, student: Student, budget: Budget, seed: int) -> bool:
+def _is_wanted(method: SuiteMethod, student: Student, budget: Budget, seed: int) -> bool:
     limits = ((method.students, student.name), (method.budgets, budget.name), (method.seeds, seed))
     return all(allowed is None or value in allowed for allowed, value in limits)
 
 
-def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: Method, budget: Budget) -> Cell:
+def _plan_cell(
+    suite: Suite, teacher: Teacher, seed: int, student: Student, method: SuiteMethod, budget: Budget
+) -> Cell:
     name = f"{student.name}.{method.name}.{budget.name}"
-    before = [_before(stage, method.name, options, seed) for stage, options in method.before]
-    makes = [KINDS[command.stage] for command in before if command.name is not None]
+    before = [_preparing_command(stage, method.name, options, seed) for stage, options in method.before]
+    makes = [ARTIFACT_KINDS[command.stage] for command in before if command.name is not None]
     if student.compress is not None:
         before.append(_command("compress", student.name, student.compress, seed))
     chosen: Options = {"snapshots": suite.snapshots} | student.options | method.distill | budget.options
@@ -181,7 +183,7 @@ def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: M
     return Cell(teacher, seed, student, method, budget, tuple(before), distill, evaluate)
 
 
-def _before(stage: str, name: str, options: Options, seed: int) -> PlannedCommand:
+def _preparing_command(stage: str, name: str, options: Options, seed: int) -> PlannedCommand:
     """Return a command of a method that runs before distillation; `generate` takes the method's own generators."""
     if stage == "generate":
         options = {"generator": name} | options

@@ -18,13 +18,13 @@ from typing import Any
 from ..errors import ConfigError, RunLockedError
 from ..storage.artifacts import write_file
 
-BOOKS, LOCK = "commands", ".lock"
+FOLDER, LOCK = "commands", ".lock"
 _ABSOLUTE_WORD = re.compile(r"(folder:|npz:|npy:|hf:)?(/.*)")
 _ABSOLUTE = re.compile(r"(?<![\w./~-])/(?:[\w.+@~-]+/)*([\w.+@~-]+)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One command as it was run.
 
     `command` is its line with RUN and DIR for the run and data directories; `seconds` the wall clock of its process
@@ -44,11 +44,11 @@ class Entry:
     cpu: str
 
 
-class Books:
+class Ledger:
     """The entries of one run, by command label, in a JSON file of the work directory that is replaced atomically."""
 
     def __init__(self, work: Path, run: str) -> None:
-        self._path = work / BOOKS / f"{run}.json"
+        self._path = work / FOLDER / f"{run}.json"
         self._lock = threading.Lock()
         self._entries: dict[str, Any] = {}
         try:
@@ -57,10 +57,10 @@ class Books:
         except (OSError, ValueError):
             pass  # none yet, or not readable: seconds will be missing, results will not
 
-    def entry(self, label: str) -> Entry | None:
+    def entry(self, label: str) -> LedgerEntry | None:
         """Return what is known about a command that ended; None for one that never did."""
         try:
-            return Entry(**self._entries[label])
+            return LedgerEntry(**self._entries[label])
         except (KeyError, TypeError):
             return None
 
@@ -70,11 +70,11 @@ class Books:
         self._write(label, {})
         return cut_short
 
-    def end(self, label: str, entry: Entry) -> None:
+    def end(self, label: str, entry: LedgerEntry) -> None:
         """Note how a command ended."""
         self._write(label, asdict(entry))
 
-    def restore(self, label: str, entry: Entry | None) -> None:
+    def restore(self, label: str, entry: LedgerEntry | None) -> None:
         """Put back what was known before `start`: the command found its result made already."""
         self._write(label, asdict(entry) if entry else None)
 
@@ -120,7 +120,7 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spelled(words: list[str], places: dict[str, str]) -> str:
+def shell_line(words: list[str], places: dict[str, str]) -> str:
     """Return a command line as a shell takes it, without paths of this machine; see `without_paths`."""
     plain = []
     for word in words:

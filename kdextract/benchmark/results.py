@@ -10,7 +10,7 @@ from ..storage.artifacts import Manifest
 from ..storage.run_dir import RunDir
 from ..storage.version import __version__
 from .cells import Cell, PlannedCommand, Run
-from .ledger import Books, Entry, spelled, without_paths
+from .ledger import Ledger, LedgerEntry, shell_line, without_paths
 from .runner import Setting
 from .suite import Suite
 
@@ -30,12 +30,12 @@ def collect(suite: Suite, runs: list[Run], setting: Setting) -> Json:
     teachers, cells, entries, manifests = [], [], [], []
     several: list[tuple[bool, int | None]] = []
     for run in runs:
-        books = _RunBooks(run, setting)
-        teachers.append(_teacher(run, books))
-        cells += [_cell(cell, run, books) for cell in run.cells]
-        entries += books.used
-        manifests += books.manifests
-        several += books.attempts
+        ledger = _RunRecords(run, setting)
+        teachers.append(_teacher(run, ledger))
+        cells += [_cell(cell, run, ledger) for cell in run.cells]
+        entries += ledger.used
+        manifests += ledger.manifests
+        several += ledger.attempts
     return {
         "schema_version": SCHEMA_VERSION,
         "suite": {
@@ -63,15 +63,15 @@ def collect(suite: Suite, runs: list[Run], setting: Setting) -> Json:
     }
 
 
-class _RunBooks:
-    """What one run and its books say about commands; remembers what was asked for."""
+class _RunRecords:
+    """What one run and its ledger say about commands; remembers what was asked for."""
 
     def __init__(self, run: Run, setting: Setting) -> None:
         self._place = RunDir(setting.work / run.name)
-        self._books = Books(setting.work, run.name)
+        self._ledger = Ledger(setting.work, run.name)
         self._setting, self._run = setting, run
         self._manifests: dict[str, Manifest | None] = {}
-        self.used: list[Entry] = []
+        self.used: list[LedgerEntry] = []
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -80,11 +80,11 @@ class _RunBooks:
 
     @property
     def attempts(self) -> list[tuple[bool, int | None]]:
-        """Whether each result was interrupted as the books know, and in how many attempts as its manifest says."""
+        """Whether each result was interrupted as the ledger know, and in how many attempts as its manifest says."""
         results = []
         for label, manifest in self._manifests.items():
             if manifest is not None:
-                entry = self._books.entry(label)
+                entry = self._ledger.entry(label)
                 known = entry is not None and entry.identity == manifest.identity and entry.resumed
                 results.append((known, manifest.budget.get("attempts")))
         return results
@@ -97,9 +97,9 @@ class _RunBooks:
                 self.used.append(entry)
         return self._manifests[command.label]
 
-    def _entry(self, command: PlannedCommand) -> Entry | None:
+    def _entry(self, command: PlannedCommand) -> LedgerEntry | None:
         """Return the entry of the process that made the finished result, if that is known."""
-        entry, manifest = self._books.entry(command.label), self._manifests[command.label]
+        entry, manifest = self._ledger.entry(command.label), self._manifests[command.label]
         return entry if entry is not None and manifest is not None and entry.identity == manifest.identity else None
 
     def seconds(self, command: PlannedCommand) -> float | None:
@@ -112,29 +112,29 @@ class _RunBooks:
             return None
         return entry.seconds + float(manifest.budget["seconds"].get("earlier_attempts", 0.0))
 
-    def failure(self, command: PlannedCommand) -> Entry | None:
+    def failure(self, command: PlannedCommand) -> LedgerEntry | None:
         """Return how this very command failed, if it did when it was last run."""
-        entry = self._books.entry(command.label)
+        entry = self._ledger.entry(command.label)
         return entry if entry is not None and entry.exit_code and self._same(entry, command) else None
 
     def line(self, command: PlannedCommand) -> str:
         """Return the command as it was run, or would be."""
-        manifest, entry = self.manifest(command), self._books.entry(command.label)
+        manifest, entry = self.manifest(command), self._ledger.entry(command.label)
         if entry is not None and self._same(entry, command):
             return entry.command
         threads = self._setting.threads_each if manifest is None else manifest.config.get("threads")
         return self._spelled(command.line(threads, self._setting.device))
 
-    def _same(self, entry: Entry, command: PlannedCommand) -> bool:
+    def _same(self, entry: LedgerEntry, command: PlannedCommand) -> bool:
         """Say whether an entry is about this command, with any number of threads and on any device."""
         return f"{entry.command} ".startswith(self._spelled(command.line(None, None)) + " ")
 
     def _spelled(self, words: list[str]) -> str:
-        return spelled(["kdx", *words], self._setting.places(self._run))
+        return shell_line(["kdx", *words], self._setting.places(self._run))
 
 
-def _teacher(run: Run, books: _RunBooks) -> Json:
-    made, scored = books.manifest(run.train), books.manifest(run.evaluate)
+def _teacher(run: Run, ledger: _RunRecords) -> Json:
+    made, scored = ledger.manifest(run.train), ledger.manifest(run.evaluate)
     return {
         "teacher": run.teacher.name,
         "seed": run.seed,
@@ -142,11 +142,11 @@ def _teacher(run: Run, books: _RunBooks) -> Json:
         "num_parameters": made.metrics.get("num_parameters") if made else None,
         "accuracy": scored.metrics["accuracy"] if scored else None,
         "seconds": made.budget["seconds"]["total"] if made else None,
-        "commands": [books.line(command) for command in (run.train, run.evaluate)],
+        "commands": [ledger.line(command) for command in (run.train, run.evaluate)],
     }
 
 
-def _cell(cell: Cell, run: Run, books: _RunBooks) -> Json:
+def _cell(cell: Cell, run: Run, ledger: _RunRecords) -> Json:
     commands = (run.train, run.evaluate, *cell.commands)
     result: Json = {
         "teacher": cell.teacher.name,
@@ -157,25 +157,25 @@ def _cell(cell: Cell, run: Run, books: _RunBooks) -> Json:
         "seed": cell.seed,
         "status": DONE,
     }
-    unfinished = next((command for command in commands if books.manifest(command) is None), None)
+    unfinished = next((command for command in commands if ledger.manifest(command) is None), None)
     if unfinished is not None:
-        failure = books.failure(unfinished)
+        failure = ledger.failure(unfinished)
         result["status"] = NOT_RUN if failure is None else FAILED
         if failure is not None:
             result |= {"failed_at": unfinished.stage, "exit_code": failure.exit_code, "message": failure.message}
     else:
-        result |= _figures(cell, books)
-    return result | {"commands": [books.line(command) for command in cell.commands]}
+        result |= _figures(cell, ledger)
+    return result | {"commands": [ledger.line(command) for command in cell.commands]}
 
 
-def _figures(cell: Cell, books: _RunBooks) -> Json:
+def _figures(cell: Cell, ledger: _RunRecords) -> Json:
     """Return the figures of a finished cell."""
-    before = [_present(books.manifest(command)) for command in cell.before]
-    student, scored = _present(books.manifest(cell.distill)), _present(books.manifest(cell.evaluate))
+    before = [_present(ledger.manifest(command)) for command in cell.before]
+    student, scored = _present(ledger.manifest(cell.distill)), _present(ledger.manifest(cell.evaluate))
     scores, metrics = scored.metrics, student.metrics
     seconds = student.budget["seconds"]
     synthesis = round(sum(m.budget["seconds"]["total"] for m in before) + seconds.get("synthesis", 0.0), 2)
-    walls = [books.seconds(command) for command in cell.commands]
+    walls = [ledger.seconds(command) for command in cell.commands]
     curve = _curve(student, scored, sum(m.budget["seconds"]["total"] for m in before))
     best = max(curve, key=lambda point: float(point["accuracy"])) if len(curve) > 1 else None
     estimate = metrics.get("estimated_accuracy")

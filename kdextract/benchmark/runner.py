@@ -22,7 +22,7 @@ from ..stages.running.runner import signals_to
 from ..storage.run_dir import RunDir
 from ..training.progress import Reporter, Task
 from .cells import DATA, RUN, Cell, PlannedCommand, Run
-from .ledger import Books, Entry, num_cpus, processor, spelled, without_paths
+from .ledger import Ledger, LedgerEntry, num_cpus, processor, shell_line, without_paths
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -113,14 +113,14 @@ class Runner:
 
     def _run_one(self, run: Run, task: Task) -> None:
         place = RunDir(self._setting.work / run.name)
-        books = Books(self._setting.work, run.name)
+        ledger = Ledger(self._setting.work, run.name)
         failed: set[str] = set()
 
         def succeed(commands: tuple[PlannedCommand, ...], title: str) -> bool:
             for command in commands:
                 if self._stop is not None or command.label in failed:
                     return False
-                if command.finished(place) is None and not self._make(run, command, place, books, title):
+                if command.finished(place) is None and not self._make(run, command, place, ledger, title):
                     failed.add(command.label)
                     return False
             return True
@@ -133,18 +133,18 @@ class Runner:
                 with self._lock:
                     task.advance(1, cell.title)
 
-    def _make(self, run: Run, command: PlannedCommand, place: RunDir, books: Books, title: str) -> bool:
+    def _make(self, run: Run, command: PlannedCommand, place: RunDir, ledger: Ledger, title: str) -> bool:
         """Run one command, write down how it went, and say whether it went well."""
         line = command.line(self._setting.threads_each, self._setting.device)
         places = self._setting.places(run)
-        line_as_run = spelled(["kdx", *line], places)
-        known = books.entry(command.label)
+        line_as_run = shell_line(["kdx", *line], places)
+        known = ledger.entry(command.label)
         diverged = known is not None and known.exit_code == DivergedError.exit_code and known.command == line_as_run
         if diverged and not self._setting.force:
             self._reporter.line(f"{title}: {command.stage} diverged before, and would again")
             return False
         self._reporter.line(f"{title}: {command.stage}")
-        cut_short = books.start(command.label)
+        cut_short = ledger.start(command.label)
         started = time.monotonic()
         code, output, errors = self._call(self._real(line, command, place))
         seconds = round(time.monotonic() - started, 2)
@@ -153,17 +153,17 @@ class Runner:
             return False
         made = _document(output)
         if code == RunLockedError.exit_code:
-            books.restore(command.label, known)
+            ledger.restore(command.label, known)
             raise RunLockedError(_message(code, made, errors))
         if code == 0 and made.get("status") == "cached":
-            books.restore(command.label, known)
+            ledger.restore(command.label, known)
             return True
         message = _message(code, made, errors) if code else ""
         if code:
             self._reporter.line(f"{title}: {command.stage} failed with exit code {code}: {message}")
-        books.end(
+        ledger.end(
             command.label,
-            Entry(
+            LedgerEntry(
                 command=line_as_run,
                 seconds=seconds,
                 exit_code=code,

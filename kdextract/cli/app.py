@@ -16,7 +16,7 @@ from ..errors import Interrupted, KdxError, ReaderGone, from_os_error
 from ..options.entries import OutputOptions
 from ..storage.version import __version__
 from ..training.progress import Reporter
-from .arguments import command_function, reader_may_leave
+from .arguments import closed_stdout_as_error, command_function
 from .command import Command
 from .command_help import WIDEST, command_class
 from .commands import COMMANDS
@@ -51,7 +51,7 @@ def _root(
     pass
 
 
-def _function(command: Command) -> Callable[..., None]:
+def _typer_function(command: Command) -> Callable[..., None]:
     def run(config: Any, output: OutputOptions) -> None:
         result = command.run(config, Reporter(quiet=output.quiet))
         if output.json:  # an error is a document of its own, and there is one document only
@@ -65,7 +65,7 @@ def _function(command: Command) -> Callable[..., None]:
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name, cls=command_class(_command.config))(_function(_command))
+    app.command(_name, cls=command_class(_command.config))(_typer_function(_command))
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     as_json, verbose = "--json" in arguments, bool({"-v", "--verbose"} & set(arguments))
     try:
         code = get_command(app).main(args=arguments, prog_name="kdx", standalone_mode=False)
-        with reader_may_leave():
+        with closed_stdout_as_error():
             sys.stdout.flush()
     except KdxError as error:
         code = _report(error, error.exit_code, as_json, verbose)

@@ -16,7 +16,7 @@ from ..options.entries import Entry, OutputOptions, Parameter, entries, entries_
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
+def closed_stdout_as_error() -> Iterator[None]:
     """Turn a closed stdout into `ReaderGone`."""
     try:
         yield
@@ -30,18 +30,18 @@ def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOpt
     Args:
         run: called with the config that was typed, and the output options.
     """
-    speech = entries_of(OutputOptions)
+    output_entries = entries_of(OutputOptions)
     taken = entries(config_type)
 
     def command(**values: Any) -> None:
-        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in speech})
+        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in output_entries})
         chosen = {e.name: values.pop(e.name) for e in taken if e.of_method}
         if issubclass(config_type, MethodStageConfig):
             values["method_options"] = {name: value for name, value in chosen.items() if value is not None}
-        with reader_may_leave():
+        with closed_stdout_as_error():
             run(config_type(**values), output)
 
-    ordered = [_parameter(entry) for entry in taken + speech]
+    ordered = [_typer_parameter(entry) for entry in taken + output_entries]
     command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
     command.__doc__ = _paragraphs(config_type.__doc__ or "")
@@ -56,7 +56,7 @@ def _paragraphs(docstring: str) -> str:
     return "\n\n".join([*parts, *(["\b\nExamples:\n" + "\n".join(lines)] if lines else [])])
 
 
-def _parameter(entry: Entry) -> Parameter:
+def _typer_parameter(entry: Entry) -> Parameter:
     default = ... if entry.default is MISSING else entry.default  # typer's word for required
     kind: Any = entry.kind
     annotation = Annotated[kind, _typer_option(entry)]

@@ -18,10 +18,11 @@ from ..options.entries import OutputOptions
 from ..stages.running.html import Record, table_html
 from ..storage.artifacts import write_file
 from ..training.progress import Reporter
+from .command import Command
 from .printing import print_line, print_table
 
-FILES = ("results.json", "results.md", "report.html")
-RUNS = Path("runs/benchmarks")
+RESULT_FILES = ("results.json", "results.md", "report.html")
+WORK_FOLDER = Path("runs/benchmarks")
 STATES = {DONE: "cached", "not run": "to run"}
 
 
@@ -93,22 +94,24 @@ def benchmark(config: BenchmarkConfig, reporter: Reporter) -> Results:
         Interrupted: told to stop; the same command goes on.
     """
     suite = read_suite(config.suite)
-    work = (config.work or RUNS / suite.name).resolve()
+    work = (config.work or WORK_FOLDER / suite.name).resolve()
     runs = plan_runs(suite)
     chosen = select(runs, config.patterns())
     setting = Setting(
         work, config.data_dir.resolve(), config.download, suite.threads, suite.device, config.jobs, config.force
     )
     if config.report_only and not work.is_dir():
-        raise ArtifactError(f"nothing was run yet in {config.work or RUNS / suite.name}; leave --report-only out")
+        raise ArtifactError(
+            f"nothing was run yet in {config.work or WORK_FOLDER / suite.name}; leave --report-only out"
+        )
     if config.dry_run:
         return Results(command="benchmark", status="planned", cells=_states(suite, chosen, setting))
     if not config.report_only:
         with work_lock(work):
-            _run(suite, chosen, setting, reporter)
+            _run_unfinished(suite, chosen, setting, reporter)
     results = collect(suite, runs, setting)
     _write(results, config.out or work)
-    return Results(command="benchmark", directory=str(config.out or config.work or RUNS / suite.name), **results)
+    return Results(command="benchmark", directory=str(config.out or config.work or WORK_FOLDER / suite.name), **results)
 
 
 def print_benchmark(config: BenchmarkConfig, results: Results, output: OutputOptions) -> None:
@@ -121,7 +124,7 @@ def print_benchmark(config: BenchmarkConfig, results: Results, output: OutputOpt
         _print_results(results)
 
 
-def _run(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
+def _run_unfinished(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
     """Run what is not finished; names are checked before, unless there is nothing to run."""
     cells = collect(suite, runs, setting)["cells"]
     finished = sum(cell["status"] == DONE for cell in cells)
@@ -153,7 +156,7 @@ def _write(results: dict[str, Any], out: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{out} is a file, or below one, and cannot hold results") from error
     texts = (json.dumps(results, indent=1) + "\n", benchmark_markdown(results), benchmark_html(results))
-    for name, text in zip(FILES, texts, strict=True):
+    for name, text in zip(RESULT_FILES, texts, strict=True):
         write_file(out / name, text.encode())
 
 
@@ -176,7 +179,7 @@ def _print_results(results: Results) -> None:
             lines = [line for line in section.lines if line.kind != "published"]
             rows = [[line.cells[number] for number in numbers] for line in lines]
             print_table([section.columns[number] for number in numbers], rows, title)
-    print_line(f"last weights; how to read it, and everything else: {Path(results['directory']) / FILES[2]}")
+    print_line(f"last weights; how to read it, and everything else: {Path(results['directory']) / RESULT_FILES[2]}")
 
 
 def refuse_failures(config: BenchmarkConfig, results: Results) -> None:
@@ -192,6 +195,11 @@ def refuse_failures(config: BenchmarkConfig, results: Results) -> None:
         cell = f"{first['teacher']} seed {first['seed']}: {first['student']} {first['method']} {first['budget']}"
         raise BenchmarkError(
             f"{len(failed)} of {len(results['cells'])} cells failed, first {cell}: {first['failed_at']}: "
-            f"{first['message']} (all of them: {Path(results['directory']) / FILES[1]})",
+            f"{first['message']} (all of them: {Path(results['directory']) / RESULT_FILES[1]})",
             first["exit_code"],
         )
+
+
+BENCHMARK = Command(
+    BenchmarkConfig, benchmark, print_benchmark, refuse_failures, returns="Results: the dict that --json prints."
+)

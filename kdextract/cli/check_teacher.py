@@ -48,18 +48,18 @@ def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
     from ..synthesis.structured_noise.patterns import structured_images
 
     findings = Findings()
-    teacher = _teacher(config, findings).frozen()
+    teacher = _load_teacher(config, findings).frozen()
     real, lines = _real_images(config, teacher)
     examination = examine(teacher, structured_images, real)
     return Record(
         model_summary(teacher),
         found=findings.lines + lines,
         checks=[vars(check) for check in examination.checks],
-        methods=_methods(teacher, examination),
+        methods=_method_rows(teacher, examination),
     )
 
 
-def show(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
+def print_check(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
     """Print findings, checks and methods; quietly, the methods that apply."""
     if output.quiet:
         print_line("\n".join(dict.fromkeys(row["method"] for row in record["methods"] if row["applies"] == "yes")))
@@ -73,14 +73,14 @@ def show(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> Non
         print_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
 
-def refuse(config: CheckTeacherConfig, record: Json) -> None:
+def refuse_unfit(config: CheckTeacherConfig, record: Json) -> None:
     """Raise `ConfigError` if the model cannot be a teacher."""
     problems = [row for row in record["checks"] if row["result"] == "problem" and row["check"] != "gradients"]
     if problems:
         raise ConfigError(f"{record['model']} cannot be a teacher: {problems[0]['check']}: {problems[0]['detail']}")
 
 
-def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
+def _load_teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
     from ..models.classifier import load_classifier
 
     if config.model is None:
@@ -115,16 +115,16 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealI
     return RealImages(fitted(data.images[rows], teacher.input_shape), labels), lines
 
 
-def _methods(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:
+def _method_rows(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:
     """Return a row per way to use a method: whether it applies to this teacher, and why not."""
     rows = []
     for command, method in every_method():
-        applies, reason = _applies(method, teacher, examination)
+        applies, reason = _applicability(method, teacher, examination)
         rows.append({"command": command, "method": method.name, "applies": applies, "reason": reason})
     return rows
 
 
-def _applies(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
+def _applicability(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
     if method.images_only and teacher.is_table:
         return "no", "it is for images; the teacher takes rows of a table"
     if method.needs_gradient and not examination.gradients:
@@ -138,4 +138,4 @@ def _applies(method: Method, teacher: Classifier, examination: Examination) -> t
     return "yes", ""
 
 
-COMMAND = Command(CheckTeacherConfig, check_teacher, show, refuse)
+CHECK_TEACHER = Command(CheckTeacherConfig, check_teacher, print_check, refuse_unfit)

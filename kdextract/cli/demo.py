@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..options.declare import RunConfig, option
+from ..options.entries import OutputOptions
 from ..stages import compute_stats, evaluate, optimize_dataset, train
 from ..stages.distill import command as distill
 from ..stages.running.figures import figure
 from ..stages.running.html import image_html, table_html
 from ..stages.running.runner import Outcome, Stage, run_stage
 from ..training.progress import Reporter
+from .command import Command
 from .printing import print_line, print_table
 
 STUDENT, CEILING, FLOOR = "lenet_half", "ceiling", "floor"
@@ -145,3 +147,20 @@ def demo(config: DemoConfig, reporter: Reporter) -> DemoResult:
     for name in ("teacher", STUDENT, CEILING, FLOOR):
         run(f"evaluate {name}", evaluate.STAGE, artifact=name)
     return DemoResult(config.run, config.seed, outcomes, time.monotonic() - started)
+
+
+def print_demo(config: DemoConfig, result: DemoResult, output: OutputOptions) -> None:
+    """Print the tables of the demo; quietly, the run directory."""
+    if output.quiet:
+        print_line(str(config.run))
+    else:
+        result.print()
+
+
+DEMO = Command(
+    DemoConfig,
+    demo,
+    print_demo,
+    record=lambda result: {"command": "demo", **result.record()},
+    returns="DemoResult: the Outcome of every stage, by its name.",
+)

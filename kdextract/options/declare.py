@@ -114,10 +114,10 @@ class OptionSet:
         for declared in option_fields(self):
             value = getattr(self, declared.name)
             if value is not None:
-                _check(declared.name, value, option_info(declared))
+                _check_value(declared.name, value, option_info(declared))
 
 
-def _check(name: str, value: Any, info: OptionInfo) -> None:
+def _check_value(name: str, value: Any, info: OptionInfo) -> None:
     if info.choices is not None and value not in info.choices():
         raise UsageError(f"unknown value {value!r} of {spelling(name)}.{did_you_mean(str(value), info.choices())}")
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -304,14 +304,14 @@ class VerifierConfig(OptionSet):
 def to_record(config: OptionSet) -> dict[str, Any]:
     """Return the recorded options as JSON values, in the order in which they are declared."""
     record = {
-        declared.name: _plain(getattr(config, declared.name))
+        declared.name: _json_value(getattr(config, declared.name))
         for declared in option_fields(config)
         if option_info(declared).recorded
     }
     return record | to_record(config.method_config()) if isinstance(config, MethodStageConfig) else record
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 

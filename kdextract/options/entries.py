@@ -80,38 +80,38 @@ def entries(config_type: type[OptionSet]) -> list[Entry]:
 
 def entries_of(options: type[OptionSet]) -> list[Entry]:
     """Return the options of one class, in the order in which they are declared."""
-    return [_entry(declared, options) for declared in option_fields(options)]
+    return [_option_entry(declared, options) for declared in option_fields(options)]
 
 
-def _entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Entry:
+def _option_entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Entry:
     info = option_info(declared)
-    said = _said(declared)
+    said = _default_text(declared)
     text = info.help if info.otherwise is None else f"{info.help} Default: {info.otherwise}."
-    return Entry(declared, _type(declared, owner), declared.default, text + choices_said(info), said)
+    return Entry(declared, _option_type(declared, owner), declared.default, text + choices_text(info), said)
 
 
-def choices_said(info: OptionInfo) -> str:
+def choices_text(info: OptionInfo) -> str:
     """Return the allowed values as a sentence, '' where the help text names each of them."""
     choices = [] if info.choices is None else info.choices()
     named = all(re.search(rf"\b{re.escape(choice)}\b", info.help) for choice in choices)
     return "" if named else f" One of: {', '.join(choices)}."
 
 
-def _said(declared: dataclasses.Field[Any]) -> str | None:
+def _default_text(declared: dataclasses.Field[Any]) -> str | None:
     """Return an option's default in words, None for a required one, a switch that is off, and None itself."""
     default = declared.default
     if default is None:
         return option_info(declared).otherwise
-    return None if default is MISSING or default is False else spelled(default)
+    return None if default is MISSING or default is False else value_text(default)
 
 
-def _type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
+def _option_type(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> Any:
     known: Any = owner
-    return _types(known)[declared.name]
+    return _option_types(known)[declared.name]
 
 
 @functools.cache
-def _types(owner: Any) -> dict[str, Any]:
+def _option_types(owner: Any) -> dict[str, Any]:
     return typing.get_type_hints(owner)
 
 
@@ -129,11 +129,11 @@ def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
     defaults: dict[str, dict[str, str]] = {}
     for method_name, options in methods.items():
         for declared in option_fields(options):
-            kind = _type(declared, options)
+            kind = _option_type(declared, options)
             known = declared_as.setdefault(declared.name, (declared, kind))
             assert _required(known[1]) == _required(kind), f"{declared.name} has two types"
             takers.setdefault(declared.name, []).append(method_name)
-            said = option_info(declared).otherwise if declared.default is None else spelled(declared.default)
+            said = option_info(declared).otherwise if declared.default is None else value_text(declared.default)
             if said is not None:
                 defaults.setdefault(declared.name, {})[method_name] = said
     return [
@@ -145,14 +145,14 @@ def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
 def _method_entry(
     declared: dataclasses.Field[Any], kind: Any, takers: list[str], defaults: dict[str, str], num_methods: int
 ) -> Entry:
-    info, said = option_info(declared), _describe(defaults) if defaults else None
+    info, said = option_info(declared), _defaults_text(defaults) if defaults else None
     text = info.help if len(takers) == num_methods else f"{info.help} Only for {', '.join(takers)}."
     text += "" if said is None else f" Default: {said}."
     optional = kind if _is_optional(kind) else kind | None
-    return Entry(declared, optional, None, text + choices_said(info), said, of_method=True)
+    return Entry(declared, optional, None, text + choices_text(info), said, of_method=True)
 
 
-def _describe(defaults: dict[str, str]) -> str:
+def _defaults_text(defaults: dict[str, str]) -> str:
     """Say the usual default, and which methods have another."""
     said = list(defaults.values())
     usual = max(said, key=said.count)
@@ -160,7 +160,7 @@ def _describe(defaults: dict[str, str]) -> str:
     return "; ".join([usual, *(f"{', '.join(name for name in defaults if defaults[name] == t)}: {t}" for t in others)])
 
 
-def spelled(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a default as help writes it."""
     if isinstance(value, bool):
         return "on" if value else "off"

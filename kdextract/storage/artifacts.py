@@ -131,7 +131,7 @@ def read_manifest(directory: Path) -> Manifest:
     return replace(manifest, config=present_record(manifest.config))
 
 
-def read_header(path: Path) -> tuple[list[str], Json]:
+def read_safetensors_header(path: Path) -> tuple[list[str], Json]:
     """Return the names of the tensors of a safetensors file and its metadata; quick, without PyTorch.
 
     Raises:

@@ -28,10 +28,12 @@ FOREIGN_TYPES = {**ARTIFACT_TYPES, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16":
 """Element types that others write, with their bytes."""
 
 Json = dict[str, Any]
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
+TensorHeaders = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES) -> tuple[Tensors, dict[str, str]]:
+def check_safetensors_file(
+    path: Path, types: Mapping[str, int] = FOREIGN_TYPES
+) -> tuple[TensorHeaders, dict[str, str]]:
     """Return (name -> (element type, shape), metadata) of a safetensors file, from its header and size alone.
 
     Args:
@@ -40,7 +42,7 @@ def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES)
     Raises:
         ArtifactError: the file is missing, or its header is malformed, oversized or does not fit the file.
     """
-    with _open(path) as stream:
+    with open_file(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
         claimed = int.from_bytes(start, "little")
@@ -49,7 +51,7 @@ def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES)
 
 def check_safetensors(
     path: Path, start: bytes, size: int, types: Mapping[str, int] = ARTIFACT_TYPES
-) -> tuple[Tensors, dict[str, str]]:
+) -> tuple[TensorHeaders, dict[str, str]]:
     """Do the same for a file of `size` bytes that begins with `start`, which holds at least its header."""
 
     def refuse(reason: str) -> ArtifactError:
@@ -88,7 +90,7 @@ def own_metadata(path: Path, metadata: dict[str, str]) -> Json:
     return record
 
 
-def _open(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
     try:
         if path.exists() and not path.is_file():
             raise ArtifactError(f"{path} is a {'directory' if path.is_dir() else 'device'}, not a file")
@@ -99,7 +101,7 @@ def _open(path: Path) -> BinaryIO:
         raise ArtifactError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _is_safetensors(start: bytes) -> bool:
+def is_safetensors(start: bytes) -> bool:
     """Whether a file begins with the length of a header below 4 GiB and the header's first brace."""
     return start[4:9] == b"\0\0\0\0{"
 

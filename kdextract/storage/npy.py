@@ -38,7 +38,7 @@ class ArrayHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(
+def read_npy_header(
     stream: IO[bytes], size: int, where: str, refusal: type[KdxError] = DataError
 ) -> tuple[ArrayHeader, bytes]:
     """Return the header of `.npy` content of `size` bytes, and the data that was read with it.
@@ -79,9 +79,9 @@ def read_array(stream: IO[bytes], size: int, where: str, refusal: type[KdxError]
     """Return the array of `.npy` content of `size` bytes; memory is taken for what the stream gives, and no more.
 
     Raises:
-        KdxError: as `read_header`, or the stream ends early.
+        KdxError: as `read_npy_header`, or the stream ends early.
     """
-    header, begun = read_header(stream, size, where, refusal)
+    header, begun = read_npy_header(stream, size, where, refusal)
     content = bytearray(begun)
     content += stream.read(header.data_bytes - len(begun))
     if len(content) != header.data_bytes:

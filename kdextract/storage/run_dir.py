@@ -285,7 +285,7 @@ class RunDir:
         recover(ref.directory)
         if force or not ref.directory.exists():
             return False
-        manifest = in_its_place(ref)
+        manifest = manifest_of(ref)
         changes = difference(manifest.config, config) + _changed_inputs(manifest, inputs)
         if changes:
             raise ConfigError(
@@ -296,7 +296,7 @@ class RunDir:
         return True
 
 
-def in_its_place(ref: ArtifactRef) -> Manifest:
+def manifest_of(ref: ArtifactRef) -> Manifest:
     """Return an artifact's manifest. Raises `ArtifactError` when it is not the artifact that belongs there."""
     manifest = read_manifest(ref.directory)
     _require_place(ref, manifest)
@@ -309,9 +309,9 @@ def _require_place(ref: ArtifactRef, manifest: Manifest) -> None:
         raise ArtifactError(f"{ref.directory} holds the {manifest.kind} {manifest.label}: it was renamed or moved")
 
 
-def verified(ref: ArtifactRef) -> Manifest:
+def verified_manifest(ref: ArtifactRef) -> Manifest:
     """Check every file of an artifact of the run and return its manifest. Raises `ArtifactError`."""
-    return verify_artifact(ref.directory, in_its_place(ref))
+    return verify_artifact(ref.directory, manifest_of(ref))
 
 
 def _changed_inputs(manifest: Manifest, inputs: tuple[Input, ...]) -> list[str]:
@@ -321,9 +321,9 @@ def _changed_inputs(manifest: Manifest, inputs: tuple[Input, ...]) -> list[str]:
     for role in dict.fromkeys([*old, *new]):
         before, after = old.get(role), new.get(role)
         if before is None or after is None or before.sha256 != after.sha256:
-            changes.append(f"{role}: {_brief(before)} -> {_brief(after)}")
+            changes.append(f"{role}: {_input_text(before)} -> {_input_text(after)}")
     return changes
 
 
-def _brief(entry: Input | None) -> str:
+def _input_text(entry: Input | None) -> str:
     return f"{entry.path} {entry.sha256[:8]}" if entry else "none"

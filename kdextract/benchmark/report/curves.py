@@ -32,24 +32,24 @@ def accuracy_curves(section: Section) -> str:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": section.title}):
         figure = Figure(figsize=(9.2, 3.9), layout="constrained")
         axes = figure.add_subplot()
-        levels = _horizontal_lines(axes, section.teacher, anchors)
+        levels = _draw_horizontal_lines(axes, section.teacher, anchors)
         for index, row in enumerate(methods):
-            levels += _curve(axes, row, COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)])
-        _axes(axes, levels)
+            levels += _draw_curve(axes, row, COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)])
+        _format_axes(axes, levels)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
-    return _element(buffer.getvalue(), f"accuracy against seconds: {section.title}")
+    return _svg_element(buffer.getvalue(), f"accuracy against seconds: {section.title}")
 
 
-def _curve(axes: Axes, row: Json, colour: str, mark: str) -> list[float]:
+def _draw_curve(axes: Axes, row: Json, colour: str, mark: str) -> list[float]:
     """Draw one method and return its levels."""
     seconds = [point["seconds"] for point in row["curve"]]
-    means = [_within(point["accuracy"]["mean"]) for point in row["curve"]]
+    means = [_clipped(point["accuracy"]["mean"]) for point in row["curve"]]
     spreads = [point["accuracy"]["sd"] or 0.0 for point in row["curve"]]
-    low = [_within(mean - spread) for mean, spread in zip(means, spreads, strict=True)]
-    high = [_within(mean + spread) for mean, spread in zip(means, spreads, strict=True)]
+    low = [_clipped(mean - spread) for mean, spread in zip(means, spreads, strict=True)]
+    high = [_clipped(mean + spread) for mean, spread in zip(means, spreads, strict=True)]
     axes.fill_between(seconds, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.plot(seconds, means, color=colour, linewidth=1.6, marker=mark, markersize=3, label=row["method"])
     last = ([means[-1] - low[-1]], [high[-1] - means[-1]])
@@ -57,19 +57,19 @@ def _curve(axes: Axes, row: Json, colour: str, mark: str) -> list[float]:
     return means
 
 
-def _horizontal_lines(axes: Axes, teacher: Json, anchors: list[Json]) -> list[float]:
+def _draw_horizontal_lines(axes: Axes, teacher: Json, anchors: list[Json]) -> list[float]:
     """Draw teacher and anchors, and return their levels."""
     levels = []
     if teacher["accuracy"]:
-        levels.append(_within(teacher["accuracy"]["mean"]))
+        levels.append(_clipped(teacher["accuracy"]["mean"]))
         axes.axhline(levels[-1], color=INK, linewidth=1.2, label="teacher")
     for row, dashes in zip(anchors, ["--", ":", "-."] * len(anchors), strict=False):
-        levels.append(_within(row["accuracy"]["mean"]))
+        levels.append(_clipped(row["accuracy"]["mean"]))
         axes.axhline(levels[-1], color="#7b8492", linewidth=1.2, linestyle=dashes, label=row["method"])
     return levels
 
 
-def _axes(axes: Axes, levels: list[float]) -> None:
+def _format_axes(axes: Axes, levels: list[float]) -> None:
     axes.set_yscale("logit")
     ticks = [tick / 100 for tick in TICKS]
     lowest = max([tick for tick in ticks if tick < min(levels)], default=LEAST / 2)
@@ -85,11 +85,11 @@ def _axes(axes: Axes, levels: list[float]) -> None:
     axes.set_ylabel("accuracy on real test images, %")
 
 
-def _within(accuracy: float) -> float:
+def _clipped(accuracy: float) -> float:
     return min(max(accuracy, LEAST), MOST)
 
 
-def _element(document: str, title: str) -> str:
+def _svg_element(document: str, title: str) -> str:
     """Return the `<svg>` element alone, scaled to the page, with a title for readers that do not see it."""
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

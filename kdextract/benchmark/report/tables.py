@@ -30,7 +30,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One row of a table: its cells as text, and whether it is an anchor or a published figure."""
 
     cells: list[str]
@@ -47,7 +47,7 @@ class Section:
     title: str
     facts: str
     columns: list[str]
-    lines: list[Line]
+    lines: list[TableLine]
     rows: list[Json]
     teacher: Json
 
@@ -65,7 +65,7 @@ class Section:
 
 def percent(figure: Json | None) -> str:
     """Return a share as percent: `98.53 +- 0.05`, without a spread for one seed."""
-    return _figure(figure, 100, 2)
+    return _mean_and_spread(figure, 100, 2)
 
 
 def amount(figure: Json | None, digits: int = 0) -> str:
@@ -73,25 +73,25 @@ def amount(figure: Json | None, digits: int = 0) -> str:
     return "-" if figure is None else f"{figure['mean']:,.{digits}f}"
 
 
-def _figure(figure: Json | None, factor: float, digits: int) -> str:
+def _mean_and_spread(figure: Json | None, factor: float, digits: int) -> str:
     if figure is None:
         return "-"
     text = f"{factor * figure['mean']:.{digits}f}"
     return text if figure["sd"] is None else f"{text} +- {factor * figure['sd']:.{digits}f}"
 
 
-def _seconds(name: str) -> Callable[[Json], str]:
+def _mean_seconds(name: str) -> Callable[[Json], str]:
     return lambda row: amount(row["seconds"][name], 1 if (row["seconds"][name] or {"mean": 10})["mean"] < 10 else 0)
 
 
-def _accuracy(row: Json) -> str:
+def _accuracy_text(row: Json) -> str:
     """Return the accuracy, or why there is none."""
     if row["status"]["failed"] and not row["status"]["done"]:
         return f"failed ({', '.join(map(str, row['exit_codes']))})"
     return percent(row["accuracy"]) if row["status"]["done"] else "not run"
 
 
-def _seeds(row: Json) -> str:
+def _seeds_text(row: Json) -> str:
     """Return over how many seeds the figures go, and what is missing."""
     status = row["status"]
     total = sum(status.values())
@@ -103,18 +103,18 @@ def _seeds(row: Json) -> str:
 
 
 COLUMNS: list[tuple[str, Callable[[Json], str]]] = [
-    ("accuracy %", _accuracy),
+    ("accuracy %", _accuracy_text),
     ("agreement %", lambda row: percent(row["agreement"])),
     ("points below teacher", lambda row: percent(row["gap"])),
-    ("seeds", _seeds),
+    ("seeds", _seeds_text),
 ]
 COSTS: list[tuple[str, Callable[[Json], str]]] = [
     ("images", lambda row: amount(row["num_images"])),
     ("teacher queries", lambda row: amount(row["teacher_queries"])),
-    ("s synthesis", _seconds("synthesis")),
-    ("s distillation", _seconds("distillation")),
-    ("s evaluation", _seconds("evaluation")),
-    ("s end to end", _seconds("end_to_end")),
+    ("s synthesis", _mean_seconds("synthesis")),
+    ("s distillation", _mean_seconds("distillation")),
+    ("s evaluation", _mean_seconds("evaluation")),
+    ("s end to end", _mean_seconds("end_to_end")),
     ("peak MB", lambda row: "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,}"),
 ]
 GPU_COSTS: list[tuple[str, Callable[[Json], str]]] = [
@@ -145,21 +145,21 @@ def _section(results: Json, rows: list[Json], teacher: Json) -> Section:
     if any(row["best_snapshot_on_test_data"] for row in rows):
         columns.append((BEST, lambda row: percent(row["best_snapshot_on_test_data"])))
     lines = [
-        Line([row["method"], *[text(row) for _, text in columns]], "anchor" if row["anchor"] else "method")
+        TableLine([row["method"], *[text(row) for _, text in columns]], "anchor" if row["anchor"] else "method")
         for row in rows
     ]
     for entry in results["published"]:
         if entry["student"] == student:
             words = f"published: {entry['text']}; source: {entry['source']}"
-            lines.append(Line([words, f"{entry['accuracy']:.2f}", *[""] * (len(columns) - 1)], "published"))
+            lines.append(TableLine([words, f"{entry['accuracy']:.2f}", *[""] * (len(columns) - 1)], "published"))
     size = next((row["num_parameters"] for row in rows if row["num_parameters"]), None)
-    facts = [f"teacher {percent(teacher['accuracy'])} %", _sizes(teacher["num_parameters"], size)]
+    facts = [f"teacher {percent(teacher['accuracy'])} %", _sizes_text(teacher["num_parameters"], size)]
     facts.append(f"teacher trained in {amount(teacher['seconds'])} s" if teacher["seconds"] else "")
     title = f"{teacher['teacher']} -> {student}, budget {budget}"
     return Section(title, ", ".join(filter(None, facts)), ["method", *[n for n, _ in columns]], lines, rows, teacher)
 
 
-def _sizes(teacher: int | None, student: int | None) -> str:
+def _sizes_text(teacher: int | None, student: int | None) -> str:
     if teacher is None or student is None:
         return ""
     return f"{teacher:,} parameters -> {student:,} ({teacher / student:.1f}x fewer)"
