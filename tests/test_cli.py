@@ -724,7 +724,7 @@ HELP = """
 import json, sys
 from typer.main import get_command
 from typer.testing import CliRunner
-from kdextract.cli import app
+from kdextract.cli.app import app
 names = list(get_command(app).commands)
 texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in names}
 texts[""] = CliRunner().invoke(app, ["--help"]).output

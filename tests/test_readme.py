@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from kdextract.cli import app
+from kdextract.cli.app import app
 from kdextract.methods import generator_names, live_names, objective_names
 
 ROOT = Path(__file__).parent.parent

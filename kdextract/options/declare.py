@@ -271,7 +271,7 @@ class NetworkConfig(OptionSet):
         panel="Compute",
         otherwise="fp32",
     )
-    compile: bool | None = option(None, "Use torch.compile, for long work on a GPU.", panel="Compute", otherwise="off")
+    compile: bool | None = option(None, "Use torch.compile, faster on a GPU.", panel="Compute", otherwise="off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +295,7 @@ class VerifierConfig(OptionSet):
 
     verifier: str | None = option(
         None,
-        "Second classifier: report the share of images that it assigns to their class.",
+        "Second classifier, to check the classes of the images.",
         metavar="FILE",
         panel="Output",
     )

@@ -91,10 +91,10 @@ def _option_entry(declared: dataclasses.Field[Any], owner: type[OptionSet]) -> E
 
 
 def choices_text(info: OptionInfo) -> str:
-    """Return the allowed values as a sentence, '' where the help text names each of them."""
+    """Return the allowed values as a sentence, '' where the help text names each of them or the command that does."""
     choices = [] if info.choices is None else info.choices()
     named = all(re.search(rf"\b{re.escape(choice)}\b", info.help) for choice in choices)
-    return "" if named else f" One of: {', '.join(choices)}."
+    return "" if named or "` lists them" in info.help else f" One of: {', '.join(choices)}."
 
 
 def _default_text(declared: dataclasses.Field[Any]) -> str | None:
