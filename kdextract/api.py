@@ -1,14 +1,14 @@
-"""kdx in Python and in notebooks: a function per command, with the command's name and options.
+"""kdx in Python and in notebooks: one function per command, with its name and options.
 
     import kdextract.api as kdx
 
     kdx.train(run="runs/a", epochs=10)
-    kdx.optimize_dataset(run="runs/a", objective="deep_inversion")  # a notebook draws the images
+    kdx.optimize_dataset(run="runs/a", objective="deep_inversion")  # a notebook displays the images
     kdx.show("teacher", run="runs/a")
 
-Commands that write an artifact return an `Outcome`, the others a dict of what `--json` prints. A call prints nothing,
-changes nothing but files, and raises the errors of `kdextract.errors`. The functions are made from the commands
-themselves: both have the same names and options.
+Commands that write an artifact return an `Outcome`, the others the dict that `--json` prints. A call prints nothing,
+changes only files, and raises the errors of `kdextract.errors`. The functions are generated from the commands, so that
+their names and options are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Parameter = inspect.Parameter
 
 
 def _python_function(name: str, command: Command) -> Callable[..., Any]:
-    """Return a command as a function; its positional argument comes first and may be given by its name as well."""
+    """Return a command as a function; its positional argument comes first and may also be given by name."""
     taken = sorted(entries(command.config), key=lambda entry: not entry.info.positional)
     positional = [entry.name for entry in taken if entry.info.positional]
 

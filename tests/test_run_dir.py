@@ -154,7 +154,7 @@ def test_an_artifact_must_be_at_its_place(run: RunDir) -> None:
     put(run.place("student", "small"))
     assert verified_manifest(run.place("student", "small")).label == "students/small"
     run.place("student", "small").directory.rename(run.place("student", "renamed").directory)
-    with pytest.raises(ArtifactError, match="holds the student students/small: it was renamed or moved"):
+    with pytest.raises(ArtifactError, match="contains the student students/small: it was renamed or moved"):
         manifest_of(run.place("student", "renamed"))
     run.place("teacher").directory.parent.mkdir(exist_ok=True)
     run.place("student", "renamed").directory.rename(run.place("teacher").directory)
@@ -249,7 +249,7 @@ def test_the_first_writer_makes_the_directory_a_run(run: RunDir) -> None:
 def test_a_directory_of_something_else_is_refused_and_left_alone(run: RunDir) -> None:
     run.root.mkdir()
     (run.root / "thesis.tex").write_text("precious")
-    with pytest.raises(ConfigError, match="is not a run directory: it holds thesis"), run.lock():
+    with pytest.raises(ConfigError, match="is not a run directory: it contains thesis"), run.lock():
         pass
     assert [p.name for p in run.root.iterdir()] == ["thesis.tex"]
 

@@ -1,4 +1,4 @@
-"""The suite file of `kdx benchmark`: TOML, checked in full before anything runs."""
+"""The suite file of `kdx benchmark`: TOML, checked completely before the first command runs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student:
-    """A student and the names of the teachers it learns from; `options` of `kdx distill` hold for every method.
+    """A student and the names of its teachers; `options` of `kdx distill` apply to every method.
 
-    With `compress`, options of that command, it starts as a compressed teacher.
+    With `compress`, options of `kdx compress`, the student is initialized with the compressed teacher.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Budget:
-    """What one student may cost; `options` of `kdx distill`, laid over those of student and method."""
+    """The budget of a student: `options` of `kdx distill`, which override those of student and method."""
 
     name: str
     options: Options
@@ -53,8 +53,8 @@ class SuiteMethod:
     """One way to get a student.
 
     `before` lists the stages to run first, in the order of the pipeline, with their options; `distill` holds options
-    of `kdx distill`. An `anchor` (ceiling, floor) stands last in every table. `students`, `budgets` and `seeds` limit
-    the method to some of the suite's; None means all.
+    of `kdx distill`. An `anchor` (ceiling, floor) is listed last in every table. `students`, `budgets` and `seeds`
+    restrict the method to some of the suite; None means all.
     """
 
     name: str
@@ -68,7 +68,7 @@ class SuiteMethod:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that somebody else published for a student: `accuracy` in percent, what it is, and where it stands."""
+    """A published figure for a student: `accuracy` in percent, its description and its source."""
 
     student: str
     accuracy: float
@@ -78,10 +78,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Suite:
-    """A whole suite: `data` is what teachers learn from and everything is scored on; `seeds` has one run each.
+    """A suite: `data` is the data set of training and evaluation; each seed has one run per teacher.
 
-    `threads` and `device` go with every command that takes them; None leaves kdx's defaults. `snapshots` is how many
-    snapshots of every student are scored for the curves; 0 means none.
+    `threads` and `device` are passed to every command that has the option; None for the defaults of kdx. `snapshots` is
+    the number of snapshots of each student that are scored for the curves; 0 for none.
     """
 
     name: str
@@ -102,9 +102,9 @@ def read_suite(path: Path) -> Suite:
     """Return the suite of a TOML file.
 
     Raises:
-        ArtifactError: the file is not there, or is a directory.
+        ArtifactError: the file does not exist, or is a directory.
         UsageError: it is not TOML, or something in it is unknown, missing, of the wrong type or out of range; the
-            sentence names the place and, for a name, the near one.
+            message names the table and key and, for a name, the most similar one.
     """
     try:
         record = tomllib.loads(path.read_bytes().decode("utf-8"))
@@ -155,7 +155,7 @@ def _read_tables(table: Table) -> Suite:
 
 
 def _named_tables(table: Table, kind: str) -> list[tuple[str, Table]]:
-    """Return the tables `[kind.NAME]`; there must be at least one."""
+    """Return the tables `[kind.NAME]`. Raises `UsageError` if there is none."""
     entries = table.tables(kind)
     if not entries:
         raise UsageError(f"no [{kind}.NAME] table; a suite needs at least one")
@@ -219,7 +219,7 @@ def _read_published(table: Table, students: list[str]) -> Published:
 
 
 def _check_together(suite: Suite) -> None:
-    """Raise `UsageError` for what is wrong only in combination."""
+    """Raise `UsageError` for tables that contradict each other."""
     longest = [max(names, key=len) for names in (suite.students, suite.methods, suite.budgets)]
     if len(".".join(longest)) > MAX_NAME:
         raise UsageError(f"the names {', '.join(longest)} are too long together: at most {MAX_NAME - 2} characters")

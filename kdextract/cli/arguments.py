@@ -1,4 +1,4 @@
-"""From the options of a command to the arguments of a typer function."""
+"""Makes typer functions from the options of commands."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ReaderGone
+from ..errors import StdoutClosed
 from ..options.declare import MethodStageConfig, OptionSet, spelling
 from ..options.entries import Entry, OutputOptions, Parameter, entries, entries_of, with_negative
 
 
 @contextmanager
 def closed_stdout_as_error() -> Iterator[None]:
-    """Turn a closed stdout into `ReaderGone`."""
+    """Raise `StdoutClosed` when the reader of stdout has closed the pipe."""
     try:
         yield
     except BrokenPipeError as error:
-        raise ReaderGone from error
+        raise StdoutClosed from error
 
 
 def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOptions], None]) -> Callable[..., None]:
     """Return a function whose signature typer turns into a command with `config_type`'s options.
 
     Args:
-        run: called with the config that was typed, and the output options.
+        run: called with the config that the command line gives, and the output options.
     """
     output_entries = entries_of(OutputOptions)
     taken = entries(config_type)
@@ -57,7 +57,7 @@ def _paragraphs(docstring: str) -> str:
 
 
 def _typer_parameter(entry: Entry) -> Parameter:
-    default = ... if entry.default is MISSING else entry.default  # typer's word for required
+    default = ... if entry.default is MISSING else entry.default  # typer's value for required
     kind: Any = entry.kind
     annotation = Annotated[kind, _typer_option(entry)]
     return Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,4 +1,4 @@
-"""`kdx benchmark`: run a suite, or what is left of it, and write its results as JSON, Markdown and HTML."""
+"""`kdx benchmark`: run the unfinished cells of a suite, and write the results as JSON, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class BenchmarkConfig(DataAccess):
         panel="Suite",
     )
     jobs: int = option(1, "Runs in parallel; they share the threads, which changes times.", minimum=1, panel="Compute")
-    force: bool = option(False, "Replace artifacts made with other options than the suite's.", panel="Output")
+    force: bool = option(False, "Overwrite artifacts made with different options.", panel="Output")
     dry_run: bool = option(False, "List the cells and which are finished; run nothing.", panel="Output")
     report_only: bool = option(False, "Report the finished cells; run nothing.", panel="Output")
 
@@ -67,7 +67,7 @@ class BenchmarkConfig(DataAccess):
 
 
 class Results(Record):
-    """What `--json` prints: the results document with the directory that it was written to, or the cells to run."""
+    """The document that `--json` prints: the results and their directory, or with `--dry-run` the cells."""
 
     def _repr_html_(self) -> str:
         from ..benchmark.report.tables import sections
@@ -82,16 +82,16 @@ class Results(Record):
 
     @property
     def planned(self) -> bool:
-        """Whether nothing was run, and only cells are listed."""
+        """Whether the cells are only listed (`--dry-run`)."""
         return self.get("status") == "planned"
 
 
 def benchmark(config: BenchmarkConfig, reporter: Reporter) -> Results:
-    """Run what is left of a suite, collect, write.
+    """Run the unfinished cells of a suite, then collect and write the results.
 
     Raises:
-        UsageError, ArtifactError: the suite file is wrong, or not there; see `read_suite`.
-        Interrupted: told to stop; the same command goes on.
+        UsageError, ArtifactError: the suite file is invalid or missing; see `read_suite`.
+        Interrupted: the process received a signal; the same command continues the benchmark.
     """
     suite = read_suite(config.suite)
     work = (config.work or WORK_FOLDER / suite.name).resolve()
@@ -102,7 +102,7 @@ def benchmark(config: BenchmarkConfig, reporter: Reporter) -> Results:
     )
     if config.report_only and not work.is_dir():
         raise ArtifactError(
-            f"nothing was run yet in {config.work or WORK_FOLDER / suite.name}; leave --report-only out"
+            f"{config.work or WORK_FOLDER / suite.name} has no results; run without --report-only first"
         )
     if config.dry_run:
         return Results(command="benchmark", status="planned", cells=_states(suite, chosen, setting))
@@ -125,7 +125,7 @@ def print_benchmark(config: BenchmarkConfig, results: Results, output: OutputOpt
 
 
 def _run_unfinished(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
-    """Run what is not finished; names are checked before, unless there is nothing to run."""
+    """Run the unfinished cells; the names in the suite are checked before the first command."""
     cells = collect(suite, runs, setting)["cells"]
     finished = sum(cell["status"] == DONE for cell in cells)
     reporter.line(f"benchmark {suite.name}: {len(cells)} cells, {finished} of them finished")
@@ -154,7 +154,7 @@ def _write(results: dict[str, Any], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{out} is a file, or below one, and cannot hold results") from error
+        raise ConfigError(f"{out} is a file, or inside one, and cannot be the directory of results") from error
     texts = (json.dumps(results, indent=1) + "\n", benchmark_markdown(results), benchmark_html(results))
     for name, text in zip(RESULT_FILES, texts, strict=True):
         write_file(out / name, text.encode())
@@ -179,7 +179,7 @@ def _print_results(results: Results) -> None:
             lines = [line for line in section.lines if line.kind != "published"]
             rows = [[line.cells[number] for number in numbers] for line in lines]
             print_table([section.columns[number] for number in numbers], rows, title)
-    print_line(f"last weights; how to read it, and everything else: {Path(results['directory']) / RESULT_FILES[2]}")
+    print_line(f"figures of the last weights; full report: {Path(results['directory']) / RESULT_FILES[2]}")
 
 
 def refuse_failures(config: BenchmarkConfig, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""`kdx check-teacher`: whether a model can be a teacher, and which methods suit it. Writes nothing."""
+"""`kdx check-teacher`: whether a model can be a teacher, and which methods apply to it. Writes nothing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
     """Check whether a model can be a teacher.
 
-    The methods that it suits are listed, and nothing is written. The model is run on plain images, noise, patterns and,
-    with --data, real test images. Checked are its outputs, whether they are deterministic, whether gradients reach the
-    pixels, its batch normalization statistics, and whether the input normalization is likely to be right. Without
-    MODEL, the run's teacher is checked. Exit code 3 if it cannot be a teacher.
+    Lists the methods that apply; writes nothing. The model is run on plain images, noise, patterns and, with --data,
+    real test images. The checks are: its outputs, whether they are deterministic, whether gradients reach the pixels,
+    its batch normalization statistics, and whether the input normalization is plausible. Without MODEL, the run's
+    teacher is checked. Exit code 3 if the model cannot be a teacher.
 
     Examples:
 
@@ -42,7 +42,7 @@ class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
 
 
 def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
-    """Return what was found of the model, the checks, and which methods apply."""
+    """Return the properties of the model, the checks, and the methods that apply."""
     from ..models.importer import Findings
     from ..models.teacher_checks import examine
     from ..synthesis.structured_noise.patterns import structured_images
@@ -60,7 +60,7 @@ def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
 
 
 def print_check(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
-    """Print findings, checks and methods; quietly, the methods that apply."""
+    """Print findings, checks and methods; with --quiet, only the methods that apply."""
     if output.quiet:
         print_line("\n".join(dict.fromkeys(row["method"] for row in record["methods"] if row["applies"] == "yes")))
         return
@@ -92,7 +92,7 @@ def _load_teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
 
 
 def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:
-    """Return some real test images as the teacher takes them, and lines about what was changed or left out."""
+    """Return real test images in the teacher's input size, and one line per change that was made to them."""
     import torch
 
     from ..data.load import load_data
@@ -116,7 +116,7 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealI
 
 
 def _method_rows(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:
-    """Return a row per way to use a method: whether it applies to this teacher, and why not."""
+    """Return a row per command and method: whether it applies to the teacher, and the reason if not."""
     rows = []
     for command, method in every_method():
         applies, reason = _applicability(method, teacher, examination)
@@ -126,7 +126,7 @@ def _method_rows(teacher: Classifier, examination: Examination) -> list[dict[str
 
 def _applicability(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
     if method.images_only and teacher.is_table:
-        return "no", "it is for images; the teacher takes rows of a table"
+        return "no", "for images only; the teacher takes rows of a table"
     if method.needs_gradient and not examination.gradients:
         return "no", "no gradient reaches the images"
     if isinstance(method, Objective) and method.record is not None:
@@ -134,7 +134,7 @@ def _applicability(method: Method, teacher: Classifier, examination: Examination
     if getattr(method, "inverts", False) and not examination.batch_norm:
         return "with data", "no batch norm; needs statistics: kdx compute-stats"
     if isinstance(method, Objective) and method.competes:
-        return "yes", "once there is a student to compete with"
+        return "yes", "needs a student: --student"
     return "yes", ""
 
 

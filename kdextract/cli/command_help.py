@@ -1,4 +1,4 @@
-"""The help of a command: its options in panels, with those of one method where it is named."""
+"""The help of a command: options in panels, and those of a method if the command line names one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..options.entries import Entry, OutputOptions, choices_text, entries, entri
 from ..options.former import what_became_of
 
 HelpRow = tuple[str, str]
-"""An option as it is typed, and what it does."""
+"""An option as it is typed, and its help text."""
 
 LEFT = 22
-"""Columns of options as they are typed; longer ones get a line of their own."""
+"""Width of the column of options; a longer option is put on a separate line."""
 WIDEST = 120
-"""Columns of help on wider terminals."""
+"""Maximum width of the help text, in columns."""
 _TYPED_WORDS = "kdx.words"
 _HELP = ("-h, --help", "Show this help.")
 
@@ -52,15 +52,15 @@ class _CommandWithPanels(TyperCommand):
         for panel, rows in panels(self.config_type, method):
             formatter.write("\n" + typer.style(f"{panel}:", bold=True) + "\n" + layout(rows) + "\n")
         if method is None and issubclass(self.config_type, MethodStageConfig):
-            hint = _where_methods_are(ctx.command_path, self.config_type)
+            hint = _method_help_hint(ctx.command_path, self.config_type)
             formatter.write("\n" + textwrap.fill(hint, _width(), break_on_hyphens=False) + "\n")
 
 
 def panels(config_type: type[OptionSet], method: str | None = None) -> list[tuple[str, list[HelpRow]]]:
-    """Return the options of a command's help by panel: its own and those that all of its methods take.
+    """Return the options of a command's help by panel: those of the command and those that all its methods take.
 
     Args:
-        method: a method of the command, whose options are a panel of their own; None for no method.
+        method: a method of the command, whose options form one more panel; None for no method.
     """
     shown = [entry for entry in entries(config_type) if entry.info.panel != "Method"]
     shown += entries_of(OutputOptions)
@@ -71,7 +71,7 @@ def panels(config_type: type[OptionSet], method: str | None = None) -> list[tupl
         of_method = {entry.name for entry in own}
         shown = [entry for entry in shown if not entry.of_method or entry.name not in of_method]
         usual = {name: value_text(value) for name, value in config_type.method_defaults(method).items()}
-        shown = [replace(entry, default_said=usual.get(entry.name, entry.default_said)) for entry in shown]
+        shown = [replace(entry, default_text=usual.get(entry.name, entry.default_text)) for entry in shown]
     found = [(panel, [_help_row(entry) for entry in shown if entry.info.panel == panel]) for panel in PANELS]
     if own:
         found.insert(PANELS.index("Method"), (f"Options of {method}", option_rows(own)))
@@ -84,7 +84,7 @@ def option_rows(shown: Sequence[Entry]) -> list[HelpRow]:
 
 
 def layout(rows: Sequence[HelpRow]) -> str:
-    """Return options in two columns, as wide as the terminal, or as 80 columns where there is none."""
+    """Return options in two columns, as wide as the terminal, or 80 columns without a terminal."""
     indent = " " * (LEFT + 4)
     lines = []
     for typed, text in rows:
@@ -108,7 +108,7 @@ def _help_row(entry: Entry) -> HelpRow:
         typed = short
     else:
         text += choices_text(entry.info)
-    notes = [] if entry.default_said is None else [f"default: {entry.default_said}"]
+    notes = [] if entry.default_text is None else [f"default: {entry.default_text}"]
     notes += [] if entry.info.env is None else [f"or {entry.info.env}"]
     return typed, text + (f" [{'; '.join(notes)}]" if notes else "")
 
@@ -127,7 +127,7 @@ def _option_as_typed(entry: Entry) -> str:
 
 
 def _method_in(config_type: type[OptionSet], words: list[str]) -> str | None:
-    """Return the method that the words of a command line name, None where they name none.
+    """Return the method that the arguments name, None if they name none.
 
     Raises:
         UsageError: there is no such method.
@@ -147,7 +147,7 @@ def _method_in(config_type: type[OptionSet], words: list[str]) -> str | None:
     return given[-1] if given else None
 
 
-def _where_methods_are(command: str, config_type: type[MethodStageConfig]) -> str:
+def _method_help_hint(command: str, config_type: type[MethodStageConfig]) -> str:
     chooser = config_type.chooser
     positional = any(entry.info.positional for entry in entries_of(config_type) if entry.name == chooser)
     named = "METHOD" if positional else f"{spelling(chooser)} NAME"

@@ -1,7 +1,7 @@
 """All commands of `kdx` by name. The command line and `kdextract.api` are made from this table.
 
 A stage (`stages.running.runner.Stage`) writes an artifact; `command_of_stage` makes a `Command` of each. The other
-commands write no artifact and are defined in this package.
+commands are defined in this package.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def show_models(config: ModelsConfig, record: Json, output: OutputOptions) -> No
 
 
 def methods(config: MethodsConfig, reporter: Reporter) -> Record:
-    """Return every method with the option that chooses it and, for a run, what is missing there to use it; of one
-    method, its options as well.
+    """Return every method with the command that uses it and, for a run, the missing inputs; with `config.method`, only
+    this method, with its options.
 
     Raises:
         UsageError: no method has the name.
@@ -121,7 +121,7 @@ def _options_of(method: Method) -> list[Json]:
 
 
 def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> None:
-    """Print a row per method; of one method every use, with its options."""
+    """Print a row per method, or each use of one method with its options."""
     rows = record["methods"]
     if output.quiet:
         print_line("\n".join(dict.fromkeys(row["method"] for row in rows)))

@@ -1,4 +1,4 @@
-"""The commands that write no artifact, and those of them that read runs. None of them takes the lock or writes."""
+"""The commands that read runs: show, runs and verify. They write nothing and take no lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .command import Command, Json
 from .printing import print_line, print_table
 
 MADE_FROM = {"import-model": "a model"}
-"""What a stage makes artifacts from that need nothing, if not from data."""
+"""Stage -> origin of its artifacts, where it is not real data."""
 
 HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
@@ -65,7 +65,7 @@ class RunsConfig(OptionSet):
 class VerifyConfig(RunConfig):
     """Check the files of a run and their inputs.
 
-    Every file is compared with its sha256, and every artifact's inputs with those in the run. Exit code 4 when anything
+    Every file is compared with its sha256, and every artifact's inputs with those in the run. Exit code 4 if a file
     is missing, changed or renamed.
 
     Examples:
@@ -76,14 +76,14 @@ class VerifyConfig(RunConfig):
 
 
 def show(config: ShowConfig, reporter: Reporter) -> Record:
-    """Return what a run holds, or one artifact's manifest."""
+    """Return the artifacts of a run, or the manifest of one artifact."""
     run = _existing_run(config.run)
     if config.artifact is not None:
         manifest = manifest_of(run.find(config.artifact))
         return Record(asdict(manifest), identity=manifest.identity)
     refs = run.artifacts()
     if not refs:
-        raise ConfigError(f"{config.run} holds nothing yet; start with: kdx train")
+        raise ConfigError(f"{config.run} has no artifacts; start with: kdx train")
     return Record(run=str(config.run), artifacts=[_artifact_record(ref, manifest_of(ref)) for ref in refs])
 
 
@@ -170,10 +170,10 @@ def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
 
 
 def verify(config: VerifyConfig, reporter: Reporter) -> Record:
-    """Check everything and return what is wrong with each artifact."""
+    """Check every artifact and return the problem of each, None if there is none."""
     run = _existing_run(config.run)
     results: list[dict[str, Any]] = []
-    identities: dict[str, str | None] = {}  # None: damaged; what was made from it is not reported for that as well
+    identities: dict[str, str | None] = {}  # None: damaged; artifacts made from it are not reported again
     for ref in run.artifacts():
         try:
             manifest = verified_manifest(ref)
@@ -187,7 +187,7 @@ def verify(config: VerifyConfig, reporter: Reporter) -> Record:
 
 
 def print_verified(config: VerifyConfig, record: Json, output: OutputOptions) -> None:
-    """List all artifacts, damaged or not."""
+    """Print every artifact with its state."""
     if not output.quiet:
         for result in record["artifacts"]:
             print_line(f"{'ok     ' if result['ok'] else 'DAMAGED'}  {result['artifact']}")
@@ -201,13 +201,13 @@ def refuse_damage(config: VerifyConfig, record: Json) -> None:
 
 
 def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, str | None]) -> str | None:
-    """Say which input of the run is gone or is another one than when the artifact was made; None if all is well."""
+    """Return which input was removed or replaced since the artifact was made, None if none was."""
     for entry in manifest.inputs:
         inside = entry.path.split("/")[0] in {place.rstrip("/") for place in PLACES.values()}
         if inside and entry.path not in identities:
-            return f"{ref.directory} was made from {entry.path}, which the run no longer has"
+            return f"{ref.directory} was made from {entry.path}, which is no longer in the run"
         if identities.get(entry.path) not in (None, entry.sha256):
-            return f"{ref.directory} was made from another {entry.path} than the run has now"
+            return f"{ref.directory} was made from an earlier {entry.path}, which was replaced since"
     return None
 
 
@@ -244,7 +244,7 @@ def _seconds_text(artifact: Json) -> str:
 
 
 def _lineage(run: RunDir, manifest: Manifest) -> list[str]:
-    """Return every input, and under it, indented, what it was made from."""
+    """Return every input, followed by the inputs of that input, indented."""
     lines = []
     by_label = {ref.label: ref for ref in run.artifacts()}
     for entry in manifest.inputs:

@@ -1,4 +1,4 @@
-"""Turns a config dataclass into a command, or into what a Python call takes: its options are defined once."""
+"""The options of a command for help, command line and Python, and configs from the options of Python calls."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class OutputOptions(OptionSet):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One option of a command, as the command line and Python offer it.
+    """One option of a command, for the command line and for Python.
 
-    `kind` is its type; `default` is `MISSING` where it has to be given, and None for an option of a method, where it
-    stands for the method's own; `default_said` is the default in words, None where there is nothing to say; `of_method`
-    says that it is an option of methods.
+    `kind` is its type. `default` is `MISSING` for a required option, and None for an option of methods: the default of
+    the chosen method applies. `default_text` is the default as help shows it, None if help shows none. `of_method` is
+    true for an option of methods.
     """
 
     declared: dataclasses.Field[Any]
     kind: Any
     default: Any
     help: str
-    default_said: str | None
+    default_text: str | None
     of_method: bool = False
 
     @property
@@ -60,18 +60,18 @@ class Entry:
 
     @property
     def info(self) -> OptionInfo:
-        """What it says about itself."""
+        """Its declared properties."""
         return option_info(self.declared)
 
     @property
     def kinds(self) -> tuple[Any, ...]:
-        """The types that its value may have; one of them is `NoneType` where it may be left open."""
+        """The types that its value may have; `NoneType` is one of them for an optional value."""
         return typing.get_args(self.kind) if _is_union(self.kind) else (self.kind,)
 
 
 def entries(config_type: type[OptionSet]) -> list[Entry]:
-    """Return every option of a command, in the order of `config.PANELS`; within a panel, its own come before shared
-    ones. Those of methods say which methods take them."""
+    """Return every option of a command, in the order of `declare.PANELS`; within a panel, its own options come
+    before shared ones. The help text of an option of some methods names these methods."""
     methods = config_type.methods() if issubclass(config_type, MethodStageConfig) else {}
     found = entries_of(config_type) + _method_entries(methods)
     own = inspect.get_annotations(config_type)
@@ -98,7 +98,7 @@ def choices_text(info: OptionInfo) -> str:
 
 
 def _default_text(declared: dataclasses.Field[Any]) -> str | None:
-    """Return an option's default in words, None for a required one, a switch that is off, and None itself."""
+    """Return the default as help shows it; None for a required option, a switch that is off, and no default."""
     default = declared.default
     if default is None:
         return option_info(declared).otherwise
@@ -116,14 +116,14 @@ def _option_types(owner: Any) -> dict[str, Any]:
 
 
 def with_negative(entry: Entry) -> bool:
-    """Say whether an option is a switch that `--no-NAME` turns off."""
+    """Return whether the option is a switch with a form `--no-NAME`."""
     default = entry.declared.default
     return default is True or (default is None and bool in entry.kinds)
 
 
 def _method_entries(methods: dict[str, type[OptionSet]]) -> list[Entry]:
-    """Return one optional entry per option of any method; two methods' options of one name must agree in type, but
-    for None, where one of them has no default of its own."""
+    """Return one optional entry per option of any method; options of the same name must have the same
+    type, except that None may be allowed for only some of the methods."""
     takers: dict[str, list[str]] = {}
     declared_as: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
     defaults: dict[str, dict[str, str]] = {}
@@ -153,7 +153,7 @@ def _method_entry(
 
 
 def _defaults_text(defaults: dict[str, str]) -> str:
-    """Say the usual default, and which methods have another."""
+    """Return the most frequent default, and the methods with a different one."""
     said = list(defaults.values())
     usual = max(said, key=said.count)
     others = [text for text in dict.fromkeys(said) if text != usual]
@@ -161,14 +161,14 @@ def _defaults_text(defaults: dict[str, str]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a default as help writes it."""
+    """Return a default as help shows it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _required(kind: Any) -> Any:
-    """Return a type without its None."""
+    """Return a type without None."""
     return next(part for part in typing.get_args(kind) if part is not type(None)) if _is_optional(kind) else kind
 
 
@@ -181,12 +181,12 @@ def _is_optional(kind: Any) -> bool:
 
 
 def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -> Any:
-    """Build a config from keyword arguments of a Python call; what a method takes is told apart by name.
+    """Build a config from keyword arguments of a Python call; options of methods are recognized by name.
 
-    Texts do for paths, paths for texts, and whole numbers for numbers.
+    Values are converted as by `coerced`.
 
     Raises:
-        UsageError: an option that the command does not have, one that is missing, or a value of another type.
+        UsageError: an unknown option, a missing option, or a value of the wrong type.
     """
     taken = {entry.name: entry for entry in entries(config_type)}
     for name in options:
@@ -204,10 +204,10 @@ def config_from_options(config_type: type[OptionSet], options: dict[str, Any]) -
 
 
 def unknown_option(name: str, known: Iterable[str], where: str = "") -> UsageError:
-    """Return the error for an option that is none of `known`; a former one says what became of it.
+    """Return the error for an option that is not in `known`; for an option of an earlier version, what replaced it.
 
     Args:
-        where: follows the name of an option that never was one, such as ` of kdx train`.
+        where: follows the name of the option in the message, such as ` of kdx train`.
     """
     became = what_became_of(name)
     return UsageError(became or f"unknown option {name!r}{where}.{did_you_mean(name, list(known))}")

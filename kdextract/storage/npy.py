@@ -1,6 +1,6 @@
-"""The one reader of `.npy` content that may come from strangers: its header is checked before memory is taken.
+"""Reader of `.npy` content from untrusted sources: the header is checked before memory is allocated.
 
-numpy's own reader takes the memory that the header asks for before it looks at the data.
+numpy's own reader allocates the memory that the header declares before it reads the data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError, KdxError
 
 HEAD_BYTES = 10_240
-"""So much is read to find the header, which numpy believes up to 10,000 bytes."""
+"""Number of bytes that are read to find the header; numpy accepts headers of up to 10,000 bytes."""
 _NUMBER_KINDS, _TEXT_KINDS = "biufc", "US"
 _MAX_NUMBER_BYTES, _MAX_AXES = 16, 32
 _UNSOUND = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError,
@@ -25,7 +25,7 @@ _UNSOUND = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, Recursi
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a `.npy` header says, and how many bytes it takes."""
+    """The content of a `.npy` header, and its length in bytes."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -45,11 +45,11 @@ def read_npy_header(
 
     Args:
         stream: at its beginning.
-        where: what to call it in a sentence.
-        refusal: the error that is raised.
+        where: the name of the content in an error message.
+        refusal: the class of the error that is raised.
 
     Raises:
-        KdxError: it is no sound header of numbers or text, or it declares another size than there is.
+        KdxError: the header is invalid, declares elements that are neither numbers nor text, or another size.
     """
     head = stream.read(HEAD_BYTES)
     content = io.BytesIO(head)
@@ -76,7 +76,7 @@ def read_npy_header(
 
 
 def read_array(stream: IO[bytes], size: int, where: str, refusal: type[KdxError] = DataError) -> np.ndarray:
-    """Return the array of `.npy` content of `size` bytes; memory is taken for what the stream gives, and no more.
+    """Return the array of `.npy` content of `size` bytes; memory is allocated only for what the stream contains.
 
     Raises:
         KdxError: as `read_npy_header`, or the stream ends early.

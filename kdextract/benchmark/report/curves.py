@@ -20,7 +20,7 @@ def accuracy_curves(section: Section) -> str:
     """Return an `<svg>` element: one curve per method over its snapshots, ending in the last weights.
 
     The band is the standard deviation over seeds. Teacher and anchors are horizontal lines. The accuracy axis is a
-    logit scale, on which the step from 98 to 99 % is as wide as that from 1 to 2 %. Returns '' without any result.
+    logit scale, on which 98 to 99 % takes the same space as 1 to 2 %. Returns '' without any result.
     """
     methods = [row for row in section.rows if row["curve"] and not row["anchor"]]
     anchors = [row for row in section.rows if row["accuracy"] and row["anchor"]]
@@ -44,7 +44,7 @@ def accuracy_curves(section: Section) -> str:
 
 
 def _draw_curve(axes: Axes, row: Json, colour: str, mark: str) -> list[float]:
-    """Draw one method and return its levels."""
+    """Draw one method and return its mean accuracies."""
     seconds = [point["seconds"] for point in row["curve"]]
     means = [_clipped(point["accuracy"]["mean"]) for point in row["curve"]]
     spreads = [point["accuracy"]["sd"] or 0.0 for point in row["curve"]]
@@ -58,7 +58,7 @@ def _draw_curve(axes: Axes, row: Json, colour: str, mark: str) -> list[float]:
 
 
 def _draw_horizontal_lines(axes: Axes, teacher: Json, anchors: list[Json]) -> list[float]:
-    """Draw teacher and anchors, and return their levels."""
+    """Draw teacher and anchors, and return their mean accuracies."""
     levels = []
     if teacher["accuracy"]:
         levels.append(_clipped(teacher["accuracy"]["mean"]))
@@ -90,7 +90,7 @@ def _clipped(accuracy: float) -> float:
 
 
 def _svg_element(document: str, title: str) -> str:
-    """Return the `<svg>` element alone, scaled to the page, with a title for readers that do not see it."""
+    """Return the `<svg>` element alone, scaled to the page, with a title for screen readers."""
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
@@ -101,4 +101,4 @@ def _svg_element(document: str, title: str) -> str:
 MARKS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 
-LEAST, MOST = 0.005, 0.9995  # the axis stretches both ends, and 0 and 1 are infinitely far away
+LEAST, MOST = 0.005, 0.9995  # limits of the logit axis, on which 0 and 1 are at infinity

@@ -6,7 +6,7 @@ from .tables import Json, Section, TableLine, failures, header, notes, sections
 
 
 def benchmark_markdown(results: Json) -> str:
-    """Return the Markdown of a results document: header, a table per teacher, student and budget, how to read it."""
+    """Return the Markdown of a results document: header, a table for each teacher, student and budget, notes."""
     lines = [f"# {_escaped(results['suite']['title'])}", ""]
     lines += [f"- {name}: {_escaped(text)}" for name, text in header(results)]
     for section in sections(results):
@@ -34,7 +34,7 @@ def _cell_texts(line: TableLine) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Return a text that Markdown takes as it is, inside a table too."""
+    """Return a text with the special characters of Markdown escaped."""
     for character in "\\*<|[]":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

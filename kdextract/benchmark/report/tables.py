@@ -1,4 +1,4 @@
-"""What the Markdown and the HTML of a benchmark say in words and figures: one table per teacher, student and budget."""
+"""The text and figures of a benchmark's report: one table for each teacher, student and budget."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TableLine:
 class Section:
     """One teacher, student and budget. `rows` are those of the results that the table shows.
 
-    A page too narrow for all columns may show two tables: `reached` and `costs` are the columns of each, by number.
+    For narrow pages the columns are split in two tables: `reached` and `costs` are the column numbers of each.
     """
 
     title: str
@@ -53,13 +53,13 @@ class Section:
 
     @property
     def costs(self) -> list[int]:
-        """The columns that say what a method takes, after its name."""
+        """The columns of costs, after the method's name."""
         names = [name for name, _ in COSTS]
         return [0, *[number for number, name in enumerate(self.columns) if name in names]]
 
     @property
     def reached(self) -> list[int]:
-        """The columns that say what a method reaches, after its name."""
+        """The columns of results, after the method's name."""
         return [0, *[number for number in range(len(self.columns)) if number not in self.costs]]
 
 
@@ -85,14 +85,14 @@ def _mean_seconds(name: str) -> Callable[[Json], str]:
 
 
 def _accuracy_text(row: Json) -> str:
-    """Return the accuracy, or why there is none."""
+    """Return the accuracy, or the reason why there is none."""
     if row["status"]["failed"] and not row["status"]["done"]:
         return f"failed ({', '.join(map(str, row['exit_codes']))})"
     return percent(row["accuracy"]) if row["status"]["done"] else "not run"
 
 
 def _seeds_text(row: Json) -> str:
-    """Return over how many seeds the figures go, and what is missing."""
+    """Return the number of seeds of the figures, and of failed and missing ones."""
     status = row["status"]
     total = sum(status.values())
     if status["done"] == total:
@@ -166,13 +166,13 @@ def _sizes_text(teacher: int | None, student: int | None) -> str:
 
 
 def notes(results: Json) -> list[str]:
-    """Return how to read the tables, in Markdown's spelling of **stress** and `code`."""
+    """Return the notes below the tables, with **emphasis** and `code` as in Markdown."""
     has_best = any(row["best_snapshot_on_test_data"] for row in results["rows"])
     return [*NOTES, *([BEST_NOTE] if has_best else [])]
 
 
 def header(results: Json) -> list[tuple[str, str]]:
-    """Return what stands above the tables, as (name, text)."""
+    """Return the lines above the tables, as (name, text)."""
     suite, counts = results["suite"], results["counts"]
     entries = [
         ("data", suite["data"]),
@@ -209,7 +209,7 @@ def header(results: Json) -> list[tuple[str, str]]:
 
 
 def commands(results: Json) -> list[tuple[str, list[str]]]:
-    """Return (title, command lines) of every teacher and cell; what cells share stands with the first of them."""
+    """Return (title, command lines) of every teacher and cell; a shared command is listed with the first cell."""
     groups = [(row["teacher"], f"teacher {row['teacher']}", row["commands"]) for row in results["teachers"]]
     groups += [(cell["teacher"], cell_title(cell), cell["commands"]) for cell in results["cells"]]
     seen: set[tuple[str, str]] = set()
@@ -221,7 +221,7 @@ def commands(results: Json) -> list[tuple[str, list[str]]]:
 
 
 def cell_title(cell: Json) -> str:
-    """Return how a person reads a cell of a results document."""
+    """Return the title of a cell of a results document."""
     return f"{cell['teacher']} -> {cell['student']}, budget {cell['budget']}, {cell['method']}, seed {cell['seed']}"
 
 
