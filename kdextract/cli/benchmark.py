@@ -7,9 +7,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..benchmark.cell_results import DONE, FAILED
 from ..benchmark.cells import Run, plan_runs
 from ..benchmark.ledger import work_lock
-from ..benchmark.results import DONE, FAILED, collect
+from ..benchmark.results import collect
 from ..benchmark.runner import Runner, Setting, check_names, select
 from ..benchmark.suite import Suite, read_suite
 from ..errors import ArtifactError, BenchmarkError, ConfigError
