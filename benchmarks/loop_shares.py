@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import optim
 
-from kdextract.methods import live_method
+from kdextract.methods import Given, live_method
 from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.stages.distill.budget import NoCheckpoints
-from kdextract.stages.distill.command import CONVOLUTION_RATE
+from kdextract.stages.distill.settings import CONVOLUTION_RATE
 from kdextract.synthesis.structured_noise.pool import FreshPool
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter
@@ -68,7 +68,7 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     teacher = Classifier(spec).placed(cpu).frozen()
     student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
     method = live_method("structured_noise")
-    source = method.open_source(teacher, method.config(), 0)
+    source = method.open_source(Given(teacher), method.config(), 0)
     assert isinstance(source, FreshPool)
     observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
     clock = Clock()

@@ -226,7 +226,7 @@ def test_files_of_an_outcome_are_checked(run_copy: Path) -> None:
         content[-1] ^= 1
         outcome.files[name].write_bytes(content)
     for call in (images.picture, images.images, student.classifier):
-        with pytest.raises(ArtifactError, match="it was changed"):
+        with pytest.raises(ArtifactError, match="was changed: its sha256 differs"):
             call()
     assert "<img" not in images._repr_html_()
 

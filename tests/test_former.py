@@ -14,8 +14,8 @@ from kdextract import api
 from kdextract.benchmark.suite_options import stage_options
 from kdextract.cli.commands import COMMANDS
 from kdextract.errors import ConfigError, UsageError
-from kdextract.options import entries
 from kdextract.options.declare import spelling
+from kdextract.options.entries import entries
 from kdextract.options.former import REMOVED, RENAMED, present_record, what_became_of
 from kdextract.storage.artifacts import read_manifest
 

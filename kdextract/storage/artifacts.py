@@ -190,7 +190,7 @@ def verify_file(directory: Path, output: Output, sha256_of: Callable[[Path], str
     if size != output.bytes:
         raise ArtifactError(f"{path} has {size} bytes, its manifest says {output.bytes}: truncated or changed")
     if (sha256_of or file_sha256)(path) != output.sha256:
-        raise ArtifactError(f"{path} was changed: its sha256 is not that of the manifest")
+        raise ArtifactError(f"{path} was changed: its sha256 differs from the manifest")
     return path
 
 
