@@ -2,7 +2,7 @@
 
 For each run with a teacher and generators, and for several numbers of images per class, trains a classifier on these
 images alone, and on them together with a transfer set of the run's generators, labelled by its teacher (soft) or by the
-class asked for (hard); all for the same number of steps. Scores the last weights on the test images. The last line has
+class asked for (hard); all for the same number of steps. Scores the last weights on the test images. The last row has
 no real images: it is distillation.
 """
 
@@ -30,7 +30,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Cell:
-    """One classifier: `images_per_class` real images, and what is added to them."""
+    """One classifier: `images_per_class` real images, and the transfer set that is added to them."""
 
     images_per_class: int
     generators: str | None
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def column(self) -> str:
-        """Heading of its figures."""
+        """Heading of its column."""
         return "real images alone" if self.generators is None else f"+ {self.generators}, {self.labels}"
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="lenet5")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="where to write the figures, as JSON, and beside them the table")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures; the table is written beside it")
     arguments = parser.parse_args()
     for run in arguments.runs:
         for name in arguments.generators:

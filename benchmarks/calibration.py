@@ -1,10 +1,10 @@
-"""Fits the line of `kdextract/synthesis/estimate.py`.
+"""Fits the linear model of `kdextract/synthesis/estimate.py`.
 
     python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]
 
 Compares every student of the runs with its teacher, on structured noise and on the real test images that the teacher's
-data set has, and fits the first comparison to the second. Each teacher weighs the same. The spread comes from
-estimates by lines that were fitted without the teacher in question, so it holds for a teacher that is new.
+data set has, and fits the first comparison to the second. Each teacher has the same weight. The spread is that
+of estimates by models that were fitted without the teacher in question, so it holds for new teachers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FEATURES = ("intercept", "disagreement", "teacher_error", "other_images")
 
 
 def measure(run: RunDir, data_dir: Path) -> list[Row]:
-    """Return what is known of each student of a run, with and without real images."""
+    """Return one row per student of a run: agreement on structured noise, and scores on real images."""
     place = run.existing("teacher", "kdx train")
     teacher = load_classifier(place.directory / "model.safetensors").frozen()
     data_name = read_manifest(place.directory).config["data"]
@@ -73,7 +73,7 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 
 
 def is_structured(source: str, run: RunDir) -> bool:
-    """Whether a student's images were structured noise, or began as such."""
+    """Return whether a student's images were structured noise, or started from it."""
     from kdextract.methods import live_method, live_names
     from kdextract.stages.distill.source import TransferSetImages
 
@@ -84,7 +84,7 @@ def is_structured(source: str, run: RunDir) -> bool:
 
 
 def share(equal: torch.Tensor) -> float:
-    """Return the share of what is true."""
+    """Return the share of true elements."""
     return round(float(equal.float().mean()), 6)
 
 
@@ -132,7 +132,7 @@ def is_near(row: Row, line: Line) -> bool:
 def main() -> None:
     """Measure or read, fit, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path, help="run directories; without any, --out is fitted again")
+    parser.add_argument("runs", nargs="*", type=Path, help="run directories; without any, the rows of --out are used")
     parser.add_argument("--data-dir", type=Path, default=Path("."))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "calibration.json")
     options = parser.parse_args()

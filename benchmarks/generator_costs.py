@@ -1,7 +1,7 @@
-"""What a step of training a generator costs, generator and teacher apart: `python benchmarks/generator_costs.py`.
+"""Time of a training step of generators, for generator and teacher: `python benchmarks/generator_costs.py`.
 
 A fresh `lenet5` as teacher, batches of 128 images of 32x32 pixels, each way to train generators with its own defaults,
-and the published networks beside them. Milliseconds, the best of several repetitions; nothing else should run.
+and the published networks beside them. Milliseconds, minimum of several repetitions; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ WAYS = {
     "keflow --flow realnvp": ("keflow", {"flow": "realnvp"}),
     "keflow --flow glow": ("keflow", {"flow": "glow"}),
 }
-"""How it is typed -> method and options."""
+"""Command line -> method and options."""
 
 
 def best(call: Callable[[], object]) -> float:
-    """Return the fewest milliseconds that a call took."""
+    """Return the minimum time of a call, in milliseconds."""
     times = []
     for _ in range(REPETITIONS):
         started = time.perf_counter()

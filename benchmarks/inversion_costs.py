@@ -1,8 +1,8 @@
-"""What a step of inversion costs, and how much of it is not the teacher: `python benchmarks/inversion_costs.py`.
+"""Time of a step of inversion, and the part outside of the teacher: `python benchmarks/inversion_costs.py`.
 
 Fresh teachers, batches of 256 images, all terms of DeepInversion. The teacher's part is a forward pass and the gradient
 to the images, nothing else; steps and that part are timed in turn, medians of several repetitions. `--device cuda
---precision bf16 --compile` measures the same elsewhere. Nothing else should run.
+--precision bf16 --compile` measures the same on a GPU. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 256
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return what a call took."""
+    """Return the seconds of a call."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Where the time of the distillation loop goes: `python benchmarks/loop_shares.py [--steps 400] [--json]`.
+"""Time of the parts of the distillation loop: `python benchmarks/loop_shares.py [--steps 400] [--json]`.
 
-Runs the loop of `kdx distill --method structured_noise` on untrained networks, whose steps cost what those of trained
-ones cost, and times the calls that it makes. Needs no data. Run it on a machine that does nothing else.
+Runs the loop of `kdx distill --method structured_noise` on untrained networks, whose steps take the same time as those
+of trained ones, and measures the calls in it. Needs no data. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import optim
 
-from kdextract.methods import live_method
+from kdextract.methods import Given, live_method
 from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.stages.distill.budget import NoCheckpoints
-from kdextract.stages.distill.command import CONVOLUTION_RATE
+from kdextract.stages.distill.settings import CONVOLUTION_RATE
 from kdextract.synthesis.structured_noise.pool import FreshPool
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter
@@ -37,14 +37,14 @@ BATCH_SIZE = 128
 
 
 class Clock:
-    """Adds up the seconds of calls by name; a call inside another one counts for itself alone."""
+    """Sums the seconds of calls by name; the time of a nested call is not part of the outer call."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._open: list[list[Any]] = []
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, watched."""
+        """Return the function, with its calls measured."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._open.append([time.perf_counter(), 0.0])
@@ -61,14 +61,14 @@ class Clock:
 
 
 def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float]:
-    """Return milliseconds per step by what they were spent on, and `total`."""
+    """Return milliseconds per step for each part of the loop, and `total`."""
     shape = architecture(teacher_name).input_shape
     spec = ClassifierSpec(teacher_name, shape, tuple("0123456789"), (0.13,) * shape[0], (0.31,) * shape[0])
     cpu = torch.device("cpu")
     teacher = Classifier(spec).placed(cpu).frozen()
     student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
     method = live_method("structured_noise")
-    source = method.open_source(teacher, method.config(), 0)
+    source = method.open_source(Given(teacher), method.config(), 0)
     assert isinstance(source, FreshPool)
     observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
     clock = Clock()
@@ -80,7 +80,7 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     source._make = clock.timed("making images", make)
     FreshPool.sample = clock.timed("drawing batches", kept[2])  # type: ignore[method-assign]
     FreshPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
-    observer.look = clock.timed("looking", observer.look)  # type: ignore[method-assign]
+    observer.look = clock.timed("held-out evaluation", observer.look)  # type: ignore[method-assign]
 
     def watched(parameters: Any, lr: float) -> optim.Optimizer:
         optimizer = kept[1](parameters, lr)
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="how many of the pairs, from the smallest on")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    measure(*PAIRS[0], 20)  # what is done once at the start: imports, kernels chosen
+    measure(*PAIRS[0], 20)  # warm-up: imports, choice of kernels
     measured = {f"{t} -> {s}": measure(t, s, options.steps) for t, s in PAIRS[: options.pairs]}
     if options.json:
         about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "platform": platform.platform()}

@@ -1,6 +1,6 @@
 """kdx: data-free knowledge distillation.
 
-`load_classifier(path)` gives the network of a `model.safetensors` file. The commands of `kdx` are functions of
+`load_classifier(path)` returns the classifier of a `model.safetensors` file. The commands of `kdx` are functions of
 `kdextract.api`, with the same names and options:
 
     import kdextract.api as kdx
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_classifier":  # imported when it is used: it needs PyTorch
+    if name == "load_classifier":  # imported on first use, because it needs PyTorch
         from .stages.running.outcome import load_classifier
 
         return load_classifier

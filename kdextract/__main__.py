@@ -1,4 +1,4 @@
-"""`python -m kdextract` is `kdx`."""
+"""`python -m kdextract` runs `kdx`."""
 
 from __future__ import annotations
 

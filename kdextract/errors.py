@@ -1,12 +1,12 @@
-"""The errors a user can meet, each with its exit code.
+"""The errors that users can get, with the exit code of each.
 
 | code | class | meaning |
 |---|---|---|
-| 2 | `UsageError` | what was typed is wrong by itself: an unknown name, a value out of range |
-| 3 | `ConfigError` | what was typed does not fit this run: a missing input, another config, a wrong shape |
+| 2 | `UsageError` | the arguments are invalid: an unknown name, a value out of range |
+| 3 | `ConfigError` | the arguments do not fit the run: a missing input, different options, a wrong shape |
 | 4 | `ArtifactError`, `DataError` | an artifact or data set is missing, corrupt or untrusted |
 | 5 | `GateError` | `--min-accuracy`, `--min-agreement` or `--atol` was not met |
-| 6 | `DivergedError` | a loss stopped being finite |
+| 6 | `DivergedError` | a loss or a gradient is not finite |
 | 7 | `OutOfMemoryError` | the machine or the device ran out of memory |
 | 8 | `StorageError` | disk full, read-only, or another I/O failure |
 | 9 | `RunLockedError` | another process is writing to the run |
@@ -28,19 +28,19 @@ class KdxError(Exception):
 
 
 class UsageError(KdxError, ValueError):
-    """A name that does not exist, or a value that no run could accept."""
+    """Invalid arguments: a name that does not exist, or a value that is never accepted."""
 
     exit_code = 2
 
 
 class ConfigError(KdxError, ValueError):
-    """A request that does not fit the run: missing input, differing config, wrong shape."""
+    """Arguments that do not fit the run: a missing input, different options, a wrong shape."""
 
     exit_code = 3
 
 
 class ArtifactError(KdxError):
-    """An artifact is missing, truncated, tampered with, or of a format this version cannot read."""
+    """An artifact is missing, truncated, changed, or of a format that this version cannot read."""
 
     exit_code = 4
 
@@ -58,19 +58,19 @@ class GateError(KdxError):
 
 
 class DivergedError(KdxError):
-    """A loss or a gradient stopped being finite."""
+    """A loss or a gradient is not finite."""
 
     exit_code = 6
 
 
 class OutOfMemoryError(KdxError):
-    """Memory ran out, on the host or on the device."""
+    """Not enough memory, on the host or on the device."""
 
     exit_code = 7
 
 
 class StorageError(KdxError):
-    """The disk is full, read-only, or failed."""
+    """The disk is full or read-only, or input/output failed."""
 
     exit_code = 8
 
@@ -82,11 +82,11 @@ class RunLockedError(KdxError):
 
 
 class Interrupted(KdxError):
-    """The process was told to stop; `signal_number` is SIGINT or SIGTERM."""
+    """The process received the signal `signal_number`, SIGINT or SIGTERM."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; run the same command again to go on")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; run the same command again to continue")
 
 
 class BenchmarkError(KdxError):
@@ -97,12 +97,12 @@ class BenchmarkError(KdxError):
         super().__init__(message)
 
 
-class ReaderGone(Exception):
-    """Whoever read stdout has closed it. Not an `OSError`, which typer would turn into exit code 1."""
+class StdoutClosed(Exception):
+    """The reader of stdout has closed the pipe. Not an `OSError`, because typer turns that into exit code 1."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error sentence: the nearest known name, and the list of all of them."""
+    """Return the end of an error message: the most similar known name, and the list of known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -110,7 +110,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def from_os_error(error: OSError) -> KdxError:
-    """Translate an operating-system failure into the error that a user meets."""
+    """Return the `KdxError` for an error of the operating system."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"the disk is full{where}; free some space and run the same command again")

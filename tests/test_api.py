@@ -137,9 +137,9 @@ def test_importing_is_quick_and_packages_stay_packages() -> None:
         (lambda: api.train(epochs=True), "epochs must be a whole number, got True"),
         (lambda: api.train(seed=None), "seed must be a whole number, got None"),
         (lambda: api.train(lr="fast"), "lr must be a number, got 'fast'"),
-        (lambda: api.train(data=3), "data must be a text, got 3"),
+        (lambda: api.train(data=3), "data must be a string, got 3"),
         (lambda: api.train(run=3), "run must be a path, got 3"),
-        (lambda: api.benchmark("a.toml", only=[3]), "only must be a list of texts"),
+        (lambda: api.benchmark("a.toml", only=[3]), "only must be a list of strings"),
         (lambda: api.train(epochs=0), "--epochs must be at least 1"),
         (lambda: api.optimize_dataset(objective="all_layers", bn=1.0, dry_run=True), "--bn has no effect"),
     ],
@@ -226,7 +226,7 @@ def test_files_of_an_outcome_are_checked(run_copy: Path) -> None:
         content[-1] ^= 1
         outcome.files[name].write_bytes(content)
     for call in (images.picture, images.images, student.classifier):
-        with pytest.raises(ArtifactError, match="it was changed"):
+        with pytest.raises(ArtifactError, match="was changed: its sha256 differs"):
             call()
     assert "<img" not in images._repr_html_()
 

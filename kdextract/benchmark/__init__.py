@@ -1,5 +1,5 @@
-"""Suites of teachers, students, methods, budgets and seeds, run through the ordinary commands.
+"""Suites of teachers, students, methods, budgets and seeds, run by the commands of kdx.
 
-Here belong reading a suite file, its cells, running them, and their results over seeds. Nothing here trains or makes
-images: every figure comes from a stage that a user can run alone.
+This package reads suite files, plans and runs their cells, and collects the results over seeds. It does not train
+networks or make images itself: every figure comes from a stage that can also be run alone.
 """

@@ -1,4 +1,4 @@
-"""What a suite comes down to: runs, cells, and the commands of each."""
+"""The plan of a suite: runs, cells, and the commands of each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..options.declare import DataAccess, NamedStageConfig, difference, to_recor
 from ..stages import STAGES
 from ..storage.artifacts import Manifest, read_manifest
 from ..storage.run_dir import PLACES, ArtifactRef, RunDir
-from .suite import Budget, Method, Student, Suite, Teacher
+from .suite import Budget, Student, Suite, SuiteMethod, Teacher
 from .suite_options import Options, arguments, stage_config
 
-RUN, DATA = "RUN", "DIR"  # how recorded commands spell the run directory and the data directory
-NOT_COMPARED = ("threads", "device")  # they change bits and seconds of a result, but not what it is a result of
-KINDS = {
+RUN, DATA = "RUN", "DIR"  # stand for the run directory and the data directory in recorded commands
+NOT_COMPARED = ("threads", "device")  # they change the rounding and the time of a result only
+ARTIFACT_KINDS = {
     "train": "teacher",
     "compute-stats": "statistics",
     "optimize-dataset": "transfer-set",
@@ -33,7 +33,7 @@ KINDS = {
 class PlannedCommand:
     """One command of a benchmark, and the artifact that it makes in its run.
 
-    `words` are its words without where it runs; `config` holds its options without them.
+    `words` are its arguments without run directory, data directory, threads and device; `config` has its options.
     """
 
     stage: str
@@ -43,7 +43,7 @@ class PlannedCommand:
 
     @property
     def label(self) -> str:
-        """Name of the command within its run, for people and for the books: `distill lenet_half.all_layers.4k`."""
+        """Name of the command in its run, in messages and in the ledger: `distill lenet_half.all_layers.4k`."""
         return f"{self.stage} {self.name}" if self.name else self.stage
 
     def line(self, threads: int | None, device: str | None) -> list[str]:
@@ -55,14 +55,14 @@ class PlannedCommand:
         return words + (["--device", device] if device is not None else [])
 
     def place(self, run: RunDir) -> ArtifactRef:
-        """Return where its result is, or will be."""
-        return run.place(KINDS[self.stage], self.name)
+        """Return the place of its artifact."""
+        return run.place(ARTIFACT_KINDS[self.stage], self.name)
 
     def finished(self, run: RunDir) -> Manifest | None:
-        """Return the manifest of its result, if that is there, made with these options from what is in the run now.
+        """Return the manifest of its artifact if it exists and was made with these options from the present inputs.
 
-        Reads manifests and the sizes of files, not the files: a stage checks sha256 of what it reads, and `kdx
-        verify` of everything. Never raises for what is missing or damaged; the command itself will say.
+        Reads manifests and the sizes of files, not their content: a stage checks the sha256 of what it reads, and `kdx
+        verify` that of all files. Returns None for a missing or damaged artifact: the command itself reports the error.
         """
         directory = self.place(run).directory
         try:
@@ -80,7 +80,7 @@ class PlannedCommand:
 
 
 def _identity(directory: Path) -> str | None:
-    """Return the identity of an artifact of the run; None for an input that is none, such as a data set."""
+    """Return the identity of an artifact of the run; None for any other input, such as a data set."""
     return read_manifest(directory).identity if directory.is_dir() else None
 
 
@@ -95,7 +95,7 @@ class Cell:
     teacher: Teacher
     seed: int
     student: Student
-    method: Method
+    method: SuiteMethod
     budget: Budget
     before: tuple[PlannedCommand, ...]
     distill: PlannedCommand
@@ -108,7 +108,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """How a person reads it."""
+        """Its name in messages."""
         names = (self.student.name, self.method.name, self.budget.name)
         return f"{self.teacher.name} seed {self.seed}: {' '.join(names)}"
 
@@ -133,37 +133,39 @@ def plan_runs(suite: Suite) -> list[Run]:
     """Return every run of a suite, seed by seed, with its cells in the order of the suite, anchors last.
 
     Raises:
-        UsageError: options of a student, a method and a budget that do not go together.
+        UsageError: options of a student, a method and a budget contradict each other.
     """
     runs = []
     for seed in suite.seeds:
         for teacher in suite.teachers.values():
             train = _command("train", None, {"data": suite.data} | teacher.options, seed)
             scored = _command("evaluate", "teacher", {}, seed, "teacher")
-            runs.append(Run(teacher, seed, train, scored, tuple(_cells(suite, teacher, seed))))
+            runs.append(Run(teacher, seed, train, scored, tuple(_plan_cells(suite, teacher, seed))))
     return [run for run in runs if run.cells]
 
 
-def _cells(suite: Suite, teacher: Teacher, seed: int) -> Iterator[Cell]:
+def _plan_cells(suite: Suite, teacher: Teacher, seed: int) -> Iterator[Cell]:
     methods = sorted(suite.methods.values(), key=lambda method: method.anchor)
     for student in suite.students.values():
         if teacher.name not in student.teachers:
             continue
         for budget in suite.budgets.values():
             for method in methods:
-                if _applies(method, student, budget, seed):
-                    yield _cell(suite, teacher, seed, student, method, budget)
+                if _is_wanted(method, student, budget, seed):
+                    yield _plan_cell(suite, teacher, seed, student, method, budget)
 
 
-def _applies(method: Method, student: Student, budget: Budget, seed: int) -> bool:
+def _is_wanted(method: SuiteMethod, student: Student, budget: Budget, seed: int) -> bool:
     limits = ((method.students, student.name), (method.budgets, budget.name), (method.seeds, seed))
     return all(allowed is None or value in allowed for allowed, value in limits)
 
 
-def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: Method, budget: Budget) -> Cell:
+def _plan_cell(
+    suite: Suite, teacher: Teacher, seed: int, student: Student, method: SuiteMethod, budget: Budget
+) -> Cell:
     name = f"{student.name}.{method.name}.{budget.name}"
-    before = [_before(stage, method.name, options, seed) for stage, options in method.before]
-    makes = [KINDS[command.stage] for command in before if command.name is not None]
+    before = [_preparing_command(stage, method.name, options, seed) for stage, options in method.before]
+    makes = [ARTIFACT_KINDS[command.stage] for command in before if command.name is not None]
     if student.compress is not None:
         before.append(_command("compress", student.name, student.compress, seed))
     chosen: Options = {"snapshots": suite.snapshots} | student.options | method.distill | budget.options
@@ -172,7 +174,7 @@ def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: M
         chosen = {"data": f"{PLACES[makes[-1]]}{method.name}" if both else method.name} | chosen
     where = f"[students.{student.name}] with [methods.{method.name}] and [budgets.{budget.name}]"
     if "data" not in chosen and "method" not in chosen:
-        raise UsageError(f"{where}: it does not say what to learn from; give distill a data or a method")
+        raise UsageError(f"{where}: the source of images is missing; give distill `data` or `method`")
     try:
         distill = _command("distill", name, chosen, seed)
     except UsageError as error:
@@ -181,7 +183,7 @@ def _cell(suite: Suite, teacher: Teacher, seed: int, student: Student, method: M
     return Cell(teacher, seed, student, method, budget, tuple(before), distill, evaluate)
 
 
-def _before(stage: str, name: str, options: Options, seed: int) -> PlannedCommand:
+def _preparing_command(stage: str, name: str, options: Options, seed: int) -> PlannedCommand:
     """Return a command of a method that runs before distillation; `generate` takes the method's own generators."""
     if stage == "generate":
         options = {"generator": name} | options
@@ -189,7 +191,7 @@ def _before(stage: str, name: str, options: Options, seed: int) -> PlannedComman
 
 
 def _command(stage: str, name: str | None, options: Options, seed: int, artifact: str | None = None) -> PlannedCommand:
-    """Return a command; `artifact` is what `evaluate` scores, whose name it takes by itself."""
+    """Return a command; `artifact` is the one that `evaluate` scores, after which the evaluation is named."""
     chosen = options if artifact is None else {"artifact": artifact}
     config = stage_config(stage, {**chosen, "seed": seed})
     words = arguments(config, options) if artifact is None else [artifact]

@@ -1,4 +1,4 @@
-"""What a benchmark writes down about its commands that no manifest holds: wall-clock seconds, failures, the machine."""
+"""Records of the commands of a benchmark that are not in manifests: wall-clock seconds, failures, the machine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from typing import Any
 from ..errors import ConfigError, RunLockedError
 from ..storage.artifacts import write_file
 
-BOOKS, LOCK = "commands", ".lock"
+FOLDER, LOCK = "commands", ".lock"
 _ABSOLUTE_WORD = re.compile(r"(folder:|npz:|npy:|hf:)?(/.*)")
 _ABSOLUTE = re.compile(r"(?<![\w./~-])/(?:[\w.+@~-]+/)*([\w.+@~-]+)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One command as it was run.
 
-    `command` is its line with RUN and DIR for the run and data directories; `seconds` the wall clock of its process
-    from start to end, imports included; `exit_code` 0 or that of its failure, whose sentence is `message`; `identity`
-    that of the artifact it made. `side_by_side` is the number of commands that could run at the same time, and
-    `resumed` says that an earlier attempt was cut short, whose seconds the manifest has.
+    `command` is its line with RUN and DIR for the run and data directories; `seconds` the wall-clock time of its
+    process, imports included; `exit_code` 0 or that of the failure, with the error `message`; `identity` that of the
+    artifact it made. `side_by_side` is the number of commands that could run at the same time. `resumed` is true if an
+    earlier attempt was interrupted; the manifest has the seconds of that attempt.
     """
 
     command: str
@@ -44,38 +44,38 @@ class Entry:
     cpu: str
 
 
-class Books:
+class Ledger:
     """The entries of one run, by command label, in a JSON file of the work directory that is replaced atomically."""
 
     def __init__(self, work: Path, run: str) -> None:
-        self._path = work / BOOKS / f"{run}.json"
+        self._path = work / FOLDER / f"{run}.json"
         self._lock = threading.Lock()
         self._entries: dict[str, Any] = {}
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             self._entries = record if isinstance(record, dict) else {}
         except (OSError, ValueError):
-            pass  # none yet, or not readable: seconds will be missing, results will not
+            pass  # missing or unreadable: only seconds are lost, no results
 
-    def entry(self, label: str) -> Entry | None:
-        """Return what is known about a command that ended; None for one that never did."""
+    def entry(self, label: str) -> LedgerEntry | None:
+        """Return the entry of a finished command, None if it never finished."""
         try:
-            return Entry(**self._entries[label])
+            return LedgerEntry(**self._entries[label])
         except (KeyError, TypeError):
             return None
 
     def start(self, label: str) -> bool:
-        """Note that a command starts, and say whether an earlier attempt of it never came to an end."""
+        """Record the start of a command, and return whether an earlier attempt was interrupted."""
         cut_short = self._entries.get(label) == {}
         self._write(label, {})
         return cut_short
 
-    def end(self, label: str, entry: Entry) -> None:
-        """Note how a command ended."""
+    def end(self, label: str, entry: LedgerEntry) -> None:
+        """Record the end of a command."""
         self._write(label, asdict(entry))
 
-    def restore(self, label: str, entry: Entry | None) -> None:
-        """Put back what was known before `start`: the command found its result made already."""
+    def restore(self, label: str, entry: LedgerEntry | None) -> None:
+        """Restore the entry from before `start`, because the artifact existed already."""
         self._write(label, asdict(entry) if entry else None)
 
     def _write(self, label: str, value: dict[str, Any] | None) -> None:
@@ -88,7 +88,7 @@ class Books:
 
 @contextmanager
 def work_lock(work: Path) -> Iterator[None]:
-    """Hold the work directory; the kernel frees it when the process ends.
+    """Hold the lock of the work directory; the kernel releases it when the process ends.
 
     Raises:
         RunLockedError: another benchmark runs there.
@@ -97,17 +97,19 @@ def work_lock(work: Path) -> Iterator[None]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{work} is a file, or below one, and cannot be a work directory") from error
+        raise ConfigError(f"{work} is a file, or inside one, and cannot be a work directory") from error
     with (work / LOCK).open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunLockedError(f"another benchmark is running in {work}; wait for it or use --work") from error
+            raise RunLockedError(
+                f"another benchmark is running in {work}; wait until it ends, or use another --work"
+            ) from error
         yield
 
 
 def processor() -> str:
-    """Return the name of the processor's model, or '' where it cannot be known."""
+    """Return the model name of the processor, '' if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -120,8 +122,8 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spelled(words: list[str], places: dict[str, str]) -> str:
-    """Return a command line as a shell takes it, without paths of this machine; see `without_paths`."""
+def shell_line(words: list[str], places: dict[str, str]) -> str:
+    """Return a command line in shell syntax, without paths of this machine; see `without_paths`."""
     plain = []
     for word in words:
         absolute = _ABSOLUTE_WORD.fullmatch(word)
@@ -135,8 +137,7 @@ def without_paths(text: str, places: dict[str, str]) -> str:
     """Return a text without paths of this machine.
 
     Args:
-        places: path -> what stands for it, longest first where one is below another. Any other absolute path is cut
-            down to its last part.
+        places: path -> its replacement, longer paths first. Any other absolute path is reduced to its last part.
     """
     for path, name in places.items():
         text = text.replace(path, name)

@@ -1,4 +1,4 @@
-"""Runs the commands of a suite, each as a process of its own, and goes on where an earlier benchmark stopped."""
+"""Runs the commands of a suite, each in its own process, and continues an interrupted benchmark."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..stages.running.runner import signals_to
 from ..storage.run_dir import RunDir
 from ..training.progress import Reporter, Task
 from .cells import DATA, RUN, Cell, PlannedCommand, Run
-from .ledger import Books, Entry, num_cpus, processor, spelled, without_paths
+from .ledger import Ledger, LedgerEntry, num_cpus, processor, shell_line, without_paths
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how commands run: `work` holds the runs, `data_dir` real data; `jobs` of them run at a time.
+    """Where and how commands run: `work` is the directory of runs, `data_dir` that of real data; `jobs` runs at a time.
 
-    `threads` is per command, None for kdx's default; `force` makes again what was made with other options.
+    `threads` is per command, None for the default of kdx; `force` overwrites artifacts made with different options.
     """
 
     work: Path
@@ -48,7 +48,7 @@ class Setting:
         return self.threads if self.jobs == 1 else max(1, (self.threads or num_cpus()) // self.jobs)
 
     def places(self, run: Run) -> dict[str, str]:
-        """Return the paths that never leave this machine, with what stands for them, longest first."""
+        """Return the paths that are not recorded -> their replacements, longest path first."""
         places = {str(self.work / run.name): RUN, str(self.data_dir): DATA, str(self.work): "WORK"}
         places |= {str(Path(path).resolve()): name for path, name in places.items()}
         places[str(Path.home())] = "~"
@@ -56,7 +56,7 @@ class Setting:
 
 
 def check_names(runs: list[Run], setting: Setting) -> None:
-    """Raise the error that a command would end with for an unknown model or data set, or data that is not there."""
+    """Raise the error of the first command with an unknown model, an unknown data set, or missing data."""
     from ..data.load import data_names, is_real_data
     from ..models.architectures import architecture
 
@@ -73,13 +73,13 @@ def check_names(runs: list[Run], setting: Setting) -> None:
             known = spec is None or own_set or spec in NOISE or is_real_data(spec) or Path(spec).is_dir()
             if not known:
                 raise UsageError(
-                    f"[methods.{cell.method.name}]: data {spec!r} is no noise and no data set."
+                    f"[methods.{cell.method.name}]: data {spec!r} is neither noise nor a data set."
                     f"{did_you_mean(spec, [*NOISE, *data_names()])}"
                 )
 
 
 class Runner:
-    """Runs what is not finished. A command that fails ends its cell, or its run if there is no teacher, no more."""
+    """Runs unfinished commands. A failed command ends only its cell, or its run if there is no teacher."""
 
     def __init__(self, setting: Setting, reporter: Reporter) -> None:
         self._setting = setting
@@ -92,7 +92,7 @@ class Runner:
         """Run every unfinished command, `jobs` runs at a time.
 
         Raises:
-            Interrupted: this process was told to stop; the commands under way have stopped with their checkpoints.
+            Interrupted: the process received a signal; the running commands have stopped and kept their checkpoints.
             RunLockedError: something else is writing to one of the runs.
         """
         total = sum(len(run.cells) for run in runs)
@@ -113,14 +113,14 @@ class Runner:
 
     def _run_one(self, run: Run, task: Task) -> None:
         place = RunDir(self._setting.work / run.name)
-        books = Books(self._setting.work, run.name)
+        ledger = Ledger(self._setting.work, run.name)
         failed: set[str] = set()
 
         def succeed(commands: tuple[PlannedCommand, ...], title: str) -> bool:
             for command in commands:
                 if self._stop is not None or command.label in failed:
                     return False
-                if command.finished(place) is None and not self._make(run, command, place, books, title):
+                if command.finished(place) is None and not self._make(run, command, place, ledger, title):
                     failed.add(command.label)
                     return False
             return True
@@ -133,18 +133,18 @@ class Runner:
                 with self._lock:
                     task.advance(1, cell.title)
 
-    def _make(self, run: Run, command: PlannedCommand, place: RunDir, books: Books, title: str) -> bool:
-        """Run one command, write down how it went, and say whether it went well."""
+    def _make(self, run: Run, command: PlannedCommand, place: RunDir, ledger: Ledger, title: str) -> bool:
+        """Run one command, record it in the ledger, and return whether it succeeded."""
         line = command.line(self._setting.threads_each, self._setting.device)
         places = self._setting.places(run)
-        line_as_run = spelled(["kdx", *line], places)
-        known = books.entry(command.label)
+        line_as_run = shell_line(["kdx", *line], places)
+        known = ledger.entry(command.label)
         diverged = known is not None and known.exit_code == DivergedError.exit_code and known.command == line_as_run
         if diverged and not self._setting.force:
-            self._reporter.line(f"{title}: {command.stage} diverged before, and would again")
+            self._reporter.line(f"{title}: {command.stage} diverged in an earlier attempt; --force runs it again")
             return False
         self._reporter.line(f"{title}: {command.stage}")
-        cut_short = books.start(command.label)
+        cut_short = ledger.start(command.label)
         started = time.monotonic()
         code, output, errors = self._call(self._real(line, command, place))
         seconds = round(time.monotonic() - started, 2)
@@ -153,17 +153,17 @@ class Runner:
             return False
         made = _document(output)
         if code == RunLockedError.exit_code:
-            books.restore(command.label, known)
+            ledger.restore(command.label, known)
             raise RunLockedError(_message(code, made, errors))
         if code == 0 and made.get("status") == "cached":
-            books.restore(command.label, known)
+            ledger.restore(command.label, known)
             return True
         message = _message(code, made, errors) if code else ""
         if code:
             self._reporter.line(f"{title}: {command.stage} failed with exit code {code}: {message}")
-        books.end(
+        ledger.end(
             command.label,
-            Entry(
+            LedgerEntry(
                 command=line_as_run,
                 seconds=seconds,
                 exit_code=code,
@@ -178,7 +178,7 @@ class Runner:
         return code == 0
 
     def _real(self, line: list[str], command: PlannedCommand, place: RunDir) -> list[str]:
-        """Return the words of the process for a line with `RUN` and `DIR`."""
+        """Return the arguments of the process, with the paths for `RUN` and `DIR`."""
         real = {RUN: str(place.root), DATA: str(self._setting.data_dir)}
         words = [real.get(word, word) for word in line]
         if self._setting.download and issubclass(STAGES[command.stage].config, DataAccess):
@@ -190,7 +190,7 @@ class Runner:
     def _call(self, words: list[str]) -> tuple[int, str, str]:
         """Run a process to its end and return its exit code, stdout and stderr; a signal N counts as 128 + N.
 
-        It has a session of its own, so that Ctrl-C reaches it once, from here.
+        It runs in its own session, so that Ctrl-C reaches it only once, through this process.
         """
         with self._lock:
             if self._stop is not None:
@@ -211,14 +211,14 @@ class Runner:
         return process.returncode if process.returncode >= 0 else 128 - process.returncode, output, errors
 
     def _stop_all(self, signal_number: int, frame: FrameType | None = None) -> None:
-        """Signal handler: tell every process, and start no more."""
+        """Signal handler: send the signal to every process, and start no more."""
         self._stop = signal_number
         for process in list(self._processes):
             process.send_signal(signal_number)
 
 
 def select(runs: list[Run], only: list[str]) -> list[Run]:
-    """Return the runs with just the cells whose method, student or `student/method` matches one of the patterns.
+    """Return the runs with only the cells whose method, student or `student/method` matches one of the patterns.
 
     Raises:
         UsageError: a pattern that no cell matches.
@@ -249,11 +249,11 @@ def _document(output: str) -> dict[str, object]:
 
 
 def _message(code: int, document: dict[str, object], errors: str) -> str:
-    """Return the sentence that a failed command ended with."""
+    """Return the error message of a failed command."""
     error = document.get("error")
     if isinstance(error, dict):
         return " ".join(str(error.get("message", "")).split())
     if code == 128 + signal.SIGKILL:
-        return "killed from outside, perhaps for want of memory"
+        return "killed by the system, possibly because memory ran out"
     lines = errors.strip().splitlines()
     return lines[-1] if lines else "no message"

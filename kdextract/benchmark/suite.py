@@ -1,4 +1,4 @@
-"""The suite file of `kdx benchmark`: TOML, checked in full before anything runs."""
+"""The suite file of `kdx benchmark`: TOML, checked completely before the first command runs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student:
-    """A student and the names of the teachers it learns from; `options` of `kdx distill` hold for every method.
+    """A student and the names of its teachers; `options` of `kdx distill` apply to every method.
 
-    With `compress`, options of that command, it starts as a compressed teacher.
+    With `compress`, options of `kdx compress`, the student is initialized with the compressed teacher.
     """
 
     name: str
@@ -42,19 +42,19 @@ class Student:
 
 @dataclass(frozen=True)
 class Budget:
-    """What one student may cost; `options` of `kdx distill`, laid over those of student and method."""
+    """The budget of a student: `options` of `kdx distill`, which override those of student and method."""
 
     name: str
     options: Options
 
 
 @dataclass(frozen=True)
-class Method:
+class SuiteMethod:
     """One way to get a student.
 
     `before` lists the stages to run first, in the order of the pipeline, with their options; `distill` holds options
-    of `kdx distill`. An `anchor` (ceiling, floor) stands last in every table. `students`, `budgets` and `seeds` limit
-    the method to some of the suite's; None means all.
+    of `kdx distill`. An `anchor` (ceiling, floor) is listed last in every table. `students`, `budgets` and `seeds`
+    restrict the method to some of the suite; None means all.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that somebody else published for a student: `accuracy` in percent, what it is, and where it stands."""
+    """A published figure for a student: `accuracy` in percent, its description and its source."""
 
     student: str
     accuracy: float
@@ -78,10 +78,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Suite:
-    """A whole suite: `data` is what teachers learn from and everything is scored on; `seeds` has one run each.
+    """A suite: `data` is the data set of training and evaluation; each seed has one run per teacher.
 
-    `threads` and `device` go with every command that takes them; None leaves kdx's defaults. `snapshots` is how many
-    snapshots of every student are scored for the curves; 0 means none.
+    `threads` and `device` are passed to every command that has the option; None for the defaults of kdx. `snapshots` is
+    the number of snapshots of each student that are scored for the curves; 0 for none.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Suite:
     teachers: dict[str, Teacher]
     students: dict[str, Student]
     budgets: dict[str, Budget]
-    methods: dict[str, Method]
+    methods: dict[str, SuiteMethod]
     published: tuple[Published, ...]
 
 
@@ -102,9 +102,9 @@ def read_suite(path: Path) -> Suite:
     """Return the suite of a TOML file.
 
     Raises:
-        ArtifactError: the file is not there, or is a directory.
+        ArtifactError: the file does not exist, or is a directory.
         UsageError: it is not TOML, or something in it is unknown, missing, of the wrong type or out of range; the
-            sentence names the place and, for a name, the near one.
+            message names the table and key and, for a name, the most similar one.
     """
     try:
         record = tomllib.loads(path.read_bytes().decode("utf-8"))
@@ -117,22 +117,23 @@ def read_suite(path: Path) -> Suite:
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are kinds of it
         raise UsageError(f"the suite {path} is not valid TOML: {error}") from error
     try:
-        return _suite(Table(record, ""))
+        return _read_tables(Table(record, ""))
     except UsageError as error:
         raise UsageError(f"{path.name}: {error}") from error
 
 
-def _suite(table: Table) -> Suite:
+def _read_tables(table: Table) -> Suite:
     name = table.text("name")
     _check_name(name, "name")
     threads = table.integer("threads", None, 1)
     device = table.text("device", "")
     seeds = table.integers("seeds") or SEEDS
-    teachers = {key: Teacher(key, _options("train", entry)) for key, entry in _tables(table, "teachers")}
-    budgets = {key: Budget(key, _options("distill", entry)) for key, entry in _tables(table, "budgets")}
-    students = {key: _student(key, entry, list(teachers)) for key, entry in _tables(table, "students")}
+    teachers = {key: Teacher(key, _read_options("train", entry)) for key, entry in _named_tables(table, "teachers")}
+    budgets = {key: Budget(key, _read_options("distill", entry)) for key, entry in _named_tables(table, "budgets")}
+    students = {key: _read_student(key, entry, list(teachers)) for key, entry in _named_tables(table, "students")}
     methods = {
-        key: _method(key, entry, list(students), list(budgets), seeds) for key, entry in _tables(table, "methods")
+        key: _read_method(key, entry, list(students), list(budgets), seeds)
+        for key, entry in _named_tables(table, "methods")
     }
     suite = Suite(
         name=name,
@@ -146,15 +147,15 @@ def _suite(table: Table) -> Suite:
         students=students,
         budgets=budgets,
         methods=methods,
-        published=tuple(_published(entry, list(students)) for entry in table.list_of_tables("published")),
+        published=tuple(_read_published(entry, list(students)) for entry in table.list_of_tables("published")),
     )
     table.close()
     _check_together(suite)
     return suite
 
 
-def _tables(table: Table, kind: str) -> list[tuple[str, Table]]:
-    """Return the tables `[kind.NAME]`; there must be at least one."""
+def _named_tables(table: Table, kind: str) -> list[tuple[str, Table]]:
+    """Return the tables `[kind.NAME]`. Raises `UsageError` if there is none."""
     entries = table.tables(kind)
     if not entries:
         raise UsageError(f"no [{kind}.NAME] table; a suite needs at least one")
@@ -171,33 +172,35 @@ def _check_name(name: str, where: str) -> None:
         )
 
 
-def _options(stage: str, table: Table) -> Options:
+def _read_options(stage: str, table: Table) -> Options:
     return stage_options(stage, table.rest(), table.where)
 
 
-def _student(name: str, table: Table, teachers: list[str]) -> Student:
+def _read_student(name: str, table: Table, teachers: list[str]) -> Student:
     of = table.names("teacher", teachers, or_one=True)
     if of is None:
         raise UsageError(f"{table.where}: the teacher is missing; name one of: {', '.join(teachers)}")
     compress = table.table("compress")
     if compress is None:
-        return Student(name, of, {"student": name} | _options("distill", table))
+        return Student(name, of, {"student": name} | _read_options("distill", table))
     start = {"student": f"compressed/{name}"}
-    return Student(name, of, start | _options("distill", table), _options("compress", compress))
+    return Student(name, of, start | _read_options("distill", table), _read_options("compress", compress))
 
 
-def _method(name: str, table: Table, students: list[str], budgets: list[str], seeds: tuple[int, ...]) -> Method:
+def _read_method(
+    name: str, table: Table, students: list[str], budgets: list[str], seeds: tuple[int, ...]
+) -> SuiteMethod:
     distill = table.table("distill")
     before = [(stage, table.table(stage.replace("-", "_"))) for stage in BETWEEN]
     only_seeds = table.integers("seeds")
     unknown = [seed for seed in only_seeds or () if seed not in seeds]
     if unknown:
         raise UsageError(f"{table.where}: seed {unknown[0]} is none of the suite's: {', '.join(map(str, seeds))}")
-    method = Method(
+    method = SuiteMethod(
         name=name,
         anchor=table.flag("anchor"),
-        before=tuple((stage, _options(stage, entry)) for stage, entry in before if entry is not None),
-        distill={} if distill is None else _options("distill", distill),
+        before=tuple((stage, _read_options(stage, entry)) for stage, entry in before if entry is not None),
+        distill={} if distill is None else _read_options("distill", distill),
         students=table.names("students", students),
         budgets=table.names("budgets", budgets),
         seeds=only_seeds,
@@ -206,7 +209,7 @@ def _method(name: str, table: Table, students: list[str], budgets: list[str], se
     return method
 
 
-def _published(table: Table, students: list[str]) -> Published:
+def _read_published(table: Table, students: list[str]) -> Published:
     (student,) = table.names("student", students, or_one=True) or ("",)
     if not student:
         raise UsageError(f"{table.where}: the student is missing; name one of: {', '.join(students)}")
@@ -216,7 +219,7 @@ def _published(table: Table, students: list[str]) -> Published:
 
 
 def _check_together(suite: Suite) -> None:
-    """Raise `UsageError` for what is wrong only in combination."""
+    """Raise `UsageError` for tables that contradict each other."""
     longest = [max(names, key=len) for names in (suite.students, suite.methods, suite.budgets)]
     if len(".".join(longest)) > MAX_NAME:
         raise UsageError(f"the names {', '.join(longest)} are too long together: at most {MAX_NAME - 2} characters")

@@ -1,4 +1,4 @@
-"""Options of commands as a suite spells them: checked against the commands, and turned into command lines."""
+"""Options of commands in a suite: checked against the commands, and converted to command lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = {declared.name for group in (NamedStageConfig, DataAccess) for declared in
 
 
 def stage_options(stage: str, given: dict[str, Any], where: str) -> Options:
-    """Return the options of a command that a suite's table gives, by their names with underscores.
+    """Return the options of a command from a table of the suite, by their names with underscores.
 
     Args:
         given: names, with underscores or hyphens, and TOML values; a renamed option may have its former name.
@@ -52,7 +52,7 @@ def stage_options(stage: str, given: dict[str, Any], where: str) -> Options:
 
 
 def stage_config(stage: str, options: Options) -> Any:
-    """Return the config of a command with these options. Raises `UsageError` where the command would."""
+    """Return the config of a command with these options. Raises `UsageError` as the command does."""
     config = config_from_options(STAGES[stage].config, options)
     if isinstance(config, MethodStageConfig):
         config.method_config()
@@ -60,7 +60,7 @@ def stage_config(stage: str, options: Options) -> Any:
 
 
 def arguments(config: OptionSet, options: Options) -> list[str]:
-    """Return options as a command line spells them: `--lr 0.001 --flip --no-spectral`; `config` is made from them."""
+    """Return options as arguments: `--lr 0.001 --flip --no-spectral`; `config` is made from them."""
     positional = {declared.name for declared in option_fields(config) if option_info(declared).positional}
     defaults = {declared.name: declared.default for declared in option_fields(config)}
     if isinstance(config, MethodStageConfig):
@@ -72,7 +72,7 @@ def arguments(config: OptionSet, options: Options) -> list[str]:
         elif isinstance(value, bool):
             if value:
                 words.append(spelling(name))
-            elif defaults[name] is not False:  # a switch that is off by itself has no --no-
+            elif defaults[name] is not False:  # a switch that is off by default has no --no- form
                 words.append(f"--no-{name.replace('_', '-')}")
         else:
             words += [spelling(name), str(value)]

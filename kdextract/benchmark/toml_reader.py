@@ -1,4 +1,4 @@
-"""Typed reading of a TOML table, in which every mistake is one sentence that says where it is."""
+"""Typed reading of a TOML table; each error message names the table and the key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..options.declare import coerced
 
 
 class Table:
-    """One table of a TOML file; `where` is how an error names it. What is asked for counts as known."""
+    """One table of a TOML file; `where` is its name in error messages. Keys that were read count as known."""
 
     def __init__(self, record: dict[str, Any], where: str) -> None:
         self._record = record
@@ -29,14 +29,14 @@ class Table:
         return f"{self.where}: {name}" if self.where else name
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a text; without a default it must be there, and not be empty."""
+        """Return a string. Without a default, it is required and must not be empty."""
         value = self._get(name, str, default, required=default is None)
         if default is None and not value.strip():
             raise UsageError(f"{self._place(name)} is empty")
         return str(value)
 
     def flag(self, name: str) -> bool:
-        """Return true or false; false if it is not there."""
+        """Return true or false; false if the key is missing."""
         return bool(self._get(name, bool, False))
 
     def integer(self, name: str, default: int | None, minimum: int) -> int | None:
@@ -47,25 +47,25 @@ class Table:
         return None if value is None else int(value)
 
     def number(self, name: str, minimum: float, maximum: float) -> float:
-        """Return a number in [minimum, maximum]; it must be there."""
+        """Return a number in [minimum, maximum]; required."""
         value = float(self._get(name, float, required=True))
         if math.isnan(value) or not minimum <= value <= maximum:
             raise UsageError(f"{self._place(name)} must be in [{minimum:g}, {maximum:g}], got {value:g}")
         return value
 
     def integers(self, name: str) -> tuple[int, ...] | None:
-        """Return a list of different whole numbers of at least 0; None if it is not there."""
+        """Return a list of different whole numbers of at least 0; None if the key is missing."""
         values = self._get(name, list)
         if values is None:
             return None
         if not values or any(type(value) is not int or value < 0 for value in values):
             raise UsageError(f"{self._place(name)} must be a list of whole numbers such as [0, 1, 2], got {values!r}")
         if len(set(values)) < len(values):
-            raise UsageError(f"{self._place(name)} has one of them twice: {values!r}")
+            raise UsageError(f"{self._place(name)} contains a number twice: {values!r}")
         return tuple(values)
 
     def names(self, name: str, known: list[str], or_one: bool = False) -> tuple[str, ...] | None:
-        """Return a list of names out of `known`; with `or_one`, a single text will do. None if it is not there."""
+        """Return a list of names out of `known`; with `or_one`, one string is accepted. None if the key is missing."""
         one = or_one and isinstance(self._record.get(name), str)
         values = [self._get(name, str)] if one else self._get(name, list)
         if values is None:
@@ -78,7 +78,7 @@ class Table:
         return tuple(dict.fromkeys(values))
 
     def table(self, name: str) -> Table | None:
-        """Return a table inside this one; None if it is not there. A hyphen may stand for each underscore."""
+        """Return a table inside this one; None if the key is missing. Hyphens are accepted for underscores."""
         self._asked.append(name)
         spelled = name.replace("_", "-")
         if name not in self._record and spelled in self._record:
@@ -103,11 +103,11 @@ class Table:
         return [Table(entry, f"[[{name}]] {number}") for number, entry in enumerate(entries, start=1)]
 
     def rest(self) -> dict[str, Any]:
-        """Return what was not asked for."""
+        """Return the keys that were not read, with their values."""
         return {name: value for name, value in self._record.items() if name not in self._asked}
 
     def close(self) -> None:
-        """Raise `UsageError` for a key that nobody asked for."""
+        """Raise `UsageError` for a key that was not read."""
         for name in self.rest():
             raise UsageError(f"unknown key {name!r}{' in ' + self.where if self.where else ''}."
                              f"{did_you_mean(name, self._asked)}")  # fmt: skip

@@ -1,5 +1,5 @@
-"""The `kdx` app: from what a user types to a command, and from a result to what a terminal shows.
+"""The `kdx` app: reads arguments, runs commands, and prints results.
 
-Here belong reading arguments, printing, exit codes, and the commands that make no artifact (`show`, `runs`, `verify`,
-`models`, `methods`, `check-teacher`, `demo`, `benchmark`). A command that writes an artifact is a file of `stages`.
+This package contains parsing, help, printing, exit codes, and the commands that are no stages (`show`, `runs`,
+`verify`, `models`, `methods`, `check-teacher`, `demo`, `benchmark`). Each stage has a file in `stages`.
 """

@@ -12,11 +12,11 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from ..errors import Interrupted, KdxError, ReaderGone, from_os_error
+from ..errors import Interrupted, KdxError, StdoutClosed, from_os_error
 from ..options.entries import OutputOptions
 from ..storage.version import __version__
 from ..training.progress import Reporter
-from .arguments import command_function, reader_may_leave
+from .arguments import closed_stdout_as_error, command_function
 from .command import Command
 from .command_help import WIDEST, command_class
 from .commands import COMMANDS
@@ -33,7 +33,7 @@ app = typer.Typer(
     "damaged, 5 gate not met, 6 diverged, 7 out of memory, 8 disk, 9 run locked, 130/143 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain text, of which a pipe and a terminal get the same
+    rich_markup_mode=None,  # plain text, equal in a pipe and in a terminal
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
@@ -51,10 +51,10 @@ def _root(
     pass
 
 
-def _function(command: Command) -> Callable[..., None]:
+def _typer_function(command: Command) -> Callable[..., None]:
     def run(config: Any, output: OutputOptions) -> None:
         result = command.run(config, Reporter(quiet=output.quiet))
-        if output.json:  # an error is a document of its own, and there is one document only
+        if output.json:  # an error of `check` replaces the document: --json prints exactly one
             command.check(config, result)
             print(json.dumps(command.record(result), indent=2))
         else:
@@ -65,7 +65,7 @@ def _function(command: Command) -> Callable[..., None]:
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name, cls=command_class(_command.config))(_function(_command))
+    app.command(_name, cls=command_class(_command.config))(_typer_function(_command))
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     as_json, verbose = "--json" in arguments, bool({"-v", "--verbose"} & set(arguments))
     try:
         code = get_command(app).main(args=arguments, prog_name="kdx", standalone_mode=False)
-        with reader_may_leave():
+        with closed_stdout_as_error():
             sys.stdout.flush()
     except KdxError as error:
         code = _report(error, error.exit_code, as_json, verbose)
@@ -85,8 +85,8 @@ def main() -> None:
         code = _report(error, 2, as_json, verbose, error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         code = _report(Interrupted(2), 130, as_json, verbose)
-    except ReaderGone:
-        code = _reader_is_gone()
+    except StdoutClosed:
+        code = _discard_stdout()
     except OSError as error:
         code = _report(from_os_error(error), 8, as_json, verbose)
     except Exception as error:
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _report(error: BaseException, code: int, as_json: bool, verbose: bool, message: str | None = None) -> int:
-    """Print one line (and the traceback, if asked for) on stderr, and a JSON document on stdout if asked for."""
+    """Print one line (with `verbose` the traceback, too) on stderr, and with `as_json` a JSON document on stdout."""
     text = message or str(error)
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
@@ -105,11 +105,11 @@ def _report(error: BaseException, code: int, as_json: bool, verbose: bool, messa
         try:
             print(json.dumps(document, indent=2), flush=True)
         except OSError:
-            _reader_is_gone()  # stderr and the exit code say it all the same
+            _discard_stdout()  # the error is on stderr, too
     return code
 
 
-def _reader_is_gone() -> int:
-    """Whoever read stdout has closed it (`kdx ... | head`): write no more, and return SIGPIPE's exit code."""
+def _discard_stdout() -> int:
+    """Send further output to /dev/null, and return SIGPIPE's exit code: stdout was closed (`kdx ... | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

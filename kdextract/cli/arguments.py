@@ -1,4 +1,4 @@
-"""From the options of a command to the arguments of a typer function."""
+"""Makes typer functions from the options of commands."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ReaderGone
+from ..errors import StdoutClosed
 from ..options.declare import MethodStageConfig, OptionSet, spelling
 from ..options.entries import Entry, OutputOptions, Parameter, entries, entries_of, with_negative
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Turn a closed stdout into `ReaderGone`."""
+def closed_stdout_as_error() -> Iterator[None]:
+    """Raise `StdoutClosed` when the reader of stdout has closed the pipe."""
     try:
         yield
     except BrokenPipeError as error:
-        raise ReaderGone from error
+        raise StdoutClosed from error
 
 
 def command_function(config_type: type[OptionSet], run: Callable[[Any, OutputOptions], None]) -> Callable[..., None]:
     """Return a function whose signature typer turns into a command with `config_type`'s options.
 
     Args:
-        run: called with the config that was typed, and the output options.
+        run: called with the config that the command line gives, and the output options.
     """
-    speech = entries_of(OutputOptions)
+    output_entries = entries_of(OutputOptions)
     taken = entries(config_type)
 
     def command(**values: Any) -> None:
-        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in speech})
+        output = OutputOptions(**{entry.name: values.pop(entry.name) for entry in output_entries})
         chosen = {e.name: values.pop(e.name) for e in taken if e.of_method}
         if issubclass(config_type, MethodStageConfig):
             values["method_options"] = {name: value for name, value in chosen.items() if value is not None}
-        with reader_may_leave():
+        with closed_stdout_as_error():
             run(config_type(**values), output)
 
-    ordered = [_parameter(entry) for entry in taken + speech]
+    ordered = [_typer_parameter(entry) for entry in taken + output_entries]
     command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
     command.__doc__ = _paragraphs(config_type.__doc__ or "")
@@ -56,8 +56,8 @@ def _paragraphs(docstring: str) -> str:
     return "\n\n".join([*parts, *(["\b\nExamples:\n" + "\n".join(lines)] if lines else [])])
 
 
-def _parameter(entry: Entry) -> Parameter:
-    default = ... if entry.default is MISSING else entry.default  # typer's word for required
+def _typer_parameter(entry: Entry) -> Parameter:
+    default = ... if entry.default is MISSING else entry.default  # typer's value for required
     kind: Any = entry.kind
     annotation = Annotated[kind, _typer_option(entry)]
     return Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,4 +1,4 @@
-"""`kdx benchmark`: run a suite, or what is left of it, and write its results as JSON, Markdown and HTML."""
+"""`kdx benchmark`: run the unfinished cells of a suite, and write the results as JSON, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..benchmark.cell_results import DONE, FAILED
 from ..benchmark.cells import Run, plan_runs
 from ..benchmark.ledger import work_lock
-from ..benchmark.results import DONE, FAILED, collect
+from ..benchmark.results import collect
 from ..benchmark.runner import Runner, Setting, check_names, select
 from ..benchmark.suite import Suite, read_suite
 from ..errors import ArtifactError, BenchmarkError, ConfigError
@@ -18,10 +19,11 @@ from ..options.entries import OutputOptions
 from ..stages.running.html import Record, table_html
 from ..storage.artifacts import write_file
 from ..training.progress import Reporter
+from .command import Command
 from .printing import print_line, print_table
 
-FILES = ("results.json", "results.md", "report.html")
-RUNS = Path("runs/benchmarks")
+RESULT_FILES = ("results.json", "results.md", "report.html")
+WORK_FOLDER = Path("runs/benchmarks")
 STATES = {DONE: "cached", "not run": "to run"}
 
 
@@ -56,7 +58,7 @@ class BenchmarkConfig(DataAccess):
         panel="Suite",
     )
     jobs: int = option(1, "Runs in parallel; they share the threads, which changes times.", minimum=1, panel="Compute")
-    force: bool = option(False, "Replace artifacts made with other options than the suite's.", panel="Output")
+    force: bool = option(False, "Overwrite artifacts made with different options.", panel="Output")
     dry_run: bool = option(False, "List the cells and which are finished; run nothing.", panel="Output")
     report_only: bool = option(False, "Report the finished cells; run nothing.", panel="Output")
 
@@ -66,7 +68,7 @@ class BenchmarkConfig(DataAccess):
 
 
 class Results(Record):
-    """What `--json` prints: the results document with the directory that it was written to, or the cells to run."""
+    """The document that `--json` prints: the results and their directory, or with `--dry-run` the cells."""
 
     def _repr_html_(self) -> str:
         from ..benchmark.report.tables import sections
@@ -81,34 +83,36 @@ class Results(Record):
 
     @property
     def planned(self) -> bool:
-        """Whether nothing was run, and only cells are listed."""
+        """Whether the cells are only listed (`--dry-run`)."""
         return self.get("status") == "planned"
 
 
 def benchmark(config: BenchmarkConfig, reporter: Reporter) -> Results:
-    """Run what is left of a suite, collect, write.
+    """Run the unfinished cells of a suite, then collect and write the results.
 
     Raises:
-        UsageError, ArtifactError: the suite file is wrong, or not there; see `read_suite`.
-        Interrupted: told to stop; the same command goes on.
+        UsageError, ArtifactError: the suite file is invalid or missing; see `read_suite`.
+        Interrupted: the process received a signal; the same command continues the benchmark.
     """
     suite = read_suite(config.suite)
-    work = (config.work or RUNS / suite.name).resolve()
+    work = (config.work or WORK_FOLDER / suite.name).resolve()
     runs = plan_runs(suite)
     chosen = select(runs, config.patterns())
     setting = Setting(
         work, config.data_dir.resolve(), config.download, suite.threads, suite.device, config.jobs, config.force
     )
     if config.report_only and not work.is_dir():
-        raise ArtifactError(f"nothing was run yet in {config.work or RUNS / suite.name}; leave --report-only out")
+        raise ArtifactError(
+            f"{config.work or WORK_FOLDER / suite.name} has no results; run without --report-only first"
+        )
     if config.dry_run:
         return Results(command="benchmark", status="planned", cells=_states(suite, chosen, setting))
     if not config.report_only:
         with work_lock(work):
-            _run(suite, chosen, setting, reporter)
+            _run_unfinished(suite, chosen, setting, reporter)
     results = collect(suite, runs, setting)
     _write(results, config.out or work)
-    return Results(command="benchmark", directory=str(config.out or config.work or RUNS / suite.name), **results)
+    return Results(command="benchmark", directory=str(config.out or config.work or WORK_FOLDER / suite.name), **results)
 
 
 def print_benchmark(config: BenchmarkConfig, results: Results, output: OutputOptions) -> None:
@@ -121,8 +125,8 @@ def print_benchmark(config: BenchmarkConfig, results: Results, output: OutputOpt
         _print_results(results)
 
 
-def _run(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
-    """Run what is not finished; names are checked before, unless there is nothing to run."""
+def _run_unfinished(suite: Suite, runs: list[Run], setting: Setting, reporter: Reporter) -> None:
+    """Run the unfinished cells; the names in the suite are checked before the first command."""
     cells = collect(suite, runs, setting)["cells"]
     finished = sum(cell["status"] == DONE for cell in cells)
     reporter.line(f"benchmark {suite.name}: {len(cells)} cells, {finished} of them finished")
@@ -151,9 +155,9 @@ def _write(results: dict[str, Any], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{out} is a file, or below one, and cannot hold results") from error
+        raise ConfigError(f"{out} is a file, or inside one, and cannot be the directory of results") from error
     texts = (json.dumps(results, indent=1) + "\n", benchmark_markdown(results), benchmark_html(results))
-    for name, text in zip(FILES, texts, strict=True):
+    for name, text in zip(RESULT_FILES, texts, strict=True):
         write_file(out / name, text.encode())
 
 
@@ -176,7 +180,7 @@ def _print_results(results: Results) -> None:
             lines = [line for line in section.lines if line.kind != "published"]
             rows = [[line.cells[number] for number in numbers] for line in lines]
             print_table([section.columns[number] for number in numbers], rows, title)
-    print_line(f"last weights; how to read it, and everything else: {Path(results['directory']) / FILES[2]}")
+    print_line(f"figures of the last weights; full report: {Path(results['directory']) / RESULT_FILES[2]}")
 
 
 def refuse_failures(config: BenchmarkConfig, results: Results) -> None:
@@ -192,6 +196,11 @@ def refuse_failures(config: BenchmarkConfig, results: Results) -> None:
         cell = f"{first['teacher']} seed {first['seed']}: {first['student']} {first['method']} {first['budget']}"
         raise BenchmarkError(
             f"{len(failed)} of {len(results['cells'])} cells failed, first {cell}: {first['failed_at']}: "
-            f"{first['message']} (all of them: {Path(results['directory']) / FILES[1]})",
+            f"{first['message']} (all of them: {Path(results['directory']) / RESULT_FILES[1]})",
             first["exit_code"],
         )
+
+
+BENCHMARK = Command(
+    BenchmarkConfig, benchmark, print_benchmark, refuse_failures, returns="Results: the dict that --json prints."
+)

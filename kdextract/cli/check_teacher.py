@@ -1,4 +1,4 @@
-"""`kdx check-teacher`: whether a model can be a teacher, and which methods suit it. Writes nothing."""
+"""`kdx check-teacher`: whether a model can be a teacher, and which methods apply to it. Writes nothing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
     """Check whether a model can be a teacher.
 
-    The methods that it suits are listed, and nothing is written. The model is run on plain images, noise, patterns and,
-    with --data, real test images. Checked are its outputs, whether they are deterministic, whether gradients reach the
-    pixels, its batch normalization statistics, and whether the input normalization is likely to be right. Without
-    MODEL, the run's teacher is checked. Exit code 3 if it cannot be a teacher.
+    Lists the methods that apply; writes nothing. The model is run on plain images, noise, patterns and, with --data,
+    real test images. The checks are: its outputs, whether they are deterministic, whether gradients reach the pixels,
+    its batch normalization statistics, and whether the input normalization is plausible. Without MODEL, the run's
+    teacher is checked. Exit code 3 if the model cannot be a teacher.
 
     Examples:
 
@@ -42,25 +42,25 @@ class CheckTeacherConfig(ModelConfig, RunConfig, DataAccess):
 
 
 def check_teacher(config: CheckTeacherConfig, reporter: Reporter) -> Record:
-    """Return what was found of the model, the checks, and which methods apply."""
+    """Return the properties of the model, the checks, and the methods that apply."""
     from ..models.importer import Findings
     from ..models.teacher_checks import examine
     from ..synthesis.structured_noise.patterns import structured_images
 
     findings = Findings()
-    teacher = _teacher(config, findings).frozen()
+    teacher = _load_teacher(config, findings).frozen()
     real, lines = _real_images(config, teacher)
     examination = examine(teacher, structured_images, real)
     return Record(
         model_summary(teacher),
         found=findings.lines + lines,
         checks=[vars(check) for check in examination.checks],
-        methods=_methods(teacher, examination),
+        methods=_method_rows(teacher, examination),
     )
 
 
-def show(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
-    """Print findings, checks and methods; quietly, the methods that apply."""
+def print_check(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> None:
+    """Print findings, checks and methods; with --quiet, only the methods that apply."""
     if output.quiet:
         print_line("\n".join(dict.fromkeys(row["method"] for row in record["methods"] if row["applies"] == "yes")))
         return
@@ -73,14 +73,14 @@ def show(config: CheckTeacherConfig, record: Json, output: OutputOptions) -> Non
         print_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
 
-def refuse(config: CheckTeacherConfig, record: Json) -> None:
+def refuse_unfit(config: CheckTeacherConfig, record: Json) -> None:
     """Raise `ConfigError` if the model cannot be a teacher."""
     problems = [row for row in record["checks"] if row["result"] == "problem" and row["check"] != "gradients"]
     if problems:
         raise ConfigError(f"{record['model']} cannot be a teacher: {problems[0]['check']}: {problems[0]['detail']}")
 
 
-def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
+def _load_teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
     from ..models.classifier import load_classifier
 
     if config.model is None:
@@ -92,7 +92,7 @@ def _teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
 
 
 def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:
-    """Return some real test images as the teacher takes them, and lines about what was changed or left out."""
+    """Return real test images in the teacher's input size, and one line per change that was made to them."""
     import torch
 
     from ..data.load import load_data
@@ -115,18 +115,18 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealI
     return RealImages(fitted(data.images[rows], teacher.input_shape), labels), lines
 
 
-def _methods(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:
-    """Return a row per way to use a method: whether it applies to this teacher, and why not."""
+def _method_rows(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:
+    """Return a row per command and method: whether it applies to the teacher, and the reason if not."""
     rows = []
     for command, method in every_method():
-        applies, reason = _applies(method, teacher, examination)
+        applies, reason = _applicability(method, teacher, examination)
         rows.append({"command": command, "method": method.name, "applies": applies, "reason": reason})
     return rows
 
 
-def _applies(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
+def _applicability(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
     if method.images_only and teacher.is_table:
-        return "no", "it is for images; the teacher takes rows of a table"
+        return "no", "for images only; the teacher takes rows of a table"
     if method.needs_gradient and not examination.gradients:
         return "no", "no gradient reaches the images"
     if isinstance(method, Objective) and method.record is not None:
@@ -134,8 +134,8 @@ def _applies(method: Method, teacher: Classifier, examination: Examination) -> t
     if getattr(method, "inverts", False) and not examination.batch_norm:
         return "with data", "no batch norm; needs statistics: kdx compute-stats"
     if isinstance(method, Objective) and method.competes:
-        return "yes", "once there is a student to compete with"
+        return "yes", "needs a student: --student"
     return "yes", ""
 
 
-COMMAND = Command(CheckTeacherConfig, check_teacher, show, refuse)
+CHECK_TEACHER = Command(CheckTeacherConfig, check_teacher, print_check, refuse_unfit)

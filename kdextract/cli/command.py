@@ -1,4 +1,4 @@
-"""The shape of a command: what it does, what comes back, and how that is shown."""
+"""The `Command` class: options, function and printing of one command."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Command:
 
     Attributes:
         config: its options.
-        run: does the work and returns the result; it may raise any user error.
-        show: prints the result for people, in full or quietly.
-        check: judges the result after it was shown, and raises the error whose exit code the command ends with.
+        run: does the work and returns the result; may raise any `KdxError`.
+        show: prints the result as text: in full, or with --quiet paths and names only.
+        check: raises an error if the result is not acceptable; called after the result was printed.
         record: returns the document that `--json` prints of the result.
-        returns: says what the result is, for the documentation in Python.
+        returns: describes the result, for the docstring in Python.
     """
 
     config: type[OptionSet]

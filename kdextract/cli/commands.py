@@ -1,4 +1,8 @@
-"""Every command, in one shape: the command line and Python are made from this list."""
+"""All commands of `kdx` by name. The command line and `kdextract.api` are made from this table.
+
+A stage (`stages.running.runner.Stage`) writes an artifact; `command_of_stage` makes a `Command` of each. The other
+commands are defined in this package.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,17 @@ from ..options.entries import OutputOptions
 from ..stages import STAGES
 from ..stages.running.outcome import Outcome
 from ..stages.running.runner import Stage, run_stage
-from .benchmark import BenchmarkConfig, benchmark, print_benchmark, refuse_failures
+from .benchmark import BENCHMARK
+from .check_teacher import CHECK_TEACHER
 from .command import Command
-from .demo import DemoConfig, DemoResult, demo
+from .demo import DEMO
+from .listing import METHODS, MODELS
 from .printing import print_line, print_outcome
-from .show import COMMANDS as INSPECTING
+from .show import RUNS, SHOW, VERIFY
 
 
-def of_stage(stage: Stage[Any, Any]) -> Command:
-    """Return the command that runs a stage, and so writes an artifact."""
+def command_of_stage(stage: Stage[Any, Any]) -> Command:
+    """Return the command that runs a stage."""
 
     def show(config: Any, outcome: Outcome, output: OutputOptions) -> None:
         if output.quiet:
@@ -30,32 +36,18 @@ def of_stage(stage: Stage[Any, Any]) -> Command:
         show,
         stage.check,
         lambda outcome: {"command": stage.name, **outcome.record()},
-        "Outcome: where the artifact is, its manifest, metrics, files, and what they hold.",
+        "Outcome: the directory of the artifact, its manifest, metrics and files.",
     )
 
 
-def _show_demo(config: DemoConfig, result: DemoResult, output: OutputOptions) -> None:
-    if output.quiet:
-        print_line(str(config.run))
-    else:
-        result.print()
-
-
 COMMANDS: dict[str, Command] = {
-    **{name: of_stage(stage) for name, stage in STAGES.items()},
-    "demo": Command(
-        DemoConfig,
-        demo,
-        _show_demo,
-        record=lambda result: {"command": "demo", **result.record()},
-        returns="DemoResult: the Outcome of every stage, by its name.",
-    ),
-    "benchmark": Command(
-        BenchmarkConfig,
-        benchmark,
-        print_benchmark,
-        refuse_failures,
-        returns="Results: the dict that --json prints.",
-    ),
-    **INSPECTING,
+    **{name: command_of_stage(stage) for name, stage in STAGES.items()},
+    "demo": DEMO,
+    "benchmark": BENCHMARK,
+    "show": SHOW,
+    "runs": RUNS,
+    "verify": VERIFY,
+    "check-teacher": CHECK_TEACHER,
+    "models": MODELS,
+    "methods": METHODS,
 }

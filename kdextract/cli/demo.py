@@ -1,4 +1,4 @@
-"""`kdx demo`: the whole chain on the digits that scikit-learn carries, with ceiling and floor beside the student."""
+"""`kdx demo`: the whole pipeline on scikit-learn's digits, and the anchors (ceiling and floor) of the student."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..options.declare import RunConfig, option
+from ..options.entries import OutputOptions
 from ..stages import compute_stats, evaluate, optimize_dataset, train
 from ..stages.distill import command as distill
 from ..stages.running.figures import figure
 from ..stages.running.html import image_html, table_html
 from ..stages.running.runner import Outcome, Stage, run_stage
 from ..training.progress import Reporter
+from .command import Command
 from .printing import print_line, print_table
 
 STUDENT, CEILING, FLOOR = "lenet_half", "ceiling", "floor"
@@ -44,7 +46,7 @@ class DemoConfig(RunConfig):
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The outcomes of all stages, by name; `seconds` is the whole demo's wall clock."""
+    """The outcomes of all stages, by name; `seconds` is the wall-clock time of the whole demo."""
 
     run: Path
     seed: int
@@ -84,7 +86,7 @@ class DemoResult:
         results = {
             "train": f"teacher {teacher['model']}, {teacher['num_parameters']:,} parameters, "
             f"{teacher['num_images']:,} real images",
-            "compute-stats": f"{figure('bytes_handed_over', statistics['bytes_handed_over'])} handed over, "
+            "compute-stats": f"{figure('bytes_handed_over', statistics['bytes_handed_over'])} of statistics, "
             f"smallest class {statistics['smallest_class']} images",
             "optimize-dataset": f"{images['num_images']:,} images, teacher confidence "
             f"{figure('mean_confidence', images['mean_confidence'])}",
@@ -107,8 +109,8 @@ class DemoResult:
         print_table(
             [f"on {scores['teacher']['num_images']} test images", "accuracy", "agreement", "parameters"], scored
         )
-        print_line(f"seed {self.seed}, last weights, {self.seconds:.0f} s in all")
-        print_line(f"look at {self.outcomes['optimize-dataset'].directory / 'grid.png'}")
+        print_line(f"seed {self.seed}, last weights, {self.seconds:.0f} s in total")
+        print_line(f"images: {self.outcomes['optimize-dataset'].directory / 'grid.png'}")
         print_line(f"next: kdx show --run {self.run} | kdx verify --run {self.run} | kdx distill --help")
 
     def _seconds(self, name: str) -> str:
@@ -121,7 +123,7 @@ class DemoResult:
 
 
 def demo(config: DemoConfig, reporter: Reporter) -> DemoResult:
-    """Run every stage and return what they made."""
+    """Run every stage and return the outcomes."""
     common: dict[str, Any] = {
         "run": config.run,
         "seed": config.seed,
@@ -145,3 +147,20 @@ def demo(config: DemoConfig, reporter: Reporter) -> DemoResult:
     for name in ("teacher", STUDENT, CEILING, FLOOR):
         run(f"evaluate {name}", evaluate.STAGE, artifact=name)
     return DemoResult(config.run, config.seed, outcomes, time.monotonic() - started)
+
+
+def print_demo(config: DemoConfig, result: DemoResult, output: OutputOptions) -> None:
+    """Print the tables of the demo; quietly, the run directory."""
+    if output.quiet:
+        print_line(str(config.run))
+    else:
+        result.print()
+
+
+DEMO = Command(
+    DemoConfig,
+    demo,
+    print_demo,
+    record=lambda result: {"command": "demo", **result.record()},
+    returns="DemoResult: the Outcome of every stage, by its name.",
+)

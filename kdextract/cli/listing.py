@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError, did_you_mean
 from ..methods import LiveMethod, Method, every_method
 from ..options.declare import OptionSet, RunConfig, option, spelling
-from ..options.entries import OutputOptions, entries_of, spelled
+from ..options.entries import OutputOptions, entries_of, value_text
 from ..stages.running.figures import figure
 from ..stages.running.html import Record
 from ..storage.run_dir import RUN_FILE, RunDir
@@ -19,7 +19,7 @@ from .printing import print_line, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListConfig(OptionSet):
+class ModelsConfig(OptionSet):
     """List the network architectures.
 
     Parameters and multiply-adds are for the architecture's own input size and ten classes.
@@ -48,7 +48,7 @@ class MethodsConfig(RunConfig):
     method: str | None = option(None, "Method whose options are listed; default: all methods.", positional=True)
 
 
-def models(config: ListConfig, reporter: Reporter) -> Record:
+def models(config: ModelsConfig, reporter: Reporter) -> Record:
     """Return every architecture with its size."""
     import torch
 
@@ -73,7 +73,7 @@ def models(config: ListConfig, reporter: Reporter) -> Record:
     return Record(models=rows)
 
 
-def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None:
+def show_models(config: ModelsConfig, record: Json, output: OutputOptions) -> None:
     """Print a row per architecture."""
     rows = record["models"]
     if output.quiet:
@@ -83,8 +83,8 @@ def show_models(config: ListConfig, record: Json, output: OutputOptions) -> None
 
 
 def methods(config: MethodsConfig, reporter: Reporter) -> Record:
-    """Return every method with the option that chooses it and, for a run, what is missing there to use it; of one
-    method, its options as well.
+    """Return every method with the command that uses it and, for a run, the missing inputs; with `config.method`, only
+    this method, with its options.
 
     Raises:
         UsageError: no method has the name.
@@ -121,7 +121,7 @@ def _options_of(method: Method) -> list[Json]:
 
 
 def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> None:
-    """Print a row per method; of one method every use, with its options."""
+    """Print a row per method, or each use of one method with its options."""
     rows = record["methods"]
     if output.quiet:
         print_line("\n".join(dict.fromkeys(row["method"] for row in rows)))
@@ -134,12 +134,10 @@ def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> 
                 if row.get(name):
                     print_line(f"  {name:<8} {row[name]}")
             if "defaults" in row:
-                words = [f"{spelling(name)} {spelled(value)}" for name, value in row["defaults"].items()]
+                words = [f"{spelling(name)} {value_text(value)}" for name, value in row["defaults"].items()]
                 print_line(f"  defaults {' '.join(words)}")
             print_line(layout([(entry["option"], entry["effect"]) for entry in row["options"]]))
 
 
-COMMANDS = {
-    "models": Command(ListConfig, models, show_models),
-    "methods": Command(MethodsConfig, methods, show_methods),
-}
+MODELS = Command(ModelsConfig, models, show_models)
+METHODS = Command(MethodsConfig, methods, show_methods)

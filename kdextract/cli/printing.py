@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class _Console(Console):
-    """rich's own would exit with code 1 when the reader of a pipe has gone."""
+    """A console that raises `BrokenPipeError` when stdout is closed; rich itself would exit with code 1."""
 
     def on_broken_pipe(self) -> None:
-        """Let the caller see it."""
+        """Raise the error for the caller."""
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Return a console on stdout that never cuts or wraps what a pipe reads."""
+    """Return a console on stdout that does not cut or wrap lines in a pipe."""
     return _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -46,7 +46,7 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
 
 
 def print_outcome(stage: str, outcome: Outcome) -> None:
-    """Print what a stage made: a headline, then its metrics."""
+    """Print the outcome of a stage: a headline, then its metrics."""
     if outcome.status == "planned":
         print_plan(stage, outcome)
         return
@@ -61,7 +61,7 @@ def print_outcome(stage: str, outcome: Outcome) -> None:
 
 
 def print_plan(stage: str, outcome: Outcome) -> None:
-    """Print what a dry run found: inputs with their hashes, and where the result would go."""
+    """Print the plan of a dry run: the directory of the result, and the inputs with their hashes."""
     exists = " (exists)" if outcome.directory.exists() else ""
     print_line(f"{stage} would write {outcome.directory}{exists}")
     for entry in outcome.plan.inputs:
@@ -78,4 +78,4 @@ def _print_classes(metrics: dict[str, Any]) -> None:
     for name, counts in zip(names, metrics["confusion_matrix"], strict=True):
         accuracy = metrics["per_class_accuracy"][name]
         rows.append([name, f"{100 * accuracy:.2f} %", *[str(count) if count else "" for count in counts]])
-    print_table(["class", "accuracy", *names], rows, "answers (columns) to each class's images (rows)")
+    print_table(["class", "accuracy", *names], rows, "images by true class (rows) and predicted class (columns)")

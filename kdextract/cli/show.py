@@ -1,4 +1,4 @@
-"""The commands that write no artifact, and those of them that read runs. None of them takes the lock or writes."""
+"""The commands that read runs: show, runs and verify. They write nothing and take no lock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from ..options.entries import OutputOptions
 from ..stages.running.figures import figure, shown_metrics
 from ..stages.running.html import Record
 from ..storage.artifacts import Manifest
-from ..storage.run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
+from ..storage.run_dir import PLACES, RUN_FILE, ArtifactRef, RunDir, manifest_of, verified_manifest
 from ..training.progress import Reporter
-from .check_teacher import COMMAND as CHECK_TEACHER
 from .command import Command, Json
-from .listing import COMMANDS as LISTS
 from .printing import print_line, print_table
 
 MADE_FROM = {"import-model": "a model"}
-"""What a stage makes artifacts from that need nothing, if not from data."""
+"""Stage -> origin of its artifacts, where it is not real data."""
 
 HEADLINES = {
     "teacher": ["model", "num_parameters", "train_accuracy", "validation_accuracy"],
@@ -67,7 +65,7 @@ class RunsConfig(OptionSet):
 class VerifyConfig(RunConfig):
     """Check the files of a run and their inputs.
 
-    Every file is compared with its sha256, and every artifact's inputs with those in the run. Exit code 4 when anything
+    Every file is compared with its sha256, and every artifact's inputs with those in the run. Exit code 4 if a file
     is missing, changed or renamed.
 
     Examples:
@@ -78,15 +76,15 @@ class VerifyConfig(RunConfig):
 
 
 def show(config: ShowConfig, reporter: Reporter) -> Record:
-    """Return what a run holds, or one artifact's manifest."""
+    """Return the artifacts of a run, or the manifest of one artifact."""
     run = _existing_run(config.run)
     if config.artifact is not None:
-        manifest = in_its_place(run.find(config.artifact))
+        manifest = manifest_of(run.find(config.artifact))
         return Record(asdict(manifest), identity=manifest.identity)
     refs = run.artifacts()
     if not refs:
-        raise ConfigError(f"{config.run} holds nothing yet; start with: kdx train")
-    return Record(run=str(config.run), artifacts=[_brief(ref, in_its_place(ref)) for ref in refs])
+        raise ConfigError(f"{config.run} has no artifacts; start with: kdx train")
+    return Record(run=str(config.run), artifacts=[_artifact_record(ref, manifest_of(ref)) for ref in refs])
 
 
 def print_shown(config: ShowConfig, record: Json, output: OutputOptions) -> None:
@@ -99,7 +97,8 @@ def print_shown(config: ShowConfig, record: Json, output: OutputOptions) -> None
         print_line("\n".join(a["artifact"] for a in artifacts))
         return
     rows = [
-        [a["artifact"], _headline(a), a["needs"] or MADE_FROM.get(a["stage"], "data"), _seconds(a)] for a in artifacts
+        [a["artifact"], _headline(a), a["needs"] or MADE_FROM.get(a["stage"], "data"), _seconds_text(a)]
+        for a in artifacts
     ]
     print_table(["artifact", "result", "made from", "seconds"], rows, str(config.run))
 
@@ -111,16 +110,16 @@ def _print_artifact(run: RunDir, record: Json, output: OutputOptions) -> None:
         return
     print_line(f"{directory}  ({record['kind']}, made by kdx {record['stage']} {record['kdx_version']})")
     for title, entries in (
-        ("options", _figures(record["config"])),
-        ("budget", _figures({k: v for k, v in record["budget"].items() if k != "snapshots"})),
+        ("options", _option_texts(record["config"])),
+        ("budget", _option_texts({k: v for k, v in record["budget"].items() if k != "snapshots"})),
         ("result", shown_metrics(record["metrics"])),
-        ("environment", _figures(record["environment"])),
+        ("environment", _option_texts(record["environment"])),
     ):
         print_line(f"{title}:")
         for name, text in entries:
             print_line(f"  {name:<26} {text}")
     print_line("lineage:")
-    for line in _lineage(run, in_its_place(run.find(record["label"]))):
+    for line in _lineage(run, manifest_of(run.find(record["label"]))):
         print_line(f"  {line}")
     print_line("files:")
     for file in record["outputs"]:
@@ -134,8 +133,8 @@ def runs(config: RunsConfig, reporter: Reporter) -> Record:
     records: list[dict[str, Any]] = []
     for root in found:
         run = RunDir(root)
-        evaluations = {ref.name: in_its_place(ref).metrics for ref in run.artifacts("evaluation")}
-        teacher = next((in_its_place(ref) for ref in run.artifacts("teacher")), None)
+        evaluations = {ref.name: manifest_of(ref).metrics for ref in run.artifacts("evaluation")}
+        teacher = next((manifest_of(ref) for ref in run.artifacts("teacher")), None)
         records.append(
             {
                 "run": str(root),
@@ -171,13 +170,13 @@ def print_runs(config: RunsConfig, record: Json, output: OutputOptions) -> None:
 
 
 def verify(config: VerifyConfig, reporter: Reporter) -> Record:
-    """Check everything and return what is wrong with each artifact."""
+    """Check every artifact and return the problem of each, None if there is none."""
     run = _existing_run(config.run)
     results: list[dict[str, Any]] = []
-    identities: dict[str, str | None] = {}  # None: damaged; what was made from it is not reported for that as well
+    identities: dict[str, str | None] = {}  # None: damaged; artifacts made from it are not reported again
     for ref in run.artifacts():
         try:
-            manifest = verified(ref)
+            manifest = verified_manifest(ref)
             identities[ref.label] = manifest.identity
             problem = _broken_lineage(ref, manifest, identities)
         except ArtifactError as error:
@@ -188,7 +187,7 @@ def verify(config: VerifyConfig, reporter: Reporter) -> Record:
 
 
 def print_verified(config: VerifyConfig, record: Json, output: OutputOptions) -> None:
-    """List all artifacts, damaged or not."""
+    """Print every artifact with its state."""
     if not output.quiet:
         for result in record["artifacts"]:
             print_line(f"{'ok     ' if result['ok'] else 'DAMAGED'}  {result['artifact']}")
@@ -202,17 +201,17 @@ def refuse_damage(config: VerifyConfig, record: Json) -> None:
 
 
 def _broken_lineage(ref: ArtifactRef, manifest: Manifest, identities: dict[str, str | None]) -> str | None:
-    """Say which input of the run is gone or is another one than when the artifact was made; None if all is well."""
+    """Return which input was removed or replaced since the artifact was made, None if none was."""
     for entry in manifest.inputs:
         inside = entry.path.split("/")[0] in {place.rstrip("/") for place in PLACES.values()}
         if inside and entry.path not in identities:
-            return f"{ref.directory} was made from {entry.path}, which the run no longer has"
+            return f"{ref.directory} was made from {entry.path}, which is no longer in the run"
         if identities.get(entry.path) not in (None, entry.sha256):
-            return f"{ref.directory} was made from another {entry.path} than the run has now"
+            return f"{ref.directory} was made from an earlier {entry.path}, which was replaced since"
     return None
 
 
-def _figures(entries: dict[str, Any]) -> list[tuple[str, str]]:
+def _option_texts(entries: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, figure(name, value)) for name, value in entries.items()]
 
 
@@ -222,7 +221,7 @@ def _existing_run(root: Path) -> RunDir:
     return RunDir(root)
 
 
-def _brief(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
+def _artifact_record(ref: ArtifactRef, manifest: Manifest) -> dict[str, Any]:
     return {
         "artifact": ref.label,
         "kind": manifest.kind,
@@ -240,18 +239,18 @@ def _headline(artifact: Json) -> str:
     return ", ".join(f"{n.replace('num_', '').replace('_', ' ')} {figure(n, metrics[n])}" for n in names)
 
 
-def _seconds(artifact: Json) -> str:
+def _seconds_text(artifact: Json) -> str:
     return f"{artifact['budget'].get('seconds', {}).get('total', 0):.1f}"
 
 
 def _lineage(run: RunDir, manifest: Manifest) -> list[str]:
-    """Return every input, and under it, indented, what it was made from."""
+    """Return every input, followed by the inputs of that input, indented."""
     lines = []
     by_label = {ref.label: ref for ref in run.artifacts()}
     for entry in manifest.inputs:
         lines.append(f"{entry.role}: {entry.path}  {entry.sha256[:16]}")
         if entry.path in by_label:
-            lines += ["  " + line for line in _lineage(run, in_its_place(by_label[entry.path]))]
+            lines += ["  " + line for line in _lineage(run, manifest_of(by_label[entry.path]))]
     return lines
 
 
@@ -259,10 +258,6 @@ def _with_accuracy(name: str, accuracies: dict[str, float]) -> str:
     return f"{name} {figure('accuracy', accuracies[name])}" if name in accuracies else name
 
 
-COMMANDS: dict[str, Command] = {
-    "show": Command(ShowConfig, show, print_shown),
-    "runs": Command(RunsConfig, runs, print_runs),
-    "verify": Command(VerifyConfig, verify, print_verified, refuse_damage),
-    "check-teacher": CHECK_TEACHER,
-    **LISTS,
-}
+SHOW = Command(ShowConfig, show, print_shown)
+RUNS = Command(RunsConfig, runs, print_runs)
+VERIFY = Command(VerifyConfig, verify, print_verified, refuse_damage)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..storage.npy import ArrayHeader, read_array, read_header
+from ..storage.npy import ArrayHeader, read_array, read_npy_header
 from .npy import check_pair, class_names, split_arrays, to_real_data
 from .real_data import RealData, Split, first_line
 
@@ -110,7 +110,7 @@ def _opened(path: Path, where: str) -> Iterator[_Archive]:
                 if name in headers:
                     raise DataError(f"{where} has two members {member.filename}")
                 with archive.open(member) as stream:
-                    headers[name], _ = read_header(stream, member.file_size, f"{where}, {member.filename},")
+                    headers[name], _ = read_npy_header(stream, member.file_size, f"{where}, {member.filename},")
             yield _Archive(where, archive, headers)
     except _UNSOUND as error:
         raise DataError(f"{where} cannot be read: {first_line(error)}") from error

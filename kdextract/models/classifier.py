@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..storage.artifacts import BATCH_NORM_KEY, read_header
+from ..storage.artifacts import BATCH_NORM_KEY, read_safetensors_header
 from ..storage.run_dir import MODEL_FILE
 from ..storage.tensor_files import encode_safetensors, read_safetensors, rebuilding
 from .architectures import InputShape
@@ -261,7 +261,7 @@ def read_spec(path: Path) -> ClassifierSpec:
         ArtifactError: the file is missing or malformed.
     """
     with rebuilding(path, "classifier"):
-        return _spec_from_record(read_header(path)[1]["classifier"])
+        return _spec_from_record(read_safetensors_header(path)[1]["classifier"])
 
 
 def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:

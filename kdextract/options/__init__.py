@@ -1,4 +1,4 @@
-"""How a command's options are declared once, and turned into arguments, Python parameters and recorded values.
+"""Declaration of options, and their conversion to command-line arguments, Python parameters and recorded values.
 
-Values and their checks belong to the dataclass that declares them, beside its stage or method.
+Each option is declared once, in the dataclass of its stage or method, with its default and its checks.
 """

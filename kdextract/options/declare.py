@@ -1,4 +1,4 @@
-"""Options of a command, defined once: as typed, as recorded, as documented."""
+"""Declaration of options: default, checks, help text, and the record in manifests."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PANELS = (
     "Output",
     "Compute",
 )
-"""Groups of options in the order in which help shows them; `Method` has those that only some methods take."""
+"""Groups of options in the order in which help shows them; `Method` is for options of some methods only."""
 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What a config field says about itself: help text, allowed values, and how the command line spells it."""
+    """The properties of an option: help text, allowed values, and how it is given on the command line."""
 
     help: str
     choices: Callable[[], list[str]] | None = None
@@ -74,9 +74,9 @@ def option(
         default: its value when it is not given; `dataclasses.MISSING` makes it required.
         choices: the allowed values, or a function that returns them (called when the value is checked).
         minimum, maximum: inclusive bounds of a number; `above` is an exclusive lower bound.
-        recorded: whether it is part of what must be equal for a finished stage to count as done.
+        recorded: whether an artifact counts as finished only if it was made with the same value.
         panel: the group of options, one of `PANELS`, in which help shows it.
-        otherwise: for help, what holds where the default is None and nothing is given.
+        otherwise: the value in effect where the default is None, for the help text.
     """
     known = (lambda: choices) if isinstance(choices, list) else choices
     panel = "Arguments" if positional else panel
@@ -107,17 +107,17 @@ class OptionSet:
     """Base of every group of options; checks each value against its declaration.
 
     Raises:
-        UsageError: a value is not allowed; the sentence names the option and the near value.
+        UsageError: a value is not allowed; the message names the option and the most similar value.
     """
 
     def __post_init__(self) -> None:
         for declared in option_fields(self):
             value = getattr(self, declared.name)
             if value is not None:
-                _check(declared.name, value, option_info(declared))
+                _check_value(declared.name, value, option_info(declared))
 
 
-def _check(name: str, value: Any, info: OptionInfo) -> None:
+def _check_value(name: str, value: Any, info: OptionInfo) -> None:
     if info.choices is not None and value not in info.choices():
         raise UsageError(f"unknown value {value!r} of {spelling(name)}.{did_you_mean(str(value), info.choices())}")
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -134,7 +134,7 @@ def _check(name: str, value: Any, info: OptionInfo) -> None:
 
 
 _NOUNS = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path",
+    bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path",
     list: "a list", dict: "a table",
 }  # fmt: skip
 
@@ -142,10 +142,10 @@ _NOUNS = {
 def coerced(name: str, value: Any, kind: Any) -> Any:
     """Return a value of a Python call or of a TOML file in the type that an option, or a key of the file, declares.
 
-    Texts do for paths, paths for texts, whole numbers for numbers, and a text for a list of one.
+    A string is accepted for a path, a path for a string, an integer for a float, and a string for a list of one string.
 
     Args:
-        name: what an error calls the option.
+        name: the option, as an error message names it.
         kind: its type, or a union of types.
 
     Raises:
@@ -164,13 +164,13 @@ def coerced(name: str, value: Any, kind: Any) -> Any:
         texts = [value] if isinstance(value, str) else list(value)
         if all(isinstance(text, str) for text in texts):
             return texts
-    nouns = [_NOUNS.get(kind, "a list of texts") for kind in kinds if kind is not types.NoneType]
+    nouns = [_NOUNS.get(kind, "a list of strings") for kind in kinds if kind is not types.NoneType]
     raise UsageError(f"{name} must be {' or '.join(nouns)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(OptionSet):
-    """Options of every command that looks at a run directory."""
+    """Options of every command that uses a run directory."""
 
     run: Path = option(
         Path("runs/default"),
@@ -184,18 +184,18 @@ class RunConfig(OptionSet):
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(RunConfig):
-    """Options of every stage that makes an artifact."""
+    """Options of every stage."""
 
     seed: int = option(0, "Seed of all random numbers.", minimum=0, maximum=2**31 - 1, panel="Compute")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel="Compute")
     threads: int | None = option(None, "CPU threads.", minimum=1, panel="Compute", otherwise="one per core")
-    force: bool = option(False, "Replace an artifact that exists.", recorded=False, panel="Output")
+    force: bool = option(False, "Overwrite an existing artifact.", recorded=False, panel="Output")
     dry_run: bool = option(False, "Print what would be read and written, and stop.", recorded=False, panel="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedStageConfig(StageConfig):
-    """Options of a stage of whose artifacts a run may hold several."""
+    """Options of a stage that may have several artifacts in one run."""
 
     name: str | None = option(
         None, "Name of the artifact, to keep several in one run.", recorded=False, metavar="NAME", panel="Output"
@@ -206,8 +206,8 @@ class NamedStageConfig(StageConfig):
 class MethodStageConfig(NamedStageConfig):
     """Options of a stage that runs one of several registered methods, each with options of its own.
 
-    `method_options` holds what was given for the method; what was not given takes the method's default. `chooser` is
-    the option that names the method.
+    `method_options` holds what was given for the method; other options have the method's defaults. `chooser` is the
+    option that selects the method.
     """
 
     chooser: ClassVar[str] = "method"
@@ -215,17 +215,17 @@ class MethodStageConfig(NamedStageConfig):
     method_options: dict[str, Any] = field(default_factory=dict)
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """Return the method, as given, and the class of its options."""
-        raise AssertionError("a stage with methods says which one")
+        """Return the name of the method and the class of its options."""
+        raise AssertionError("a stage with methods defines this")
 
     @classmethod
     def methods(cls) -> dict[str, type[OptionSet]]:
-        """Return the options of every method that may be chosen, by name."""
-        raise AssertionError("a stage with methods says which ones")
+        """Return the class of options of every method, by name."""
+        raise AssertionError("a stage with methods defines this")
 
     @classmethod
     def method_defaults(cls, name: str) -> dict[str, Any]:
-        """Return the options of the stage that have another default with a method."""
+        """Return the options of the stage whose default depends on the method, with their values for this one."""
         return {}
 
     def method_config(self) -> Any:
@@ -241,7 +241,7 @@ class MethodStageConfig(NamedStageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(StageConfig):
-    """Options of a stage that asks a teacher; it need not be the run's already."""
+    """Options of a stage that uses a teacher, which it can import first."""
 
     teacher: str | None = option(
         None,
@@ -262,7 +262,7 @@ class TeacherConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(OptionSet):
-    """How networks compute, for stages that run them for long."""
+    """Number format and compilation, for stages with long computations."""
 
     precision: str | None = option(
         None,
@@ -271,12 +271,12 @@ class NetworkConfig(OptionSet):
         panel="Compute",
         otherwise="fp32",
     )
-    compile: bool | None = option(None, "Use torch.compile, for long work on a GPU.", panel="Compute", otherwise="off")
+    compile: bool | None = option(None, "Use torch.compile, faster on a GPU.", panel="Compute", otherwise="off")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataAccess(OptionSet):
-    """Where torchvision's data sets are, for every command that may open real data."""
+    """Directory of data sets, for every command that may read real data."""
 
     data_dir: Path = option(
         Path("data"),
@@ -291,11 +291,11 @@ class DataAccess(OptionSet):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifierConfig(OptionSet):
-    """A second classifier that the images of a stage are tested with."""
+    """A second classifier, which checks the images of a stage."""
 
     verifier: str | None = option(
         None,
-        "Second classifier: report the share of images that it assigns to their class.",
+        "Second classifier, to check the classes of the images.",
         metavar="FILE",
         panel="Output",
     )
@@ -304,21 +304,21 @@ class VerifierConfig(OptionSet):
 def to_record(config: OptionSet) -> dict[str, Any]:
     """Return the recorded options as JSON values, in the order in which they are declared."""
     record = {
-        declared.name: _plain(getattr(config, declared.name))
+        declared.name: _json_value(getattr(config, declared.name))
         for declared in option_fields(config)
         if option_info(declared).recorded
     }
     return record | to_record(config.method_config()) if isinstance(config, MethodStageConfig) else record
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return one `--option: old -> new` per option that two records disagree on.
 
-    An option that is absent counts as None: what an older version made stays good when an option is added.
+    An absent option counts as None, so that artifacts of older versions stay valid when an option is added.
     """
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     return [

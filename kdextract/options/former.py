@@ -1,6 +1,6 @@
-"""Options that earlier versions had: under which name they are read now, and what decides those that were removed.
+"""Options of earlier versions: the present names of renamed ones, and what replaced removed ones.
 
-Suites and manifests that name an option as it was called before are read under its present name. On the command line
+Former names in suites and manifests are replaced by the present names. On the command line
 and in Python, a former name is refused with a sentence from `what_became_of`.
 """
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 RENAMED = {"course": "preset", "remix": "redraw"}
-"""Former name -> present name, both as fields are spelled; values did not change."""
+"""Former name -> present name, both as names of fields; the values are the same."""
 
 
 @dataclass(frozen=True)
 class Removed:
-    """An option that no command has any more.
+    """An option that was removed.
 
-    `always` is the value with which an earlier kdx did what every kdx does now; `decided` says what decides it.
+    `always` is the value whose behaviour is now fixed; `decided` describes this behaviour or names the option that
+    controls it.
     """
 
     always: Any
@@ -47,8 +48,8 @@ def present_names(options: dict[str, Any]) -> dict[str, Any]:
 def present_record(record: dict[str, Any]) -> dict[str, Any]:
     """Return the options that a manifest recorded, under their present names.
 
-    A removed option is left out where its value is what every kdx does now, so that the artifact counts as made with
-    equal options; any other value stays.
+    A removed option is left out if its value is the behaviour that is now fixed, so that the artifact counts as made
+    with equal options; any other value is kept.
     """
     return {
         name: value
@@ -58,7 +59,7 @@ def present_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def what_became_of(name: str) -> str | None:
-    """Return a sentence about a former option, None for a name that never was one.
+    """Return a message about an option of earlier versions, None for any other name.
 
     Args:
         name: a field's spelling or the command line's: `course`, `--course`, `--no-clip`.

@@ -1,4 +1,4 @@
-"""A table of what the package finds by name, such as architectures and methods."""
+"""A registry: entries by name, such as architectures and methods."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ EntryT = TypeVar("EntryT")
 
 
 class Registry(Generic[EntryT]):
-    """Entries by name, in order of registration; `kind` is what an error calls one of them."""
+    """Entries by name, in order of registration; `kind` is the word for an entry in error messages."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._entries: dict[str, EntryT] = {}
 
     def add(self, name: str, entry: EntryT) -> None:
-        """Register an entry. Raises `ValueError` when the name is taken."""
+        """Register an entry. Raises `ValueError` if the name is registered already."""
         if name in self._entries:
             raise ValueError(f"{self._kind} {name!r} is registered twice")
         self._entries[name] = entry
 
     def get(self, name: str) -> EntryT:
-        """Return the entry called `name`. Raises `UsageError`, with the near name, when there is none."""
+        """Return the entry called `name`. Raises `UsageError`, with the most similar name, if there is none."""
         if name not in self._entries:
             raise UsageError(f"unknown {self._kind} {name!r}.{did_you_mean(name, self._entries)}")
         return self._entries[name]

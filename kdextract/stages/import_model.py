@@ -10,7 +10,7 @@ from ..errors import ConfigError, UsageError
 from ..models.external.names import parse_name
 from ..options.declare import StageConfig, TeacherConfig, option
 from ..storage.artifacts import Manifest
-from ..storage.run_dir import MODEL_FILE, InputFile, RunDir, in_its_place
+from ..storage.run_dir import MODEL_FILE, InputFile, RunDir, manifest_of
 from ..training.progress import Reporter
 from .inputs.user_model import ModelConfig, kdx_file, load_user_model, model_files, model_summary
 from .running.runner import Plan, Stage, StageContext, run_stage
@@ -86,7 +86,7 @@ def bring_teacher(config: TeacherConfig, reporter: Reporter) -> None:
     options = ImportModelConfig(model=config.teacher, weights=config.weights, run=config.run, threads=config.threads)
     place = RunDir(config.run).place("teacher")
     if place.directory.is_dir():
-        if not _is_already(options, in_its_place(place)):
+        if not _is_already(options, manifest_of(place)):
             raise ConfigError(
                 f"{config.run} has another teacher than {config.teacher}; use another --run, or replace it with: "
                 f"kdx import-model {config.teacher} --force"

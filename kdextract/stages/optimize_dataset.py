@@ -39,7 +39,7 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
 
     objective: str = option(
         "spectral_all_layers",
-        "What the images match; see `kdx methods`.",
+        "What the images match; `kdx methods` lists them.",
         choices=objective_names,
         metavar="NAME",
         panel="Images",

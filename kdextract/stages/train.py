@@ -64,15 +64,15 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
       kdx train --data mnist --shots 10 --augment runs/default/transfer-sets/all_layers --run runs/few
     """
 
-    model: str = option("lenet", "Architecture; `kdx models` lists them.", metavar="NAME", panel="Model")
+    model: str = option("lenet", "Network; `kdx models` lists them.", metavar="NAME", panel="Model")
     data: str = option(
         "digits",
-        "Real data: digits, mnist, iris, 2d:moons ..., folder:DIR, npz:FILE, npy:IMAGES,LABELS, hf:NAME.",
+        "Real data: digits, mnist, iris, 2d:moons, folder:DIR, npz:FILE, hf:NAME ...",
         metavar="SPEC",
         panel="Source",
     )
     input_size: str | None = option(
-        None, "Image size that the model takes.", metavar="CxHxW", panel="Model", otherwise="the model's own"
+        None, "Image size of the model.", metavar="CxHxW", panel="Model", otherwise="the model's own"
     )
     recipe: str = option(
         "adam",
@@ -90,14 +90,14 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     batch_size: int = option(128, "Images per step.", minimum=2, panel="Schedule")
     lr: float | None = option(
         None,
-        "Highest learning rate.",
+        "Peak learning rate.",
         above=0,
         panel="Schedule",
         otherwise="0.003; sgd 0.1",
     )
     weight_decay: float | None = option(
         None,
-        "Weight decay (adam: AdamW); 0.1 gives weights of lower rank, for `kdx compress`.",
+        "Weight decay.",
         minimum=0,
         panel="Schedule",
         otherwise="0; sgd 0.0005",
@@ -121,26 +121,24 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     )
     validation: float = option(
         0.05,
-        "Share of training images used only to measure accuracy.",
+        "Share held out to measure accuracy.",
         minimum=0,
         maximum=0.9,
         panel="Source",
     )
-    shots: int | None = option(
-        None, "Use N images per class, drawn by the seed.", minimum=1, panel="Source", otherwise="all"
-    )
+    shots: int | None = option(None, "Images per class, drawn by the seed.", minimum=1, panel="Source", otherwise="all")
     augment: str | None = option(
         None,
-        "Also learn from another run's transfer set (path), or one of this run (name).",
+        "Transfer set (name or path) to add to the images.",
         metavar="ARTIFACT",
         panel="Source",
     )
     augment_share: float | None = option(
-        None, "Share of each batch that comes from --augment.", above=0, maximum=1, panel="Source", otherwise="0.5"
+        None, "Share of --augment in a batch.", above=0, maximum=1, panel="Source", otherwise="0.5"
     )
     augment_labels: str | None = option(
         None,
-        "Labels of --augment: soft, its teacher's probabilities; hard, the class of each image.",
+        "Labels of --augment: soft (probabilities) or hard (classes).",
         choices=["soft", "hard"],
         panel="Source",
         otherwise="soft",

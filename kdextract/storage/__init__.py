@@ -1,4 +1,4 @@
 """Artifacts on disk: run directories, manifests, hashes, atomic files, `.safetensors` and `.npy`.
 
-Nothing here knows what a stage means. Files are checked before they are believed.
+This package does not depend on stages. Files are checked before their content is used.
 """

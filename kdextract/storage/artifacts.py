@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 BATCH_NORM_KEY = "batch_norm"
-"""Where the header of a classifier says whether the network has batch normalization that keeps statistics."""
+"""Key in a classifier's header: whether the network has batch normalization with running statistics."""
 
 Json = dict[str, Any]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -28,17 +28,17 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 NEEDS = ("", "teacher", "teacher+statistics", "teacher+samples", "teacher+data")
-"""What a result can have taken, from the least access to the most."""
+"""What a result was made from, from the least access to the most."""
 
 
 def strongest(*needs: str) -> str:
-    """Return the one that takes the most, of values of `NEEDS`."""
+    """Return the value of `NEEDS` with the most access."""
     return max(needs, key=NEEDS.index)
 
 
 @dataclass(frozen=True)
 class Input:
-    """Something a stage read: `role` in the stage, where it was, and its sha256."""
+    """A file or artifact that a stage read: its `role` in the stage, its path, and its sha256."""
 
     role: str
     path: str
@@ -56,13 +56,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds.
+    """The content of `manifest.json`.
 
-    `kind` is one of the keys of `run_dir.PLACES`; `label` its place in the run; `stage` the
-    command that made it; `config` its
-    recorded options; `needs` is one of `NEEDS`, '' for what is made from real data; `real_data`
-    lists every opening of real data ({spec, split, purpose}); `budget` counts images, teacher queries and student
-    steps, with seconds per phase; `metrics` is the stage's summary.
+    `kind` is one of the keys of `run_dir.PLACES`; `label` its place in the run; `stage` the command that made it;
+    `config` its recorded options; `needs` is one of `NEEDS`, '' for an artifact made from real data; `real_data` lists
+    every opening of real data ({spec, split, purpose}); `budget` has the numbers of images, teacher queries and student
+    steps, and the seconds of each phase; `metrics` is the summary of the stage.
     """
 
     kind: str
@@ -118,8 +117,8 @@ def read_manifest(directory: Path) -> Manifest:
             raise ArtifactError(f"{path} has the unknown format version {version!r}")
         if version > FORMAT_VERSION:
             raise ArtifactError(
-                f"{path} has format {version}, made by kdx {record['kdx_version']}; this kdx reads up to "
-                f"{FORMAT_VERSION}: upgrade it"
+                f"{path} has format {version}, made by kdx {record['kdx_version']}; this version reads formats up "
+                f"to {FORMAT_VERSION}: upgrade kdx"
             )
         inputs = tuple(Input(**entry) for entry in record.pop("inputs"))
         outputs = tuple(Output(**entry) for entry in record.pop("outputs"))
@@ -131,7 +130,7 @@ def read_manifest(directory: Path) -> Manifest:
     return replace(manifest, config=present_record(manifest.config))
 
 
-def read_header(path: Path) -> tuple[list[str], Json]:
+def read_safetensors_header(path: Path) -> tuple[list[str], Json]:
     """Return the names of the tensors of a safetensors file and its metadata; quick, without PyTorch.
 
     Raises:
@@ -160,7 +159,7 @@ def _check_types(path: Path, manifest: Manifest) -> None:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` durably."""
+    """Write `manifest.json` atomically."""
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
     write_file(directory / MANIFEST, text.encode())
 
@@ -174,7 +173,7 @@ def verify_artifact(
         sha256_of: returns the sha256 of a file; by default the file is read.
 
     Raises:
-        ArtifactError: a file is missing, was changed, truncated or renamed; the sentence names it.
+        ArtifactError: a file is missing, changed, truncated or renamed; the message names it.
     """
     manifest = manifest or read_manifest(directory)
     for output in manifest.outputs:
@@ -191,7 +190,7 @@ def verify_file(directory: Path, output: Output, sha256_of: Callable[[Path], str
     if size != output.bytes:
         raise ArtifactError(f"{path} has {size} bytes, its manifest says {output.bytes}: truncated or changed")
     if (sha256_of or file_sha256)(path) != output.sha256:
-        raise ArtifactError(f"{path} is not what its manifest describes (sha256 differs): it was changed")
+        raise ArtifactError(f"{path} was changed: its sha256 differs from the manifest")
     return path
 
 
@@ -202,7 +201,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in whole or not at all, even if the machine loses power.
+    """Write a file atomically: after a crash or power loss, `path` is the old file or the complete new one.
 
     A sibling is written, flushed to the disk, and renamed over `path`.
     """
@@ -220,7 +219,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
+    """Write the renames in `directory` to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -229,10 +228,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def publish(target: Path, build: Callable[[Path], Manifest]) -> Manifest:
-    """Let `build` fill a hidden sibling directory, write its manifest, and put it in `target`'s place.
+    """Build an artifact in a hidden sibling directory, write its manifest, and rename it to `target`.
 
-    Whatever happens on the way, `target` is the old artifact, or (between two renames) absent with the old one beside
-    it, which `recover` puts back.
+    After an interruption, `target` is the old artifact, or (between two renames) absent while the old one is in a
+    sibling directory, from which `recover` restores it.
     """
     staged, old = staged_path(target), replaced_path(target)
     shutil.rmtree(staged, ignore_errors=True)
@@ -258,7 +257,7 @@ def publish(target: Path, build: Callable[[Path], Manifest]) -> Manifest:
 
 
 def recover(target: Path) -> None:
-    """Undo what a killed `publish` left: put an old artifact back if nothing took its place, remove the rest."""
+    """Clean up after an interrupted `publish`: restore the old artifact if there is no new one, remove the rest."""
     staged, old = staged_path(target), replaced_path(target)
     if old.exists() and not target.exists():
         os.rename(old, target)
@@ -268,15 +267,15 @@ def recover(target: Path) -> None:
 
 
 def staged_path(target: Path) -> Path:
-    """Where an artifact is built before it is published."""
+    """Return the directory in which an artifact is built before it is published."""
     return target.with_name(f".{target.name}.staged")
 
 
 def replaced_path(target: Path) -> Path:
-    """Where a published artifact waits while its successor takes its place."""
+    """Return the directory of the old artifact while it is being replaced."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def partial_path(target: Path) -> Path:
-    """Where the checkpoint of an unfinished stage is kept."""
+    """Return the directory of the checkpoint of an unfinished stage."""
     return target.with_name(f".{target.name}.partial")

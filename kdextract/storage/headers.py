@@ -1,8 +1,8 @@
-"""Look at a stranger's weight file before anything is read from it: what it is, and whether its header can be true.
+"""Checks of safetensors files from untrusted sources, by header and size, before their tensors are read.
 
-Nothing here needs PyTorch or numpy, runs or unpickles anything, or reads more of a file than its header. The library
-safetensors checks shapes and offsets as well, but not without one of the two, and it accepts a name that stands twice
-in a header, names that are paths or hold control characters, and any number of tensors.
+This module needs neither PyTorch nor numpy, unpickles nothing, and reads only the header of a file. The library
+safetensors checks shapes and offsets, too, but needs PyTorch or numpy, and it accepts duplicate names, names that are
+paths or contain control characters, and any number of tensors.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from ..errors import ArtifactError
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_TENSORS = 20_000
 MAX_NAME_LENGTH = 200
-METADATA_KEY = "kdx"  # the only key: the format does not keep the order of several, and equal inputs give equal bytes
+METADATA_KEY = "kdx"  # one key only: several keys have no fixed order, so equal inputs could give different bytes
 
 ARTIFACT_TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
-"""Element types that kdx writes, with their bytes."""
+"""Element types that kdx writes -> bytes per element."""
 
 FOREIGN_TYPES = {**ARTIFACT_TYPES, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-"""Element types that others write, with their bytes."""
+"""Element types that are accepted in imported files -> bytes per element."""
 
 Json = dict[str, Any]
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
+TensorHeaders = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES) -> tuple[Tensors, dict[str, str]]:
+def check_safetensors_file(
+    path: Path, types: Mapping[str, int] = FOREIGN_TYPES
+) -> tuple[TensorHeaders, dict[str, str]]:
     """Return (name -> (element type, shape), metadata) of a safetensors file, from its header and size alone.
 
     Args:
@@ -40,7 +42,7 @@ def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES)
     Raises:
         ArtifactError: the file is missing, or its header is malformed, oversized or does not fit the file.
     """
-    with _open(path) as stream:
+    with open_file(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
         claimed = int.from_bytes(start, "little")
@@ -49,8 +51,8 @@ def check_safetensors_file(path: Path, types: Mapping[str, int] = FOREIGN_TYPES)
 
 def check_safetensors(
     path: Path, start: bytes, size: int, types: Mapping[str, int] = ARTIFACT_TYPES
-) -> tuple[Tensors, dict[str, str]]:
-    """Do the same for a file of `size` bytes that begins with `start`, which holds at least its header."""
+) -> tuple[TensorHeaders, dict[str, str]]:
+    """Check a file of `size` bytes that begins with `start`; `start` contains at least the header."""
 
     def refuse(reason: str) -> ArtifactError:
         return ArtifactError(f"{path} is not a sound safetensors file: {reason}")
@@ -78,17 +80,19 @@ def check_safetensors(
 
 
 def own_metadata(path: Path, metadata: dict[str, str]) -> Json:
-    """Return what kdx wrote into a safetensors file's metadata, {} when there is none. Raises `ArtifactError`."""
+    """Return the metadata that kdx wrote into a safetensors file, {} if there is none. Raises `ArtifactError`."""
     try:
         record = json.loads(metadata.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a sound safetensors file: its metadata is no JSON ({error})") from error
+        raise ArtifactError(
+            f"{path} is not a sound safetensors file: its metadata is not valid JSON ({error})"
+        ) from error
     if not isinstance(record, dict):
         raise ArtifactError(f"{path} is not a sound safetensors file: its metadata is not an object")
     return record
 
 
-def _open(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
     try:
         if path.exists() and not path.is_file():
             raise ArtifactError(f"{path} is a {'directory' if path.is_dir() else 'device'}, not a file")
@@ -99,8 +103,8 @@ def _open(path: Path) -> BinaryIO:
         raise ArtifactError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _is_safetensors(start: bytes) -> bool:
-    """Whether a file begins with the length of a header below 4 GiB and the header's first brace."""
+def is_safetensors(start: bytes) -> bool:
+    """Return whether a file begins like safetensors: the length of a header below 4 GiB, then an opening brace."""
     return start[4:9] == b"\0\0\0\0{"
 
 
@@ -112,13 +116,15 @@ def _check_tensors(header: Json, types: Mapping[str, int], refuse: Callable[[str
             raise refuse(f"tensor name {name[:40]!r} is not allowed")
         try:
             item_bytes, shape, (begin, end) = types[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            sound = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
-            sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-            sound = sound and math.prod(max(n, 1) for n in shape) < MAX_ELEMENTS  # an empty tensor has strides, too
-            sound = sound and end - begin == math.prod(shape) * item_bytes
+            valid = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+            valid = valid and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            valid = (
+                valid and math.prod(max(n, 1) for n in shape) < MAX_ELEMENTS
+            )  # max: an empty tensor has strides, too
+            valid = valid and end - begin == math.prod(shape) * item_bytes
         except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise refuse(f"tensor {name!r} has an unknown type or a shape that does not fit its offsets")
         spans.append((begin, end))
     position = 0

@@ -1,6 +1,6 @@
-"""The one reader of `.npy` content that may come from strangers: its header is checked before memory is taken.
+"""Reader of `.npy` content from untrusted sources: the header is checked before memory is allocated.
 
-numpy's own reader takes the memory that the header asks for before it looks at the data.
+numpy's own reader allocates the memory that the header declares before it reads the data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError, KdxError
 
 HEAD_BYTES = 10_240
-"""So much is read to find the header, which numpy believes up to 10,000 bytes."""
+"""Number of bytes that are read to find the header; numpy accepts headers of up to 10,000 bytes."""
 _NUMBER_KINDS, _TEXT_KINDS = "biufc", "US"
 _MAX_NUMBER_BYTES, _MAX_AXES = 16, 32
 _UNSOUND = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError,
@@ -25,7 +25,7 @@ _UNSOUND = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, Recursi
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a `.npy` header says, and how many bytes it takes."""
+    """The content of a `.npy` header, and its length in bytes."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -38,18 +38,18 @@ class ArrayHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(
+def read_npy_header(
     stream: IO[bytes], size: int, where: str, refusal: type[KdxError] = DataError
 ) -> tuple[ArrayHeader, bytes]:
     """Return the header of `.npy` content of `size` bytes, and the data that was read with it.
 
     Args:
         stream: at its beginning.
-        where: what to call it in a sentence.
-        refusal: the error that is raised.
+        where: the name of the content in an error message.
+        refusal: the class of the error that is raised.
 
     Raises:
-        KdxError: it is no sound header of numbers or text, or it declares another size than there is.
+        KdxError: the header is invalid, declares elements that are neither numbers nor text, or another size.
     """
     head = stream.read(HEAD_BYTES)
     content = io.BytesIO(head)
@@ -62,8 +62,8 @@ def read_header(
     except _UNSOUND as error:
         raise refusal(f"{where} is not a sound .npy file: {_first_line(error)}") from error
     dtype = header.dtype
-    sound = dtype.kind in _TEXT_KINDS or (dtype.kind in _NUMBER_KINDS and dtype.itemsize <= _MAX_NUMBER_BYTES)
-    if not sound or not dtype.itemsize:
+    valid = dtype.kind in _TEXT_KINDS or (dtype.kind in _NUMBER_KINDS and dtype.itemsize <= _MAX_NUMBER_BYTES)
+    if not valid or not dtype.itemsize:
         raise refusal(f"{where} holds elements of type {dtype}, neither numbers nor text")
     if len(header.shape) > _MAX_AXES:
         raise refusal(f"{where} declares an array of {len(header.shape)} axes, the limit is {_MAX_AXES}")
@@ -76,12 +76,12 @@ def read_header(
 
 
 def read_array(stream: IO[bytes], size: int, where: str, refusal: type[KdxError] = DataError) -> np.ndarray:
-    """Return the array of `.npy` content of `size` bytes; memory is taken for what the stream gives, and no more.
+    """Return the array of `.npy` content of `size` bytes; memory is allocated only for what the stream contains.
 
     Raises:
-        KdxError: as `read_header`, or the stream ends early.
+        KdxError: as `read_npy_header`, or the stream ends early.
     """
-    header, begun = read_header(stream, size, where, refusal)
+    header, begun = read_npy_header(stream, size, where, refusal)
     content = bytearray(begun)
     content += stream.read(header.data_bytes - len(begun))
     if len(content) != header.data_bytes:

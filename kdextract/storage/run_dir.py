@@ -1,4 +1,4 @@
-"""The run directory: what is where, who may write, what is already done, and what a command reads."""
+"""The run directory: places of artifacts, the write lock, finished artifacts, and the files that a command reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .artifacts import FORMAT_VERSION, Input, Manifest, file_sha256, read_manife
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
-PLACES = {  # kind -> its folder; a folder that ends in / holds any number of named artifacts
+PLACES = {  # kind -> its folder; a folder that ends in / contains any number of named artifacts
     "teacher": "teacher",
     "statistics": "statistics",
     "generator": "generators/",
@@ -32,7 +32,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / holds any number of na
     "export": "exports/",
 }
 MODEL_FILE = "model.safetensors"
-"""What a classifier is called in its artifact."""
+"""The file of a classifier in its artifact."""
 
 ContentT = TypeVar("ContentT")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """A place of the run: the kind of artifact, its name, its directory (which may not exist yet)."""
+    """The place of an artifact in a run: its kind, its name, and its directory, which may not exist."""
 
     kind: str
     name: str
@@ -48,14 +48,14 @@ class ArtifactRef:
 
     @property
     def label(self) -> str:
-        """How a user spells it: `teacher`, `students/lenet_half`."""
+        """Its name for users: `teacher`, `students/lenet_half`."""
         place = PLACES[self.kind]
         return place + self.name if place.endswith("/") else place
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What changes when a file is replaced or written to: its number, its size, the time of its last change (ns)."""
+    """Properties that change when a file is replaced or written: inode number, size, time of the last change (ns)."""
 
     number: int
     size: int
@@ -63,7 +63,7 @@ class FileState:
 
     @staticmethod
     def of(path: Path) -> FileState | None:
-        """Return the present state of a file, None where there is none."""
+        """Return the state of a file, None if it does not exist."""
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -128,9 +128,9 @@ class Artifact:
 
 
 class RunDir:
-    """A run directory, as one command sees it. Reading needs no lock; every writer holds `lock`.
+    """A run directory, as one command uses it. Reading needs no lock; writing needs `lock`.
 
-    Each file that the command reads is hashed once, however often it is asked for.
+    Each file that the command reads is hashed once.
     """
 
     def __init__(self, root: Path) -> None:
@@ -139,7 +139,7 @@ class RunDir:
         self._artifacts: dict[Path, Artifact] = {}
 
     def file(self, path: Path) -> InputFile:
-        """Return a file that the command reads. Raises `ArtifactError` when it is not there."""
+        """Return a file that the command reads. Raises `ArtifactError` if it does not exist."""
         known = self._files.get(path.resolve())
         if known is None:
             state = FileState.of(path)
@@ -152,7 +152,7 @@ class RunDir:
         """Return an artifact of the run, every file of it checked.
 
         Raises:
-            ArtifactError: a file is missing or was changed, or it is not the artifact that belongs there.
+            ArtifactError: a file is missing or was changed, or the directory contains another artifact.
         """
         artifact = self.artifact_at(ref.directory)
         _require_place(ref, artifact.manifest)
@@ -187,7 +187,7 @@ class RunDir:
         return ArtifactRef(kind, name, self.root / folder / name)
 
     def artifacts(self, *kinds: str) -> list[ArtifactRef]:
-        """Return what is published, in the order of the pipeline, then by name; of all kinds if none is named."""
+        """Return the artifacts of the run in the order of the pipeline, then by name; of all kinds if none is given."""
         found = []
         for kind in kinds or PLACES:
             folder = self.root / PLACES[kind]
@@ -199,7 +199,7 @@ class RunDir:
         return found
 
     def existing(self, kind: str, made_by: str) -> ArtifactRef:
-        """Return the run's only-one-per-run artifact of `kind`. Raises `ConfigError` naming the command to run."""
+        """Return the run's artifact of a kind without names. Raises `ConfigError` naming the command that makes it."""
         ref = self.place(kind)
         if not ref.directory.is_dir():
             raise ConfigError(f"{self.root} has no {kind}; make one with: {made_by}")
@@ -210,18 +210,18 @@ class RunDir:
         return self.existing("teacher", "kdx train, or kdx import-model SPEC for a model of your own")
 
     def find(self, label: str, *kinds: str) -> ArtifactRef:
-        """Return the artifact that a user calls `label`: `teacher`, `students/NAME` or just `NAME`.
+        """Return the artifact with this label: `teacher`, `students/NAME` or only `NAME`.
 
         Raises:
-            UsageError: no such artifact; the sentence names the near one.
-            ConfigError: the bare name fits several.
+            UsageError: there is no such artifact; the message names the most similar one.
+            ConfigError: several artifacts have this name.
         """
         present = self.artifacts(*kinds)
         wanted = label.rstrip("/")
         matches = [ref for ref in present if ref.label == wanted] or [ref for ref in present if ref.name == wanted]
         if len(matches) > 1:
             labels = ", ".join(ref.label for ref in matches)
-            raise ConfigError(f"{label!r} fits several artifacts, say which: {labels}")
+            raise ConfigError(f"{label!r} matches several artifacts; use one of: {labels}")
         if not matches:
             known = did_you_mean(label, [ref.label for ref in present]) if present else " The run has none."
             raise UsageError(f"{self.root} has no artifact {label!r}.{known}")
@@ -229,16 +229,17 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's write lock; the kernel frees it when the process ends, however it ends.
+        """Hold the run's write lock; the kernel releases it when the process ends.
 
         Raises:
             RunLockedError: another process holds it.
-            ArtifactError: the directory belongs to something else or to a newer kdx.
+            ArtifactError: `run.json` is malformed or was written by a newer kdx.
+            ConfigError: the directory is not a run directory.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(f"{self.root} is a file, or below one, and cannot be a run directory") from error
+            raise ConfigError(f"{self.root} is a file, or inside one, and cannot be a run directory") from error
         self._check_run_file()
         with (self.root / LOCK_FILE).open("a+", encoding="utf-8") as stream:
             try:
@@ -247,7 +248,7 @@ class RunDir:
                 stream.seek(0)
                 holder = stream.read(400).strip() or "another process"
                 raise RunLockedError(
-                    f"{self.root} is being written to by {holder}; wait for it or use --run"
+                    f"{self.root} is being written to by {holder}; wait until it ends, or use another --run"
                 ) from error
             stream.truncate(0)
             stream.write(f"process {os.getpid()} ({' '.join(['kdx', *sys.argv[1:]])[:300]})\n")
@@ -265,27 +266,29 @@ class RunDir:
         if not path.exists():
             others = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
             if others:
-                raise ConfigError(f"{self.root} is not a run directory: it holds {others[0]} and no {RUN_FILE}")
+                raise ConfigError(f"{self.root} is not a run directory: it contains {others[0]} and no {RUN_FILE}")
             return
         try:
             version = json.loads(path.read_text(encoding="utf-8"))["format_version"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path} is malformed: {error}") from error
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-            raise ArtifactError(f"{path} has format {version}; this kdx reads up to {FORMAT_VERSION}: upgrade it")
+            raise ArtifactError(
+                f"{path} has format {version}; this version reads formats up to {FORMAT_VERSION}: upgrade kdx"
+            )
 
     def is_done(self, ref: ArtifactRef, config: dict[str, Any], inputs: tuple[Input, ...], force: bool) -> bool:
-        """Say whether `ref` is published, sound, and made from just this config and these inputs.
+        """Return whether `ref` exists, is undamaged, and was made with this config from these inputs.
 
         Raises:
-            ConfigError: it was made with other options or from other inputs, and `force` is not set; the sentence lists
+            ConfigError: it was made with other options or from other inputs, and `force` is not set; the message lists
                 the differences.
             ArtifactError: it is damaged, and `force` is not set.
         """
         recover(ref.directory)
         if force or not ref.directory.exists():
             return False
-        manifest = in_its_place(ref)
+        manifest = manifest_of(ref)
         changes = difference(manifest.config, config) + _changed_inputs(manifest, inputs)
         if changes:
             raise ConfigError(
@@ -296,22 +299,22 @@ class RunDir:
         return True
 
 
-def in_its_place(ref: ArtifactRef) -> Manifest:
-    """Return an artifact's manifest. Raises `ArtifactError` when it is not the artifact that belongs there."""
+def manifest_of(ref: ArtifactRef) -> Manifest:
+    """Return the manifest of an artifact. Raises `ArtifactError` if its directory contains another artifact."""
     manifest = read_manifest(ref.directory)
     _require_place(ref, manifest)
     return manifest
 
 
 def _require_place(ref: ArtifactRef, manifest: Manifest) -> None:
-    """Raise `ArtifactError` when the manifest is not that of the artifact that belongs there."""
+    """Raise `ArtifactError` if the manifest is that of another artifact."""
     if manifest.kind != ref.kind or manifest.label != ref.label:
-        raise ArtifactError(f"{ref.directory} holds the {manifest.kind} {manifest.label}: it was renamed or moved")
+        raise ArtifactError(f"{ref.directory} contains the {manifest.kind} {manifest.label}: it was renamed or moved")
 
 
-def verified(ref: ArtifactRef) -> Manifest:
+def verified_manifest(ref: ArtifactRef) -> Manifest:
     """Check every file of an artifact of the run and return its manifest. Raises `ArtifactError`."""
-    return verify_artifact(ref.directory, in_its_place(ref))
+    return verify_artifact(ref.directory, manifest_of(ref))
 
 
 def _changed_inputs(manifest: Manifest, inputs: tuple[Input, ...]) -> list[str]:
@@ -321,9 +324,9 @@ def _changed_inputs(manifest: Manifest, inputs: tuple[Input, ...]) -> list[str]:
     for role in dict.fromkeys([*old, *new]):
         before, after = old.get(role), new.get(role)
         if before is None or after is None or before.sha256 != after.sha256:
-            changes.append(f"{role}: {_brief(before)} -> {_brief(after)}")
+            changes.append(f"{role}: {_input_text(before)} -> {_input_text(after)}")
     return changes
 
 
-def _brief(entry: Input | None) -> str:
+def _input_text(entry: Input | None) -> str:
     return f"{entry.path} {entry.sha256[:8]}" if entry else "none"

@@ -1,7 +1,7 @@
-"""Read and write `.safetensors` and `.npy` files that may come from strangers.
+"""Read and write `.safetensors` and `.npy` files, which may come from untrusted sources.
 
-Everything that a header claims is checked against the size of the file before memory is taken (see `headers`), and
-nothing is ever unpickled.
+The header is checked against the size of the file before memory is allocated (see `headers`), and nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def encode_safetensors(tensors: dict[str, torch.Tensor], metadata: Json) -> byte
 
     Args:
         tensors: name -> tensor of any shape; copied to the CPU and made contiguous.
-        metadata: anything JSON can hold, kept under the one metadata key.
+        metadata: a JSON object, stored under the key `METADATA_KEY`.
     """
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     return serialize_safetensors(contiguous, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
@@ -92,10 +92,10 @@ def _read_bytes(path: Path) -> bytes:
 
 @contextmanager
 def rebuilding(path: str | Path, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a network is rebuilt from a file's tensors and metadata into `ArtifactError`.
+    """Raise `ArtifactError` for any error while a network is built from the tensors and metadata of a file.
 
     Args:
-        what: `classifier` or `generator`, for the sentence.
+        what: `classifier` or `generator`, for the error message.
     """
     try:
         yield

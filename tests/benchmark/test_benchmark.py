@@ -21,7 +21,7 @@ import pytest
 from conftest import HANGS_AFTER, ROOT, environment, kdx
 from helpers import add_snapshots
 
-from kdextract.benchmark.ledger import Books, work_lock
+from kdextract.benchmark.ledger import Ledger, work_lock
 from kdextract.benchmark.runner import Runner
 from kdextract.cli import app as cli
 from kdextract.storage.artifacts import read_manifest, write_manifest
@@ -117,7 +117,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + HANGS_AFTER
-    while process.poll() is None and not Books(work, "lenet-0").entry("train"):
+    while process.poll() is None and not Ledger(work, "lenet-0").entry("train"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

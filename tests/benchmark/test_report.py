@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from kdextract.benchmark.ledger import spelled, without_paths
+from kdextract.benchmark.cell_results import CellFailure, CellFigures, CellResult, CellSeconds
+from kdextract.benchmark.ledger import shell_line, without_paths
 from kdextract.benchmark.report.curves import accuracy_curves
 from kdextract.benchmark.report.html import benchmark_html
 from kdextract.benchmark.report.markdown import benchmark_markdown
@@ -24,42 +25,37 @@ def point(step: int, accuracy: float) -> Json:
     return {"step": step, "seconds": step / 10, "accuracy": accuracy, "agreement": accuracy}
 
 
-def cell(method: str, seed: int, accuracy: float | None, anchor: bool = False, **more: Any) -> Json:
-    """Return a cell of a results document; without an accuracy, one that was not run."""
-    names = {"teacher": "big", "student": "small", "budget": "1k", "method": method, "anchor": anchor, "seed": seed}
+def cell(method: str, seed: int, accuracy: float | None, anchor: bool = False, **more: Any) -> CellResult:
+    """Return the result of a cell; without an accuracy, of one that was not run. `more` are fields of its figures."""
     lines = [f"kdx compute-stats --seed {seed} --run RUN", f"kdx distill --name {method} --seed {seed} --run RUN"]
+    missing = CellResult("big", "small", "1k", method, anchor, seed, lines)
     if accuracy is None:
-        return names | {"status": "not run", "commands": lines} | more
-    return (
-        names
-        | {
-            "status": "done",
-            "accuracy": accuracy,
-            "agreement": accuracy,
-            "teacher_accuracy": 0.99,
-            "gap": 0.99 - accuracy,
-            "best_snapshot_on_test_data": {"step": 5, "accuracy": accuracy + 0.01},
-            "estimated_accuracy": None,
-            "estimated_accuracy_error": None,
-            "estimate_off_by": None,
-            "num_parameters": 1000,
-            "teacher_parameters": 4000,
-            "num_images": 500,
-            "teacher_queries": 12000,
-            "needs": "teacher",
-            "seconds": {"synthesis": 10.0 + seed, "distillation": 20.0, "evaluation": 0.5, "end_to_end": 60.0},
-            "peak_memory_mb": 900 + seed,
-            "curve": [point(3, accuracy - 0.2), point(5, accuracy + 0.01), point(9, accuracy)],
-            "commands": lines,
-        }
-        | more
+        return missing
+    figures = CellFigures(
+        accuracy=accuracy,
+        agreement=accuracy,
+        teacher_accuracy=0.99,
+        gap=0.99 - accuracy,
+        best_snapshot_on_test_data={"step": 5, "accuracy": accuracy + 0.01},
+        estimated_accuracy=None,
+        estimated_accuracy_error=None,
+        estimate_off_by=None,
+        num_parameters=1000,
+        teacher_parameters=4000,
+        num_images=500,
+        teacher_queries=12000,
+        student_steps=9,
+        needs="teacher",
+        seconds=CellSeconds(synthesis=10.0 + seed, distillation=20.0, evaluation=0.5, end_to_end=60.0),
+        peak_memory_mb=900 + seed,
+        peak_gpu_memory_mb=None,
+        curve=[point(3, accuracy - 0.2), point(5, accuracy + 0.01), point(9, accuracy)],
     )
+    return replace(missing, figures=replace(figures, **more))
 
 
-def failed(method: str, seed: int) -> Json:
-    return cell(
-        method, seed, None, status="failed", exit_code=6, failed_at="distill", message="the loss is <not> finite"
-    )
+def failed(method: str, seed: int) -> CellResult:
+    return replace(cell(method, seed, None), failure=CellFailure("distill", 6, "the loss is <not> finite"))
 
 
 CELLS = [
@@ -74,7 +70,7 @@ CELLS = [
 ]
 
 
-def document(cells: list[Json] = CELLS, **suite: Any) -> Json:
+def document(cells: list[CellResult] = CELLS, **suite: Any) -> Json:
     return {
         "schema_version": 1,
         "suite": {"name": "s", "title": "A <b>title</b>", "data": "digits", "seeds": [0, 1, 2], "snapshots": 3} | suite,
@@ -91,11 +87,11 @@ def document(cells: list[Json] = CELLS, **suite: Any) -> Json:
         "rows": condense(cells),
         "published": [{"student": "small", "accuracy": 91.5, "text": "they | them", "source": "Table 1"},
                       {"student": "other", "accuracy": 1.0, "text": "no row", "source": "Table 2"}],
-        "cells": cells,
+        "cells": [entry.record() for entry in cells],
     }  # fmt: skip
 
 
-def row(name: str, cells: list[Json] = CELLS) -> Json:
+def row(name: str, cells: list[CellResult] = CELLS) -> Json:
     return next(row for row in condense(cells) if row["method"] == name)
 
 
@@ -125,14 +121,13 @@ def test_what_failed_or_was_not_run_is_counted_and_left_out() -> None:
 
 
 def test_a_missing_wall_clock_is_not_zero() -> None:
-    cells = [cell("good", seed, 0.9) for seed in (0, 1)]
-    cells[0]["seconds"]["end_to_end"] = None
+    unknown = CellSeconds(synthesis=10.0, distillation=20.0, evaluation=0.5, end_to_end=None)
+    cells = [cell("good", 0, 0.9, seconds=unknown), cell("good", 1, 0.9)]
     assert condense(cells)[0]["seconds"]["end_to_end"] == {"mean": 60.0, "sd": None, "n": 1}
 
 
 def test_unequal_curves_are_aligned_and_end_in_the_last_weights() -> None:
-    cells = [cell("good", 0, 0.9), cell("good", 1, 0.8)]
-    cells[1]["curve"].pop(0)
+    cells = [cell("good", 0, 0.9), cell("good", 1, 0.8, curve=[point(5, 0.81), point(9, 0.8)])]
     curve = condense(cells)[0]["curve"]
     assert len(curve) == 2
     assert curve[-1]["accuracy"]["mean"] == pytest.approx(0.85)
@@ -153,7 +148,7 @@ def test_paths_are_taken_out() -> None:
 
 def test_command_lines_are_taken_out_too() -> None:
     words = ["kdx", "train", "--data", "folder:/home/A B/my photos", "--run", "RUN", "--student", "/x/y/a.safetensors"]
-    assert spelled(words, {}) == "kdx train --data 'folder:my photos' --run RUN --student a.safetensors"
+    assert shell_line(words, {}) == "kdx train --data 'folder:my photos' --run RUN --student a.safetensors"
 
 
 # ---- Markdown ------------------------------------------------------------------------------------------------------
@@ -177,11 +172,9 @@ def test_markdown() -> None:
 
 
 def test_a_column_without_figures_is_left_out() -> None:
-    cells = copy.deepcopy(CELLS[:3])
-    assert "estimate" not in benchmark_markdown(document(cells))
-    for entry in cells:
-        entry["best_snapshot_on_test_data"] = None
-        entry |= {"estimated_accuracy": 0.9, "estimated_accuracy_error": 0.02, "estimate_off_by": 0.03}
+    assert "estimate" not in benchmark_markdown(document(CELLS[:3]))
+    estimates = {"estimated_accuracy": 0.9, "estimated_accuracy_error": 0.02, "estimate_off_by": 0.03}
+    cells = [cell("good", seed, 0.9, best_snapshot_on_test_data=None, **estimates) for seed in range(3)]
     text = benchmark_markdown(document(cells))
     assert "| estimate without data % | its stated error | it is off by (mean) |" in text
     assert "| 90.00 +- 0.00 | 2.00 +- 0.00 | 3.00 |" in text
@@ -238,8 +231,7 @@ def test_the_page_needs_nothing_else() -> None:
 
 
 def test_the_page_escapes_what_is_typed() -> None:
-    cells = copy.deepcopy(CELLS)
-    text = benchmark_html(document(cells, data="<script>alert(1)</script>"))
+    text = benchmark_html(document(data="<script>alert(1)</script>"))
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "the loss is &lt;not&gt; finite" in text

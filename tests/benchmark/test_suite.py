@@ -138,7 +138,7 @@ MISTAKES = {
     "threads as text": (SUITE.replace("threads = 2", 'threads = "2"'), "threads must be a whole number"),
     "no threads": (SUITE.replace("threads = 2", "threads = 0"), "threads must be at least 1, got 0"),
     "threads as flag": (SUITE.replace("threads = 2", "threads = true"), "threads must be a whole number"),
-    "data as number": (SUITE.replace('data = "mnist"\nseeds', "data = 1\nseeds"), "data must be a text"),
+    "data as number": (SUITE.replace('data = "mnist"\nseeds', "data = 1\nseeds"), "data must be a string"),
     "no teachers": (SUITE.replace("[teachers.lenet]", "[x.y]"), "no [teachers.NAME] table"),
     "teacher is no table": ('name = "a"\n[teachers]\nlenet = 1', "teachers.lenet must be a table"),
     "unknown train option": (SUITE.replace("input-size", "input-siz"), "Did you mean 'input_size'?"),
@@ -173,7 +173,7 @@ MISTAKES = {
     "stage is no table": (SUITE.replace("compute_stats = { spectral = false }", "compute_stats = 1"), "a table"),
     "nothing to do": (
         SUITE + "[methods.idle]\n",
-        "[methods.idle] and [budgets.short]: it does not say what to learn from",
+        "[methods.idle] and [budgets.short]: the source of images is missing",
     ),
     "unknown student": (SUITE.replace('students = ["twin"]', 'students = ["twim"]'), "Did you mean 'twin'?"),
     "unknown budget": (SUITE.replace('budgets = ["short"]', 'budgets = ["shor"]'), "Did you mean 'short'?"),

@@ -356,7 +356,7 @@ def test_4_verify_notices_an_input_that_was_replaced(here: Here, run_copy: Path)
         run=run_copy, objective="all_layers", images_per_class=4, batch_size=20, steps=2, force=True, threads=1
     )
     line = error_of(here("verify", "--run", run_copy), 4)
-    assert "students/lenet_half was made from another transfer-sets/all_layers" in line
+    assert "students/lenet_half was made from an earlier transfer-sets/all_layers, which was replaced since" in line
 
 
 # ---- 5: gates ------------------------------------------------------------------------------------------------------

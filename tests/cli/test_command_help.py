@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import kdx
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from kdextract import api
 from kdextract.cli import app as cli
-from kdextract.cli.command_help import Row, panels
+from kdextract.cli.command_help import HelpRow, panels
 from kdextract.cli.commands import COMMANDS
 from kdextract.errors import UsageError
 from kdextract.methods import every_method, live_method
@@ -20,14 +21,14 @@ from kdextract.options.declare import PANELS, MethodStageConfig
 from kdextract.options.entries import OutputOptions, entries, entries_of
 
 CLICK = get_command(cli.app).commands  # type: ignore[attr-defined]
-MOST_ENTRIES = 40
+MOST_LINES = 40
 WITH_METHODS = {
     name: command.config for name, command in COMMANDS.items() if issubclass(command.config, MethodStageConfig)
 }
 METHODS = [(command, method) for command, config in WITH_METHODS.items() for method in config.methods()]
 
 
-def names(rows: list[Row]) -> set[str]:
+def names(rows: list[HelpRow]) -> set[str]:
     """Return the options of some rows as Python spells them."""
     typed = [re.sub(r"^-\w, ", "", typed).split()[0].replace("[no-]", "") for typed, _ in rows]
     return {name.removeprefix("--").replace("-", "_").lower() for name in typed} - {"help"}
@@ -42,7 +43,6 @@ def named(command: str, method: str) -> list[str]:
 def test_general_help_has_few_options_and_loses_none(command: str) -> None:
     config = COMMANDS[command].config
     rows = [row for _, rows in panels(config) for row in rows]
-    assert len(rows) <= MOST_ENTRIES
     methods = config.methods() if issubclass(config, MethodStageConfig) else {}
     in_methods = {entry.name for options in methods.values() for entry in entries_of(options)}
     everything = {entry.name for entry in entries(config) + entries_of(OutputOptions)}
@@ -50,6 +50,17 @@ def test_general_help_has_few_options_and_loses_none(command: str) -> None:
     own = {entry.name for entry in entries_of(config)} | {entry.name for entry in entries_of(OutputOptions)}
     for name in names(rows) - own:
         assert all(name in {entry.name for entry in entries_of(options)} for options in methods.values()), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_options_of_the_general_help_take_few_lines(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    blocks = CliRunner().invoke(cli.app, [command, "--help"]).stdout.split("\n\n")
+    options = [block.splitlines()[1:] for block in blocks if block.split(":")[0] in PANELS]
+    lines = [line for block in options for line in block]
+    assert lines
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= MOST_LINES
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -84,7 +95,7 @@ def test_help_of_a_method_gives_its_own_defaults(tmp_path: Path, way: str) -> No
     assert "--student-steps N Student steps per generator step. [default: 10]" in flat
     assert f"[default: {live_method('dfq').settings['temperature']:g}]" in flat.split("--temperature N")[1][:150]
     assert "--student-steps" not in general
-    assert "or the method's own" in " ".join(general.split())
+    assert "or by method" in " ".join(general.split())
     assert "--repeat" not in shown
     assert "kdx distill --method NAME --help, or kdx methods NAME." in " ".join(general.split())
 

@@ -1,4 +1,4 @@
-"""Classifiers as other people write them: kdx takes them all without an edit, and says plainly what it cannot take."""
+"""Models written outside of kdx: they are imported unchanged; what cannot be a teacher is refused in one line."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from kdextract import api
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
 from kdextract.models.classifier import load_classifier
 
-HERE = ROOT / "benchmarks" / "strangers"
+HERE = ROOT / "benchmarks" / "external_models"
 sys.path.insert(0, str(HERE))
 
 import refused  # noqa: E402
 import training  # noqa: E402
-from catalogue import STRANGERS, Stranger  # noqa: E402
+from catalogue import EXTERNAL_MODELS, ExternalModel  # noqa: E402
 
 USUAL_RUN = {"resnet_tar", "timm_vit", "lazy", "thousand", "dictionary", "even_odd", "double", "program"}
-"""Strangers that differ in weights, origin, layers, classes, answer, precision and form; the others are slow tests."""
+"""Models that differ in weights, origin, layers, classes, output, precision and file; the others are slow tests."""
 LIVE: dict[str, Any] = {"method": "structured_noise", "pool": 100, "fresh": 4}
 
 
 @dataclass
 class Imported:
-    """A stranger, its own network and what kdx made of it."""
+    """An external model, its own network and the run into which kdx imported it."""
 
-    stranger: Stranger
+    entry: ExternalModel
     network: torch.nn.Module
     run: Path
     metrics: dict[str, Any]
@@ -41,72 +41,72 @@ class Imported:
 
 @pytest.fixture(scope="module", autouse=True)
 def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stand beside the strangers' files, and let kdx remember nothing of it."""
+    """Run in the directory of the models, and keep the allowed code out of the user's state directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(HERE)
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 
-def keywords(stranger: Stranger) -> dict[str, Any]:
-    """Return what the stranger types, as `kdextract.import_model` takes it."""
-    given, words = {}, list(stranger.options)
+def keywords(entry: ExternalModel) -> dict[str, Any]:
+    """Return the options of a model as arguments of `kdextract.api.import_model`."""
+    given, words = {}, list(entry.options)
     while words:
         name = words.pop(0).removeprefix("--").replace("-", "_")
         given[name] = True if name == "trust_code" else words.pop(0)
     return given | ({"num_classes": int(given["num_classes"])} if "num_classes" in given else {})
 
 
-def test_the_strangers_of_the_usual_run_exist() -> None:
-    assert {stranger.name for stranger in STRANGERS} > USUAL_RUN
+def test_the_models_of_the_usual_run_exist() -> None:
+    assert {entry.name for entry in EXTERNAL_MODELS} > USUAL_RUN
 
 
 EACH = [
-    pytest.param(stranger, id=stranger.name, marks=[] if stranger.name in USUAL_RUN else pytest.mark.slow)
-    for stranger in STRANGERS
+    pytest.param(entry, id=entry.name, marks=[] if entry.name in USUAL_RUN else pytest.mark.slow)
+    for entry in EXTERNAL_MODELS
 ]
 
 
 @pytest.fixture(scope="module", params=EACH)
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    """Each stranger, after two steps of training, as the teacher of a run."""
-    stranger: Stranger = replace(request.param, batch=8)
-    if stranger.model.startswith("timm/"):
+    """Each model, after two steps of training, as the teacher of a run."""
+    entry: ExternalModel = replace(request.param, batch=8)
+    if entry.model.startswith("timm/"):
         pytest.importorskip("timm")
-    directory = tmp_path_factory.mktemp(stranger.name)
+    directory = tmp_path_factory.mktemp(entry.name)
     torch.manual_seed(0)
-    network = stranger.build()
-    training.train(stranger, network, training.DATA[stranger.data](), seed=0, steps=2)
-    files = training.save(stranger, network, directory)
-    model = str(directory / stranger.file) if stranger.form == "program" else stranger.model
+    network = entry.build()
+    training.train(entry, network, training.DATA[entry.data](), seed=0, steps=2)
+    files = training.save(entry, network, directory)
+    model = str(directory / entry.file) if entry.form == "program" else entry.model
     weights = {"weights": files[1]} if files else {}
-    outcome = api.import_model(model, run=directory / "run", threads=1, **weights, **keywords(stranger))
+    outcome = api.import_model(model, run=directory / "run", threads=1, **weights, **keywords(entry))
     assert outcome.manifest is not None
-    return Imported(stranger, network, directory / "run", outcome.manifest.metrics)
+    return Imported(entry, network, directory / "run", outcome.manifest.metrics)
 
 
-def test_logits_are_those_of_the_strangers_own_network(imported: Imported) -> None:
-    stranger = imported.stranger
+def test_logits_are_those_of_the_models_own_network(imported: Imported) -> None:
+    entry = imported.entry
     teacher = load_classifier(imported.run / "teacher" / "model.safetensors").frozen()
-    assert teacher.input_shape == stranger.size
-    assert len(teacher.spec.class_names) == stranger.classes
-    images = torch.rand(3, 1, *stranger.size[1:], generator=torch.Generator().manual_seed(1))
-    own = training.logits_of(stranger, imported.network, images)
+    assert teacher.input_shape == entry.size
+    assert len(teacher.spec.class_names) == entry.classes
+    images = torch.rand(3, 1, *entry.size[1:], generator=torch.Generator().manual_seed(1))
+    own = training.logits_of(entry, imported.network, images)
     with torch.inference_mode():
-        answer = teacher(images.expand(-1, stranger.size[0], -1, -1))
-    if stranger.shifted:
+        answer = teacher(images.expand(-1, entry.size[0], -1, -1))
+    if entry.shifted:
         own, answer = own.log_softmax(1), answer.log_softmax(1)
     torch.testing.assert_close(answer, own.to(answer.dtype), rtol=0, atol=rounding(answer))
 
 
 def test_batch_normalization_is_found_where_there_is_some(imported: Imported) -> None:
-    assert (imported.metrics["batch_norm_layers"] > 0) == imported.stranger.has_batch_norm
+    assert (imported.metrics["batch_norm_layers"] > 0) == imported.entry.has_batch_norm
 
 
 def test_a_student_learns_from_it(imported: Imported, tmp_path: Path) -> None:
-    stranger, source = imported.stranger, LIVE
-    if stranger.size[1] * stranger.size[2] > 256 and stranger.name != "bytes":  # held-out images would take seconds
-        x, y = np.random.default_rng(0).random((10, *stranger.size[1:]), np.float32), np.arange(10)
+    entry, source = imported.entry, LIVE
+    if entry.size[1] * entry.size[2] > 256 and entry.name != "bytes":  # held-out images would take seconds
+        x, y = np.random.default_rng(0).random((10, *entry.size[1:]), np.float32), np.arange(10)
         np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x, y_test=y)
         source = {"data": f"npz:{tmp_path / 'few.npz'}"}
     outcome = api.distill(
@@ -116,7 +116,7 @@ def test_a_student_learns_from_it(imported: Imported, tmp_path: Path) -> None:
     assert np.isfinite(outcome.manifest.metrics["loss"])
     student = load_classifier(imported.run / "students" / "pupil" / "model.safetensors").frozen()
     with torch.inference_mode():
-        assert student(torch.rand(2, *stranger.size)).shape == (2, stranger.classes)
+        assert student(torch.rand(2, *entry.size)).shape == (2, entry.classes)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[KdxError], str]] = {
     "segmentation": ({"model": "refused.py:Segmentation"}, ConfigError, "(3, 10, 8, 8)"),
     "autoencoder": ({"model": "refused.py:Features"}, ConfigError, "[batch, classes]"),
     "detector": ({"model": "refused.py:Detector"}, ConfigError, "no classes"),
-    "an argument lacks": ({"model": "refused.py:plain_net"}, UsageError, "plain_net(width=...)"),
+    "an argument is missing": ({"model": "refused.py:plain_net"}, UsageError, "plain_net(width=...)"),
     "random in eval mode": ({"model": "refused.py:Random"}, ConfigError, "differently to equal images"),
     "its code fails": ({"model": "refused.py:broken"}, ConfigError, "config file of my cluster"),
     "no network": ({"model": "refused.py:config"}, ConfigError, "dict"),

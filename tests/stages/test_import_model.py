@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdextract import api
-from kdextract.cli.show import COMMANDS
+from kdextract.cli.commands import COMMANDS
 from kdextract.errors import ArtifactError, ConfigError, UsageError
 from kdextract.models.classifier import (
     Classifier,

@@ -27,7 +27,7 @@ from kdextract.storage.artifacts import (
     replaced_path,
     write_file,
 )
-from kdextract.storage.run_dir import LOCK_FILE, RUN_FILE, ArtifactRef, RunDir, in_its_place, verified
+from kdextract.storage.run_dir import LOCK_FILE, RUN_FILE, ArtifactRef, RunDir, manifest_of, verified_manifest
 
 CONFIG = {"seed": 0, "lr": 0.002, "student": "lenet_half"}
 INPUTS = (Input("teacher", "teacher", "ab" * 32), Input("transfer-set", "transfer-sets/a", "cd" * 32))
@@ -152,14 +152,14 @@ def test_what_is_missing_names_the_command_that_makes_it(run: RunDir) -> None:
 
 def test_an_artifact_must_be_at_its_place(run: RunDir) -> None:
     put(run.place("student", "small"))
-    assert verified(run.place("student", "small")).label == "students/small"
+    assert verified_manifest(run.place("student", "small")).label == "students/small"
     run.place("student", "small").directory.rename(run.place("student", "renamed").directory)
-    with pytest.raises(ArtifactError, match="holds the student students/small: it was renamed or moved"):
-        in_its_place(run.place("student", "renamed"))
+    with pytest.raises(ArtifactError, match="contains the student students/small: it was renamed or moved"):
+        manifest_of(run.place("student", "renamed"))
     run.place("teacher").directory.parent.mkdir(exist_ok=True)
     run.place("student", "renamed").directory.rename(run.place("teacher").directory)
     with pytest.raises(ArtifactError, match="renamed or moved"):
-        verified(run.place("teacher"))
+        verified_manifest(run.place("teacher"))
 
 
 # ---- the lock ------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_the_first_writer_makes_the_directory_a_run(run: RunDir) -> None:
 def test_a_directory_of_something_else_is_refused_and_left_alone(run: RunDir) -> None:
     run.root.mkdir()
     (run.root / "thesis.tex").write_text("precious")
-    with pytest.raises(ConfigError, match="is not a run directory: it holds thesis"), run.lock():
+    with pytest.raises(ConfigError, match="is not a run directory: it contains thesis"), run.lock():
         pass
     assert [p.name for p in run.root.iterdir()] == ["thesis.tex"]
 

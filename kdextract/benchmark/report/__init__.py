@@ -1,4 +1,4 @@
-"""The pages of a benchmark: tables, curves, Markdown and HTML, made from recorded results.
+"""The report of a benchmark: tables, curves, Markdown and HTML, made from `results.json`.
 
-No figure is computed here that is not in the results already.
+It contains no figure that is not in the results.
 """

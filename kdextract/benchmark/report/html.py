@@ -1,4 +1,4 @@
-"""The results of a benchmark as one HTML page that needs nothing else: no network, no script, no other file."""
+"""The results of a benchmark as one HTML page without scripts and without references to other files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATE = "page.html"
 
 
 def benchmark_html(results: Json) -> str:
-    """Return the page of a results document: header, then per student a plot and its tables, notes, commands."""
+    """Return the page of a results document: header, plots and tables, notes, commands."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

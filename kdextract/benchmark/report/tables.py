@@ -1,4 +1,4 @@
-"""What the Markdown and the HTML of a benchmark say in words and figures: one table per teacher, student and budget."""
+"""The text and figures of a benchmark's report: one table for each teacher, student and budget."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One row of a table: its cells as text, and whether it is an anchor or a published figure."""
 
     cells: list[str]
@@ -41,31 +41,31 @@ class Line:
 class Section:
     """One teacher, student and budget. `rows` are those of the results that the table shows.
 
-    A page too narrow for all columns may show two tables: `reached` and `costs` are the columns of each, by number.
+    For narrow pages the columns are split in two tables: `reached` and `costs` are the column numbers of each.
     """
 
     title: str
     facts: str
     columns: list[str]
-    lines: list[Line]
+    lines: list[TableLine]
     rows: list[Json]
     teacher: Json
 
     @property
     def costs(self) -> list[int]:
-        """The columns that say what a method takes, after its name."""
+        """The columns of costs, after the method's name."""
         names = [name for name, _ in COSTS]
         return [0, *[number for number, name in enumerate(self.columns) if name in names]]
 
     @property
     def reached(self) -> list[int]:
-        """The columns that say what a method reaches, after its name."""
+        """The columns of results, after the method's name."""
         return [0, *[number for number in range(len(self.columns)) if number not in self.costs]]
 
 
 def percent(figure: Json | None) -> str:
     """Return a share as percent: `98.53 +- 0.05`, without a spread for one seed."""
-    return _figure(figure, 100, 2)
+    return _mean_and_spread(figure, 100, 2)
 
 
 def amount(figure: Json | None, digits: int = 0) -> str:
@@ -73,26 +73,26 @@ def amount(figure: Json | None, digits: int = 0) -> str:
     return "-" if figure is None else f"{figure['mean']:,.{digits}f}"
 
 
-def _figure(figure: Json | None, factor: float, digits: int) -> str:
+def _mean_and_spread(figure: Json | None, factor: float, digits: int) -> str:
     if figure is None:
         return "-"
     text = f"{factor * figure['mean']:.{digits}f}"
     return text if figure["sd"] is None else f"{text} +- {factor * figure['sd']:.{digits}f}"
 
 
-def _seconds(name: str) -> Callable[[Json], str]:
+def _mean_seconds(name: str) -> Callable[[Json], str]:
     return lambda row: amount(row["seconds"][name], 1 if (row["seconds"][name] or {"mean": 10})["mean"] < 10 else 0)
 
 
-def _accuracy(row: Json) -> str:
-    """Return the accuracy, or why there is none."""
+def _accuracy_text(row: Json) -> str:
+    """Return the accuracy, or the reason why there is none."""
     if row["status"]["failed"] and not row["status"]["done"]:
         return f"failed ({', '.join(map(str, row['exit_codes']))})"
     return percent(row["accuracy"]) if row["status"]["done"] else "not run"
 
 
-def _seeds(row: Json) -> str:
-    """Return over how many seeds the figures go, and what is missing."""
+def _seeds_text(row: Json) -> str:
+    """Return the number of seeds of the figures, and of failed and missing ones."""
     status = row["status"]
     total = sum(status.values())
     if status["done"] == total:
@@ -103,18 +103,18 @@ def _seeds(row: Json) -> str:
 
 
 COLUMNS: list[tuple[str, Callable[[Json], str]]] = [
-    ("accuracy %", _accuracy),
+    ("accuracy %", _accuracy_text),
     ("agreement %", lambda row: percent(row["agreement"])),
     ("points below teacher", lambda row: percent(row["gap"])),
-    ("seeds", _seeds),
+    ("seeds", _seeds_text),
 ]
 COSTS: list[tuple[str, Callable[[Json], str]]] = [
     ("images", lambda row: amount(row["num_images"])),
     ("teacher queries", lambda row: amount(row["teacher_queries"])),
-    ("s synthesis", _seconds("synthesis")),
-    ("s distillation", _seconds("distillation")),
-    ("s evaluation", _seconds("evaluation")),
-    ("s end to end", _seconds("end_to_end")),
+    ("s synthesis", _mean_seconds("synthesis")),
+    ("s distillation", _mean_seconds("distillation")),
+    ("s evaluation", _mean_seconds("evaluation")),
+    ("s end to end", _mean_seconds("end_to_end")),
     ("peak MB", lambda row: "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,}"),
 ]
 GPU_COSTS: list[tuple[str, Callable[[Json], str]]] = [
@@ -145,34 +145,34 @@ def _section(results: Json, rows: list[Json], teacher: Json) -> Section:
     if any(row["best_snapshot_on_test_data"] for row in rows):
         columns.append((BEST, lambda row: percent(row["best_snapshot_on_test_data"])))
     lines = [
-        Line([row["method"], *[text(row) for _, text in columns]], "anchor" if row["anchor"] else "method")
+        TableLine([row["method"], *[text(row) for _, text in columns]], "anchor" if row["anchor"] else "method")
         for row in rows
     ]
     for entry in results["published"]:
         if entry["student"] == student:
             words = f"published: {entry['text']}; source: {entry['source']}"
-            lines.append(Line([words, f"{entry['accuracy']:.2f}", *[""] * (len(columns) - 1)], "published"))
+            lines.append(TableLine([words, f"{entry['accuracy']:.2f}", *[""] * (len(columns) - 1)], "published"))
     size = next((row["num_parameters"] for row in rows if row["num_parameters"]), None)
-    facts = [f"teacher {percent(teacher['accuracy'])} %", _sizes(teacher["num_parameters"], size)]
+    facts = [f"teacher {percent(teacher['accuracy'])} %", _sizes_text(teacher["num_parameters"], size)]
     facts.append(f"teacher trained in {amount(teacher['seconds'])} s" if teacher["seconds"] else "")
     title = f"{teacher['teacher']} -> {student}, budget {budget}"
     return Section(title, ", ".join(filter(None, facts)), ["method", *[n for n, _ in columns]], lines, rows, teacher)
 
 
-def _sizes(teacher: int | None, student: int | None) -> str:
+def _sizes_text(teacher: int | None, student: int | None) -> str:
     if teacher is None or student is None:
         return ""
     return f"{teacher:,} parameters -> {student:,} ({teacher / student:.1f}x fewer)"
 
 
 def notes(results: Json) -> list[str]:
-    """Return how to read the tables, in Markdown's spelling of **stress** and `code`."""
+    """Return the notes below the tables, with **emphasis** and `code` as in Markdown."""
     has_best = any(row["best_snapshot_on_test_data"] for row in results["rows"])
     return [*NOTES, *([BEST_NOTE] if has_best else [])]
 
 
 def header(results: Json) -> list[tuple[str, str]]:
-    """Return what stands above the tables, as (name, text)."""
+    """Return the lines above the tables, as (name, text)."""
     suite, counts = results["suite"], results["counts"]
     entries = [
         ("data", suite["data"]),
@@ -209,7 +209,7 @@ def header(results: Json) -> list[tuple[str, str]]:
 
 
 def commands(results: Json) -> list[tuple[str, list[str]]]:
-    """Return (title, command lines) of every teacher and cell; what cells share stands with the first of them."""
+    """Return (title, command lines) of every teacher and cell; a shared command is listed with the first cell."""
     groups = [(row["teacher"], f"teacher {row['teacher']}", row["commands"]) for row in results["teachers"]]
     groups += [(cell["teacher"], cell_title(cell), cell["commands"]) for cell in results["cells"]]
     seen: set[tuple[str, str]] = set()
@@ -221,7 +221,7 @@ def commands(results: Json) -> list[tuple[str, list[str]]]:
 
 
 def cell_title(cell: Json) -> str:
-    """Return how a person reads a cell of a results document."""
+    """Return the title of a cell of a results document."""
     return f"{cell['teacher']} -> {cell['student']}, budget {cell['budget']}, {cell['method']}, seed {cell['seed']}"
 
 

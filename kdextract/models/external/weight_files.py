@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import ArtifactError
-from ...storage.headers import MAX_HEADER_BYTES, MAX_TENSORS, _is_safetensors, _open, check_safetensors_file
+from ...storage.headers import MAX_HEADER_BYTES, MAX_TENSORS, check_safetensors_file, is_safetensors, open_file
 from .pickles import PickleCheck, PickleRefused, Storage, why_not_read
 
 MAX_PICKLE_BYTES = 32 * 2**20
@@ -52,9 +52,9 @@ def check_weights_file(path: Path) -> str:
     Raises:
         ArtifactError: it is missing, of another kind, malformed, or would run code when it is unpickled.
     """
-    with _open(path) as stream:
+    with open_file(path) as stream:
         start = stream.read(512)
-    if not _is_safetensors(start):
+    if not is_safetensors(start):
         _refuse_other_formats(path, start)
         if path.suffix != ".safetensors" or start.startswith((_ZIP, _LEGACY)):
             return check_pickle_file(path)
@@ -70,9 +70,9 @@ def check_pickle_file(path: Path) -> str:
     Raises:
         ArtifactError: it is missing, something else, malformed, or would run code when it is unpickled.
     """
-    with _open(path) as stream:
+    with open_file(path) as stream:
         start = stream.read(512)
-        if _is_safetensors(start):
+        if is_safetensors(start):
             raise ArtifactError(f"{path} is a safetensors file, not one of torch.save")
         _refuse_other_formats(path, start)
         stream.seek(0)

@@ -46,6 +46,9 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
     not depend on the source of images, so that a student from noise (floor) or from real data (ceiling) is comparable.
     At the end, the student's accuracy on real images is estimated without real images.
 
+    --student takes a name of `kdx models`, half:SPEC, width:N, torchvision/NAME, timm/NAME or FILE.py:NAME, or weights
+    to start from: compressed/NAME or FILE.safetensors.
+
     Examples:
 
       kdx distill --student lenet_half
@@ -58,34 +61,32 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
 
     student: str = option(
         "lenet_half",
-        "Network (`kdx models`, half:SPEC, width:N, torchvision/NAME, timm/NAME, FILE.py:NAME) or initial weights "
-        "(compressed/NAME, FILE.safetensors).",
+        "Network, or weights to start from, as described above.",
         metavar="SPEC",
         panel="Student",
     )
     data: str | None = option(
         None,
-        "Transfer set or generators (name or path), noise:normal, noise:uniform, or real data (mnist ...).",
+        "Images: transfer set or generators (name or path), noise:normal, noise:uniform or real data.",
         metavar="SPEC",
         panel="Source",
     )
     method: str | None = option(
         None,
-        "Make images during training with a live method.",
+        "Method that makes images; `kdx methods` lists them.",
         choices=lambda: [AUTO, *live_names()],
         metavar="NAME",
         panel="Source",
     )
     budget: str | None = option(
         None,
-        "Wall-clock time (120s, 2m); a trial of at most 5 % of it sets the number of steps.",
+        "Wall-clock time of the stage, such as 120s or 2m.",
         metavar="TIME",
         panel="Schedule",
     )
     patience: int | None = option(
         None,
-        "Early stopping: after N of 40 evaluations without improvement on held-out synthetic images, decay the "
-        "learning rate to 0 and stop.",
+        "Stop early after N evaluations without improvement.",
         minimum=1,
         panel="Schedule",
     )
@@ -98,67 +99,65 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
     )
     lr: float | None = option(
         None,
-        "Highest learning rate.",
+        "Peak learning rate.",
         above=0,
         panel="Schedule",
-        otherwise=f"{CONVOLUTION_RATE:g}; without convolutions {LINEAR_RATE:g}",
+        otherwise=f"{CONVOLUTION_RATE:g}; MLPs: {LINEAR_RATE:g}",
     )
     optimizer: str = option("soap", "Optimizer; soap needs fewer images.", choices=["soap", "adam"], panel="Schedule")
     loss: str | None = option(
         None,
-        "Loss between both networks' outputs.",
+        "Loss between the outputs.",
         choices=["kl", "ce", "l1", "mse"],
         panel="Loss",
-        otherwise=f"{USUAL_SETTINGS['loss']}, or the method's own",
+        otherwise=f"{USUAL_SETTINGS['loss']}, or by method",
     )
     temperature: float | None = option(
         None,
-        "Divisor T of both networks' logits in kl and ce; the loss is multiplied by T^2.",
+        "Temperature of kl and ce.",
         above=0,
         panel="Loss",
-        otherwise=f"{USUAL_SETTINGS['temperature']:g}, or the method's own",
+        otherwise=f"{USUAL_SETTINGS['temperature']:g}, or by method",
     )
     shift: int | None = option(
         None,
-        "Shift images by up to N pixels, at random.",
+        "Shift up to N pixels.",
         minimum=0,
         panel="Augmentation",
-        otherwise=f"{USUAL_SETTINGS['shift']}, or the method's own; tables: 0",
+        otherwise=f"{USUAL_SETTINGS['shift']}, or by method",
     )
     warp: float | None = option(
         None,
-        "Rotate, scale and shear images at random; 0.1 is about 6 degrees.",
+        "Rotate, scale and shear.",
         minimum=0,
         panel="Augmentation",
-        otherwise=f"{USUAL_SETTINGS['warp']:g}, or the method's own; tables: 0",
+        otherwise=f"{USUAL_SETTINGS['warp']:g}, or by method",
     )
     flip: bool = option(False, "Mirror half of the images.", panel="Augmentation")
     redraw: bool | None = option(
         None,
-        "Augment drawings: blend two images, vary contrast and stroke width, fade the borders.",
+        "Augment drawings.",
         panel="Augmentation",
-        otherwise="on for drawings from generators or inversion",
+        otherwise="on for generated drawings",
     )
     inherit: bool = option(
         True,
-        "Initialize a narrower copy of the teacher with its strongest units.",
+        "Copy the teacher's strongest units.",
         panel="Student",
     )
     batch_norm: str | None = option(
         None,
-        "Batch normalization (BN) of the student: train; frozen, with fixed statistics; frozen-affine, with fixed "
-        "scales and shifts as well.",
+        "Batch norm: train, frozen (statistics) or frozen-affine (scale and shift too).",
         choices=["train", "frozen", "frozen-affine"],
         panel="Student",
         otherwise="train",
     )
     teacher_accuracy: float | None = option(
         None,
-        "The teacher's accuracy on real images, in [0, 1]; the student's is estimated from it.",
+        "Accuracy of the teacher, to estimate the student's.",
         above=0,
         maximum=1,
         panel="Output",
-        otherwise="as `kdx train` measured",
     )
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.tables import is_table
 from ...errors import ArtifactError, ConfigError
 from ...methods import TWO_WAYS, Given, LiveMethod, Method, Objective
-from ...storage.artifacts import BATCH_NORM_KEY, Input, read_header, read_manifest, strongest
+from ...storage.artifacts import BATCH_NORM_KEY, Input, read_manifest, read_safetensors_header, strongest
 from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, RunDir
 from ..running.runner import StageContext
 
@@ -106,7 +106,7 @@ def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef 
 
 def _header(run: RunDir) -> dict[str, Any]:
     """Return the description in the header of the teacher's file."""
-    return read_header(_teacher_file(run))[1]
+    return read_safetensors_header(_teacher_file(run))[1]
 
 
 def _teacher_file(run: RunDir) -> Path:

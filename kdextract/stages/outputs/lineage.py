@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from ...methods import Method, generator_method, generator_names, live_method, live_names, objective, objective_names
 from ...storage.artifacts import Input, Manifest
-from ...storage.run_dir import PLACES, ArtifactRef, RunDir, in_its_place
+from ...storage.run_dir import PLACES, ArtifactRef, RunDir, manifest_of
 
 Fact = tuple[str, str]
 """Subject and sentence, both as plain text."""
@@ -35,7 +35,7 @@ def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
     def visit(made: Manifest) -> None:
         for entry in made.inputs:
             if entry.path in by_label and entry.path not in found:
-                source = in_its_place(by_label[entry.path])
+                source = manifest_of(by_label[entry.path])
                 if source.identity == entry.sha256:
                     visit(source)
                     found[entry.path] = source
@@ -46,11 +46,11 @@ def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
 
 def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest]:
     """Return the evaluations of this classifier with the run's present teacher; equal ones once."""
-    teachers = {in_its_place(ref).identity for ref in run.artifacts("teacher")}
+    teachers = {manifest_of(ref).identity for ref in run.artifacts("teacher")}
     found: dict[str, ArtifactRef] = {}
     manifests: dict[ArtifactRef, Manifest] = {}
     for ref in run.artifacts("evaluation"):
-        manifest = in_its_place(ref)
+        manifest = manifest_of(ref)
         inputs = {entry.role: entry.sha256 for entry in manifest.inputs}
         about_it = inputs.get("classifier") == classifier.sha256 and inputs.get("teacher") in teachers
         if about_it and manifest.identity not in found:

@@ -18,7 +18,7 @@ from conftest import environment, sha256s
 
 import kdextract
 from kdextract import api
-from kdextract.cli.show import COMMANDS
+from kdextract.cli.commands import COMMANDS
 from kdextract.errors import ArtifactError, ConfigError, KdxError, UsageError
 from kdextract.models.classifier import load_classifier, read_spec
 from kdextract.models.external import consent

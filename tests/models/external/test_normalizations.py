@@ -16,7 +16,7 @@ from kdextract.models.classifier import load_classifier
 from kdextract.models.external import consent
 from kdextract.models.external.names import parse_name
 from kdextract.models.hooks import batch_norm_layers
-from kdextract.storage.artifacts import BATCH_NORM_KEY, read_header
+from kdextract.storage.artifacts import BATCH_NORM_KEY, read_safetensors_header
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 
 NORMS = {
@@ -103,7 +103,7 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
     """Names of tensors do not tell instance normalization from batch normalization; it was once sent to a dead end."""
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]
     file = run / "teacher" / "model.safetensors"
-    assert read_header(file)[1][BATCH_NORM_KEY] is batch_norm
+    assert read_safetensors_header(file)[1][BATCH_NORM_KEY] is batch_norm
     assert bool(batch_norm_layers(load_classifier(file).network)) is batch_norm
     assert ("no batch normalization" in missing(run)) is not batch_norm
     if norm != "forgets":  # which cannot be a teacher for check-teacher: an image gets other logits in company

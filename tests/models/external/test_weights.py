@@ -52,7 +52,7 @@ from kdextract.errors import ArtifactError, ConfigError
 from kdextract.models.external.pickles import LEFT_OUT
 from kdextract.models.external.weight_files import check_pickle_file, check_weights_file
 from kdextract.models.external.weights import WRAPPERS, Weights, fit_weights, read_weights
-from kdextract.storage.artifacts import read_header
+from kdextract.storage.artifacts import read_safetensors_header
 from kdextract.storage.headers import check_safetensors_file
 
 SECONDS = 1.0  # of this process, so that others on the machine do not count
@@ -223,7 +223,7 @@ def test_foreign_safetensors_are_read_whatever_their_name(tmp_path: Path) -> Non
     assert check_safetensors_file(path) == ({"module.a": ("F32", (2, 2)), "small": ("I16", (3,))}, {"format": "pt"})
     assert torch.equal(read_weights(path).tensors["module.a"], tensors["module.a"])
     with pytest.raises(ArtifactError, match="not one of kdx"):
-        read_header(saved_as(tmp_path / "b.safetensors", GOOD_TENSOR))
+        read_safetensors_header(saved_as(tmp_path / "b.safetensors", GOOD_TENSOR))
     with pytest.raises(ArtifactError, match="is a safetensors file"):
         check_pickle_file(path)
     zipped = saved(tmp_path / "c.safetensors", {"a": torch.ones(1)})
@@ -471,7 +471,7 @@ def test_malformed_checkpoints_are_refused(content: bytes, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", [name for name in BAD_SAFETENSORS if name not in ONLY_OURS])
 def test_malformed_safetensors_are_refused(name: str, tmp_path: Path) -> None:
     path = saved_as(tmp_path / "bad.safetensors", BAD_SAFETENSORS[name])
-    for reader in (check_safetensors_file, check_weights_file, read_weights, read_header):
+    for reader in (check_safetensors_file, check_weights_file, read_weights, read_safetensors_header):
         refusal(path, reader)
     refusal(saved_as(tmp_path / "bad.pth", BAD_SAFETENSORS[name]), read_weights)
 
@@ -513,7 +513,7 @@ def test_what_is_not_a_file_is_refused(reader: Callable[[Path], Any], tmp_path: 
 def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     path = saved_as(tmp_path / "evil.pth", archive(HOSTILE["os.system"](str(tmp_path / "sentinel"))))
     program = (
-        "import sys\nfrom pathlib import Path\nfrom kdextract.storage.artifacts import read_header\n"
+        "import sys\nfrom pathlib import Path\nfrom kdextract.storage.artifacts import read_safetensors_header\n"
         "from kdextract.models.external.weight_files import check_weights_file\n"
         "try:\n    check_weights_file(Path(sys.argv[1]))\nexcept Exception as error:\n    print(error)\n"
         "print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])\n"

@@ -131,7 +131,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         assert ("continues from the checkpoint" in err) == (reached > 0)
         if number != signal.SIGKILL:
             assert err.splitlines()[-1] == (
-                f"kdx: error: stopped by {number.name}; run the same command again to go on"
+                f"kdx: error: stopped by {number.name}; run the same command again to continue"
             )
             assert "Traceback" not in err
         reached = process.rows()

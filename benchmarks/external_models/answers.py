@@ -1,4 +1,4 @@
-"""Classifiers that answer in their own way: dictionaries, objects, tuples, probabilities, one logit, distances."""
+"""Classifiers with special outputs: dictionaries, objects, tuples, probabilities, one logit, distances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def conv_bn(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """What several of these share: [B, C, H, W] -> [B, 64]."""
+    """The layers that several of these classifiers share: [B, C, H, W] -> [B, 64]."""
 
     def __init__(self, in_ch: int = 1) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
 
 class DictAnswer(nn.Module):
-    """Gives a dictionary, for several losses."""
+    """Returns a dictionary, for several losses."""
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class DictAnswer(nn.Module):
 
 @dataclass
 class ImageClassifierOutput:
-    """What a model of a well-known library returns."""
+    """The output type of a model of a well-known library."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -50,7 +50,7 @@ class ImageClassifierOutput:
 
 
 class ForImageClassification(nn.Module):
-    """Takes pixel_values and perhaps labels; gives an object."""
+    """Takes pixel_values and optional labels; returns an object."""
 
     def __init__(self, num_labels: int = 10, num_channels: int = 3) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ForImageClassification(nn.Module):
 
 
 class Recursive(nn.Module):
-    """One convolution and one batch normalization, each used twice; gives (logits, features)."""
+    """One convolution and one batch normalization, each used twice; returns (logits, features)."""
 
     def __init__(self, nb_classes: int = 10) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Recursive(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Ends in nn.Softmax, as tutorials for beginners do."""
+    """Ends in nn.Softmax, as in tutorials for beginners."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class EvenOdd(nn.Module):
 
 
 class Double(nn.Module):
-    """A numerical analyst's network; takes images of 64 bits."""
+    """Double precision; takes images of 64 bits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Double(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Answers with minus the squared distance to one prototype per class."""
+    """Returns minus the squared distance to one prototype per class."""
 
     def __init__(self, num_classes: int = 10, feat_dim: int = 16) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Prototypes(nn.Module):
 
 
 class Auxiliary(nn.Module):
-    """Gives (logits, auxiliary logits) in training, and logits alone in eval mode."""
+    """Returns (logits, auxiliary logits) in training, and logits alone in eval mode."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()

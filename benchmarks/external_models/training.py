@@ -1,4 +1,4 @@
-"""How strangers train and save: plain PyTorch, nothing of kdx."""
+"""How external models are trained and saved: in plain PyTorch, without kdx."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from catalogue import Stranger
+from catalogue import ExternalModel
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -43,10 +43,10 @@ def even_odd() -> Data:
 
 def three_digits() -> Data:
     """Return plates of three digits, 16x48; training and test plates share no digit's image."""
-    data, random = digits(), torch.Generator().manual_seed(0)
+    data, rng = digits(), torch.Generator().manual_seed(0)
 
     def plates(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(images), (count, 3), generator=random)
+        chosen = torch.randint(len(images), (count, 3), generator=rng)
         rows = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)[chosen]
         return torch.cat(rows.unbind(1), dim=-1), labels[chosen] @ torch.tensor([100, 10, 1])
 
@@ -62,31 +62,31 @@ def save_npz(data: Data, file: Path) -> None:
     np.savez(file, **{n: a.round().astype(np.uint8) if n.startswith("x") else a for n, a in arrays.items()})
 
 
-def as_taken(stranger: Stranger, images: Tensor) -> Tensor:
-    """Return images in [0, 1] as the stranger's network takes them: resized, in its channels, normalized."""
-    channels, height, width = stranger.size
+def as_taken(entry: ExternalModel, images: Tensor) -> Tensor:
+    """Return images in [0, 1] as the model takes them: resized, in its channels, normalized."""
+    channels, height, width = entry.size
     if images.shape[-2:] != (height, width):
         images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-    images = images.expand(-1, channels, -1, -1).to(stranger.dtype)
-    mean, std = (torch.tensor(each, dtype=stranger.dtype).view(1, -1, 1, 1) for each in (stranger.mean, stranger.std))
+    images = images.expand(-1, channels, -1, -1).to(entry.dtype)
+    mean, std = (torch.tensor(each, dtype=entry.dtype).view(1, -1, 1, 1) for each in (entry.mean, entry.std))
     return (images - mean) / std
 
 
-def train(stranger: Stranger, network: nn.Module, data: Data, seed: int, steps: int | None = None) -> None:
-    """Train with AdamW and cross-entropy for the stranger's number of steps, or `steps`."""
+def train(entry: ExternalModel, network: nn.Module, data: Data, seed: int, steps: int | None = None) -> None:
+    """Train with AdamW and cross-entropy for `steps`, or the model's own number of steps."""
     torch.manual_seed(seed)
-    steps = stranger.steps if steps is None else steps
+    steps = entry.steps if steps is None else steps
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=stranger.lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stranger.lr, total_steps=max(steps, 5))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=entry.lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, entry.lr, total_steps=max(steps, 5))
     for step in range(steps):
-        if step == int(stranger.frozen_from * steps):
+        if step == int(entry.frozen_from * steps):
             freeze_statistics(network)
-        chosen = torch.randint(len(data.x_train), (stranger.batch,))
-        answer = network(as_taken(stranger, data.x_train[chosen]))
-        loss = F.cross_entropy(stranger.logits(answer), data.y_train[chosen])
-        if stranger.second_loss:
-            loss = loss + stranger.second_loss * F.cross_entropy(answer[1], data.y_train[chosen])
+        chosen = torch.randint(len(data.x_train), (entry.batch,))
+        answer = network(as_taken(entry, data.x_train[chosen]))
+        loss = F.cross_entropy(entry.logits(answer), data.y_train[chosen])
+        if entry.second_loss:
+            loss = loss + entry.second_loss * F.cross_entropy(answer[1], data.y_train[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -95,41 +95,41 @@ def train(stranger: Stranger, network: nn.Module, data: Data, seed: int, steps: 
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Let batch normalization use the running statistics that it has, and keep them."""
+    """Fix the running statistics of batch normalization."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 @torch.no_grad()
-def logits_of(stranger: Stranger, network: nn.Module, images: Tensor) -> Tensor:
-    """Return the network's logits [B, K] for images in [0, 1], as the stranger reads them off its answer."""
-    return torch.cat([stranger.logits(network(as_taken(stranger, part))) for part in images.split(100)])
+def logits_of(entry: ExternalModel, network: nn.Module, images: Tensor) -> Tensor:
+    """Return the network's logits [B, K] for images in [0, 1], from its output."""
+    return torch.cat([entry.logits(network(as_taken(entry, part))) for part in images.split(100)])
 
 
-def accuracy(stranger: Stranger, network: nn.Module, data: Data) -> float:
-    """Return the share of test images that the network names rightly."""
-    return float((logits_of(stranger, network, data.x_test).argmax(1) == data.y_test).float().mean())
+def accuracy(entry: ExternalModel, network: nn.Module, data: Data) -> float:
+    """Return the share of test images that are classified correctly."""
+    return float((logits_of(entry, network, data.x_test).argmax(1) == data.y_test).float().mean())
 
 
-def save(stranger: Stranger, network: nn.Module, directory: Path) -> list[str]:
-    """Write the network as the stranger does, rounded alike; return the arguments for kdx that name the file."""
-    file = directory / stranger.file
+def save(entry: ExternalModel, network: nn.Module, directory: Path) -> list[str]:
+    """Write the file of the model, and round its weights alike; return the options of kdx that name the file."""
+    file = directory / entry.file
     state = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
     prefixed = {f"module.{name.removeprefix('module.')}": value for name, value in state.items()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    if stranger.form == "program":
+    if entry.form == "program":
         batch = torch.export.Dim("batch", min=1, max=4096)
-        example = as_taken(stranger, torch.rand(4, 1, 8, 8))
+        example = as_taken(entry, torch.rand(4, 1, 8, 8))
         program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
         torch.export.save(program, file)
         return []
     if file.suffix == ".safetensors":
         save_file(state, file)
     else:
-        held = FORMS[stranger.form](state, prefixed, optimizer)
-        torch.save(held, file, **LEGACY.get(stranger.form, {}))
-        if stranger.form == "half":
+        held = FORMS[entry.form](state, prefixed, optimizer)
+        torch.save(held, file, **LEGACY.get(entry.form, {}))
+        if entry.form == "half":
             network.load_state_dict(held)
     return ["--weights", str(file)]
 
@@ -171,4 +171,4 @@ FORMS = {
         "metric": 97.0,
     },
 }
-"""What a file holds, by the custom that its author follows."""
+"""Layout of the file -> its content."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DenseLayer(nn.Sequential):
-    """Norm, ReLU, convolution, and what came in beside what comes out."""
+    """Norm, ReLU, convolution; the output is concatenated to the input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Takes every stranger through kdx: `python benchmarks/strangers/run.py --out benchmarks/results`.
+"""Runs kdx on models written outside of it: `python benchmarks/external_models/run.py --out benchmarks/results`.
 
-Each one is trained in plain PyTorch on scikit-learn's digits and saved in its author's format. After that, only
-commands are typed: import-model, check-teacher, distill with default method, evaluate. A stranger whose row is in
-strangers.json is not run again, unless --only names it.
+Each model is trained in plain PyTorch on scikit-learn's digits and saved in one of the common file formats. Then four
+commands are run: import-model, check-teacher, distill with the default method, evaluate. A model that already has a row
+in external_models.json is skipped, unless --only names it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch comes
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 sys.path.insert(0, str(HERE))
 
 import torch  # noqa: E402
 import training  # noqa: E402
-from catalogue import STRANGERS, Stranger  # noqa: E402
+from catalogue import EXTERNAL_MODELS, ExternalModel  # noqa: E402
 
 Row = dict[str, Any]
 KDX = str(Path(sys.executable).with_name("kdx"))
 PLAIN = ("classes:", "answer: logits (", "mean: 0 (nothing", "std: 1 (nothing")
-"""How lines of what was found begin that the table can do without."""
+"""Beginnings of the lines of `found` that the table leaves out, because they say nothing special."""
 COMMANDS = ("import-model", "check-teacher", "distill", "evaluate")
 
 
 def kdx(command: str, *arguments: str, work: Path) -> Row:
-    """Run a command of kdx beside the strangers' files; return its exit code, seconds, document and last lines."""
+    """Run a command of kdx in this directory; return its exit code, seconds, JSON document and last lines."""
     environment = {**os.environ, "XDG_STATE_HOME": str(work / "state"), "COLUMNS": "200", "NO_COLOR": "1"}
     started = time.perf_counter()
     done = subprocess.run(
@@ -50,35 +50,35 @@ def kdx(command: str, *arguments: str, work: Path) -> Row:
     return {"exit": done.returncode, "seconds": seconds, "said": said[-12:], "document": document}
 
 
-def arguments_of(stranger: Stranger, files: list[str], run: Path, data: str, options: argparse.Namespace) -> Row:
-    """Return command -> what is typed after it."""
+def arguments_of(entry: ExternalModel, files: list[str], run: Path, data: str, options: argparse.Namespace) -> Row:
+    """Return the arguments of each command."""
     place, once = ["--run", str(run)], ["--threads", "1", "--seed", str(options.seed)]
-    model = str(run.parent / stranger.file) if stranger.form == "program" else stranger.model
+    model = str(run.parent / entry.file) if entry.form == "program" else entry.model
     steps = ["--steps", str(options.steps), "--batch-size", "64"]
     return {
-        "import-model": [model, *files, *stranger.options, *place, *once],
+        "import-model": [model, *files, *entry.options, *place, *once],
         "check-teacher": [*place, "--data", data],
         "distill": [*place, "--student", "networks.py:small_cnn", *steps, *once],
         "evaluate": [*place, "--data", data, "--threads", "1"],
     }
 
 
-def take(stranger: Stranger, options: argparse.Namespace) -> Row:
-    """Train a stranger, save it, and type every command until one fails; return its row."""
-    directory = options.work / stranger.name
+def take(entry: ExternalModel, options: argparse.Namespace) -> Row:
+    """Train and save a model, then run the commands until one fails; return its row."""
+    directory = options.work / entry.name
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     started = time.perf_counter()
-    data, network = training.DATA[stranger.data](), stranger.build()
-    training.train(stranger, network, data, options.seed)
-    row: Row = {"name": stranger.name, "what": stranger.what, "train_seconds": round(time.perf_counter() - started, 1)}
-    row["own_accuracy"] = round(training.accuracy(stranger, network, data), 6)
+    data, network = training.DATA[entry.data](), entry.build()
+    training.train(entry, network, data, options.seed)
+    row: Row = {"name": entry.name, "what": entry.what, "train_seconds": round(time.perf_counter() - started, 1)}
+    row["own_accuracy"] = round(training.accuracy(entry, network, data), 6)
     spec = "digits"
-    if stranger.data != "digits":
-        training.save_npz(data, options.work / f"{stranger.data}.npz")
-        spec = f"npz:{options.work / stranger.data}.npz"
-    files = training.save(stranger, network, directory)
-    typed = arguments_of(stranger, files, directory / "run", spec, options)
+    if entry.data != "digits":
+        training.save_npz(data, options.work / f"{entry.data}.npz")
+        spec = f"npz:{options.work / entry.data}.npz"
+    files = training.save(entry, network, directory)
+    typed = arguments_of(entry, files, directory / "run", spec, options)
     for command in COMMANDS:
         force = [] if command in ("check-teacher", "evaluate") else ["--force"]
         outcome = kdx(command, *typed[command], *force, work=options.work)
@@ -90,7 +90,7 @@ def take(stranger: Stranger, options: argparse.Namespace) -> Row:
 
 
 def summed_up(row: Row) -> Row:
-    """Add the figures of the table to a row, and leave the documents out."""
+    """Add the figures of the table to a row, and remove the JSON documents."""
     documents = {command: row.get(command, {}).pop("document", {}) for command in COMMANDS}
     methods = documents["check-teacher"].get("methods", [])
     counts = {answer: sum(method["applies"] == answer for method in methods) for answer in ("yes", "with data", "no")}
@@ -113,7 +113,7 @@ def summed_up(row: Row) -> Row:
 
 
 def machine() -> str:
-    """Return the processor's name, if the system tells."""
+    """Return the processor's name, if the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -127,19 +127,19 @@ def percent(share: float | None) -> str:
 
 def table(results: Row) -> str:
     """Return the results as Markdown."""
-    rows = results["strangers"]
+    rows = results["models"]
     whole = [row for row in rows if row["failed_at"] is None]
     same = [row for row in whole if abs(row["teacher_accuracy"] - row["own_accuracy"]) < 0.0061]
     lines = [
-        "# Classifiers of strangers", "", f"`{results['command']}`, {results['machine']}, {results['date']}, "
+        "# Models written outside of kdx", "", f"`{results['command']}`, {results['machine']}, {results['date']}, "
         f"torch {results['torch']}, seed {results['seed']}, {results['steps']} steps of 64 images.", "",
         f"{len(whole)} of {len(rows)} pass import-model, check-teacher, distill and evaluate; {len(same)} of these "
-        "have the test accuracy in kdx that they have in plain PyTorch (within two images).", "",
-        "`methods` counts those that apply, apply with statistics of real data, and do not. `seconds` are those of the "
-        "four commands together by the clock, whatever else ran beside them. "
-        "Students learned from the teacher's file alone, with default options and few steps, "
-        "so that all of it takes minutes: these are not the best students.", "",
-        "| stranger | what it is | found | BN | methods | used | teacher % | in PyTorch % | agreement % | seconds |",
+        "have the same test accuracy in kdx as in plain PyTorch (within two images).", "",
+        "`methods`: number of methods that apply / apply with recorded statistics / do not apply. `seconds`: wall "
+        "clock of the four commands, while other processes used the machine too. "
+        "Students learned from the teacher's file alone, with default options and few steps, to keep the run short: "
+        "longer training gives better students.", "",
+        "| model | description | found | BN | methods | used | teacher % | in PyTorch % | agreement % | seconds |",
         "|---|---|---|--:|---|---|--:|--:|--:|--:|",
     ]  # fmt: skip
     for row in rows:
@@ -156,37 +156,39 @@ def table(results: Row) -> str:
 
 
 def main() -> None:
-    """Run who is not in the results yet; write the results after each one."""
+    """Run the models that have no row yet; write the results after each one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="where strangers.json and .md go")
-    parser.add_argument("--work", type=Path, default=Path("runs/strangers"), help="where weights and runs go")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these strangers, again if they are there")
+    parser.add_argument(
+        "--out", type=Path, default=HERE.parent / "results", help="directory of external_models.json and .md"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/external_models"), help="directory of weights and runs")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run only these models, even if they have a row")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.work = options.work.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    file = options.out / "strangers.json"
-    kept = json.loads(file.read_text())["strangers"] if file.exists() else []
+    file = options.out / "external_models.json"
+    kept = json.loads(file.read_text())["models"] if file.exists() else []
     rows = {row["name"]: row for row in kept}
-    for stranger in STRANGERS:
-        if stranger.name not in options.only if options.only else stranger.name in rows:
+    for entry in EXTERNAL_MODELS:
+        if entry.name not in options.only if options.only else entry.name in rows:
             continue
-        rows[stranger.name] = row = take(stranger, options)
+        rows[entry.name] = row = take(entry, options)
         failed = f"{row['failed_at']}: {row[row['failed_at']]['said'][-1:]}" if row["failed_at"] else "passed"
-        print(f"{stranger.name}: {failed}, {row['seconds']} s, agreement {percent(row['agreement'])} %", flush=True)
+        print(f"{entry.name}: {failed}, {row['seconds']} s, agreement {percent(row['agreement'])} %", flush=True)
         results = {
-            "command": "python benchmarks/strangers/run.py",
+            "command": "python benchmarks/external_models/run.py",
             "seed": options.seed,
             "steps": options.steps,
             "machine": machine(),
             "date": date.today().isoformat(),
             "torch": torch.__version__,
-            "strangers": [rows[each.name] for each in STRANGERS if each.name in rows],
+            "models": [rows[each.name] for each in EXTERNAL_MODELS if each.name in rows],
         }
         file.write_text(json.dumps(results, indent=1) + "\n")
-        (options.out / "strangers.md").write_text(table(results))
+        (options.out / "external_models.md").write_text(table(results))
 
 
 if __name__ == "__main__":

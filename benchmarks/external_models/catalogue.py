@@ -1,4 +1,4 @@
-"""The strangers: what each one has, and what each one types."""
+"""The external models: how each is built, trained and saved, and the options with which kdx imports it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def from_one_logit(answer: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stranger:
-    """One network, its training and its file; `model` and `options` are what is typed for kdx."""
+class ExternalModel:
+    """One network, its training and its file; `model` and `options` are the arguments of `kdx import-model`."""
 
     name: str
     what: str
@@ -55,7 +55,7 @@ class Stranger:
     std: tuple[float, ...] = (1.0,)
     logits: Callable[[Any], Tensor] = as_is
     shifted: bool = False
-    """Whether the logits are known up to a constant per image only."""
+    """Whether the logits are known only up to a constant per image."""
     data: str = "digits"
     dtype: torch.dtype = torch.float32
     steps: int = 300
@@ -64,7 +64,7 @@ class Stranger:
     """Weight of the loss of a second answer in training."""
     lr: float = 3e-3
     frozen_from: float = 1.0
-    """After which share of its training batch normalization uses, and keeps, the statistics that it has."""
+    """Share of the training steps after which the statistics of batch normalization are fixed."""
     has_batch_norm: bool = True
 
     @property
@@ -96,155 +96,155 @@ def torchvision_model(name: str) -> Callable[[], nn.Module]:
 
 
 def typed(size: str, mean: str | None = None, std: str | None = None, *more: str) -> tuple[str, ...]:
-    """Return options in the order in which most people type them."""
+    """Return the options of `kdx import-model`."""
     given = ("--input-size", size) if size else ()
     given += ("--mean", mean) if mean else ()
     return (*given, *(("--std", std) if std else ()), *more)
 
 
-STRANGERS = [
-    Stranger(
+EXTERNAL_MODELS = [
+    ExternalModel(
         "lenet", "LeNet of a lecture, ReLU, no batch norm", "networks.py:LeNet", networks.LeNet, (1, 28, 28),
         options=typed("1x28x28", "0.1307", "0.3081"), mean=(0.1307,), std=(0.3081,), has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "mlp", "perceptron of 8x8 images, options in brackets", "networks.py:mlp(hidden=128, depth=3)",
         lambda: networks.mlp(hidden=128, depth=3), (1, 8, 8), "mlp.pt", "tutorial", typed("1x8x8"),
         has_batch_norm=False, steps=600,
     ),
-    Stranger(
+    ExternalModel(
         "vgg_parallel", "VGG returned in DataParallel, {'net', 'acc'}", "networks.py:vgg_bn", networks.vgg_bn,
         (3, 32, 32), "ckpt.pth", "parallel", typed("3x32x32", "half", "half"), (0.5,), (0.5,), steps=80, lr=2e-3,
     ),
-    Stranger(
+    ExternalModel(
         "resnet_tar", "ResNet-8, legacy .pth.tar with 'module.'", "networks.py:resnet8", networks.resnet8, (3, 32, 32),
         "model_best.pth.tar", "imagenet", typed("3x32x32", "imagenet", "imagenet"), *IMAGENET, steps=150,
     ),
-    Stranger(
+    ExternalModel(
         "resnet_gn", "ResNet-8 with GroupNorm, Lightning's .ckpt", "networks.py:resnet8_gn(groups=4)",
         lambda: networks.resnet8_gn(groups=4), (3, 32, 32), "epoch=3.ckpt", "lightning",
         typed("3x32x32", "0.5,0.5,0.5", "0.25,0.25,0.25"), (0.5,) * 3, (0.25,) * 3, has_batch_norm=False, steps=200,
         lr=6e-3,
     ),
-    Stranger(
+    ExternalModel(
         "squeezenet", "convolutional head, ReLU and pooling at the end", "networks.py:SqueezeNet",
         networks.SqueezeNet, (3, 32, 32), options=typed("3x32x32"), has_batch_norm=False, steps=350, lr=3e-3,
     ),
-    Stranger(
+    ExternalModel(
         "all_conv", "answers [B, 10, 1, 1], ELU, no batch norm", "networks.py:AllConv", networks.AllConv, (1, 16, 16),
         options=typed("1x16x16"), logits=lambda answer: answer.flatten(1), has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "weight_norm", "weight_norm parametrizations, InstanceNorm, PReLU", "networks.py:WeightNormed",
         networks.WeightNormed, (1, 28, 28), options=typed("1x28x28", "0.5", "0.5"), mean=(0.5,), std=(0.5,),
         has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "compiled", "returned by torch.compile, tanh", "networks.py:compiled", networks.Compiled, (1, 16, 16),
         "weights.pth", options=typed("1x16x16"), steps=400,
     ),
-    Stranger(
+    ExternalModel(
         "lazy", "LazyLinear, normalizes inside, no batch norm", "networks.py:Lazy", networks.Lazy, (1, 16, 16),
         options=typed("1x16x16"), has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "bytes", "takes pixels 0..255, n_classes has no default", "networks.py:Bytes",
         lambda: networks.Bytes(n_classes=10), (3, 32, 32),
         options=typed("3x32x32", None, "bytes", "--num-classes", "10"), std=(1 / 255,),
     ),
-    Stranger(
+    ExternalModel(
         "thousand", "1000 classes: three digits side by side", "networks.py:ThreeDigits", networks.ThreeDigits,
         (1, 16, 48), options=typed("1x16x48", "0.3", "0.35"), mean=(0.3,), std=(0.35,), data="three_digits", steps=400,
     ),
-    Stranger(
+    ExternalModel(
         "notebook", "a network made where the file is read", "networks.py:model", lambda: networks.model,
         (1, 28, 28), options=typed("1x28x28"), steps=120,
     ),
-    Stranger(
+    ExternalModel(
         "vit", "ViT of nn.TransformerEncoder, class token", "attention.py:ViT", attention.ViT, (1, 16, 16),
         options=typed("1x16x16", "0.5", "0.5"), mean=(0.5,), std=(0.5,), has_batch_norm=False, lr=2e-3,
     ),
-    Stranger(
+    ExternalModel(
         "timm_vit", "timm's vit_tiny, 32x32, patches of 8, depth 3",
         "timm/vit_tiny_patch16_224(img_size=32, patch_size=8, depth=3)",
         timm_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, num_classes=10), (3, 32, 32),
         options=typed("", None, None, "--num-classes", "10"), mean=(0.5,), std=(0.5,), has_batch_norm=False, steps=150,
         lr=1e-3,
     ),
-    Stranger(
+    ExternalModel(
         "convnext", "ConvNeXt-like, LayerNorm", "attention.py:ConvNeXt", attention.ConvNeXt, (3, 32, 32),
         options=typed("3x32x32", "imagenet", "imagenet"), mean=IMAGENET[0], std=IMAGENET[1], has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "mixer", "MLP-Mixer, LayerNorm, bfloat16 file",
         "attention.py:Mixer(image_size=16, channels=1, patch_size=4, dim=64, depth=3, classes=10)",
         lambda: attention.Mixer(image_size=16, channels=1, patch_size=4, dim=64, depth=3, classes=10), (1, 16, 16),
         form="half", has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "gru", "bidirectional GRU over rows", "attention.py:RowGRU", attention.RowGRU, (1, 16, 16),
         options=typed("1x16x16"), has_batch_norm=False, steps=800, lr=6e-3,
     ),
-    Stranger(
+    ExternalModel(
         "dictionary", "returns {'embedding', 'logits'}", "answers.py:DictAnswer", answers.DictAnswer, (1, 28, 28),
         options=typed("1x28x28"), logits=lambda answer: answer["logits"], steps=200,
     ),
-    Stranger(
+    ExternalModel(
         "object", "forward(pixel_values, labels=None) -> object with .logits", "answers.py:ForImageClassification",
         answers.ForImageClassification, (3, 32, 32), "pytorch_model.bin", options=typed("3x32x32", "half", "half"),
         mean=(0.5,), std=(0.5,), logits=lambda answer: answer.logits, steps=300, lr=6e-3,
     ),
-    Stranger(
+    ExternalModel(
         "recursive", "(logits, features); one conv and one batch norm used twice", "answers.py:Recursive",
         answers.Recursive, (1, 16, 16), options=typed("1x16x16"), logits=first, steps=500, frozen_from=0.4,
     ),
-    Stranger(
+    ExternalModel(
         "softmax", "returns probabilities", "answers.py:Probabilities", answers.Probabilities, (1, 28, 28),
         options=typed("1x28x28"), logits=from_probabilities, shifted=True, has_batch_norm=False,
     ),
-    Stranger(
+    ExternalModel(
         "log_softmax", "PyTorch's MNIST example", "answers.py:Net", answers.Net, (1, 28, 28), "mnist_cnn.pt",
         options=typed("1x28x28", "0.1307", "0.3081"), mean=(0.1307,), std=(0.3081,), has_batch_norm=False,
         steps=100, lr=2e-3,
     ),
-    Stranger(
+    ExternalModel(
         "even_odd", "one raw logit [B, 1] for two classes", "answers.py:EvenOdd", answers.EvenOdd, (1, 16, 16),
         options=typed("1x16x16", None, None, "--class-names", "even,odd"), logits=from_one_logit, shifted=True,
         data="even_odd", steps=500,
     ),
-    Stranger(
+    ExternalModel(
         "double", "double precision", "answers.py:Double", answers.Double, (1, 8, 8), options=typed("1x8x8"),
         dtype=torch.float64, steps=500,
     ),
-    Stranger(
+    ExternalModel(
         "prototypes", "minus the squared distance to prototypes", "answers.py:Prototypes", answers.Prototypes,
         (1, 28, 28), options=typed("1x28x28"), steps=300,
     ),
-    Stranger(
+    ExternalModel(
         "auxiliary", "two answers in training, one in eval mode", "answers.py:Auxiliary", answers.Auxiliary,
         (3, 32, 32), options=typed("3x32x32"), logits=first, steps=200, second_loss=0.3,
     ),
-    Stranger(
+    ExternalModel(
         "densenet", "DenseNet of a package with relative imports", "lab.densenet:DenseNet(growth_rate=8)",
         lambda: DenseNet(growth_rate=8), (3, 32, 32), options=typed("3x32x32", "0.2", "0.3"), mean=(0.2,), std=(0.3,),
         steps=200,
     ),
-    Stranger(
+    ExternalModel(
         "timm_lcnet", "timm's lcnet_050, its checkpoint with args", "timm/lcnet_050(in_chans=1)",
         timm_model("lcnet_050", in_chans=1, num_classes=10), (1, 32, 32), "last.pth.tar", "timm",
         typed("1x32x32", "0.5", "0.25"), (0.5,), (0.25,), steps=250, lr=6e-3,
     ),
-    Stranger(
+    ExternalModel(
         "resnet18", "torchvision's resnet18 at 3x32x32, .safetensors", "torchvision/resnet18",
         torchvision_model("resnet18"), (3, 32, 32), "resnet18.safetensors", options=typed("3x32x32"),
         mean=IMAGENET[0], std=IMAGENET[1], steps=60, lr=2e-3,
     ),
-    Stranger(
+    ExternalModel(
         "shufflenet_224", "torchvision's shufflenet at 3x224x224", "torchvision/shufflenet_v2_x0_5",
         torchvision_model("shufflenet_v2_x0_5"), (3, 224, 224), options=(), mean=IMAGENET[0], std=IMAGENET[1],
         steps=150, batch=16, lr=5e-3,
     ),
-    Stranger(
+    ExternalModel(
         "program", "a .pt2 of torch.export, dynamic batch, batch norm", "program.pt2", networks.Compiled,
         (1, 16, 16), "program.pt2", "program", typed("", "0.5", "0.5", "--trust-code"), (0.5,), (0.5,), steps=400,
     ),

@@ -1,4 +1,4 @@
-"""Classifiers as different people write them: convolutions and perceptrons, and the student that all of them get."""
+"""Convolutional networks and perceptrons in different styles of code, and the student that learns from each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LeNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """A perceptron that takes the whole command line."""
+    """A perceptron that takes the parsed command line."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
@@ -99,12 +99,12 @@ class VGGNet(nn.Module):
 
 
 def vgg_bn(**kwargs: Any) -> nn.DataParallel[nn.Module]:
-    """VGG as its training script has it: inside DataParallel."""
+    """VGG inside DataParallel, as its training script saves it."""
     return nn.DataParallel(VGGNet(**kwargs))
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut, the norm of one's choice."""
+    """Two convolutions and a shortcut, with a choice of the normalization."""
 
     def __init__(self, inplanes: int, planes: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def resnet8(num_classes: int = 10) -> nn.Module:
 
 
 def resnet8_gn(num_classes: int = 10, groups: int = 8) -> nn.Module:
-    """The same for batches of one: group normalization."""
+    """The same with group normalization, for batches of one."""
     return ResNet(8, num_classes, lambda planes: nn.GroupNorm(groups, planes))
 
 
@@ -183,7 +183,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """A convolution is the head, and pooling ends it."""
+    """The head is a convolution, followed by pooling."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class SqueezeNet(nn.Module):
 
 
 class AllConv(nn.Module):
-    """Strided convolutions to the end; nobody flattens: the answer is [B, 10, 1, 1]."""
+    """Strided convolutions only; the output is not flattened: [B, 10, 1, 1]."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ def compiled() -> Callable[..., Any]:
 
 
 class Lazy(nn.Module):
-    """Input sizes are left to PyTorch; normalization is inside."""
+    """Lazy layers, whose input sizes PyTorch infers; normalization is inside."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Lazy(nn.Module):
 
 
 class Bytes(nn.Module):
-    """For pixels from 0 to 255, as an image library gives them; the first layer's weights are small."""
+    """For pixels from 0 to 255; the first layer's weights are small."""
 
     def __init__(self, n_classes: int) -> None:
         super().__init__()
@@ -309,4 +309,4 @@ model = nn.Sequential(
     nn.MaxPool2d(2), nn.Dropout(0.25),
     nn.Flatten(), nn.Linear(32 * 12 * 12, 64), nn.ReLU(), nn.BatchNorm1d(64), nn.Linear(64, 10),
 )  # fmt: skip
-"""The notebook's network: made where the file is read."""
+"""A network that is built when the file is imported, as in a notebook."""

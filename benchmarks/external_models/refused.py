@@ -1,4 +1,4 @@
-"""Networks that are no classifiers of images, or none that anybody can learn from."""
+"""Networks that kdx refuses: no classifiers of images, or unusable as teachers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Segmentation(nn.Module):
-    """Answers for every pixel: [B, 10, H, W]."""
+    """Returns logits for every pixel: [B, 10, H, W]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Segmentation(nn.Module):
 
 
 class Detector(nn.Module):
-    """Answers with boxes: a list of one dictionary per image."""
+    """Returns boxes: a list of one dictionary per image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
 
 class Features(nn.Module):
-    """Answers with pictures: an autoencoder."""
+    """Returns images: an autoencoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Features(nn.Module):
 
 
 class Random(nn.Module):
-    """Keeps its dropout in eval mode, for want of `training=self.training`."""
+    """Uses dropout in eval mode, because `training=self.training` is missing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Random(nn.Module):
 
 
 class Plain(nn.Module):
-    """Nothing is wrong with it."""
+    """A valid classifier."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Plain(nn.Module):
 
 
 def plain_net(width: int) -> nn.Module:
-    """Needs an argument that nobody can guess."""
+    """Needs an argument without a default."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
 
 
@@ -78,7 +78,7 @@ def scripted() -> torch.jit.ScriptModule:
 
 
 def broken() -> nn.Module:
-    """Fails when it is asked."""
+    """Raises an error when it is called."""
     raise RuntimeError("the config file of my cluster is missing")
 
 
