@@ -269,7 +269,7 @@ def test_values_that_are_equal_are_not_the_same_arguments(tmp_path: Path) -> Non
 
 
 def test_an_error_shows_no_control_characters_and_ends(tmp_path: Path) -> None:
-    name = parse_name("model\x1b[2K\r.py:build").having(depth="x" * 5000)
+    name = parse_name("model\x1b[2K\r.py:build").with_arguments(depth="x" * 5000)
     with pytest.raises(ArtifactError) as caught:
         consent.require(b"", name)
     assert str(caught.value).isprintable()
@@ -489,12 +489,16 @@ def test_what_kdx_fills_in_is_allowed_with_what_was_typed(tmp_path: Path, state:
     (tmp_path / "model.py").write_text(MINE)
     name = parse_name(f"{tmp_path}/model.py:build")
     typed = Blueprint(name, read_code(name))
-    for derived in (typed.filled_in((1, 8, 8), 5), typed.narrowed(0.5), typed.filled_in(None, 5).narrowed(0.25)):
+    for derived in (
+        typed.with_inferred_arguments((1, 8, 8), 5),
+        typed.narrowed(0.5),
+        typed.with_inferred_arguments(None, 5).narrowed(0.25),
+    ):
         derived.build((1, 8, 8), 5)
     with pytest.raises(ArtifactError, match=r"build\(num_classes=6\), which nobody has allowed"):
-        Blueprint(name.having(num_classes=6), typed.code).filled_in((1, 8, 8), 6)
+        Blueprint(name.with_arguments(num_classes=6), typed.code).with_inferred_arguments((1, 8, 8), 6)
     shutil.rmtree(state)
-    for deriving in (lambda: typed.filled_in(None, 5), lambda: typed.narrowed(0.5)):
+    for deriving in (lambda: typed.with_inferred_arguments(None, 5), lambda: typed.narrowed(0.5)):
         with pytest.raises(ArtifactError, match="nobody has allowed"):
             deriving()
 
@@ -579,7 +583,7 @@ def test_no_entry_is_lost_when_several_processes_write(state: Path) -> None:
 def test_a_store_that_is_damaged_or_of_another_version_allows_nothing(state: Path, tmp_path: Path, text: str) -> None:
     store, name, code = state / "kdx" / "allowed-code.json", parse_name("model.py:build"), b"def build(): pass"
     store.parent.mkdir(parents=True)
-    store.write_text(text.replace("CODE", consent.fingerprint(code)))
+    store.write_text(text.replace("CODE", consent.code_sha256(code)))
     with pytest.raises(ArtifactError, match="nobody has allowed"):
         consent.require(code, name)
     consent.allow(code, name, tmp_path / "model.py")

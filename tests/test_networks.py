@@ -24,7 +24,7 @@ from kdextract.models.external.exported_program import Program
 from kdextract.models.external.head import Head, find_head
 from kdextract.models.external.names import NetworkName, parse_input_size, parse_name, parse_narrower
 from kdextract.models.external.probe import probe
-from kdextract.models.external.user_code import Code, filled_in, function_of, located, narrowed, read_code
+from kdextract.models.external.user_code import Code, as_file, function_of, narrowed, read_code, with_inferred_arguments
 
 NAME = NetworkName("net")
 
@@ -67,7 +67,7 @@ def test_a_name_with_arguments_comes_back_as_it_was(arguments: dict[str, Any]) -
     import keyword
 
     arguments = {key: value for key, value in arguments.items() if not keyword.iskeyword(key)}
-    name = NetworkName("model.py:build").having(**arguments)
+    name = NetworkName("model.py:build").with_arguments(**arguments)
     assert parse_name(str(name)) == name
 
 
@@ -213,15 +213,15 @@ def test_modules_of_this_folder_are_their_files(tmp_path: Path, monkeypatch: pyt
     (package / "parts.py").write_text("SIZE = 5\n")
     (package / "net.py").write_text("from .parts import SIZE\ndef build(): return SIZE\n")
     monkeypatch.chdir(tmp_path)
-    name = located(parse_name("folder_of_a_test.net:build"))
+    name = as_file(parse_name("folder_of_a_test.net:build"))
     assert str(name) == "folder_of_a_test/net.py:build"
     assert function_of(name, read_code(name))() == 5
     for other in ("folder_of_a_test.none:build", "torchvision.models:resnet18", "lenet5"):
-        assert str(located(parse_name(other))) == other
+        assert str(as_file(parse_name(other))) == other
 
 
 def test_functions_of_modules_are_found() -> None:
-    name = NetworkName("torchvision.models:squeezenet1_1").having(num_classes=3)
+    name = NetworkName("torchvision.models:squeezenet1_1").with_arguments(num_classes=3)
     assert read_code(name) is None
     assert isinstance(Blueprint(name).build(None, None), nn.Module)
 
@@ -232,26 +232,26 @@ def test_functions_of_modules_are_found() -> None:
 def test_parameters_are_filled_in_by_their_names() -> None:
     def build(num_classes: int, in_chans: int, img_size: int = 8, depth: int = 2, input_shape: Any = None) -> None: ...
 
-    name = filled_in(NetworkName("m.py:build").having(img_size=4), build, (3, 16, 16), 5)
+    name = with_inferred_arguments(NetworkName("m.py:build").with_arguments(img_size=4), build, (3, 16, 16), 5)
     assert dict(name.arguments) == {"num_classes": 5, "in_chans": 3, "img_size": 4, "input_shape": (3, 16, 16)}
-    oblong = filled_in(NAME, lambda img_size=(8, 8): None, (3, 16, 20), None)
+    oblong = with_inferred_arguments(NAME, lambda img_size=(8, 8): None, (3, 16, 20), None)
     assert dict(oblong.arguments) == {"img_size": (16, 20)}
-    assert filled_in(NAME, lambda img_size=8: None, (3, 16, 20), None) == NAME, "one number is no oblong"
-    assert filled_in(NAME, lambda *args, **rest: None, (3, 8, 8), 5) == NAME
-    assert filled_in(NAME, nn.Linear(1, 1), (3, 8, 8), 5) == NAME
+    assert with_inferred_arguments(NAME, lambda img_size=8: None, (3, 16, 20), None) == NAME, "one number is no oblong"
+    assert with_inferred_arguments(NAME, lambda *args, **rest: None, (3, 8, 8), 5) == NAME
+    assert with_inferred_arguments(NAME, nn.Linear(1, 1), (3, 8, 8), 5) == NAME
 
 
 def test_parameters_that_are_left_are_named() -> None:
     with pytest.raises(UsageError, match=r"net\(depth=..., kind=...\)"):
-        filled_in(NAME, lambda depth, kind, width=3: None, None, None)
+        with_inferred_arguments(NAME, lambda depth, kind, width=3: None, None, None)
     with pytest.raises(UsageError, match=r"no parameter 'dept'.*'depth'"):
-        filled_in(NAME.having(dept=3), lambda depth=1: None, None, None)
+        with_inferred_arguments(NAME.with_arguments(dept=3), lambda depth=1: None, None, None)
 
 
 def test_widths_are_multiplied() -> None:
-    assert narrowed(NAME, lambda width=64: None, 0.5) == NAME.having(width=32)
-    assert narrowed(NAME.having(width=10), lambda width=64: None, 0.25) == NAME.having(width=2)
-    assert narrowed(NAME, lambda width_mult=1.0: None, 0.5) == NAME.having(width_mult=0.5)
+    assert narrowed(NAME, lambda width=64: None, 0.5) == NAME.with_arguments(width=32)
+    assert narrowed(NAME.with_arguments(width=10), lambda width=64: None, 0.25) == NAME.with_arguments(width=2)
+    assert narrowed(NAME, lambda width_mult=1.0: None, 0.5) == NAME.with_arguments(width_mult=0.5)
     for function in (lambda depth=3: None, lambda width: None, lambda width=None: None):
         with pytest.raises(ConfigError, match="no width"):
             narrowed(NAME, function, 0.5)
@@ -291,10 +291,10 @@ def test_torchvision_says_what_its_networks_take() -> None:
     assert facts.mean == (0.485, 0.456, 0.406)
     assert facts.class_names is not None
     assert len(set(facts.class_names)) == 1000
-    filled = libraries.filled_in(parse_name("torchvision/vit_b_16"), (3, 32, 32), 7)
+    filled = libraries.with_inferred_arguments(parse_name("torchvision/vit_b_16"), (3, 32, 32), 7)
     assert dict(filled.arguments) == {"num_classes": 7, "image_size": 32}
     with pytest.raises(ConfigError, match="takes colour images"):
-        libraries.filled_in(parse_name("torchvision/resnet18"), (1, 32, 32), 7)
+        libraries.with_inferred_arguments(parse_name("torchvision/resnet18"), (1, 32, 32), 7)
     with pytest.raises(ConfigError, match="cannot be built"):
         libraries.build(parse_name("torchvision/resnet18(no_such=1)"))
 
@@ -315,14 +315,18 @@ def test_timm_says_what_its_networks_take() -> None:
     facts = libraries.facts(parse_name("timm/vit_tiny_patch16_224"))
     assert facts is not None
     assert facts.input_shape == (3, 224, 224)
-    filled = libraries.filled_in(parse_name("timm/vit_tiny_patch16_224(depth=2, patch_size=8)"), (1, 32, 32), 7)
+    filled = libraries.with_inferred_arguments(
+        parse_name("timm/vit_tiny_patch16_224(depth=2, patch_size=8)"), (1, 32, 32), 7
+    )
     assert dict(filled.arguments) == {"num_classes": 7, "img_size": 32, "in_chans": 1, "depth": 2, "patch_size": 8}
     network = libraries.build(filled)
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     own = libraries.facts(filled)
     assert own is not None
     assert own.input_shape == (1, 32, 32), "what its name says goes before the usual size"
-    assert dict(libraries.filled_in(parse_name("timm/resnet18"), (3, 64, 64), 5).arguments) == {"num_classes": 5}
+    assert dict(libraries.with_inferred_arguments(parse_name("timm/resnet18"), (3, 64, 64), 5).arguments) == {
+        "num_classes": 5
+    }
     with pytest.raises(UsageError, match="timm has no 'resnet81'"):
         libraries.check_library_name(parse_name("timm/resnet81"))
     for name in ("timm/hf-hub:someone/model", "timm/hf_hub:x"):

@@ -47,9 +47,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError
-from kdextract.models.external.pickles import LEFT_OUT
+from kdextract.models.external.pickles import IGNORED_GLOBALS
 from kdextract.models.external.weight_files import check_pickle_file, check_weights_file
-from kdextract.models.external.weights import WRAPPERS, Weights, fit_weights, read_weights
+from kdextract.models.external.weights import WRAPPERS, StateDict, fit_weights, read_weights
 from kdextract.storage.artifacts import read_header
 from kdextract.storage.headers import check_safetensors_file
 
@@ -143,10 +143,10 @@ def test_a_prefix_is_taken_off_or_put_on_and_said(prefix: str) -> None:
     source, target = small(1), small(2)
     count = len(source.state_dict())
     state = nested(prefix, source).state_dict()
-    assert fit_weights(target, Weights(state, ()), "a") == (f"prefix {prefix!r} taken off {count} names",)
+    assert fit_weights(target, StateDict(state, ()), "a") == (f"prefix {prefix!r} taken off {count} names",)
     assert equal(source, target)
     target = small(3)
-    said = fit_weights(nested(prefix, target), Weights(source.state_dict(), ()), "a")
+    said = fit_weights(nested(prefix, target), StateDict(source.state_dict(), ()), "a")
     assert said == (f"prefix {prefix!r} put on {count} names",)
     assert equal(source, target)
 
@@ -260,7 +260,7 @@ def test_missing_counts_of_batches_are_said(tmp_path: Path) -> None:
     source, target = small(1), small(2)
     state = {name: value for name, value in source.state_dict().items() if "num_batches" not in name}
     target.bn.num_batches_tracked += 7
-    said = fit_weights(target, Weights(state, ()), "a")
+    said = fit_weights(target, StateDict(state, ()), "a")
     assert said == ("num_batches_tracked is not in the file and stays as it was (1 tensor)",)
     assert target.bn.num_batches_tracked == 7
     assert torch.equal(target.fc.weight, source.fc.weight)
@@ -270,7 +270,7 @@ def refused(state: dict[str, torch.Tensor], network: nn.Module | None = None) ->
     network = network or small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
-        fit_weights(network, Weights(state, ()), "a.pth")
+        fit_weights(network, StateDict(state, ()), "a.pth")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     sentence = str(caught.value)
     assert sentence.startswith("a.pth does not fit the network: ")
@@ -313,7 +313,7 @@ def test_types_are_kept_or_converted_and_said() -> None:
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in small(1).state_dict().items()}
 
     network = small()
-    assert fit_weights(network, Weights(cast(torch.float64), ()), "a") == (
+    assert fit_weights(network, StateDict(cast(torch.float64), ()), "a") == (
         "the network computes in float64, as the file does",
     )
     assert {p.dtype for p in network.parameters()} == {torch.float64}
@@ -321,11 +321,11 @@ def test_types_are_kept_or_converted_and_said() -> None:
     for half in (torch.float16, torch.bfloat16):
         network = small()
         name = str(half).removeprefix("torch.")
-        assert fit_weights(network, Weights(cast(half), ()), "a") == (f"{name} converted to float32 (8 tensors)",)
+        assert fit_weights(network, StateDict(cast(half), ()), "a") == (f"{name} converted to float32 (8 tensors)",)
         assert {p.dtype for p in network.parameters()} == {torch.float32}
     mixed = {**cast(torch.float32), "bn.running_mean": torch.ones(2, dtype=torch.float64)}
     network = small()
-    assert fit_weights(network, Weights(mixed, ()), "a") == ("float64 converted to float32 (1 tensor)",)
+    assert fit_weights(network, StateDict(mixed, ()), "a") == ("float64 converted to float32 (1 tensor)",)
     assert network.bn.running_mean.tolist() == [1.0, 1.0]
 
 
@@ -444,7 +444,7 @@ def test_what_others_let_pytorch_call_is_not_called(zipped: bool, tmp_path: Path
         _use_new_zipfile_serialization=zipped,
     )
     evil = saved(tmp_path / "evil.pth", {"w": torch.ones(2), "x": Allowed}, _use_new_zipfile_serialization=zipped)
-    others: list[Any] = [(Noticed, name) for name in LEFT_OUT] + [Allowed]
+    others: list[Any] = [(Noticed, name) for name in IGNORED_GLOBALS] + [Allowed]
     with torch.serialization.safe_globals(others):
         assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [1, 1]
         assert Noticed.made == 2
@@ -519,7 +519,7 @@ def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     path = saved_as(tmp_path / "evil.pth", archive(HOSTILE["os.system"](str(tmp_path / "sentinel"))))
     program = (
         "import sys\nfrom pathlib import Path\nfrom kdextract.storage.artifacts import read_header\n"
-        "from kdextract.storage.headers import check_weights_file\n"
+        "from kdextract.models.external.weight_files import check_weights_file\n"
         "try:\n    check_weights_file(Path(sys.argv[1]))\nexcept Exception as error:\n    print(error)\n"
         "print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])\n"
     )

@@ -91,7 +91,7 @@ def load_hub(spec: str, split: Split, download: bool = False) -> RealData:
         builder = _builder(parse_hub(spec), root, cache)
         trained, tested = _splits(spec, list(map(str, builder.config.data_files)))
         features = builder.as_streaming_dataset(split=trained).features
-        image_column, label_column = _columns(spec, features or {})
+        image_column, label_column = _image_and_label_columns(spec, features or {})
         wanted = trained if split == "train" or tested is None else tested
         images, labels = _rows(builder, wanted, image_column, label_column, root, spec)
         names = list(getattr(features[label_column], "names", None) or [])
@@ -206,7 +206,7 @@ def _splits(spec: str, names: list[str]) -> tuple[str, str | None]:
     return "train", next((name for name in _TEST_SPLITS if name in names), None)
 
 
-def _columns(spec: str, features: dict[str, Any]) -> tuple[str, str]:
+def _image_and_label_columns(spec: str, features: dict[str, Any]) -> tuple[str, str]:
     """Return the names of the columns of images and of labels: the first of these types, or those of usual names."""
     from datasets import ClassLabel, Image
 

@@ -20,9 +20,9 @@ from .real_data import first_line
 MAX_IMAGE_PIXELS = 64 * 2**20
 MAX_SET_BYTES = 16 * 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _GREY_MODES = ("1", "L", "I;16")
-_UNSOUND = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
             MemoryError, struct.error, zlib.error)  # fmt: skip
 
 NamedImage = tuple[str, "Path | bytes"]
@@ -60,7 +60,7 @@ def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
 
 
 @contextmanager
-def _opened(name: str, source: Path | bytes) -> Iterator[Any]:
+def _open_image(name: str, source: Path | bytes) -> Iterator[Any]:
     """Open an image without decoding its pixels; give a `PIL.Image.Image` of no more than `MAX_IMAGE_PIXELS`."""
     from PIL import Image, UnidentifiedImageError
 
@@ -69,12 +69,12 @@ def _opened(name: str, source: Path | bytes) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS)
+            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has too many pixels, the limit is {MAX_IMAGE_PIXELS}: {first_line(error)}") from error
-    except _UNSOUND as error:
+    except _DECODING_ERRORS as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {first_line(error)}"
-        raise DataError(f"{name} is not an image that can be read ({', '.join(_FORMATS)}){reason}") from error
+        raise DataError(f"{name} is not an image that can be read ({', '.join(_IMAGE_FORMATS)}){reason}") from error
     with image:
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise DataError(f"{name} has {image.width}x{image.height} pixels, the limit is {MAX_IMAGE_PIXELS}")
@@ -82,19 +82,19 @@ def _opened(name: str, source: Path | bytes) -> Iterator[Any]:
 
 
 def _is_grey(name: str, source: Path | bytes) -> bool:
-    with _opened(name, source) as image:
+    with _open_image(name, source) as image:
         return image.mode in _GREY_MODES
 
 
 def _read_image(name: str, source: Path | bytes) -> torch.Tensor:
     """Return one image as uint8 [channels, height, width]: one channel if the file is grey, otherwise three."""
-    with _opened(name, source) as image:
+    with _open_image(name, source) as image:
         try:
             if image.mode == "I;16":
                 pixels = (np.array(image) >> 8).astype(np.uint8)
             else:
                 pixels = np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
-        except _UNSOUND as error:
+        except _DECODING_ERRORS as error:
             raise DataError(f"{name} is truncated or damaged: {first_line(error)}") from error
     if not pixels.size:
         raise DataError(f"{name} has no pixels")

@@ -17,10 +17,9 @@ from ..errors import DataError, UsageError, did_you_mean
 from .folders import folder_files, load_folder
 from .hub import hub_files, load_hub, parse_hub
 from .npz import load_npy, load_npz, npy_files
+from .planes import FORMULAS_VERSION, PLANES, plane_points
 from .real_data import RealData, Split
-from .sklearn_sets import FILES as SKLEARN
-from .sklearn_sets import load_sklearn, sklearn_file
-from .tables import FORMULAS_VERSION, PLANES, plane_points
+from .sklearn_sets import SKLEARN_FILES, load_sklearn, sklearn_file
 from .torchvision_sets import TORCHVISION, load_torchvision, torchvision_missing
 
 _PREFIXES = ("folder:", "npz:", "npy:", "hf:")
@@ -30,7 +29,7 @@ _PLANES = {f"2d:{name}": name for name in PLANES}
 
 def data_names() -> list[str]:
     """Return every spelling of `--data` that names real data."""
-    return [*SKLEARN, *TORCHVISION, *_PLANES, *_SPELLINGS]
+    return [*SKLEARN_FILES, *TORCHVISION, *_PLANES, *_SPELLINGS]
 
 
 def is_real_data(spec: str) -> bool:
@@ -98,7 +97,7 @@ def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -
         DataError: it is not there, or cannot be read.
     """
     check_spec(spec)
-    if spec in SKLEARN:
+    if spec in SKLEARN_FILES:
         return load_sklearn(spec, split)
     if spec in _PLANES:
         points, labels = plane_points(_PLANES[spec], train=split == "train")
@@ -119,7 +118,7 @@ def _files(spec: str, split: Split, data_dir: Path) -> list[tuple[str, Path]]:
     if prefix == "hf":
         root, read = hub_files(spec)
         return [(path.relative_to(root).as_posix(), path) for path in read]
-    if spec in SKLEARN:
+    if spec in SKLEARN_FILES:
         paths = [sklearn_file(spec)]
     elif spec in TORCHVISION:
         paths = [data_dir / name for name in TORCHVISION[spec].files[split]]

@@ -27,13 +27,15 @@ def class_names(where: str, every_label: list[np.ndarray], given: np.ndarray | N
     if not all(np.issubdtype(array.dtype, np.integer) and array.min(initial=0) >= 0 for array in every_label):
         raise DataError(f"{where} needs labels that are integers from 0 up")
     num_classes = 1 + max(int(array.max(initial=0)) for array in every_label)
-    names = _text(where, given) if given is not None else [str(n) for n in range(min(num_classes, MAX_CLASSES))]
+    names = (
+        _class_name_texts(where, given) if given is not None else [str(n) for n in range(min(num_classes, MAX_CLASSES))]
+    )
     if len(names) < num_classes:
         raise DataError(f"{where} has labels up to {num_classes - 1}, and names for {len(names)} classes")
     return tuple(names)
 
 
-def _text(where: str, given: np.ndarray) -> list[str]:
+def _class_name_texts(where: str, given: np.ndarray) -> list[str]:
     sound = given.ndim == 1 and len(given) <= MAX_CLASSES and given.dtype.kind in "USiu"
     try:
         names = [item.decode() if isinstance(item, bytes) else str(item) for item in given.tolist()] if sound else []
@@ -56,8 +58,8 @@ def split_arrays(
     """
     check_pair(where, images, labels)
     all_names = class_names(where, [labels], names)
-    rows, trained_on = split_rows(labels, split), images[split_rows(labels, "train")]
-    return to_real_data(where, images[rows], labels[rows], all_names, trained_on, split)
+    rows, training_rows = split_rows(labels, split), images[split_rows(labels, "train")]
+    return to_real_data(where, images[rows], labels[rows], all_names, training_rows, split)
 
 
 def to_real_data(
@@ -65,7 +67,7 @@ def to_real_data(
     images: np.ndarray,
     labels: np.ndarray,
     names: tuple[str, ...],
-    trained_on: np.ndarray | None,
+    training_rows: np.ndarray | None,
     split: Split,
 ) -> RealData:
     """Return arrays of one split as real data.
@@ -74,28 +76,28 @@ def to_real_data(
         images: [N, H, W], [N, H, W, c] or [N, c, H, W], of uint8, or floats in [0, 1]; or a table, [N, D], of any real
             numbers.
         labels: integers from 0 up, [N].
-        trained_on: the training rows of a table, by which it is scaled.
+        training_rows: the training rows of a table, by which it is scaled.
 
     Raises:
         DataError: they are no such arrays, or empty.
     """
     if not images.size:
         raise DataError(f"{where} has no {split} images")
-    stored = _images(where, images) if images.ndim > 2 else _table(where, images, trained_on)
+    stored = _stored_images(where, images) if images.ndim > 2 else _stored_table(where, images, training_rows)
     return RealData(stored, torch.from_numpy(labels.astype(np.int64)), names)
 
 
-def _table(where: str, rows: np.ndarray, trained_on: np.ndarray | None) -> torch.Tensor:
+def _stored_table(where: str, rows: np.ndarray, training_rows: np.ndarray | None) -> torch.Tensor:
     """Return rows [N, D] of real numbers, scaled by the training rows, as uint8 [N, 1, 1, D]."""
-    if trained_on is None or trained_on.shape[1:] != rows.shape[1:] or not trained_on.size:
+    if training_rows is None or training_rows.shape[1:] != rows.shape[1:] or not training_rows.size:
         raise DataError(f"{where} has a table of {rows.shape[1]} columns, and in x_train no rows to scale it by")
-    for array in (rows, trained_on):
+    for array in (rows, training_rows):
         if array.dtype.kind not in "biuf" or not np.isfinite(array.astype(np.float64)).all():
             raise DataError(f"{where} has a table, which needs to hold real numbers, all of them finite")
-    return torch.from_numpy(to_levels(rows, range_of(trained_on)))
+    return torch.from_numpy(to_levels(rows, range_of(training_rows)))
 
 
-def _images(where: str, images: np.ndarray) -> torch.Tensor:
+def _stored_images(where: str, images: np.ndarray) -> torch.Tensor:
     """Return [N, H, W], [N, H, W, c] or [N, c, H, W] images of uint8, or floats in [0, 1], as uint8 [N, c, H, W]."""
     if images.ndim == 3:
         images = images[:, None]

@@ -24,7 +24,7 @@ MAX_RATIO = 200
 """An archive that claims to unpack to more than so many times its size on disk is refused; MNIST's is 5."""
 MAX_MEMBERS = 1000
 _MEMBER = re.compile(r"[A-Za-z0-9_.-]{1,100}\.npy")
-_UNSOUND = (OSError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, MemoryError, EOFError, SyntaxError,
+_ARCHIVE_ERRORS = (OSError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, MemoryError, EOFError, SyntaxError,
             NotImplementedError, RuntimeError, LookupError, TypeError, OverflowError, tokenize.TokenError)  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def load_npz(path: Path, split: Split) -> RealData:
         DataError: the file is missing, damaged, a bomb, or has no such arrays.
     """
     where = f"npz:{path}"
-    with _opened(path, where) as archive:
+    with _open_archive(path, where) as archive:
         names = archive.read("class_names") if "class_names" in archive.headers else None
         if not {f"x_{split}", f"y_{split}"} <= archive.headers.keys():
             if not {"images", "labels"} <= archive.headers.keys():
@@ -47,11 +47,11 @@ def load_npz(path: Path, split: Split) -> RealData:
         label_names = [name for name in ("y_train", "y_test") if name in archive.headers]
         every_label: dict[str, np.ndarray] = {name: archive.read(name) for name in label_names}
         is_table = images.ndim == 2 and "x_train" in archive.headers
-        trained_on = archive.read("x_train") if is_table else None
+        training_rows = archive.read("x_train") if is_table else None
     labels = every_label[f"y_{split}"]
     check_pair(where, images, labels)
     all_names = class_names(where, list(every_label.values()), names)
-    return to_real_data(where, images, labels, all_names, trained_on, split)
+    return to_real_data(where, images, labels, all_names, training_rows, split)
 
 
 def npy_files(pair: str) -> tuple[Path, Path]:
@@ -96,7 +96,7 @@ class _Archive:
 
 
 @contextmanager
-def _opened(path: Path, where: str) -> Iterator[_Archive]:
+def _open_archive(path: Path, where: str) -> Iterator[_Archive]:
     """Open an archive and check what all of its members declare, before any is unpacked."""
     if not path.is_file():
         raise DataError(f"{where} is not a file")
@@ -112,7 +112,7 @@ def _opened(path: Path, where: str) -> Iterator[_Archive]:
                 with archive.open(member) as stream:
                     headers[name], _ = read_header(stream, member.file_size, f"{where}, {member.filename},")
             yield _Archive(where, archive, headers)
-    except _UNSOUND as error:
+    except _ARCHIVE_ERRORS as error:
         raise DataError(f"{where} cannot be read: {first_line(error)}") from error
 
 

@@ -246,9 +246,9 @@ def load_classifier(path: str | Path) -> Classifier:
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
     tensors, metadata = read_safetensors(file)
     with rebuilding(file, "classifier"):
-        spec = _spec_from_record(metadata["classifier"])
+        spec = _classifier_spec_from_record(metadata["classifier"])
         program = tensors.pop(PROGRAM_TENSOR).numpy().tobytes() if PROGRAM_TENSOR in tensors else None
-        _check_shapes(spec, tensors)
+        _check_tensor_shapes(spec, tensors)
         classifier = Classifier(spec, spec.build(program))
         classifier.network.load_state_dict(tensors)
     return classifier.eval()
@@ -261,10 +261,10 @@ def read_spec(path: Path) -> ClassifierSpec:
         ArtifactError: the file is missing or malformed.
     """
     with rebuilding(path, "classifier"):
-        return _spec_from_record(read_header(path)[1]["classifier"])
+        return _classifier_spec_from_record(read_header(path)[1]["classifier"])
 
 
-def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:
+def _check_tensor_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:
     """Raise `ValueError` unless the tensors are the architecture's, found out before memory is taken for it.
 
     Code of a user's need not be able to build without memory, and has been allowed; it is not asked.
@@ -291,7 +291,7 @@ def _record(spec: ClassifierSpec) -> dict[str, Any]:
     return record
 
 
-def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
+def _classifier_spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
     channels, height, width = (int(n) for n in record["input_shape"])
     head, code, layer = record.get("head"), record.get("code"), record.get("feature_layer")
     return ClassifierSpec(

@@ -39,7 +39,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 KEPT_IN_GRAPH = ("val", "tensor_meta", "nn_module_stack")
 """What a program needs of `torch.export`'s notes on a node; the others, stack traces above all, name places here."""
 
-Program = Callable[["torch.Tensor"], "torch.Tensor"]
+ExportedFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 """Pixels -> logits."""
 
 
@@ -106,7 +106,7 @@ def to_pt2(classifier: Classifier) -> bytes:
         return content.getvalue()
 
 
-def open_onnx(content: bytes) -> Program:
+def open_onnx(content: bytes) -> ExportedFunction:
     """Return an ONNX file as a function on this machine's processor.
 
     Raises:
@@ -125,7 +125,7 @@ def open_onnx(content: bytes) -> Program:
     return lambda pixels: torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.contiguous().numpy()})[0])
 
 
-def open_pt2(content: bytes) -> Program:
+def open_pt2(content: bytes) -> ExportedFunction:
     """Return a `.pt2` file as a function. It must be this process's own: reading a stranger's could run code."""
     import torch
 
@@ -134,7 +134,7 @@ def open_pt2(content: bytes) -> Program:
     return lambda pixels: module(pixels)
 
 
-def open_safetensors(content: bytes) -> Program:
+def open_safetensors(content: bytes) -> ExportedFunction:
     """Return a `model.safetensors` file as a classifier. Raises as `load_classifier` does."""
     from .classifier import load_classifier
 
@@ -158,11 +158,11 @@ class Comparison:
     same_class: float
 
 
-def compare(classifier: Classifier, program: Program, batches: Sequence[torch.Tensor]) -> Comparison:
+def compare(classifier: Classifier, program: ExportedFunction, batches: Sequence[torch.Tensor]) -> Comparison:
     """Give the same batches of pixels, [batch, channels, height, width], to both. Values that are not finite differ."""
     import torch
 
-    plain = _plain(classifier)
+    plain = _reference_copy(classifier)
     with torch.no_grad():
         expected = torch.cat([plain(pixels) for pixels in batches])
         answers = torch.cat([program(pixels) for pixels in batches])
@@ -177,7 +177,7 @@ def compare(classifier: Classifier, program: Program, batches: Sequence[torch.Te
     )
 
 
-def _plain(classifier: Classifier) -> Classifier:
+def _reference_copy(classifier: Classifier) -> Classifier:
     """Return a copy on the CPU in evaluation mode, in float32 or the network's own precision, in the usual layout."""
     import torch
 
@@ -197,7 +197,7 @@ def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
     import torch
 
     example, any_batch = _example(classifier)
-    return torch.export.export(_plain(classifier), example, dynamic_shapes=any_batch, strict=False)
+    return torch.export.export(_reference_copy(classifier), example, dynamic_shapes=any_batch, strict=False)
 
 
 def _strip(message: Any) -> None:

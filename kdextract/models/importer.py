@@ -17,8 +17,8 @@ from .external.blueprint import Blueprint, program_blueprint
 from .external.names import LIBRARIES, NetworkName, parse_input_size, parse_name
 from .external.normalizations import NORMALIZATIONS
 from .external.probe import Probed, number_type, probe
-from .external.user_code import located, read_code
-from .external.weights import Weights, fit_weights, read_weights
+from .external.user_code import as_file, read_code
+from .external.weights import StateDict, fit_weights, read_weights
 from .hooks import evaluation_mode, record_features
 
 WEIGHTS_ENDINGS = (".pth", ".pt", ".tar", ".bin", ".ckpt")
@@ -57,7 +57,7 @@ def blueprint_of(text: str) -> Blueprint:
         UsageError: there is no such network.
         ArtifactError: its file cannot be read.
     """
-    name = located(parse_name(text))
+    name = as_file(parse_name(text))
     if name.kind == "program":
         return program_blueprint(Path(name.target).read_bytes())
     if name.kind in LIBRARIES:
@@ -147,7 +147,7 @@ def _with_weights(
     usual = 10 if options.num_classes is None else options.num_classes
     said = shape if options.input_size else None
     if options.weights is None:
-        blueprint = blueprint.filled_in(said, options.num_classes)
+        blueprint = blueprint.with_inferred_arguments(said, options.num_classes)
         if blueprint.name.kind in LIBRARIES:
             findings.say("weights", f"those of {blueprint.name.kind}", "fetched, or fetched before")
             return libraries.build(blueprint.name, pretrained=True), blueprint
@@ -159,15 +159,15 @@ def _with_weights(
     path = Path(options.weights)
     weights = read_weights(path)
     try:
-        blueprint = blueprint.filled_in(said, options.num_classes)
+        blueprint = blueprint.with_inferred_arguments(said, options.num_classes)
     except UsageError:  # a parameter for the number of classes may have no default
         rows = _last_rows(weights) if options.num_classes is None else None
-        blueprint = blueprint.filled_in(said, rows)
+        blueprint = blueprint.with_inferred_arguments(said, rows)
         findings.say("classes", rows, "rows of the last layer of the weights")
     network = blueprint.build(shape, usual)
     classes = _classes_in(weights, network) if options.num_classes is None else None
     if classes is not None:
-        fitted = blueprint.filled_in(None, classes)
+        fitted = blueprint.with_inferred_arguments(None, classes)
         if fitted.name != blueprint.name or not blueprint.name.is_foreign:
             network, blueprint = fitted.build(shape, classes), fitted
             findings.say("classes", classes, "rows of the last layer of the weights")
@@ -185,13 +185,13 @@ def _require_finite(network: nn.Module, source: str) -> None:
             raise ArtifactError(f"{source}: {name} has {count} values that are not finite")
 
 
-def _last_rows(weights: Weights) -> int | None:
+def _last_rows(weights: StateDict) -> int | None:
     """Return the number of rows of the last tensor with rows, which most networks have at their end."""
     rows = [len(tensor) for tensor in weights.tensors.values() if tensor.dim() in (2, 4)]
     return rows[-1] if rows else None
 
 
-def _classes_in(weights: Weights, network: nn.Module) -> int | None:
+def _classes_in(weights: StateDict, network: nn.Module) -> int | None:
     """Return how many rows the weights have where the network's last layer has another number; None if that is all
     equal, or more than the last layer differs."""
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -290,8 +290,8 @@ def require_features(classifier: Classifier) -> None:
 def _require_sound(classifier: Classifier, blueprint: Blueprint) -> None:
     """Raise `ConfigError` unless it answers alike when asked twice, and when built again from its file."""
     require_features(classifier)
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.rand(3, *classifier.input_shape, generator=random)
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.rand(3, *classifier.input_shape, generator=rng)
     with evaluation_mode(classifier), torch.no_grad():
         answer = classifier(pixels)
         if not torch.allclose(answer, classifier(pixels), rtol=1e-4, atol=1e-4):

@@ -17,16 +17,16 @@ from .pixels import to_pixels
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 IMAGES = 32
 Values = tuple[float, ...]
-MakeImages = Callable[[int, tuple[int, int, int], float, torch.Generator], torch.Tensor]
+PatternMaker = Callable[[int, tuple[int, int, int], float, torch.Generator], torch.Tensor]
 CANDIDATES: dict[str, tuple[Values, Values]] = {
     "mean 0, std 1": ((0.0,), (1.0,)),
     "mean 0.1307, std 0.3081 (MNIST's)": ((0.1307,), (0.3081,)),
     **{f"--mean {name} --std {name}": values for name, values in NORMALIZATIONS.items()},
 }
 """Normalizations that are usual."""
-_UNLIKE = 0.2
+_LEAST_DISTANCE = 0.2
 """Distance of the statistics of a first batch normalization layer from which on they are not those of its data."""
-_STRONGER = 30.0
+_MAX_VARIANCE_RATIO = 30.0
 """Ratio of variances, kept to seen, beyond which images were not normalized like this when it was trained."""
 
 
@@ -40,7 +40,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class RealImages:
+class RealSample:
     """A few real images, uint8 [N, channels, height, width], and their labels, int64 [N], if they are its classes."""
 
     images: torch.Tensor
@@ -56,34 +56,34 @@ class Examination:
     gradients: bool
 
 
-def examine(classifier: Classifier, structured_images: MakeImages, real: RealImages | None) -> Examination:
+def examine(classifier: Classifier, structured_images: PatternMaker, real: RealSample | None) -> Examination:
     """Run a frozen classifier on plain images, noise, structured noise and real images, if there are any.
 
     Args:
         structured_images: makes structured noise, `(count, input_shape, background, rng) -> pixels`; not called for
             tables.
     """
-    random = torch.Generator().manual_seed(0)
-    noise = torch.rand(IMAGES, *classifier.input_shape, generator=random)
-    pictures = noise if classifier.is_table else structured_images(IMAGES, classifier.input_shape, 0.0, random)
-    gradients = _gradients(classifier, noise)
-    norm = _batch_norm(classifier)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.rand(IMAGES, *classifier.input_shape, generator=rng)
+    pictures = noise if classifier.is_table else structured_images(IMAGES, classifier.input_shape, 0.0, rng)
+    gradients = _check_gradients(classifier, noise)
+    norm = _check_batch_norm(classifier)
     checks = [
-        _weights(classifier),
-        _answers(classifier, noise, pictures),
-        _repeats(classifier, noise),
-        _alone(classifier, noise),
+        _check_weights(classifier),
+        _check_outputs(classifier, noise, pictures),
+        _check_determinism(classifier, noise),
+        _check_batch_independence(classifier, noise),
         gradients,
         norm,
-        _features(classifier, noise),
+        _check_features(classifier, noise),
     ]
     if real is not None:
-        checks.append(_real(classifier, real))
-    checks.append(_normalization(classifier, pictures, real))
+        checks.append(_check_real_images(classifier, real))
+    checks.append(_check_normalization(classifier, pictures, real))
     return Examination(tuple(checks), bool(batch_norm_layers(classifier.network)), gradients.result != PROBLEM)
 
 
-def _weights(classifier: Classifier) -> Check:
+def _check_weights(classifier: Classifier) -> Check:
     tensors = classifier.network.state_dict()
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
@@ -94,7 +94,7 @@ def _weights(classifier: Classifier) -> Check:
     return Check("weights", OK, f"{classifier.num_parameters:,} values, all finite")
 
 
-def _answers(classifier: Classifier, noise: torch.Tensor, pictures: torch.Tensor) -> Check:
+def _check_outputs(classifier: Classifier, noise: torch.Tensor, pictures: torch.Tensor) -> Check:
     with torch.no_grad():
         logits = torch.cat([classifier(images) for images in (torch.zeros_like(noise[:1]), noise, pictures)])
     if not logits.isfinite().all():
@@ -108,7 +108,7 @@ def _answers(classifier: Classifier, noise: torch.Tensor, pictures: torch.Tensor
     return Check("answers", WARNING if named == 1 else OK, detail)
 
 
-def _repeats(classifier: Classifier, noise: torch.Tensor) -> Check:
+def _check_determinism(classifier: Classifier, noise: torch.Tensor) -> Check:
     before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     with torch.no_grad():
         first, second = classifier(noise), classifier(noise)
@@ -121,7 +121,7 @@ def _repeats(classifier: Classifier, noise: torch.Tensor) -> Check:
     return Check("repeats itself", OK, "equal images get equal logits, and asking changes nothing")
 
 
-def _alone(classifier: Classifier, noise: torch.Tensor) -> Check:
+def _check_batch_independence(classifier: Classifier, noise: torch.Tensor) -> Check:
     with torch.no_grad():
         together, alone = classifier(noise), torch.cat([classifier(image.unsqueeze(0)) for image in noise[:4]])
     gap = float((together[:4] - alone).abs().max())
@@ -130,7 +130,7 @@ def _alone(classifier: Classifier, noise: torch.Tensor) -> Check:
     return Check("one at a time", OK, "an image gets the same logits alone and in a batch")
 
 
-def _gradients(classifier: Classifier, noise: torch.Tensor) -> Check:
+def _check_gradients(classifier: Classifier, noise: torch.Tensor) -> Check:
     images = noise.clone().requires_grad_()
     labels = torch.arange(len(images)) % classifier.num_classes
     try:
@@ -147,7 +147,7 @@ def _gradients(classifier: Classifier, noise: torch.Tensor) -> Check:
     return Check("gradients", OK if reached > 0.5 else WARNING, detail)
 
 
-def _batch_norm(classifier: Classifier) -> Check:
+def _check_batch_norm(classifier: Classifier) -> Check:
     layers = batch_norm_layers(classifier.network)
     if not layers:
         return Check("batch norm", OK, "none; methods that match it need statistics (kdx compute-stats, with data)")
@@ -158,7 +158,7 @@ def _batch_norm(classifier: Classifier) -> Check:
     return Check("batch norm", OK, f"layers that keep statistics of the training data: {len(layers)}")
 
 
-def _features(classifier: Classifier, noise: torch.Tensor) -> Check:
+def _check_features(classifier: Classifier, noise: torch.Tensor) -> Check:
     try:
         layer = classifier.feature_layer
         with torch.no_grad(), record_features(classifier.network, layer) as features:
@@ -170,7 +170,7 @@ def _features(classifier: Classifier, noise: torch.Tensor) -> Check:
     return Check("features", OK, f"{features[-1].shape[1]} numbers that enter {layer}")
 
 
-def _real(classifier: Classifier, real: RealImages) -> Check:
+def _check_real_images(classifier: Classifier, real: RealSample) -> Check:
     with torch.no_grad():
         logits = _logits(classifier, to_pixels(real.images), None)
     confidence = float(logits.softmax(1).max(1).values.mean())
@@ -182,13 +182,13 @@ def _real(classifier: Classifier, real: RealImages) -> Check:
     return Check("real images", result, f"{detail}, {100 * accuracy:.1f} % of them right")
 
 
-def _normalization(classifier: Classifier, pictures: torch.Tensor, real: RealImages | None) -> Check:
+def _check_normalization(classifier: Classifier, pictures: torch.Tensor, real: RealSample | None) -> Check:
     """Say whether another usual normalization suits the network better than the one it has."""
-    own = f"mean {_spelled(classifier.spec.mean)}, std {_spelled(classifier.spec.std)}"
+    own = f"mean {_numbers(classifier.spec.mean)}, std {_numbers(classifier.spec.std)}"
     pixels = pictures if real is None else to_pixels(real.images[:256])
     if batch_norm_layers(classifier.network):
         ratio = _variance_ratio(classifier, pixels)
-        better = _best_by_statistics(classifier, pixels) if max(ratio, 1 / ratio) > _STRONGER else ""
+        better = _best_by_statistics(classifier, pixels) if max(ratio, 1 / ratio) > _MAX_VARIANCE_RATIO else ""
         if better:
             how = "stronger" if ratio > 1 else "weaker"
             times = max(ratio, 1 / ratio) ** 0.5
@@ -199,9 +199,9 @@ def _normalization(classifier: Classifier, pictures: torch.Tensor, real: RealIma
         return Check("normalization", OK, f"{own}: not compared with others, for want of real images (--data)")
     if real.labels is not None:
         labels = real.labels[:256]
-        scores = {"": _accuracy(classifier, pixels, labels, None)}
+        scores = {"": _accuracy_with(classifier, pixels, labels, None)}
         for name, values in CANDIDATES.items():
-            scores[name] = _accuracy(classifier, pixels, labels, values)
+            scores[name] = _accuracy_with(classifier, pixels, labels, values)
         best = max(scores, key=lambda name: scores[name])
         if scores[best] > scores[""] + 0.1:
             gain = f"{100 * scores[best]:.0f} % right instead of {100 * scores['']:.0f} %"
@@ -230,7 +230,7 @@ def _per_channel(value: Values, channels: int) -> tuple[float, ...]:
     return value if len(value) == channels else (sum(value) / len(value),) * channels
 
 
-def _accuracy(
+def _accuracy_with(
     classifier: Classifier, pixels: torch.Tensor, labels: torch.Tensor, values: tuple[Values, Values] | None
 ) -> float:
     with torch.no_grad():
@@ -262,8 +262,8 @@ def _best_by_statistics(classifier: Classifier, pixels: torch.Tensor) -> str:
     own = distance(None)
     found = {name: distance(values) for name, values in CANDIDATES.items()}
     best = min(found, key=lambda name: found[name])
-    return best if found[best] < 0.5 * own and own > _UNLIKE else ""
+    return best if found[best] < 0.5 * own and own > _LEAST_DISTANCE else ""
 
 
-def _spelled(values: tuple[float, ...]) -> str:
+def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in dict.fromkeys(values))

@@ -20,27 +20,27 @@ class _HalfSize(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, images: torch.Tensor) -> torch.Tensor:
-        rows = torch.maximum(*_pairs(images, 3))
+        rows = torch.maximum(*_neighbours(images, 3))
         context.save_for_backward(images, rows)
-        return torch.maximum(*_pairs(rows, 2))
+        return torch.maximum(*_neighbours(rows, 2))
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
         images, rows = context.saved_tensors
-        return _give_back(_give_back(gradient, rows, 2), images, 3)
+        return _gradient_of_larger(_gradient_of_larger(gradient, rows, 2), images, 3)
 
 
-def _pairs(images: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _neighbours(images: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first and the second of each two neighbours along an axis, as views."""
     return (images[:, :, ::2], images[:, :, 1::2]) if axis == 2 else (images[..., ::2], images[..., 1::2])
 
 
-def _give_back(gradient: torch.Tensor, images: torch.Tensor, axis: int) -> torch.Tensor:
+def _gradient_of_larger(gradient: torch.Tensor, images: torch.Tensor, axis: int) -> torch.Tensor:
     """Return the gradient of the larger of each pair: all of it to this one, or to the first if they are equal."""
     result = torch.empty_like(images)
-    to_first, to_second = _pairs(result, axis)
-    first, second = _pairs(images, axis)
+    to_first, to_second = _neighbours(result, axis)
+    first, second = _neighbours(images, axis)
     torch.mul(gradient, first >= second, out=to_first)
     torch.sub(gradient, to_first, out=to_second)
     return result
@@ -63,7 +63,7 @@ class HalvingMaxPool2d(nn.MaxPool2d):
         if images.device.type != "cpu" or images.shape[-1] % 2 or images.shape[-2] % 2:
             return super().forward(images)
         if not gradients:
-            return torch.maximum(*_pairs(torch.maximum(*_pairs(images, 3)), 2))
+            return torch.maximum(*_neighbours(torch.maximum(*_neighbours(images, 3)), 2))
         if images.shape[1] >= FEW_CHANNELS:
             return super().forward(images)
         pooled: torch.Tensor = _HalfSize.apply(images)

@@ -59,14 +59,14 @@ class Blueprint:
         """Return it, once built, with the files beside the user's code that this imports."""
         return self if self.code is None else replace(self, code=user_code.with_what_it_imports(self.code))
 
-    def filled_in(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
+    def with_inferred_arguments(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
         """Return it with these numbers as arguments, where the network takes them as such."""
         if self.name.kind in ("torchvision", "timm"):
-            return Blueprint(libraries.filled_in(self.name, input_shape, num_classes))
+            return Blueprint(libraries.with_inferred_arguments(self.name, input_shape, num_classes))
         if not self.name.function:
             return self
         function = user_code.function_of(self.name, self.code)
-        return self._derived(user_code.filled_in(self.name, function, input_shape, num_classes))
+        return self._derived(user_code.with_inferred_arguments(self.name, function, input_shape, num_classes))
 
     def narrowed(self, width: float) -> Blueprint:
         """Return it with its width multiplied. Raises `ConfigError` when the network has none."""
@@ -80,11 +80,11 @@ class Blueprint:
         entry = architecture(self.name.target)
         if not entry.has_width:
             raise ConfigError(f"{self.name.target} has no width; name another student")
-        return Blueprint(self.name.having(width=width * dict(self.name.arguments).get("width", 1.0)))
+        return Blueprint(self.name.with_arguments(width=width * dict(self.name.arguments).get("width", 1.0)))
 
     def _derived(self, name: NetworkName) -> Blueprint:
         """Return it with arguments that were filled in; whoever has allowed it has allowed them."""
-        user_code.allow_derived(self.name, name, self.code)
+        user_code.allow_inferred_call(self.name, name, self.code)
         return Blueprint(name, self.code)
 
 

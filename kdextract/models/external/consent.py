@@ -27,7 +27,7 @@ Calls = dict[str, dict[str, str]]
 """sha256 of the code -> call -> the file that the code came from."""
 
 
-def fingerprint(content: bytes) -> str:
+def code_sha256(content: bytes) -> str:
     """Return what a piece of code is known by."""
     return hashlib.sha256(content).hexdigest()
 
@@ -37,7 +37,7 @@ def call_of(name: NetworkName) -> str:
     if name.kind == "program":
         return ""
     target = name.function if name.kind == "file" else name.target
-    return str(NetworkName(target).having(**dict(name.arguments)))
+    return str(NetworkName(target).with_arguments(**dict(name.arguments)))
 
 
 def allow(content: bytes, name: NetworkName, origin: Path) -> None:
@@ -46,8 +46,8 @@ def allow(content: bytes, name: NetworkName, origin: Path) -> None:
     Raises:
         ConfigError: there is no place to keep it.
     """
-    store, code, call, entry = _store(), fingerprint(content), call_of(name), str(origin.resolve())
-    if _read(store).get(code, {}).get(call) == entry:
+    store, code, call, entry = _store(), code_sha256(content), call_of(name), str(origin.resolve())
+    if _allowed_calls(store).get(code, {}).get(call) == entry:
         return
     try:
         _add(store, code, call, entry)
@@ -59,9 +59,9 @@ def allow(content: bytes, name: NetworkName, origin: Path) -> None:
             ) from error
 
 
-def allow_derived(content: bytes, name: NetworkName, derived: NetworkName) -> None:
+def allow_inferred(content: bytes, name: NetworkName, derived: NetworkName) -> None:
     """Allow a call with arguments that kdx has filled in, if the call that it comes from was allowed."""
-    origin = _read(_store()).get(fingerprint(content), {}).get(call_of(name))
+    origin = _allowed_calls(_store()).get(code_sha256(content), {}).get(call_of(name))
     if origin is not None:
         allow(content, derived, Path(origin))
 
@@ -72,12 +72,12 @@ def require(content: bytes, name: NetworkName) -> Path | None:
     Raises:
         ArtifactError: nobody has allowed this call here.
     """
-    calls = _read(_store()).get(fingerprint(content), {})
+    calls = _allowed_calls(_store()).get(code_sha256(content), {})
     origin = calls.get(call_of(name))
     if origin is None and not _trusts_all():
-        known = f"the code of {name.place} (sha256 {fingerprint(content)[:16]})"
+        known = f"the code of {name.place} (sha256 {code_sha256(content)[:16]})"
         if name.kind == "program":
-            raise _refusal(f"it is a .pt2 program (sha256 {fingerprint(content)[:16]}), which can run anything")
+            raise _refusal(f"it is a .pt2 program (sha256 {code_sha256(content)[:16]}), which can run anything")
         other = "; of the same code, another call was allowed" if calls else ""
         raise _refusal(f"it runs {known} and calls {call_of(name)}", other)
     return None if origin is None else Path(origin)
@@ -89,7 +89,7 @@ def require_call(name: NetworkName) -> None:
     It is asked before the module is looked for.
     """
     call = call_of(name)
-    if not _trusts_all() and not any(call in calls for calls in _read(_store()).values()):
+    if not _trusts_all() and not any(call in calls for calls in _allowed_calls(_store()).values()):
         raise _refusal(f"it imports {name.place} and calls {call}")
 
 
@@ -116,13 +116,13 @@ def _add(store: Path, code: str, call: str, origin: str) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.with_suffix(".lock").open("a+", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        allowed = _read(store)
+        allowed = _allowed_calls(store)
         allowed.setdefault(code, {})[call] = origin
         record = {"version": STORE_VERSION, "allowed": allowed}
         write_file(store, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _read(store: Path) -> Calls:
+def _allowed_calls(store: Path) -> Calls:
     """Return what was allowed; nothing if the file is damaged, or of another version."""
     try:
         record = json.loads(store.read_text(encoding="utf-8"))

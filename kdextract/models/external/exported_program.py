@@ -31,7 +31,7 @@ class Program(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exported = torch.export.load(io.BytesIO(content))
-                self.input_shape = _input_shape(exported)
+                self.input_shape = _program_input_shape(exported)
                 self.body = torch.export.unflatten(exported)
         except (ArtifactError, ConfigError):
             raise
@@ -57,7 +57,7 @@ class Program(nn.Module):
         return twin.to(next(self.body.parameters()).device)
 
 
-def _input_shape(exported: torch.export.ExportedProgram) -> tuple[int, int, int]:
+def _program_input_shape(exported: torch.export.ExportedProgram) -> tuple[int, int, int]:
     """Return (channels, height, width) of the program's only input."""
     inputs = exported.graph_signature.user_inputs
     placeholders = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}

@@ -11,9 +11,21 @@ import torch
 from ...errors import ConfigError
 
 KINDS = ("logits", "probabilities", "sigmoids", "logit", "probability")
-LEAST = 1e-30
+MIN_PROBABILITY = 1e-30
 """Probabilities are at least this much before their logarithm is taken."""
-_WORDS = ("logits", "logit", "out", "output", "outputs", "pred", "preds", "prediction", "predictions", "scores", "y")
+_USUAL_KEYS = (
+    "logits",
+    "logit",
+    "out",
+    "output",
+    "outputs",
+    "pred",
+    "preds",
+    "prediction",
+    "predictions",
+    "scores",
+    "y",
+)
 _TOLERANCE = 1e-3
 
 
@@ -37,12 +49,14 @@ class Head:
         if self.kind == "logits":
             return values
         if self.kind == "probabilities":
-            return values.clamp_min(LEAST).log()
+            return values.clamp_min(MIN_PROBABILITY).log()
         if self.kind == "sigmoids":
             return torch.logit(values, 1e-7)
         if self.kind == "logit":
             return torch.cat([torch.zeros_like(values), values], dim=1)
-        return torch.cat([(1 - values).clamp_min(LEAST).log(), values.clamp_min(LEAST).log()], dim=1)
+        return torch.cat(
+            [(1 - values).clamp_min(MIN_PROBABILITY).log(), values.clamp_min(MIN_PROBABILITY).log()], dim=1
+        )
 
     def values(self, answer: Any) -> torch.Tensor:
         """Return the tensor, [batch, K] or [batch, 1], that the answer has for the classes."""
@@ -114,7 +128,7 @@ def _find_part(answer: Any, batch: int) -> tuple[str | int, ...]:
         entries = dict(enumerate(answer))
     else:
         entries = dict(vars(answer)) if hasattr(answer, "__dict__") else {}
-    named = [key for key in _WORDS if key in entries]
+    named = [key for key in _USUAL_KEYS if key in entries]
     for key in [*named, *entries]:
         if _is_answer(entries[key], batch) and (key in named or entries[key].dim() > 1):
             return (key,)

@@ -45,7 +45,7 @@ def check_library_name(name: NetworkName) -> None:
         raise UsageError(f"torchvision has no classifier {name.place!r}.{_near(name.place, known)}")
 
 
-def filled_in(name: NetworkName, shape: Shape | None, classes: int | None) -> NetworkName:
+def with_inferred_arguments(name: NetworkName, shape: Shape | None, classes: int | None) -> NetworkName:
     """Return the name with classes, channels and size, as far as they are given and the network has a say in them.
 
     Raises:
@@ -63,7 +63,7 @@ def filled_in(name: NetworkName, shape: Shape | None, classes: int | None) -> Ne
         if _has_fixed_size(name) and shape[1:] != _config(name)["input_size"][1:]:
             added["img_size"] = shape[1] if shape[1] == shape[2] else shape[1:]
     given = dict(name.arguments)
-    return name.having(**{key: value for key, value in added.items() if key not in given})
+    return name.with_arguments(**{key: value for key, value in added.items() if key not in given})
 
 
 def build(name: NetworkName, pretrained: bool = False) -> nn.Module:
@@ -142,7 +142,7 @@ def facts_within(network: nn.Module) -> Facts | None:
 def narrowed(name: NetworkName, width: float) -> NetworkName:
     """Return the name with its width multiplied. Raises `ConfigError` when the network has none."""
     if name.kind == "torchvision" and name.place.startswith("mobilenet_v"):
-        return name.having(width_mult=dict(name.arguments).get("width_mult", 1.0) * width)
+        return name.with_arguments(width_mult=dict(name.arguments).get("width_mult", 1.0) * width)
     raise ConfigError(f"{name.target} has no width to be had; name a narrower network instead")
 
 

@@ -69,7 +69,7 @@ class NetworkName:
         values = "-".join(f"{name}{value}" for name, value in self.arguments)
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, [base.removesuffix(".pt2"), values])))[:64]
 
-    def having(self, **arguments: Any) -> NetworkName:
+    def with_arguments(self, **arguments: Any) -> NetworkName:
         """Return it with these arguments as well, which take the place of those of the same name."""
         return replace(self, arguments=tuple(sorted({**dict(self.arguments), **arguments}.items())))
 
@@ -105,7 +105,7 @@ def parse_name(text: str) -> NetworkName:
         raise UsageError(
             f"{text!r} is no network: arguments are names with plain values, such as build(depth=3)"
         ) from error
-    return NetworkName(target).having(**values)
+    return NetworkName(target).with_arguments(**values)
 
 
 def parse_narrower(text: str) -> tuple[str | None, float] | None:

@@ -31,7 +31,7 @@ _ITEM_BYTES = {
 _TYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 _NAMED_ONLY = frozenset(f"torch.{name}" for name in (*_ITEM_BYTES, *_TYPES))
 
-LEFT_OUT = frozenset(
+IGNORED_GLOBALS = frozenset(
     ["argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "numpy.dtype"]
     + [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     + [f"{module}.{kind}" for module in ("pathlib", "pathlib._local") for kind in ("PosixPath", "WindowsPath")]
@@ -41,7 +41,7 @@ LEFT_OUT = frozenset(
 _SCALARS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_NAME = re.compile(r"[\w?]+(\.[\w?]+)+")
+_DOTTED_NAME = re.compile(r"[\w?]+(\.[\w?]+)+")
 
 
 class PickleRefused(ValueError):
@@ -74,8 +74,8 @@ class _Tensor:
     pass
 
 
-class _Left:
-    """Something of `LEFT_OUT`, or another object that is no weight."""
+class _Ignored:
+    """Something of `IGNORED_GLOBALS`, or another object that is no weight."""
 
 
 _PARAMETER = "torch.nn.parameter.Parameter"
@@ -88,12 +88,12 @@ _CALLS: dict[str, tuple[type, tuple[tuple[type, ...], ...]]] = {
     f"{_REBUILD}_v2": (_Tensor, tuple((*_VIEW, bool, _Ordered, *more) for more in ((), (type(None),), (_Dict,)))),
     "torch._utils._rebuild_parameter": (_Tensor, ((_Tensor, bool, _Ordered),)),
     _PARAMETER: (_Tensor, ((), (_Tensor,), (_Tensor, bool))),
-    "torch.Size": (_Left, ((tuple,),)),
-    "torch.device": (_Left, ((str,), (str, int))),
-    "_codecs.encode": (_Left, ((str, str),)),
+    "torch.Size": (_Ignored, ((tuple,),)),
+    "torch.device": (_Ignored, ((str,), (str, int))),
+    "_codecs.encode": (_Ignored, ((str, str),)),
 }
 """The functions that a state dict calls: what they return, and the types of their arguments."""
-_ALLOWED = _NAMED_ONLY | _CALLS.keys() | LEFT_OUT
+_ALLOWED = _NAMED_ONLY | _CALLS.keys() | IGNORED_GLOBALS
 
 
 class PickleCheck:
@@ -199,7 +199,7 @@ class PickleCheck:
         storage = Storage(key, item_bytes, numel)
         known = self.storages.setdefault(key, storage)
         if known != storage and (known.numel or storage.numel):
-            raise PickleRefused(f"describes its storage {_shown(key)} twice and differently")
+            raise PickleRefused(f"describes its storage {_ascii_printable(key)} twice and differently")
         self._check_storage(storage)
         return storage
 
@@ -208,9 +208,9 @@ class PickleCheck:
         name = function.name if isinstance(function, _Global) else "something"
         if not isinstance(arguments, tuple):
             raise PickleRefused(f"calls {name} as no state dict does")
-        if name in LEFT_OUT:
-            return _Left()
-        result, forms = _CALLS.get(name, (_Left, ()))
+        if name in IGNORED_GLOBALS:
+            return _Ignored()
+        result, forms = _CALLS.get(name, (_Ignored, ()))
         is_known = tuple(map(type, arguments)) in forms and (instruction == "REDUCE" or name == _PARAMETER)
         if name == "_codecs.encode":
             is_known = is_known and arguments[1] == "latin1"
@@ -253,7 +253,7 @@ def _check_view(storage: Storage, offset: int, size: tuple[Any, ...], stride: tu
 def _check_state(target: Any, state: Any) -> None:
     """Raise `PickleRefused` unless a dictionary gets its `_metadata`, or an old parameter its flags."""
     match target, state:
-        case _Left(), _:
+        case _Ignored(), _:
             return
         case _Ordered(), _Dict() if list(state) == ["_metadata"]:
             return
@@ -308,7 +308,7 @@ def _refuse_globals(stream: BytesIO) -> None:
                 texts = [texts[-1], argument]
     except (ValueError, IndexError, OverflowError, MemoryError):
         pass  # what is found until then is enough
-    unknown = [name for name in dict.fromkeys(names) if name not in _ALLOWED and _NAME.fullmatch(name)]
+    unknown = [name for name in dict.fromkeys(names) if name not in _ALLOWED and _DOTTED_NAME.fullmatch(name)]
     if unknown:
         raise PickleRefused(_about_globals(unknown))
 
@@ -317,16 +317,16 @@ def _about_globals(names: list[str]) -> str:
     """Return why a pickle that names these globals is refused."""
     if any(name.startswith("torch.nn.modules.") for name in names):
         return (
-            f"holds a whole pickled network ({_shown(names[0])}), which is code; kdx reads tensors only: where you "
-            "trust the file, load it yourself and write torch.save(model.state_dict(), 'weights.pth')"
+            f"holds a whole pickled network ({_ascii_printable(names[0])}), which is code; kdx reads tensors only. If you "
+            "trust the file, load it yourself and save the tensors with torch.save(model.state_dict(), 'weights.pth')"
         )
     own = [name for name in names if name.partition(".")[0] in sys.stdlib_module_names]
     named = [*own, *(name for name in names if name not in own)]  # os.system goes before numpy.dtype
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     hint = "" if own else ": where you trust the file, load it yourself and save the state dict alone"
-    return f"would run {', '.join(map(_shown, named[:3]))}{more} when unpickled; kdx reads tensors only{hint}"
+    return f"would run {', '.join(map(_ascii_printable, named[:3]))}{more} when unpickled; kdx reads tensors only{hint}"
 
 
-def _shown(text: str) -> str:
+def _ascii_printable(text: str) -> str:
     """Return text of a stranger's file as it can be printed in one line."""
     return "".join(c if c.isprintable() and c.isascii() else "?" for c in text[:80])

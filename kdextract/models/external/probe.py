@@ -17,9 +17,9 @@ from .exported_program import Program
 from .head import Head, find_head
 from .names import NetworkName
 
-SIDES = (8, 16, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
+SQUARE_SIDES = (8, 16, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
 """Sides of square images that are tried."""
-_LOUDNESS = (0.0, 1.0, 10.0, 100.0)
+_NOISE_SCALES = (0.0, 1.0, 10.0, 100.0)
 _BATCH = 3
 
 
@@ -45,7 +45,7 @@ def probe(network: nn.Module, name: NetworkName, shape: InputShape | None) -> Pr
         shape = network.input_shape if isinstance(network, Program) else _find_shape(network, name)
     with _probing(network):
         try:
-            answers = [network(images) for images in _images(network, shape)]
+            answers = [network(images) for images in _probe_images(network, shape)]
         except KdxError:
             raise
         except Exception as error:
@@ -70,11 +70,11 @@ def _probing(network: nn.Module) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _images(network: nn.Module, shape: InputShape) -> list[torch.Tensor]:
+def _probe_images(network: nn.Module, shape: InputShape) -> list[torch.Tensor]:
     """Return batches of normalized pixels: plain ones, and noise that grows so loud that logits leave [0, 1]."""
-    random = torch.Generator().manual_seed(0)
-    noise = torch.randn(_BATCH, *shape, generator=random)
-    return [(scale * noise).to(number_type(network)) for scale in _LOUDNESS]
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(_BATCH, *shape, generator=rng)
+    return [(scale * noise).to(number_type(network)) for scale in _NOISE_SCALES]
 
 
 def _find_shape(network: nn.Module, name: NetworkName) -> InputShape:
@@ -83,7 +83,7 @@ def _find_shape(network: nn.Module, name: NetworkName) -> InputShape:
     for shape in _candidates(network):
         with _probing(network):
             try:
-                find_head([network(images) for images in _images(network, shape)[:1]], _BATCH)
+                find_head([network(images) for images in _probe_images(network, shape)[:1]], _BATCH)
                 fitting.append(shape)
             except Exception as error:
                 reason = _reason(error)
@@ -101,15 +101,15 @@ def _candidates(network: nn.Module) -> list[InputShape]:
         if isinstance(module, nn.Linear):
             return _shapes_of(module.in_features)
         if isinstance(module, nn.Conv2d):
-            return [(module.in_channels, side, side) for side in SIDES]
-    return [(channels, side, side) for channels in (1, 3) for side in SIDES]
+            return [(module.in_channels, side, side) for side in SQUARE_SIDES]
+    return [(channels, side, side) for channels in (1, 3) for side in SQUARE_SIDES]
 
 
 def _shapes_of(count: int) -> list[InputShape]:
     """Return the shape of square images of so many values, or else that of a row of a table."""
     for channels in (1, 3):
         side = round((count / channels) ** 0.5)
-        if side >= min(SIDES) and channels * side * side == count:
+        if side >= min(SQUARE_SIDES) and channels * side * side == count:
             return [(channels, side, side)]
     return [(1, 1, count)]
 

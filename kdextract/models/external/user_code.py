@@ -40,7 +40,7 @@ class Code:
         return self.source.encode()
 
 
-def located(name: NetworkName) -> NetworkName:
+def as_file(name: NetworkName) -> NetworkName:
     """Return a function of a module that is in this folder, and not installed, as that of its file; others as is."""
     file = Path(*name.place.split(".")).with_suffix(".py")
     if name.kind != "module" or not file.is_file() or module_file(name.place) is not None:
@@ -56,7 +56,7 @@ def read_code(name: NetworkName) -> Code | None:
         UsageError: there is no such module, or it does not define the function by itself.
     """
     if name.kind == "module":
-        allow(name, None, Path())
+        allow_call(name, None, Path())
         return None
     path = Path(name.place)
     try:
@@ -70,11 +70,11 @@ def read_code(name: NetworkName) -> Code | None:
         raise ArtifactError(f"{path} is not a text in UTF-8") from error
     with failing_as(name):
         require_defined(name, code.source, path.parent)
-    allow(name, code, path)
+    allow_call(name, code, path)
     return code
 
 
-def allow(name: NetworkName, code: Code | None, origin: Path) -> None:
+def allow_call(name: NetworkName, code: Code | None, origin: Path) -> None:
     """Let code make the call that `name` spells, because the user has named it, or trusts the file that names it.
 
     Args:
@@ -94,11 +94,11 @@ def allow(name: NetworkName, code: Code | None, origin: Path) -> None:
             consent.allow(_held(name, code).content, name, origin)
 
 
-def allow_derived(name: NetworkName, derived: NetworkName, code: Code | None) -> None:
+def allow_inferred_call(name: NetworkName, derived: NetworkName, code: Code | None) -> None:
     """Let code that may call `name` make the same call with arguments that kdx has filled in."""
     if name != derived:
         content = _held(name, code).content if name.kind == "file" else require_module_defines(name).read_bytes()
-        consent.allow_derived(content, name, derived)
+        consent.allow_inferred(content, name, derived)
 
 
 def _held(name: NetworkName, code: Code | None) -> Code:
@@ -160,7 +160,7 @@ def failing_as(name: NetworkName) -> Iterator[None]:
 
 def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType:
     """Run the code as a module, once in a process; what stands beside its file can be imported."""
-    known = f"kdx_code_{consent.fingerprint(code.content)[:16]}"
+    known = f"kdx_code_{consent.code_sha256(code.content)[:16]}"
     folder, package = _surroundings(origin)
     _require_unchanged(code, folder)
     if known in sys.modules:
@@ -187,7 +187,7 @@ def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType
 
 def with_what_it_imports(code: Code) -> Code:
     """Return code that has run with the files beside it that it imports."""
-    module = sys.modules[f"kdx_code_{consent.fingerprint(code.content)[:16]}"]
+    module = sys.modules[f"kdx_code_{consent.code_sha256(code.content)[:16]}"]
     return replace(code, beside=vars(module)[_BESIDE])
 
 
@@ -203,7 +203,7 @@ def _beside(module: ModuleType, folder: Path | None, new: set[str]) -> tuple[tup
         if path and path.suffix == ".py" and path.is_file() and path.is_relative_to(folder.resolve()):
             relative = path.relative_to(folder.resolve()).as_posix()
             if "site-packages" not in relative:
-                found[relative] = consent.fingerprint(path.read_bytes())
+                found[relative] = consent.code_sha256(path.read_bytes())
     return tuple(sorted(found.items()))
 
 
@@ -213,7 +213,7 @@ def _require_unchanged(code: Code, folder: Path | None) -> None:
         path = None if folder is None or ".." in Path(relative).parts or relative[:1] == "/" else folder / relative
         if path is None or path.suffix != ".py" or not path.is_file():
             raise ArtifactError(f"{code.name} imports {relative} beside it, which is not there any more")
-        if consent.fingerprint(path.read_bytes()) != known:
+        if consent.code_sha256(path.read_bytes()) != known:
             raise ArtifactError(f"{code.name} imports {relative} beside it, which was changed since; import it again")
 
 
@@ -237,7 +237,7 @@ WIDTHS = ("width", "width_mult", "width_multiplier", "widen_factor", "base_width
 """What parameters are usually called."""
 
 
-def filled_in(
+def with_inferred_arguments(
     name: NetworkName, function: Callable[..., Any], shape: tuple[int, int, int] | None, classes: int | None
 ) -> NetworkName:
     """Return the name with the arguments that the function has parameters for: classes, channels and size, if given.
@@ -268,7 +268,7 @@ def filled_in(
     if left:
         spelled = ", ".join(f"{parameter}=..." for parameter in left)
         raise UsageError(f"{name.target} has parameters without a default; give them: {name.target}({spelled})")
-    return name.having(**added)
+    return name.with_arguments(**added)
 
 
 def _known_value(
@@ -302,7 +302,7 @@ def narrowed(name: NetworkName, function: Callable[..., Any], width: float) -> N
             usual = dict(name.arguments).get(parameter.name, parameter.default)
             if parameter.name in WIDTHS and isinstance(usual, int | float):
                 value = usual * width if isinstance(usual, float) else max(1, round(usual * width))
-                return name.having(**{parameter.name: value})
+                return name.with_arguments(**{parameter.name: value})
     raise ConfigError(
         f"{name.target} has no width: no parameter with a number as its default called {', '.join(WIDTHS[:-1])} or "
         f"{WIDTHS[-1]}"

@@ -30,7 +30,7 @@ _LEGACY = b"\x80\x02\x8a\x0a"
 _ZIP = b"PK\x03\x04"
 
 
-_FORMATS = {
+_OTHER_FORMATS = {
     b"version https://git-lfs": "is a git-lfs pointer, not the file itself; fetch that with: git lfs pull",
     b"PK\x05\x06": "is an empty zip archive",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
@@ -91,7 +91,7 @@ def check_pickle_file(path: Path) -> str:
 def _refuse_other_formats(path: Path, start: bytes) -> None:
     if not start.strip():
         raise ArtifactError(f"{path} is empty" if not start else f"{path} holds nothing but blanks")
-    for magic, sentence in _FORMATS.items():
+    for magic, sentence in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise ArtifactError(f"{path} {sentence}")
     if _HTML.match(start):

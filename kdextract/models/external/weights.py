@@ -1,4 +1,4 @@
-"""Weights that somebody else has written, and how they fit a network.
+"""Weights in files of other programs: how they are found in a file, and fitted to a network.
 
 What is in a file's wrappers and prefixes is found by rules that are written here, and said; nothing is guessed.
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 from ...errors import ArtifactError, ConfigError
 from ...storage.headers import MAX_TENSORS
-from .pickles import LEFT_OUT
+from .pickles import IGNORED_GLOBALS
 from .weight_files import check_weights_file
 
 WRAPPERS = (
@@ -38,14 +38,14 @@ Place = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Weights:
+class StateDict:
     """The tensors of a file, on the CPU and of the types they have there, and what was `found`, in plain words."""
 
     tensors: dict[str, torch.Tensor]
     found: tuple[str, ...]
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path) -> StateDict:
     """Return the weights of a `.safetensors` file, or of a checkpoint of `torch.save`, which is never allowed to run.
 
     A checkpoint may keep them in a wrapper, such as `state_dict`; `WRAPPERS` says which one is read if there are
@@ -65,11 +65,11 @@ def read_weights(path: Path) -> Weights:
         raise ArtifactError(f"{path} holds {len(tensors)} tensors, the limit is {MAX_TENSORS}")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
-            raise ArtifactError(f"{path} holds a tensor {_shown(name)} that is no dense array on the CPU")
-    return Weights(tensors, tuple(_words(content, places, chosen)))
+            raise ArtifactError(f"{path} holds a tensor {_printable(name)} that is no dense array on the CPU")
+    return StateDict(tensors, tuple(_words(content, places, chosen)))
 
 
-def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str, ...]:
+def fit_weights(network: nn.Module, weights: StateDict, source: str) -> tuple[str, ...]:
     """Load the weights into the network, all of them, and return in plain words what that took.
 
     The names have to be equal, once the dotted prefix that all names of the file or of the network share is taken off
@@ -91,7 +91,7 @@ def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str,
     unexpected = [name for name in weights.tensors if on + name.removeprefix(off) not in own]
     if missing or unexpected or not theirs:
         raise ConfigError(_about_names(source, own, weights.tensors, missing, unexpected))
-    _check_shapes(source, own, theirs)
+    _check_weight_shapes(source, own, theirs)
     said = [f"prefix {off!r} taken off {len(theirs)} names"] if off else []
     said += [f"prefix {on!r} put on {len(theirs)} names"] if on else []
     said += _with_types(network, source, own, theirs)
@@ -100,7 +100,7 @@ def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str,
     try:
         network.load_state_dict({**network.state_dict(), **theirs})
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{source} does not fit the network: {_first_line(error)}") from error
+        raise ConfigError(f"{source} does not fit the network: {_error_text(error)}") from error
     return tuple(said)
 
 
@@ -128,7 +128,7 @@ def _loaded(path: Path, kind: str) -> Any:
     except (NameError, ImportError):  # not of the file
         raise
     except Exception as error:  # a damaged file makes the two libraries raise nearly anything
-        raise ArtifactError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise ArtifactError(f"{path} cannot be read: {_error_text(error)}") from error
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def _only_inert_globals() -> Iterator[None]:
     """Put `_Inert` in the place of what is left out, and nothing in that of what other libraries have allowed."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    inert: Any = [(_Inert, name) for name in LEFT_OUT]
+    inert: Any = [(_Inert, name) for name in IGNORED_GLOBALS]
     try:
         torch.serialization.add_safe_globals(inert)
         yield
@@ -154,7 +154,7 @@ def _mappings(content: Any) -> dict[Place, dict[str, torch.Tensor]]:
         if not isinstance(value, dict) or "param_groups" in value or id(value) in seen:
             continue
         seen.add(id(value))
-        tensors = {name: _plain(inner) for name, inner in value.items() if _is_weight(name, inner)}
+        tensors = {name: _without_gradient(inner) for name, inner in value.items() if _is_weight(name, inner)}
         if tensors:
             found[place] = tensors
         if len(place) < MAX_DEPTH:
@@ -171,7 +171,7 @@ def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def _without_gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().requires_grad_(False) if isinstance(tensor, nn.Parameter) else tensor.detach()
 
 
@@ -195,16 +195,16 @@ def _words(content: Any, places: Mapping[Place, dict[str, torch.Tensor]], chosen
         for name, value in level.items():
             is_read = name == inner or (inner is None and _is_weight(name, value))
             if not is_read and (*chosen[:depth], name) not in places:
-                left.append(_entry(name, value))
+                left.append(_entry_text(name, value))
         level = level[inner] if inner is not None else level
     if left:
         yield f"{_listed(left, 6)} left out"
 
 
-def _entry(name: Any, value: Any) -> str:
+def _entry_text(name: Any, value: Any) -> str:
     """Return what an entry next to the weights is called: `epoch 90`, `arch 'resnet18'`, `optimizer`."""
     short = isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 24)
-    return f"{_shown(name)} {value!a}" if short else _shown(name)
+    return f"{_printable(name)} {value!a}" if short else _printable(name)
 
 
 def _prefixes(theirs: Iterable[str], own: Iterable[str]) -> tuple[str, str]:
@@ -243,12 +243,12 @@ def _about_names(
         named = [f"{name} {list(own[name].shape)}" for name in missing]
         parts.append(f"it lacks {_listed(named, 3)}")
     if unexpected:
-        named = [f"{_shown(name)} {list(theirs[name].shape)}" for name in unexpected]
+        named = [f"{_printable(name)} {list(theirs[name].shape)}" for name in unexpected]
         parts.append(f"the network has no {_listed(named, 3, 'or')}")
     return f"{source} does not fit the network: {'; '.join(parts) or 'there are no tensors'}"
 
 
-def _check_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+def _check_weight_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
     wrong = [name for name in own if name in theirs and own[name].shape != theirs[name].shape]
     if not wrong:
         return
@@ -268,7 +268,10 @@ def _with_types(
     """Give the network the file's floating type if that is a full one, and say what is converted."""
     odd = [name for name in theirs if (theirs[name].dtype in _FLOATING) != own[name].dtype.is_floating_point]
     if odd or any(tensor.is_complex() for tensor in theirs.values()):
-        named = [f"{n} is {_type(theirs[n].dtype)} in the file, {_type(own[n].dtype)} in the network" for n in odd]
+        named = [
+            f"{n} is {_dtype_name(theirs[n].dtype)} in the file, {_dtype_name(own[n].dtype)} in the network"
+            for n in odd
+        ]
         raise ConfigError(f"{source} does not fit the network: {_listed(named, 3) or 'it holds complex numbers'}")
     said = []
     parameters = dict(network.named_parameters())
@@ -277,21 +280,22 @@ def _with_types(
         (common,) = types
         if any(p.is_floating_point() and p.dtype != common for p in parameters.values()):
             network.to(common)
-            said.append(f"the network computes in {_type(common)}, as the file does")
+            said.append(f"the network computes in {_dtype_name(common)}, as the file does")
     kept = {name: value.dtype for name, value in network.state_dict().items() if name in own}
     floating = [name for name in theirs if theirs[name].dtype in _FLOATING]
     changed = Counter((theirs[name].dtype, kept[name]) for name in floating if kept[name] != theirs[name].dtype)
     return said + [
-        f"{_type(old)} converted to {_type(new)} ({_counted(count)})" for (old, new), count in changed.items()
+        f"{_dtype_name(old)} converted to {_dtype_name(new)} ({_counted(count)})"
+        for (old, new), count in changed.items()
     ]
 
 
-def _type(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def _quoted(place: Place) -> str:
-    return " > ".join(f"'{_shown(name)}'" for name in place)
+    return " > ".join(f"'{_printable(name)}'" for name in place)
 
 
 def _listed(texts: list[str], limit: int, last: str = "and") -> str:
@@ -305,10 +309,10 @@ def _counted(tensors: int) -> str:
     return f"{tensors} tensor{'s' if tensors != 1 else ''}"
 
 
-def _shown(name: Any) -> str:
+def _printable(name: Any) -> str:
     """Return a name of a stranger's file as it can be printed in one line."""
     return "".join(c if c.isprintable() else "?" for c in str(name)[:80])
 
 
-def _first_line(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join((str(error).splitlines() or [''])[0].split())[:200]}"
