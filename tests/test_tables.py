@@ -268,7 +268,7 @@ def test_malformed_tables_are_refused(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("x_train", [None, np.zeros((15, 2)), np.zeros((15, 3, 3)), np.zeros((0, 3))], ids=str)
 def test_test_rows_without_training_rows_to_scale_them_are_refused(x_train: np.ndarray | None, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"table of 3 columns, and in x_train no rows"):
+    with pytest.raises(DataError, match=r"table of 3 columns, but x_train has no such rows"):
         load_data(saved(tmp_path, table_arrays(x_train=x_train)), "test", NOWHERE)
 
 

@@ -143,11 +143,11 @@ def test_a_prefix_is_taken_off_or_put_on_and_said(prefix: str) -> None:
     source, target = small(1), small(2)
     count = len(source.state_dict())
     state = nested(prefix, source).state_dict()
-    assert fit_weights(target, StateDict(state, ()), "a") == (f"prefix {prefix!r} taken off {count} names",)
+    assert fit_weights(target, StateDict(state, ()), "a") == (f"prefix {prefix!r} removed from {count} names",)
     assert equal(source, target)
     target = small(3)
     said = fit_weights(nested(prefix, target), StateDict(source.state_dict(), ()), "a")
-    assert said == (f"prefix {prefix!r} put on {count} names",)
+    assert said == (f"prefix {prefix!r} added to {count} names",)
     assert equal(source, target)
 
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_training_is_read_without_its_optimizer(tmp_path: Path) 
         assert weights.found == (
             "under 'state_dict'",
             "not read: 'ema' (9 tensors)",
-            "epoch 90, arch 'resnet18', best_acc1, optimizer, scheduler, milestones and 1 more left out",
+            "ignored: epoch 90, arch 'resnet18', best_acc1, optimizer, scheduler, milestones and 1 more",
         )
 
 
@@ -185,7 +185,7 @@ def test_no_wrapper_is_preferred_to_the_place_with_the_most_tensors(tmp_path: Pa
     noise = {"noise": torch.zeros(2), "G": state, "D": {"w": torch.zeros(1)}}
     weights = read_weights(saved(tmp_path / "a.pth", noise))
     assert weights.tensors.keys() == state.keys()
-    assert weights.found == ("under 'G'", "not read: 'D' (1 tensor)", "noise left out")
+    assert weights.found == ("under 'G'", "not read: 'D' (1 tensor)", "ignored: noise")
 
 
 def test_what_only_an_optimizer_holds_is_not_read(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_missing_counts_of_batches_are_said(tmp_path: Path) -> None:
     state = {name: value for name, value in source.state_dict().items() if "num_batches" not in name}
     target.bn.num_batches_tracked += 7
     said = fit_weights(target, StateDict(state, ()), "a")
-    assert said == ("num_batches_tracked is not in the file and stays as it was (1 tensor)",)
+    assert said == ("num_batches_tracked is not in the file and keeps its value (1 tensor)",)
     assert target.bn.num_batches_tracked == 7
     assert torch.equal(target.fc.weight, source.fc.weight)
 
@@ -281,19 +281,19 @@ def refused(state: dict[str, torch.Tensor], network: nn.Module | None = None) ->
 def test_names_that_do_not_fit_are_named_with_their_shapes() -> None:
     state = small().state_dict()
     without = {name: value for name, value in state.items() if name != "fc.bias"}
-    assert refused(without) == "it lacks fc.bias [3]"
+    assert refused(without) == "the file has no fc.bias [3]"
     assert refused({**state, "a\nb": torch.zeros(2, 1)}) == "the network has no a?b [2, 1]"
     wrapped = {f"module.{name}": value for name, value in without.items()}
     assert (
         refused({**wrapped, "module.head": torch.zeros(1)})
-        == "it lacks fc.bias [3]; the network has no module.head [1]"
+        == "the file has no fc.bias [3]; the network has no module.head [1]"
     )
     only = refused({"other": torch.zeros(1)})
-    assert (
-        only
-        == "it lacks conv.weight [2, 1, 3, 3], conv.bias [2], bn.weight [2] and 5 more; the network has no other [1]"
+    assert only == (
+        "the file has no conv.weight [2, 1, 3, 3], conv.bias [2], bn.weight [2] and 5 more; "
+        "the network has no other [1]"
     )
-    assert refused({}).startswith("it lacks conv.weight")
+    assert refused({}).startswith("the file has no conv.weight")
 
 
 def test_another_number_of_classes_is_hinted_at() -> None:
@@ -314,7 +314,7 @@ def test_types_are_kept_or_converted_and_said() -> None:
 
     network = small()
     assert fit_weights(network, StateDict(cast(torch.float64), ()), "a") == (
-        "the network computes in float64, as the file does",
+        "the network computes in float64, the data type of the file",
     )
     assert {p.dtype for p in network.parameters()} == {torch.float64}
     assert torch.equal(network.fc.weight, cast(torch.float64)["fc.weight"])
@@ -413,7 +413,7 @@ def test_hostile_pickles_are_refused_before_anything_runs(name: str, form: str, 
         ("protocol 4", "would run posix.system when unpickled; kdx reads tensors only"),
         (
             "torch.load inside",
-            "would run torch.storage._load_from_bytes when unpickled; kdx reads tensors only: where you trust the "
+            "would run torch.storage._load_from_bytes when unpickled; kdx reads tensors only; if you trust the "
             "file, load it yourself and save the state dict alone",
         ),
         (

@@ -28,7 +28,7 @@ from catalogue import STRANGERS, Stranger  # noqa: E402
 
 Row = dict[str, Any]
 KDX = str(Path(sys.executable).with_name("kdx"))
-PLAIN = ("classes:", "answer: logits (", "mean: 0 (nothing", "std: 1 (nothing")
+PLAIN = ("classes:", "output: logits (", "mean: 0 (default", "std: 1 (default")
 """How lines of what was found begin that the table can do without."""
 COMMANDS = ("import-model", "check-teacher", "distill", "evaluate")
 

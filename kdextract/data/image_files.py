@@ -1,4 +1,4 @@
-"""Image files that may come from strangers: PNG, JPEG, BMP and WebP, looked at before they are decoded."""
+"""Untrusted image files (PNG, JPEG, BMP, WebP): their headers are checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _DECODING_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, Ar
             MemoryError, struct.error, zlib.error)  # fmt: skip
 
 NamedImage = tuple[str, "Path | bytes"]
-"""What to call an encoded image in a sentence, and its file or its content."""
+"""The name of an encoded image for errors, and its file or its content."""
 
 
 def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
-    """Read images, all brought to the first one's size, and to colour if any is in colour.
+    """Read images; all are resized to the size of the first one, and converted to colour if any is in colour.
 
     Args:
         files: at least one.
@@ -39,18 +39,19 @@ def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
         uint8 [N, channels, height, width].
 
     Raises:
-        DataError: one of them is no image, is damaged or too large, or they are too many for their size.
+        DataError: a file is not an image, is damaged or has more than `MAX_IMAGE_PIXELS`, or all images take more than
+            `MAX_SET_BYTES`.
     """
     from ..models.pixels import fit_images
 
-    channels = 1 if all([_is_grey(*file) for file in files]) else 3  # a list: every header is looked at first
+    channels = 1 if all([_is_grey(*file) for file in files]) else 3  # a list: all headers are checked first
     first = _read_image(*files[0])
     _, height, width = first.shape
     total = len(files) * channels * height * width
     if total > MAX_SET_BYTES:
         raise DataError(
             f"{len(files)} images of the size of the first one, {files[0][0]} of {width}x{height} pixels, take "
-            f"{total} bytes, the limit is {MAX_SET_BYTES}; make them smaller first"
+            f"{total} bytes, the limit is {MAX_SET_BYTES}; resize them first"
         )
     images = torch.empty((len(files), channels, height, width), dtype=torch.uint8)
     for row, file in enumerate(files):
@@ -61,7 +62,7 @@ def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
 
 @contextmanager
 def _open_image(name: str, source: Path | bytes) -> Iterator[Any]:
-    """Open an image without decoding its pixels; give a `PIL.Image.Image` of no more than `MAX_IMAGE_PIXELS`."""
+    """Open an image without decoding its pixels; yield a `PIL.Image.Image` of at most `MAX_IMAGE_PIXELS` pixels."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Path) and not source.is_file():

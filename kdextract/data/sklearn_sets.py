@@ -1,4 +1,4 @@
-"""The data sets inside scikit-learn's wheel: small digits, and tables."""
+"""The data sets in scikit-learn's wheel: digits of 8x8 pixels, and tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sklearn_file(name: str) -> Path:
 
 
 def load_sklearn(name: str, split: Split) -> RealData:
-    """Return one split of one of `SKLEARN_FILES`; of a table, scaled by its training rows."""
+    """Return one split of one of `SKLEARN_FILES`. A table is scaled by the range of its training rows."""
     import sklearn.datasets
 
     table = getattr(sklearn.datasets, f"load_{name}")()

@@ -19,9 +19,9 @@ def range_of(rows: np.ndarray) -> Range:
 def to_levels(rows: np.ndarray, columns: Range) -> np.ndarray:
     """Return rows of real numbers [N, D], all of them finite, as uint8 [N, 1, 1, D].
 
-    A column's range becomes 0 to 255, what is outside is clipped, and a column whose range is a single value becomes 0.
+    The range of a column becomes 0 to 255, values outside are clipped, and a column with a single value becomes 0.
     """
-    lowest, highest = (bound / 2 for bound in columns)  # half of it, as a difference may be more than a float can hold
+    lowest, highest = (bound / 2 for bound in columns)  # halves, because the difference may overflow
     spread = highest - lowest
     above = np.clip(rows.astype(np.float64) / 2, lowest, highest) - lowest
     shares = np.divide(above, spread, out=np.zeros_like(above), where=spread > 0)

@@ -160,5 +160,5 @@ def _fresh(blueprint: Blueprint, teacher: ClassifierSpec) -> Classifier:
             f"the student {blueprint.name} has {probed.num_classes} classes, the teacher {teacher.num_classes}; if it "
             f"takes their number, say so: {blueprint.name.with_arguments(num_classes=teacher.num_classes)}"
         )
-    code = blueprint.with_what_it_imports().code
+    code = blueprint.with_imported_files().code
     return Classifier(teacher.student(str(blueprint.name), code, probed.head), network)

@@ -188,7 +188,7 @@ def load_user_model(config: ModelConfig, files: Mapping[str, InputFile], finding
 
     ours = files.get("model")
     if ours is not None:
-        findings.lines.append(f"a classifier of kdx: {ours.path}")
+        findings.add("a classifier of kdx", ours.path)
         classifier = ours.read(load_classifier)
         if config.feature_layer is not None:
             classifier.spec = replace(classifier.spec, feature_layer=config.feature_layer)
