@@ -252,7 +252,7 @@ def test_programs_are_code(tmp_path: Path) -> None:
     [
         (":build", {"num_classes": 3, "input_size": "1x9x9"}, ConfigError, "cannot take images of 1x9x9"),
         (":twice", {"num_classes": 3}, ConfigError, "7 classes, not for 3"),
-        (":small", {}, UsageError, "parameters without a default; give them: .*small.num_classes="),
+        (":small", {}, UsageError, "parameters without a default; give their values: .*small.num_classes="),
         (":bild", {}, UsageError, "no 'bild'.*'build'"),
         (":Random", {}, ConfigError, "gives different outputs for equal images"),
         (":Hidden", {}, ConfigError, "values that are not in its state_dict"),
@@ -500,7 +500,7 @@ def test_a_sound_teacher_is_found_sound(finished_run: Path) -> None:
     record = checked(run=finished_run, data="digits", images=64)
     assert set(results(record).values()) == {"ok"}, record["checks"]
     details = {row["check"]: row["detail"] for row in record["checks"]}
-    assert "of them right" in details["real images"]
+    assert "accuracy" in details["real images"]
     assert applies(record)["distill --method", "structured_noise"] == "yes"
     assert applies(record)["distill --method", "deep_inversion"] == "with data"
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
@@ -531,7 +531,7 @@ def test_a_wrong_normalization_is_flagged(tmp_path: Path, model: Path) -> None:
     wrong = checked(model=f"{model}:build", weights=str(path), std="bytes", data="digits")
     assert results(wrong)["normalization"] == "warning"
     (row,) = (row for row in wrong["checks"] if row["check"] == "normalization")
-    assert "times weaker" in row["detail"]
+    assert "times smaller" in row["detail"]
     blind = checked(model=f"{model}:build", weights=str(path), std="bytes")
     assert results(blind)["normalization"] == "warning", "its batch normalization tells, without real images"
     assert applies(right)["optimize-dataset --objective", "deep_inversion"] == "yes"
