@@ -28,7 +28,7 @@ from catalogue import EXTERNAL_MODELS, ExternalModel  # noqa: E402
 
 Row = dict[str, Any]
 KDX = str(Path(sys.executable).with_name("kdx"))
-PLAIN = ("classes:", "answer: logits (", "mean: 0 (nothing", "std: 1 (nothing")
+PLAIN = ("classes:", "output: logits (", "mean: 0 (default", "std: 1 (default")
 """Beginnings of the lines of `found` that the table leaves out, because they say nothing special."""
 COMMANDS = ("import-model", "check-teacher", "distill", "evaluate")
 

@@ -18,7 +18,7 @@ from .printing import print_line, print_table
 
 if TYPE_CHECKING:
     from ..models.classifier import Classifier
-    from ..models.teacher_checks import Examination, RealImages
+    from ..models.teacher_checks import Examination, RealSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +91,12 @@ def _load_teacher(config: CheckTeacherConfig, findings: Any) -> Classifier:
     return load_user_model(config, model_files(config, RunDir(config.run)), findings)
 
 
-def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealImages | None, list[str]]:
+def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealSample | None, list[str]]:
     """Return real test images in the teacher's input size, and one line per change that was made to them."""
     import torch
 
     from ..data.load import load_data
-    from ..models.teacher_checks import RealImages
+    from ..models.teacher_checks import RealSample
     from ..stages.inputs.real_data import fitted
 
     if config.data is None:
@@ -111,8 +111,8 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealI
         lines.append(
             f"{config.data}: has {len(data.class_names)} classes, the model {teacher.num_classes}: labels are ignored"
         )
-        return RealImages(fitted(data.images[rows], teacher.input_shape), None), lines
-    return RealImages(fitted(data.images[rows], teacher.input_shape), labels), lines
+        return RealSample(fitted(data.images[rows], teacher.input_shape), None), lines
+    return RealSample(fitted(data.images[rows], teacher.input_shape), labels), lines
 
 
 def _method_rows(teacher: Classifier, examination: Examination) -> list[dict[str, str]]:

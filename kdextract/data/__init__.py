@@ -1,5 +1,5 @@
-"""The only place where real data is opened: data sets of libraries, files of a user, tables, points of the plane.
+"""The only package that opens real data: data sets of libraries, files of a user, tables, points of the plane.
 
-A data set is a module with its loader; `load` finds it by name. Nothing here knows classifiers or runs: images come as
-they are stored.
+There is one module for each kind of data set; `load` finds it by name. No module here depends on classifiers or runs:
+images are returned as they are stored.
 """

@@ -13,15 +13,15 @@ from .real_data import TEST_SHARE, RealData, Split, split_rows
 
 
 def folder_files(root: Path, split: Split) -> list[Path]:
-    """Return the files that decide on one split. Raises `DataError` when `root` is no folder of two classes."""
+    """Return the image files that determine one split. Raises `DataError` if `root` has fewer than two classes."""
     return [path for _, paths in _folder_classes(root, split)[0] for path in paths]
 
 
 def load_folder(root: Path, split: Split) -> RealData:
-    """Read one split; where there are no folders `train` and `test`, every fifth image of each class is for testing.
+    """Read one split. Without folders `train` and `test`, every fifth image of each class is a test image.
 
     Raises:
-        DataError: no folder of two classes, no images of this split, or an image that cannot be read.
+        DataError: there are fewer than two classes, no images of this split, or an image cannot be read.
     """
     classes, has_split = _folder_classes(root, split)
     paths = [path for _, files in classes for path in files]
@@ -30,7 +30,7 @@ def load_folder(root: Path, split: Split) -> RealData:
         rows = split_rows(labels, split)
         paths, labels = [paths[row] for row in rows], labels[rows]
     if not paths:
-        raise DataError(f"folder:{root} has no {split} images; a class needs {TEST_SHARE} images to give one to test")
+        raise DataError(f"folder:{root} has no {split} images; one test image needs {TEST_SHARE} images of a class")
     images = read_images([(str(path), path) for path in paths])
     return RealData(images, torch.from_numpy(labels).long(), tuple(name for name, _ in classes))
 
@@ -43,7 +43,7 @@ def _folder_classes(root: Path, split: Split) -> tuple[list[tuple[str, list[Path
         raise DataError(f"folder:{root} is not a directory")
     names = sorted({path.parent.name for base in bases.values() for path in _images_below(base)})
     if len(names) < 2:
-        raise DataError(f"folder:{root} needs one folder of images per class (two or more), as in {root}/cat/1.png")
+        raise DataError(f"folder:{root} needs one folder of images per class (two or more), such as {root}/cat/1.png")
     members: dict[str, list[Path]] = {name: [] for name in names}
     for path in _images_below(bases[split]):
         members[path.parent.name].append(path)

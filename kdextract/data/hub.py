@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face hub, and directories that look like them, through the library `datasets`.
+"""Data sets of the Hugging Face hub, and local directories of the same form, read with the library `datasets`.
 
-Without `--download` only files that are on this machine are read, and no connection is opened. Code of a data set is
-never run, and its images are decoded here, under the limits of every other image.
+Without `--download` only files on this machine are read, and no connection is opened. Code of a data set is never run.
+Its images are decoded by `image_files`, with the same limits as all others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .image_files import IMAGE_SUFFIXES, NamedImage, read_images
 from .real_data import MAX_CLASSES, RealData, Split, first_line, split_rows
 
 OLDEST = 4
-"""Major version of `datasets`: those before run scripts of a data set."""
+"""Oldest major version of `datasets` that is accepted: earlier ones run scripts of a data set."""
 CARD = "README.md"
 _ABOUT = (CARD, "dataset_infos.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -36,7 +36,7 @@ _TEST_SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class HubSet:
-    """`hf:NAME[@CONFIG]`, taken apart. `name` is that of a directory, if there is such a one, or of the hub."""
+    """The parts of `hf:NAME[@CONFIG]`. `name` is a directory if one exists, otherwise a name of the hub."""
 
     spec: str
     name: str
@@ -44,12 +44,12 @@ class HubSet:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a directory."""
+        """Whether the name is a directory."""
         return bool(self.name) and Path(self.name).is_dir()
 
 
 def parse_hub(spec: str) -> HubSet:
-    """Take `hf:NAME[@CONFIG]` apart. The last @ is the one before CONFIG, unless a directory has it in its name."""
+    """Parse `hf:NAME[@CONFIG]`. CONFIG follows the last @, unless a directory of the whole name exists."""
     whole = spec.removeprefix("hf:")
     name, at, config = whole.rpartition("@")
     if not at or Path(whole).is_dir():
@@ -58,14 +58,15 @@ def parse_hub(spec: str) -> HubSet:
 
 
 def hub_files(spec: str, download: bool = False) -> tuple[Path, list[Path]]:
-    """Return the directory of a data set on this machine, and its files that are read, in order.
+    """Return the directory of a data set on this machine, and the files of it that are read, sorted.
 
     Args:
-        download: fetch what is missing.
+        download: download missing files.
 
     Raises:
         ConfigError: the library `datasets` is not installed.
-        DataError: it is not on this machine and may not be fetched, cannot be fetched, or has nothing to read.
+        DataError: the data set is not on this machine and `download` is false, the download fails, or it has no parquet
+            files and no images.
     """
     require_datasets(spec)
     asked = parse_hub(spec)
@@ -80,18 +81,19 @@ def hub_files(spec: str, download: bool = False) -> tuple[Path, list[Path]]:
 def load_hub(spec: str, split: Split, download: bool = False) -> RealData:
     """Read one split: its first column of images, and its first column of class labels.
 
-    `validation` stands in for a missing `test`; of a single split, every fifth image of each class is for testing.
+    If there is no split `test`, `validation` is used. If there is only one split, every fifth image of each class is a
+    test image.
 
     Raises:
         ConfigError: the library `datasets` is not installed.
-        DataError: see `hub_files`; or it has no such columns or splits, or a file is damaged.
+        DataError: see `hub_files`; or columns or splits are missing, labels are not in [0, K), or a file is damaged.
     """
     root, _ = hub_files(spec, download)
     with tempfile.TemporaryDirectory() as cache, _reading(spec):
         builder = _builder(parse_hub(spec), root, cache)
         trained, tested = _splits(spec, list(map(str, builder.config.data_files)))
         features = builder.as_streaming_dataset(split=trained).features
-        image_column, label_column = _columns(spec, features or {})
+        image_column, label_column = _image_and_label_columns(spec, features or {})
         wanted = trained if split == "train" or tested is None else tested
         images, labels = _rows(builder, wanted, image_column, label_column, root, spec)
         names = list(getattr(features[label_column], "names", None) or [])
@@ -113,7 +115,7 @@ def load_hub(spec: str, split: Split, download: bool = False) -> RealData:
 
 
 def require_datasets(spec: str) -> None:
-    """Raise `ConfigError` unless the library `datasets` is there, in a version that runs no code of a data set."""
+    """Raise `ConfigError` unless the library `datasets` is installed in a version that runs no code of a data set."""
     try:
         version = importlib.metadata.version("datasets")
     except importlib.metadata.PackageNotFoundError as error:
@@ -131,7 +133,7 @@ def _is_read(path: Path) -> bool:
 
 
 def _snapshot(asked: HubSet, download: bool) -> Path:
-    """Return the directory of the files of a data set of the hub, fetched if it is asked for."""
+    """Return the directory with the files of a data set of the hub; `download` downloads missing ones."""
     if not _HUB_NAME.fullmatch(asked.name):
         raise DataError(f"{asked.spec} is neither a directory nor a name of the hub, such as hf:ylecun/mnist")
     from huggingface_hub import snapshot_download
@@ -145,15 +147,15 @@ def _snapshot(asked: HubSet, download: bool) -> Path:
         )
     except (KdxError, MemoryError):
         raise
-    except Exception as error:  # what a lost connection raises depends on the library's version
+    except Exception as error:  # the exception for a lost connection depends on the version of the library
         if not download and isinstance(error, LocalEntryNotFoundError):
-            raise DataError(f"{asked.spec} is not on this machine; let it be fetched with --download") from error
-        raise DataError(f"{asked.spec} cannot be fetched: {first_line(error)}") from error
+            raise DataError(f"{asked.spec} is not on this machine; download it with --download") from error
+        raise DataError(f"{asked.spec} cannot be downloaded: {first_line(error)}") from error
     return Path(found)
 
 
 def _builder(asked: HubSet, root: Path, cache: str) -> Any:
-    """Return what `datasets` reads a directory with, if that opens nothing but image and parquet files in there."""
+    """Return the reader of `datasets` for a directory. It opens only image and parquet files of that directory."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -170,19 +172,19 @@ def _builder(asked: HubSet, root: Path, cache: str) -> Any:
 
 
 def _check_card(spec: str, root: Path) -> None:
-    """Raise `DataError` where a data set's own description names files that are elsewhere."""
+    """Raise `DataError` if the description of a data set names files outside of its directory."""
     from huggingface_hub import metadata_load
 
     if (root / ".huggingface.yaml").exists():
-        raise DataError(f"{spec} is described by .huggingface.yaml, which is not read; move it to {CARD}")
+        raise DataError(f"{spec} has a file .huggingface.yaml, which is not read; move its content to {CARD}")
     card = metadata_load(root / CARD) if (root / CARD).is_file() else None
     for text in _texts((card or {}).get("configs")):
         if "::" in text or "://" in text or text.startswith(("/", "~")) or ".." in text.split("/"):
-            raise DataError(f"{spec} names files outside of it in {CARD}: {text[:100]}")
+            raise DataError(f"{spec} names files outside of its directory in {CARD}: {text[:100]}")
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a nest of lists and dicts."""
+    """Yield every text in nested lists and dicts."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -191,23 +193,23 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _check_inside(spec: str, file: str, root: Path) -> Path:
-    path = Path(os.path.abspath(file))  # not resolved: the hub's files are links to where their content is
+    path = Path(os.path.abspath(file))  # not resolved, because files of the hub are links
     if "://" in file or not path.is_relative_to(root):
-        raise DataError(f"{spec} names a file outside of it: {file[:200]}")
+        raise DataError(f"{spec} names a file outside of its directory: {file[:200]}")
     return path
 
 
 def _splits(spec: str, names: list[str]) -> tuple[str, str | None]:
-    """Return the splits to train on and to test on; None if there is but one."""
+    """Return the names of the training split and of the test split, None if there is no test split."""
     if len(names) == 1:
         return names[0], None
     if "train" not in names:
-        raise DataError(f"{spec} has no split train, but {', '.join(names)}")
+        raise DataError(f"{spec} has no split train; its splits are {', '.join(names)}")
     return "train", next((name for name in _TEST_SPLITS if name in names), None)
 
 
-def _columns(spec: str, features: dict[str, Any]) -> tuple[str, str]:
-    """Return the names of the columns of images and of labels: the first of these types, or those of usual names."""
+def _image_and_label_columns(spec: str, features: dict[str, Any]) -> tuple[str, str]:
+    """Return the columns of images and of labels: the first ones of these types, otherwise those of usual names."""
     from datasets import ClassLabel, Image
 
     def is_integer(name: str) -> bool:
@@ -242,7 +244,7 @@ def _rows(
 
 
 def _encoded(value: Any, name: str, reader: str, root: Path, spec: str) -> NamedImage:
-    """Return one image: its content, or, where the data set is a folder of images, its file."""
+    """Return one image: its content, or its file if the data set is a folder of images."""
     content = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(content, bytes):
         return name, content
@@ -266,16 +268,17 @@ def _integers(labels: list[Any], split: str, spec: str) -> np.ndarray:
 
 
 def _check_count(builder: Any, split: str, count: int, spec: str) -> None:
-    """Raise `DataError` when a data set says how many images a split has, and not all of them are here."""
+    """Raise `DataError` if the data set declares another number of images for a split."""
     declared = (builder.info.splits or {}).get(split)
     expected = getattr(declared, "num_examples", None)
     if expected and expected != count:
-        raise DataError(f"{spec} has {count} images in {split} instead of {expected}; fetch it again with --download")
+        counts = f"{count} images in {split} instead of {expected}"
+        raise DataError(f"{spec} has {counts}; download it again with --download")
 
 
 @contextmanager
 def _reading(spec: str) -> Iterator[None]:
-    """Turn whatever the library raises on damaged files into `DataError`."""
+    """Turn all exceptions of the library on damaged files into `DataError`."""
     try:
         yield
     except (KdxError, MemoryError):

@@ -1,4 +1,4 @@
-"""Image files that may come from strangers: PNG, JPEG, BMP and WebP, looked at before they are decoded."""
+"""Untrusted image files (PNG, JPEG, BMP, WebP): their headers are checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .real_data import first_line
 MAX_IMAGE_PIXELS = 64 * 2**20
 MAX_SET_BYTES = 16 * 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _GREY_MODES = ("1", "L", "I;16")
-_UNSOUND = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
             MemoryError, struct.error, zlib.error)  # fmt: skip
 
 NamedImage = tuple[str, "Path | bytes"]
-"""What to call an encoded image in a sentence, and its file or its content."""
+"""The name of an encoded image for errors, and its file or its content."""
 
 
 def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
-    """Read images, all brought to the first one's size, and to colour if any is in colour.
+    """Read images; all are resized to the size of the first one, and converted to colour if any is in colour.
 
     Args:
         files: at least one.
@@ -39,18 +39,19 @@ def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
         uint8 [N, channels, height, width].
 
     Raises:
-        DataError: one of them is no image, is damaged or too large, or they are too many for their size.
+        DataError: a file is not an image, is damaged or has more than `MAX_IMAGE_PIXELS`, or all images take more than
+            `MAX_SET_BYTES`.
     """
     from ..models.pixels import fit_images
 
-    channels = 1 if all([_is_grey(*file) for file in files]) else 3  # a list: every header is looked at first
+    channels = 1 if all([_is_grey(*file) for file in files]) else 3  # a list: all headers are checked first
     first = _read_image(*files[0])
     _, height, width = first.shape
     total = len(files) * channels * height * width
     if total > MAX_SET_BYTES:
         raise DataError(
             f"{len(files)} images of the size of the first one, {files[0][0]} of {width}x{height} pixels, take "
-            f"{total} bytes, the limit is {MAX_SET_BYTES}; make them smaller first"
+            f"{total} bytes, the limit is {MAX_SET_BYTES}; resize them first"
         )
     images = torch.empty((len(files), channels, height, width), dtype=torch.uint8)
     for row, file in enumerate(files):
@@ -60,8 +61,8 @@ def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
 
 
 @contextmanager
-def _opened(name: str, source: Path | bytes) -> Iterator[Any]:
-    """Open an image without decoding its pixels; give a `PIL.Image.Image` of no more than `MAX_IMAGE_PIXELS`."""
+def _open_image(name: str, source: Path | bytes) -> Iterator[Any]:
+    """Open an image without decoding its pixels; yield a `PIL.Image.Image` of at most `MAX_IMAGE_PIXELS` pixels."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Path) and not source.is_file():
@@ -69,12 +70,12 @@ def _opened(name: str, source: Path | bytes) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS)
+            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has too many pixels, the limit is {MAX_IMAGE_PIXELS}: {first_line(error)}") from error
-    except _UNSOUND as error:
+    except _DECODING_ERRORS as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {first_line(error)}"
-        raise DataError(f"{name} is not an image that can be read ({', '.join(_FORMATS)}){reason}") from error
+        raise DataError(f"{name} is not an image that can be read ({', '.join(_IMAGE_FORMATS)}){reason}") from error
     with image:
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise DataError(f"{name} has {image.width}x{image.height} pixels, the limit is {MAX_IMAGE_PIXELS}")
@@ -82,19 +83,19 @@ def _opened(name: str, source: Path | bytes) -> Iterator[Any]:
 
 
 def _is_grey(name: str, source: Path | bytes) -> bool:
-    with _opened(name, source) as image:
+    with _open_image(name, source) as image:
         return image.mode in _GREY_MODES
 
 
 def _read_image(name: str, source: Path | bytes) -> torch.Tensor:
     """Return one image as uint8 [channels, height, width]: one channel if the file is grey, otherwise three."""
-    with _opened(name, source) as image:
+    with _open_image(name, source) as image:
         try:
             if image.mode == "I;16":
                 pixels = (np.array(image) >> 8).astype(np.uint8)
             else:
                 pixels = np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
-        except _UNSOUND as error:
+        except _DECODING_ERRORS as error:
             raise DataError(f"{name} is truncated or damaged: {first_line(error)}") from error
     if not pixels.size:
         raise DataError(f"{name} has no pixels")

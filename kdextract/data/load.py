@@ -1,8 +1,8 @@
 """Real data sets by name.
 
-`load_data` returns images as they are stored; the caller fits them to a
-classifier. A row of a table is an image of one channel and one row of pixels, scaled per column to what the training
-rows span. `fingerprint` hashes the files without decoding them, so that a cached stage need not read them.
+`load_data` returns images as they are stored; the caller resizes them for a classifier. A row of a table is an image of
+one channel and height 1, scaled per column by the range of the training rows. `fingerprint` hashes the files without
+decoding them, so that a stage whose result is cached need not read the data.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from ..errors import DataError, UsageError, did_you_mean
 from .folders import folder_files, load_folder
 from .hub import hub_files, load_hub, parse_hub
 from .npz import load_npy, load_npz, npy_files
+from .planes import FORMULAS_VERSION, PLANES, plane_points
 from .real_data import RealData, Split
-from .sklearn_sets import FILES as SKLEARN
-from .sklearn_sets import load_sklearn, sklearn_file
-from .tables import FORMULAS_VERSION, PLANES, plane_points
+from .sklearn_sets import SKLEARN_FILES, load_sklearn, sklearn_file
 from .torchvision_sets import TORCHVISION, load_torchvision, torchvision_missing
 
 _PREFIXES = ("folder:", "npz:", "npy:", "hf:")
@@ -29,40 +28,40 @@ _PLANES = {f"2d:{name}": name for name in PLANES}
 
 
 def data_names() -> list[str]:
-    """Return every spelling of `--data` that names real data."""
-    return [*SKLEARN, *TORCHVISION, *_PLANES, *_SPELLINGS]
+    """Return every form of `--data` that names real data."""
+    return [*SKLEARN_FILES, *TORCHVISION, *_PLANES, *_SPELLINGS]
 
 
 def is_real_data(spec: str) -> bool:
-    """Say whether `spec` names real data (as opposed to an artifact, a path or noise)."""
+    """Return whether `spec` names real data (and not an artifact, a path or noise)."""
     return spec in data_names() or spec.startswith(_PREFIXES)
 
 
 def check_spec(spec: str) -> None:
-    """Raise `UsageError`, with the near name, unless `spec` names real data."""
+    """Raise `UsageError`, with a suggestion, unless `spec` names real data."""
     prefix, _, rest = spec.partition(":")
     if not is_real_data(spec):
         near = difflib.get_close_matches(f"{prefix}:", _PREFIXES, n=1) if rest else []
         typed = _SPELLINGS[_PREFIXES.index(near[0])] if near else spec
         raise UsageError(f"unknown data set {spec!r}.{did_you_mean(typed, data_names())}")
     if not rest and f"{prefix}:" in _PREFIXES:
-        raise UsageError(f"{spec!r} names nothing; it is {_SPELLINGS[_PREFIXES.index(f'{prefix}:')]}")
+        raise UsageError(f"{spec!r} is incomplete; write {_SPELLINGS[_PREFIXES.index(f'{prefix}:')]}")
     if prefix == "npy" and not all(part.strip() for part in rest.rpartition(",")):
-        raise UsageError(f"npy: takes two files, npy:IMAGES.npy,LABELS.npy, got {spec!r}")
+        raise UsageError(f"npy: needs two files, npy:IMAGES.npy,LABELS.npy, got {spec!r}")
 
 
 def mirrors_make_sense(spec: str) -> bool:
-    """Say whether a mirrored image of this data set still shows its class (digits and letters: no)."""
+    """Return whether a mirrored image of this data set keeps its class (not true for digits and letters)."""
     return spec in TORCHVISION and TORCHVISION[spec].flip
 
 
 def fingerprint(spec: str, split: Split, data_dir: Path) -> str:
-    """Return the sha256 of the files that this split is read from, or of the formula that it is drawn from.
+    """Return the sha256 of the files of this split; for points of the plane, of their name and formula version.
 
     Raises:
         UsageError: unknown data set.
         ConfigError: a library that it needs is not installed.
-        DataError: its files are not there.
+        DataError: a file is missing.
     """
     check_spec(spec)
     digest = hashlib.sha256()
@@ -89,16 +88,16 @@ def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -
     Args:
         spec: one of scikit-learn's or torchvision's names, `2d:NAME`, `folder:DIR`, `npz:FILE`, `npy:IMAGES,LABELS` or
             `hf:NAME[@CONFIG]`.
-        data_dir: where torchvision's files are.
-        download: let torchvision or the hub's library fetch what is missing.
+        data_dir: the directory of torchvision's files.
+        download: whether missing files of torchvision or of the Hugging Face hub are downloaded.
 
     Raises:
         UsageError: unknown data set.
         ConfigError: a library that it needs is not installed.
-        DataError: it is not there, or cannot be read.
+        DataError: its files are missing or cannot be read.
     """
     check_spec(spec)
-    if spec in SKLEARN:
+    if spec in SKLEARN_FILES:
         return load_sklearn(spec, split)
     if spec in _PLANES:
         points, labels = plane_points(_PLANES[spec], train=split == "train")
@@ -114,12 +113,12 @@ def load_data(spec: str, split: Split, data_dir: Path, download: bool = False) -
 
 
 def _files(spec: str, split: Split, data_dir: Path) -> list[tuple[str, Path]]:
-    """Return the files that decide on one split, each with what names it wherever the data set stands."""
+    """Return (name, file) for all files that determine one split. The name does not depend on the data directory."""
     prefix, _, rest = spec.partition(":")
     if prefix == "hf":
         root, read = hub_files(spec)
         return [(path.relative_to(root).as_posix(), path) for path in read]
-    if spec in SKLEARN:
+    if spec in SKLEARN_FILES:
         paths = [sklearn_file(spec)]
     elif spec in TORCHVISION:
         paths = [data_dir / name for name in TORCHVISION[spec].files[split]]

@@ -1,4 +1,4 @@
-"""Files of arrays: `.npz` archives, and pairs of `.npy` files. What they declare is checked before memory is taken."""
+"""Files of arrays: `.npz` archives and pairs of `.npy` files. Their headers are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from .real_data import RealData, Split, first_line
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
 MAX_RATIO = 200
-"""An archive that claims to unpack to more than so many times its size on disk is refused; MNIST's is 5."""
+"""Largest allowed ratio of unpacked size and size on disk; that of MNIST is 5."""
 MAX_MEMBERS = 1000
 _MEMBER = re.compile(r"[A-Za-z0-9_.-]{1,100}\.npy")
-_UNSOUND = (OSError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, MemoryError, EOFError, SyntaxError,
-            NotImplementedError, RuntimeError, LookupError, TypeError, OverflowError, tokenize.TokenError)  # fmt: skip
+_ARCHIVE_ERRORS = (
+    OSError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, MemoryError, EOFError, SyntaxError,
+    NotImplementedError, RuntimeError, LookupError, TypeError, OverflowError, tokenize.TokenError,
+)  # fmt: skip
 
 
 def load_npz(path: Path, split: Split) -> RealData:
-    """Read x_train, y_train, x_test, y_test, or images and labels, and class_names if there are any.
+    """Read x_train, y_train, x_test, y_test, or images and labels, and class_names if it exists.
 
-    Every member must be a sound array of numbers or text; those of other names are then left alone.
+    Every member must be a valid array of numbers or text; those of other names are ignored.
 
     Raises:
-        DataError: the file is missing, damaged, a bomb, or has no such arrays.
+        DataError: the file is missing or damaged, unpacks to more than the limits, or has no such arrays.
     """
     where = f"npz:{path}"
-    with _opened(path, where) as archive:
+    with _open_archive(path, where) as archive:
         names = archive.read("class_names") if "class_names" in archive.headers else None
         if not {f"x_{split}", f"y_{split}"} <= archive.headers.keys():
             if not {"images", "labels"} <= archive.headers.keys():
@@ -47,24 +49,24 @@ def load_npz(path: Path, split: Split) -> RealData:
         label_names = [name for name in ("y_train", "y_test") if name in archive.headers]
         every_label: dict[str, np.ndarray] = {name: archive.read(name) for name in label_names}
         is_table = images.ndim == 2 and "x_train" in archive.headers
-        trained_on = archive.read("x_train") if is_table else None
+        training_rows = archive.read("x_train") if is_table else None
     labels = every_label[f"y_{split}"]
     check_pair(where, images, labels)
     all_names = class_names(where, list(every_label.values()), names)
-    return to_real_data(where, images, labels, all_names, trained_on, split)
+    return to_real_data(where, images, labels, all_names, training_rows, split)
 
 
 def npy_files(pair: str) -> tuple[Path, Path]:
-    """Return the two files of `IMAGES.npy,LABELS.npy`; the last comma is the one between them."""
+    """Return the two files of `IMAGES.npy,LABELS.npy`. The last comma separates them."""
     images, _, labels = pair.rpartition(",")
     return Path(images), Path(labels)
 
 
 def load_npy(pair: str, split: Split) -> RealData:
-    """Read `IMAGES.npy,LABELS.npy`, which are what the arrays images and labels of an `.npz` file are.
+    """Read `IMAGES.npy,LABELS.npy`, which correspond to the arrays images and labels of an `.npz` file.
 
     Raises:
-        DataError: a file is missing, holds something else, or is longer or shorter than its header says.
+        DataError: a file is missing, has other content, or is longer or shorter than its header says.
     """
     images, labels = (_read_npy(path) for path in npy_files(pair))
     return split_arrays(f"npy:{pair}", images, labels, None, split)
@@ -82,7 +84,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Archive:
-    """An open archive all of whose members have sound headers."""
+    """An open archive. The headers of all its members have been checked."""
 
     where: str
     archive: zipfile.ZipFile
@@ -96,8 +98,8 @@ class _Archive:
 
 
 @contextmanager
-def _opened(path: Path, where: str) -> Iterator[_Archive]:
-    """Open an archive and check what all of its members declare, before any is unpacked."""
+def _open_archive(path: Path, where: str) -> Iterator[_Archive]:
+    """Open an archive and check the headers of all its members before one is unpacked."""
     if not path.is_file():
         raise DataError(f"{where} is not a file")
     try:
@@ -112,7 +114,7 @@ def _opened(path: Path, where: str) -> Iterator[_Archive]:
                 with archive.open(member) as stream:
                     headers[name], _ = read_npy_header(stream, member.file_size, f"{where}, {member.filename},")
             yield _Archive(where, archive, headers)
-    except _UNSOUND as error:
+    except _ARCHIVE_ERRORS as error:
         raise DataError(f"{where} cannot be read: {first_line(error)}") from error
 
 
@@ -123,13 +125,13 @@ def _check_sizes(members: list[zipfile.ZipInfo], size_on_disk: int, where: str) 
     if size > MAX_ARCHIVE_BYTES:
         raise DataError(f"{where} unpacks to {size} bytes, the limit is {MAX_ARCHIVE_BYTES}")
     if size > MAX_RATIO * size_on_disk:
-        raise DataError(f"{where} unpacks to {size} bytes, more than {MAX_RATIO} times the {size_on_disk} that it has")
+        raise DataError(f"{where} unpacks to {size} bytes, more than {MAX_RATIO} times its {size_on_disk} bytes")
 
 
 def _checked_name(member: zipfile.ZipInfo, where: str) -> str:
     """Return the name of a member's array."""
     if not _MEMBER.fullmatch(member.filename):
-        raise DataError(f"{where} has a member {member.filename[:100]!r}, and not only arrays such as images.npy")
+        raise DataError(f"{where} has a member {member.filename[:100]!r}, which is not an array such as images.npy")
     if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"{where} has a member {member.filename} that is encrypted, or not compressed as numpy does")
+        raise DataError(f"{where} has a member {member.filename} that is encrypted, or compressed unlike numpy does it")
     return member.filename.removesuffix(".npy")

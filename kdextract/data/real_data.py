@@ -1,4 +1,4 @@
-"""What every reader of real data returns, and the split of sources that have none."""
+"""`RealData`, which all readers return, and the split into training and test images where a source has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 Split = Literal["train", "test"]
 TEST_SHARE = 5
-"""Where a source has no split of its own, every fifth image of each class is a test image."""
+"""If a source has no splits, every fifth image of each class is a test image."""
 MAX_CLASSES = 100_000
 
 
@@ -18,8 +18,8 @@ MAX_CLASSES = 100_000
 class RealData:
     """Labelled images of one split.
 
-    `images` is uint8 [N, channels, height, width], for a table of D columns [N, 1, 1, D]; `labels` int64 [N] in [0, K),
-    `class_names` has K entries.
+    `images` is uint8 [N, channels, height, width], for a table of D columns [N, 1, 1, D]; `labels` is int64 [N] in
+    [0, K); `class_names` has K entries.
     """
 
     images: torch.Tensor
@@ -40,5 +40,5 @@ def split_rows(labels: np.ndarray, split: Split) -> np.ndarray:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an exception says, or the name of its type."""
+    """Return the first line of the message of an exception, or the name of its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The data sets inside scikit-learn's wheel: small digits, and tables."""
+"""The data sets in scikit-learn's wheel: digits of 8x8 pixels, and tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from .real_data import RealData, Split, split_rows
 from .tables import range_of, to_levels
 
-FILES = {
+SKLEARN_FILES = {
     "digits": "digits.csv.gz",
     "iris": "iris.csv",
     "wine": "wine_data.csv",
@@ -21,15 +21,15 @@ FILES = {
 
 
 def sklearn_file(name: str) -> Path:
-    """Return the file of one of `FILES`."""
+    """Return the file of one of `SKLEARN_FILES`."""
     package = importlib.util.find_spec("sklearn")
     assert package is not None
     assert package.origin is not None
-    return Path(package.origin).parent / "datasets" / "data" / FILES[name]
+    return Path(package.origin).parent / "datasets" / "data" / SKLEARN_FILES[name]
 
 
 def load_sklearn(name: str, split: Split) -> RealData:
-    """Return one split of one of `FILES`; of a table, scaled by its training rows."""
+    """Return one split of one of `SKLEARN_FILES`. A table is scaled by the range of its training rows."""
     import sklearn.datasets
 
     table = getattr(sklearn.datasets, f"load_{name}")()

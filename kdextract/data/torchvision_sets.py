@@ -1,4 +1,4 @@
-"""The data sets that torchvision reads, and fetches if it is told to."""
+"""The data sets that torchvision reads, and downloads if asked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 class TorchvisionSet:
     """A data set that torchvision reads: its class, its files below the data directory, its split argument.
 
-    `size` is that to which its images are brought, `flip` says whether a mirrored image still shows its class.
+    `size` is (height, width) to which images are resized, None to keep them; `flip` says whether a mirrored image keeps
+    its class; `class_names` is None if torchvision has them.
     """
 
     reader: str
@@ -66,10 +67,10 @@ TORCHVISION: dict[str, TorchvisionSet] = {
 
 
 def torchvision_missing(name: str, data_dir: Path, path: Path) -> DataError:
-    """Return what to say when a file of a data set is not there."""
+    """Return the error for a missing file of a data set."""
     return DataError(
-        f"{name} is not in {data_dir} (no {path.name}); name its place with --data-dir or KDX_DATA_DIR, "
-        "or let it be fetched with --download"
+        f"{name} is not in {data_dir} (no {path.name}); give its directory with --data-dir or KDX_DATA_DIR, "
+        "or download it with --download"
     )
 
 
@@ -77,7 +78,7 @@ def load_torchvision(name: str, split: Split, data_dir: Path, download: bool) ->
     """Return one split of one of `TORCHVISION`.
 
     Raises:
-        DataError: its files are not in `data_dir`, or are not the published ones.
+        DataError: a file is missing in `data_dir` and `download` is false, or is not the published one.
     """
     import torchvision.datasets
 

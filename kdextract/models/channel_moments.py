@@ -1,4 +1,4 @@
-"""Mean and variance per channel: of one batch, differentiable; of any number of batches, in double precision."""
+"""Mean and variance per channel: of one batch with gradients, or of any number of batches in double precision."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.autograd.function import once_differentiable
 def channel_moments(values: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and biased variance per channel, [channels] each, of [batch, channels, ...].
 
-    It takes three passes over memory instead of Welford's many, and gradients go through it.
+    It reads memory three times, fewer than Welford's algorithm. Both results have gradients.
 
     Args:
-        near: [channels], a guess of the means, such as those that a layer keeps: sums are taken of what is left when it
-            is subtracted, so that little cancels. No gradient goes to it.
+        near: [channels], an estimate of the means, such as the running mean of a layer. It is subtracted before values
+            are summed, which reduces cancellation. It gets no gradient.
     """
     mean, variance = _ChannelMoments.apply(values, near)
     return mean, variance
@@ -45,16 +45,16 @@ class _ChannelMoments(torch.autograd.Function):
 
 
 class ChannelSums:
-    """Sums over any number of batches, from which mean and variance per channel follow; in double precision.
+    """Sums over any number of batches, for the mean and variance per channel; in double precision.
 
     Args:
         channels: number of channels.
-        axis: dimension of the batches that counts channels.
-        device: where batches are.
+        axis: dimension of the channels in a batch.
+        device: device of the batches.
     """
 
     VALUES_AT_A_TIME = 2**22
-    """Values that are widened to double precision at a time, so that a batch takes little memory besides its own."""
+    """Number of values that are converted to double precision at a time, which limits the additional memory."""
 
     def __init__(self, channels: int, axis: int, device: torch.device) -> None:
         self._axis = axis

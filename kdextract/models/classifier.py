@@ -1,4 +1,4 @@
-"""`Classifier`: a network that takes pixels in [0, 1] and carries everything needed to rebuild it."""
+"""`Classifier`: a network for pixels in [0, 1], with all that is needed to rebuild it from a file."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from .queries import BLANK, Queries
 
 PROGRAM_TENSOR = "program"
 MOST_IMAGES, MOST_BYTES = 500, 10**9
-"""Of one forward pass without gradients, where nothing else is asked for: images, and outputs of their layers."""
+"""Limits of one forward pass without gradients: number of images, and bytes of all layer outputs."""
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What a `model.safetensors` file says about its classifier, besides the weights.
+    """The content of a `model.safetensors` file about its classifier, except the weights.
 
     `input_shape` is (channels, height, width) in pixels; `mean` and `std` hold one value per channel, in pixel units
-    of [0, 1]; `class_names` has one entry per class. `factors` names the layers that are taken apart, with their ranks
-    (see `models.factorized`). `code` is the file of the user's function that builds the network, if one does; `head`
-    says what the network answers; `feature_layer` names the layer whose inputs are its features, if it is not the last.
+    of [0, 1]; `class_names` has one entry per class. `factors` has the layers that are factorized, with their ranks
+    (see `models.factorized`). `code` is the file of the user's function that builds the network, otherwise None; `head`
+    describes the network's output; `feature_layer` is the layer whose inputs are the features, None for the last one.
     """
 
     architecture: str
@@ -60,23 +60,26 @@ class ClassifierSpec:
 
     @property
     def is_table(self) -> bool:
-        """Whether its inputs are rows of a table: one channel, one line of features."""
+        """Whether the inputs are rows of a table: one channel, height 1."""
         return self.input_shape[:2] == (1, 1)
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the network is none of the package's own."""
+        """Whether the network is not one of the architectures of kdx."""
         return parse_name(self.architecture).is_foreign
 
     def blueprint(self, program: bytes | None = None) -> Blueprint:
-        """Return what the network is built from, layers taken apart aside."""
+        """Return the blueprint of the network before layers are factorized."""
         return Blueprint(parse_name(self.architecture), self.code, program)
 
     def build(self, program: bytes | None = None) -> nn.Module:
-        """Return the network, freshly initialized. Raises `KdxError` when there is no such network.
+        """Return the network, freshly initialized.
 
         Args:
-            program: the bytes of the `.pt2` file, where the network is one.
+            program: the bytes of the `.pt2` file if the network is a program.
+
+        Raises:
+            KdxError: the network cannot be built (see `Blueprint.build`).
         """
         return factorize(self.blueprint(program).build(self.input_shape, self.num_classes), self.factors)
 
@@ -86,12 +89,12 @@ class ClassifierSpec:
 
 
 class Classifier(nn.Module):
-    """A classifier of pixels in [0, 1]. Teacher and student are roles of this class, not subclasses.
+    """A classifier of pixels in [0, 1]. Teacher and student are both of this class.
 
     The input is [batch, channels, height, width] float; the output is logits [batch, K]. Normalization with the
-    training data's mean and standard deviation is the first operation inside. The network may compute in another
-    `precision` than float32 (autocast), and be compiled; logits are float32, and weights are, all the same.
-    `queries` counts the images that it is shown, but for those of a program that is made of it.
+    training data's mean and standard deviation is the first operation inside. The network may be compiled, and may
+    compute in another precision than float32 (autocast, see `placed`); its logits are float32 in any case. `queries`
+    counts the images that it is given, except in an exported program.
     """
 
     mean: torch.Tensor
@@ -121,17 +124,17 @@ class Classifier(nn.Module):
 
     @property
     def is_table(self) -> bool:
-        """Whether its inputs are rows of a table: one channel, one line of features."""
+        """Whether the inputs are rows of a table: one channel, height 1."""
         return self.spec.is_table
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable values."""
+        """Number of values of all parameters."""
         return sum(p.numel() for p in self.network.parameters())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.mean.device
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -139,11 +142,11 @@ class Classifier(nn.Module):
         return self.of_normalized((pixels - self.mean) / self.std)
 
     def of_normalized(self, values: torch.Tensor) -> torch.Tensor:
-        """Return logits [batch, K] for pixels that are normalized already."""
+        """Return logits [batch, K] for pixels [batch, channels, height, width] that are already normalized."""
         if not torch.compiler.is_compiling():  # an exported program takes batches of any size
             self.queries.add(len(values))
         values = values.to(self._number)
-        if self._own_code:  # which may view a tensor in ways that only the usual layout allows
+        if self._own_code:  # may contain views that need the contiguous layout
             values = values.contiguous()
         if self._precision is None or self._number != torch.float32:
             return self.spec.head.logits(self.network(values))
@@ -151,11 +154,12 @@ class Classifier(nn.Module):
             return self.spec.head.logits(self.network(values))
 
     def placed(self, device: torch.device, precision: torch.dtype | None = None, compiled: bool = False) -> Classifier:
-        """Move the classifier to `device`, in the memory layout that convolutions are fastest in, and return it.
+        """Move the classifier to `device`, in the channels-last layout (faster convolutions), and return it.
 
         Args:
-            precision: what convolutions and linear layers compute in, such as `torch.bfloat16`; None for float32.
-            compiled: whether `torch.compile` makes the network faster from its first batch on.
+            precision: data type in which convolutions and linear layers compute, such as `torch.bfloat16`; None for
+                float32.
+            compiled: whether the network is compiled with `torch.compile` at its first batch.
         """
         self.to(device)
         if not self._own_code:
@@ -166,15 +170,15 @@ class Classifier(nn.Module):
         return self
 
     def copy(self) -> Classifier:
-        """Return a copy that shares nothing with this classifier."""
+        """Return a copy that shares no memory with this classifier."""
         twin = deepcopy(self)
-        if self._compiled:  # which is not copied
+        if self._compiled:  # compilation is not copied
             compile_network(twin.network)
         return twin
 
     @cached_property
     def feature_layer(self) -> str:
-        """Name of the layer whose inputs are the features: the named one, or the last that gives the answer.
+        """Name of the layer whose inputs are the features: that of the spec, otherwise the last layer with K outputs.
 
         Raises:
             ConfigError: the network has no layer with weights.
@@ -191,8 +195,8 @@ class Classifier(nn.Module):
 
     @cached_property
     def images_per_pass(self) -> int:
-        """Images that a forward pass without gradients takes well: up to 500, of at most 1 GB of layer outputs."""
-        network = deepcopy(self.network) if self._compiled else self.network  # a copy is not compiled again for hooks
+        """Number of images of a forward pass without gradients: at most 500, with at most 1 GB of layer outputs."""
+        network = deepcopy(self.network) if self._compiled else self.network  # a copy is not compiled
         self.queries.add_blank(1)
         with evaluation_mode(network):
             outputs = layer_outputs(network, self.blank(1)).values()
@@ -200,30 +204,30 @@ class Classifier(nn.Module):
         return max(1, min(MOST_IMAGES, MOST_BYTES // max(1, values * self._number.itemsize)))
 
     def blank(self, count: int) -> torch.Tensor:
-        """Return what the network itself takes, [count, channels, height, width], all zeros."""
+        """Return zeros as input of the network, [count, channels, height, width], in its data type."""
         return torch.zeros(count, *self.input_shape, device=self.device, dtype=self._number)
 
     def multiply_adds(self) -> int:
-        """Return the multiply-adds of convolutions and linear layers for one image; a blank one is shown for it."""
+        """Return the number of multiply-adds of convolutions and linear layers for one image, counted on zeros."""
         with evaluation_mode(self), self.queries.purpose(BLANK):
             return count_multiply_adds(self, torch.zeros(1, *self.input_shape, device=self.device))
 
     def frozen(self) -> Classifier:
-        """Put the classifier into evaluation mode, stop gradients to its weights, and return it."""
+        """Put the classifier into evaluation mode, disable gradients of its weights, and return it."""
         return self.eval().requires_grad_(False)
 
 
 def compile_network(network: nn.Module) -> None:
-    """Compile a network in place. It is compiled anew when hooks are added, which are to be called."""
+    """Compile a network in place. It is recompiled when hooks are added, so that they are called."""
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     network.compile()
 
 
 def encode_classifier(classifier: Classifier) -> bytes:
-    """Return the bytes of the `model.safetensors` file that rebuilds this classifier.
+    """Return the bytes of a `model.safetensors` file from which this classifier can be rebuilt.
 
-    Its header says whether the network has batch normalization that keeps statistics: names of tensors do not tell it
-    from instance normalization, and who asks need not load the network.
+    Its header says whether the network has batch normalization with running statistics. Names of tensors do not
+    distinguish it from instance normalization, and readers of the header need not load the network.
     """
     network = classifier.network
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # tied ones share memory
@@ -241,33 +245,33 @@ def load_classifier(path: str | Path) -> Classifier:
 
     Raises:
         ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names, or it
-            names code that nobody has allowed on this machine.
+            names code that was not allowed on this machine.
     """
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
     tensors, metadata = read_safetensors(file)
     with rebuilding(file, "classifier"):
-        spec = _spec_from_record(metadata["classifier"])
+        spec = _classifier_spec_from_record(metadata["classifier"])
         program = tensors.pop(PROGRAM_TENSOR).numpy().tobytes() if PROGRAM_TENSOR in tensors else None
-        _check_shapes(spec, tensors)
+        _check_tensor_shapes(spec, tensors)
         classifier = Classifier(spec, spec.build(program))
         classifier.network.load_state_dict(tensors)
     return classifier.eval()
 
 
 def read_spec(path: Path) -> ClassifierSpec:
-    """Return what a `model.safetensors` file says of its classifier; quick, without its weights.
+    """Return the spec in a `model.safetensors` file. The weights are not read.
 
     Raises:
         ArtifactError: the file is missing or malformed.
     """
     with rebuilding(path, "classifier"):
-        return _spec_from_record(read_safetensors_header(path)[1]["classifier"])
+        return _classifier_spec_from_record(read_safetensors_header(path)[1]["classifier"])
 
 
-def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:
-    """Raise `ValueError` unless the tensors are the architecture's, found out before memory is taken for it.
+def _check_tensor_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` unless names and shapes of the tensors fit the architecture; it is built on the meta device.
 
-    Code of a user's need not be able to build without memory, and has been allowed; it is not asked.
+    A user's code is not checked: it may not support the meta device, and it was allowed.
     """
     if spec.code is not None or parse_name(spec.architecture).kind in ("module", "program"):
         return
@@ -275,7 +279,7 @@ def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> Non
         with torch.device("meta"):
             expected = spec.build().state_dict()
     except ConfigError:
-        if spec.is_foreign:  # a few of torchvision's look at weights while they are built
+        if spec.is_foreign:  # a few networks of torchvision read weights while they are built
             return
         raise
     if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in expected.items()}:
@@ -283,7 +287,7 @@ def _check_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor]) -> Non
 
 
 def _record(spec: ClassifierSpec) -> dict[str, Any]:
-    """Return a spec as JSON values, without what few networks have."""
+    """Return a spec as JSON values, without entries that have their default."""
     record = asdict(spec)
     for name, usual in (("code", None), ("head", asdict(Head())), ("feature_layer", None)):
         if record[name] == usual:
@@ -291,7 +295,7 @@ def _record(spec: ClassifierSpec) -> dict[str, Any]:
     return record
 
 
-def _spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
+def _classifier_spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
     channels, height, width = (int(n) for n in record["input_shape"])
     head, code, layer = record.get("head"), record.get("code"), record.get("feature_layer")
     return ClassifierSpec(

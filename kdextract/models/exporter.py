@@ -1,7 +1,7 @@
-"""Classifiers as programs that run without kdx: ONNX files, and the `.pt2` files of `torch.export`.
+"""Exported classifiers, which run without kdx: ONNX files, and `.pt2` files of `torch.export`.
 
-A program takes `pixels`, float32 [batch, channels, height, width] in [0, 1] with any number of images, and gives
-`logits`, float32 [batch, K]; it normalizes inside. What it says about itself is under `METADATA_KEYS`.
+The input is `pixels`, float32 [batch, channels, height, width] in [0, 1] with any number of images; the output is
+`logits`, float32 [batch, K]. Normalization is inside. A file has metadata under `METADATA_KEYS`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 PIXELS, LOGITS = "pixels", "logits"
 OPSET = 18
-"""Version of ONNX's operators."""
+"""Version of the ONNX operator set."""
 METADATA_KEYS = ("kdx_version", "class_names", "input_shape", "input_range", "normalization")
 METADATA_FILE = "kdx.json"
-"""Where a `.pt2` file holds the metadata, among its extra files."""
+"""The extra file of a `.pt2` file that has the metadata."""
 CHECKED_BATCHES = (1, 2, 7, 18, 18, 18)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 KEPT_IN_GRAPH = ("val", "tensor_meta", "nn_module_stack")
-"""What a program needs of `torch.export`'s notes on a node; the others, stack traces above all, name places here."""
+"""Metadata of a node that a program needs. Others, such as stack traces, have paths of this machine and are removed."""
 
-Program = Callable[["torch.Tensor"], "torch.Tensor"]
+ExportedFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 """Pixels -> logits."""
 
 
@@ -51,7 +51,7 @@ def require_onnx() -> None:
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
-    """Return what an exported file says about itself: text under `METADATA_KEYS`, lists as JSON."""
+    """Return the metadata of an exported file: text under `METADATA_KEYS`, lists as JSON."""
     spec = classifier.spec
     names = json.dumps(spec.class_names, ensure_ascii=False)
     return dict(zip(METADATA_KEYS, (__version__, names, json.dumps(spec.input_shape), "[0, 1]", "inside"), strict=True))
@@ -61,7 +61,7 @@ def to_onnx(classifier: Classifier) -> bytes:
     """Return the ONNX file of a classifier. Equal classifiers give equal bytes.
 
     Raises:
-        ConfigError: packages are missing, or the network does something that ONNX or `torch.export` cannot say.
+        ConfigError: packages are missing, or ONNX or `torch.export` does not support an operation of the network.
     """
     import torch
 
@@ -91,7 +91,7 @@ def to_pt2(classifier: Classifier) -> bytes:
     """Return the `.pt2` file of a classifier. Equal classifiers give equal bytes.
 
     Raises:
-        ConfigError: the network does something that `torch.export` cannot say.
+        ConfigError: `torch.export` does not support an operation of the network.
     """
     import torch
 
@@ -106,11 +106,11 @@ def to_pt2(classifier: Classifier) -> bytes:
         return content.getvalue()
 
 
-def open_onnx(content: bytes) -> Program:
-    """Return an ONNX file as a function on this machine's processor.
+def open_onnx(content: bytes) -> ExportedFunction:
+    """Return an ONNX file as a function that runs on the CPU.
 
     Raises:
-        ConfigError: packages are missing, or onnxruntime lacks an operator that the file needs.
+        ConfigError: packages are missing, or onnxruntime does not support an operator of the file.
     """
     import torch
 
@@ -125,8 +125,8 @@ def open_onnx(content: bytes) -> Program:
     return lambda pixels: torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.contiguous().numpy()})[0])
 
 
-def open_pt2(content: bytes) -> Program:
-    """Return a `.pt2` file as a function. It must be this process's own: reading a stranger's could run code."""
+def open_pt2(content: bytes) -> ExportedFunction:
+    """Return a `.pt2` file as a function. Use it only on a file of this process: reading others can run code."""
     import torch
 
     with _quietly():
@@ -134,7 +134,7 @@ def open_pt2(content: bytes) -> Program:
     return lambda pixels: module(pixels)
 
 
-def open_safetensors(content: bytes) -> Program:
+def open_safetensors(content: bytes) -> ExportedFunction:
     """Return a `model.safetensors` file as a classifier. Raises as `load_classifier` does."""
     from .classifier import load_classifier
 
@@ -146,10 +146,11 @@ def open_safetensors(content: bytes) -> Program:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an exported program answers beside the classifier that it was made from.
+    """The outputs of an exported program compared with those of its classifier.
 
-    `largest_difference` is that of any two logits, `largest_logit` the classifier's, by absolute value; `same_class`
-    is the share of the images to which both give the same class.
+    `largest_difference` is the largest absolute difference of a logit, infinite if one is not finite; `largest_logit`
+    the largest absolute logit of the classifier; `same_class` the share of the images, in [0, 1], that get the same
+    class.
     """
 
     num_images: int
@@ -158,27 +159,32 @@ class Comparison:
     same_class: float
 
 
-def compare(classifier: Classifier, program: Program, batches: Sequence[torch.Tensor]) -> Comparison:
-    """Give the same batches of pixels, [batch, channels, height, width], to both. Values that are not finite differ."""
+def compare(classifier: Classifier, program: ExportedFunction, batches: Sequence[torch.Tensor]) -> Comparison:
+    """Compare both on the same batches of pixels, [batch, channels, height, width].
+
+    Raises:
+        ConfigError: the shapes of their outputs differ.
+    """
     import torch
 
-    plain = _plain(classifier)
+    plain = _reference_copy(classifier)
     with torch.no_grad():
         expected = torch.cat([plain(pixels) for pixels in batches])
-        answers = torch.cat([program(pixels) for pixels in batches])
-    if answers.shape != expected.shape:
-        raise ConfigError(f"the exported program gives {tuple(answers.shape)}, the classifier {tuple(expected.shape)}")
-    difference = (answers - expected).abs().max()
+        outputs = torch.cat([program(pixels) for pixels in batches])
+    if outputs.shape != expected.shape:
+        shapes = f"{tuple(outputs.shape)}, the classifier {tuple(expected.shape)}"
+        raise ConfigError(f"the exported program returns {shapes}")
+    difference = (outputs - expected).abs().max()
     return Comparison(
         len(expected),
         float(difference) if difference.isfinite() else float("inf"),
         float(expected.abs().max()),
-        float((answers.argmax(1) == expected.argmax(1)).float().mean()),
+        float((outputs.argmax(1) == expected.argmax(1)).float().mean()),
     )
 
 
-def _plain(classifier: Classifier) -> Classifier:
-    """Return a copy on the CPU in evaluation mode, in float32 or the network's own precision, in the usual layout."""
+def _reference_copy(classifier: Classifier) -> Classifier:
+    """Return a copy on the CPU in evaluation mode, without autocast, in the contiguous memory layout."""
     import torch
 
     twin = deepcopy(classifier).placed(torch.device("cpu")).frozen()
@@ -187,7 +193,7 @@ def _plain(classifier: Classifier) -> Classifier:
 
 
 def _example(classifier: Classifier) -> tuple[tuple[torch.Tensor], tuple[dict[int, Any]]]:
-    """Return arguments to follow through the network, and that their number of images may be any."""
+    """Return example arguments for the export, and the declaration that their batch size is dynamic."""
     import torch
 
     return (torch.zeros(2, *classifier.input_shape),), ({0: torch.export.Dim("batch")},)
@@ -197,11 +203,11 @@ def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
     import torch
 
     example, any_batch = _example(classifier)
-    return torch.export.export(_plain(classifier), example, dynamic_shapes=any_batch, strict=False)
+    return torch.export.export(_reference_copy(classifier), example, dynamic_shapes=any_batch, strict=False)
 
 
 def _strip(message: Any) -> None:
-    """Take stack traces, documentation and notes of the exporter out of a message of ONNX and all that is in it."""
+    """Remove stack traces, documentation and metadata from an ONNX message and all messages in it."""
     for field, value in message.ListFields():
         if field.name in ("doc_string", "metadata_props"):
             message.ClearField(field.name)
@@ -212,7 +218,7 @@ def _strip(message: Any) -> None:
 
 @contextmanager
 def _trying(failure: str) -> Iterator[None]:
-    """Keep a library quiet, and turn what it cannot do into a `ConfigError` of one line that begins with `failure`."""
+    """Suppress output of libraries; turn exceptions into a `ConfigError` of one line that begins with `failure`."""
     try:
         with _quietly():
             yield
@@ -227,7 +233,7 @@ def _trying(failure: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Hold back what libraries print, log and warn of in the block."""
+    """Suppress prints, logs and warnings of libraries in the block."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Layers taken apart into three: Tucker-2 students of a network (Kim et al. 2016, arXiv 1511.06530, figure 2)."""
+"""Factorized layers: one layer becomes three, as in Tucker-2 compression (Kim et al. 2016, arXiv 1511.06530)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LayerRanks = tuple[str, int, int]
 
 
 def factorizable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return the layers that can be taken apart, by name, in the order of the network."""
+    """Return the layers that can be factorized, by name, in order: linear layers and ungrouped convolutions."""
     return {
         name: module
         for name, module in network.named_modules()
@@ -26,7 +26,7 @@ def factorize(network: nn.Module, layers: Iterable[LayerRanks]) -> nn.Module:
     """Replace each named layer by `inwards`, `core` and `outwards`, freshly initialized, and return the network.
 
     A convolution becomes a 1x1 convolution to the in rank, the convolution itself from in rank to out rank, and a 1x1
-    convolution to its outputs; a linear layer becomes three. The last one has the bias.
+    convolution to its outputs; a linear layer becomes three. The last of the three has the bias.
 
     Raises:
         ConfigError: there is no such layer, or a rank is not between 1 and the layer's inputs or outputs.
@@ -35,17 +35,17 @@ def factorize(network: nn.Module, layers: Iterable[LayerRanks]) -> nn.Module:
         present = factorizable_layers(network)
         if name not in present:
             near = did_you_mean(name, list(present))
-            raise ConfigError(f"there is no convolution or linear layer {name!r} to take apart.{near}")
+            raise ConfigError(f"there is no convolution or linear layer {name!r} to factorize.{near}")
         parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, _taken_apart(name, present[name], in_rank, out_rank))
+        setattr(network.get_submodule(parent), child, _factorized(name, present[name], in_rank, out_rank))
     return network
 
 
-def _taken_apart(name: str, layer: nn.Conv2d | nn.Linear, in_rank: int, out_rank: int) -> nn.Sequential:
+def _factorized(name: str, layer: nn.Conv2d | nn.Linear, in_rank: int, out_rank: int) -> nn.Sequential:
     outputs, inputs = layer.weight.shape[:2]
     if not (1 <= in_rank <= inputs and 1 <= out_rank <= outputs):
         raise ConfigError(
-            f"layer {name} has {inputs} inputs and {outputs} outputs; its ranks cannot be {in_rank} and {out_rank}"
+            f"layer {name} has {inputs} inputs and {outputs} outputs; the ranks {in_rank} and {out_rank} do not fit"
         )
     has_bias = layer.bias is not None
     parts: OrderedDict[str, nn.Module] = OrderedDict()

@@ -1,4 +1,4 @@
-"""Context managers that look inside a network while it runs, and always detach."""
+"""Context managers that record or change activations of a network. Their hooks are removed at the end of the block."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..errors import ConfigError, did_you_mean
 from .channel_moments import channel_moments
 
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-_EXPORTED = "InterpreterModule"  # what a module is in a program of torch.export, whatever it was before
+_EXPORTED = "InterpreterModule"  # the class of every module in a program of torch.export
 
 
-class _Calls:
+class _CallCounter:
     """Names the calls of modules within one forward pass: `conv` the first time, `conv#2` the second."""
 
     def __init__(self, network: nn.Module, stack: ExitStack, recorded: dict[str, Any] | None = None) -> None:
@@ -48,11 +48,11 @@ def _modules_of(calls: Iterable[str]) -> list[str]:
 
 @contextmanager
 def record_activations(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record what the named layers put out, before any nonlinearity.
+    """Record the outputs of the named layers, before the activation function.
 
     A layer that is used twice in a forward pass has two names, such as `conv` and `conv#2`.
 
-    Yields a dict that every forward pass refills: layer name -> output [batch, ...], with its gradient history.
+    Yields a dict: layer name -> output [batch, ...] of the last forward pass, with its gradient history.
     """
     activations: dict[str, torch.Tensor] = {}
     with hand_over_activations(network, layers, activations.__setitem__, activations):
@@ -66,12 +66,12 @@ def hand_over_activations(
     take: Callable[[str, torch.Tensor], None],
     recorded: dict[str, torch.Tensor] | None = None,
 ) -> Iterator[None]:
-    """Call `take(name, output)` for each output [batch, ...] of the named layers, as soon as it is there.
+    """Call `take(name, output)` for each output [batch, ...] of the named layers, as soon as it is computed.
 
-    Nothing is kept, so that a forward pass without gradients needs no more memory than without hooks.
+    Outputs are not stored, so that a forward pass without gradients needs no more memory than without hooks.
 
     Args:
-        recorded: a dict that `take` fills; every forward pass empties it first.
+        recorded: a dict that `take` fills; it is cleared at the beginning of every forward pass.
     """
 
     def pass_on(name: str) -> Callable[..., None]:
@@ -83,7 +83,7 @@ def hand_over_activations(
         return hook
 
     with ExitStack() as stack:
-        calls = _Calls(network, stack, recorded)
+        calls = _CallCounter(network, stack, recorded)
         for name in _modules_of(layers):
             stack.callback(network.get_submodule(name).register_forward_hook(pass_on(name)).remove)
         yield
@@ -103,7 +103,7 @@ def transform_inputs(
         return hook
 
     with ExitStack() as stack:
-        calls = _Calls(network, stack)
+        calls = _CallCounter(network, stack)
         for name in _modules_of(layers):
             stack.callback(network.get_submodule(name).register_forward_pre_hook(replace(name)).remove)
         yield
@@ -111,11 +111,10 @@ def transform_inputs(
 
 @contextmanager
 def record_features(network: nn.Module, layer: str) -> Iterator[list[torch.Tensor]]:
-    """Record what enters the named layer, such as the features that a classifier ends with.
+    """Record the inputs of the named layer, such as the features before the last layer of a classifier.
 
-    Yields a list to which every call of the layer adds one tensor [batch, units], with its gradient history; of
-    [batch, channels, height, width] it holds the means over the pixels, of [batch, tokens, units] those over the
-    tokens.
+    Yields a list to which every call of the layer adds one tensor [batch, units], with its gradient history. Inputs
+    [batch, channels, height, width] are averaged over the pixels, inputs [batch, tokens, units] over the tokens.
 
     Raises:
         ConfigError: the network has no such layer.
@@ -139,17 +138,17 @@ def record_features(network: nn.Module, layer: str) -> Iterator[list[torch.Tenso
 
 
 def last_layer(network: nn.Module, outputs: int, *inputs: torch.Tensor) -> str:
-    """Return the name of the last layer with weights that runs and gives `outputs` numbers per image.
+    """Return the name of the last layer with weights that has `outputs` outputs or channels.
 
-    `inputs` are valid input batches; the network runs on them once. If no layer gives so many, it is the last that
-    runs.
+    If there is none, the last layer with weights that runs. `inputs` are valid input batches; the network runs on them
+    once.
 
     Raises:
         ConfigError: no layer with weights runs.
     """
     shapes = weighted_layers(network, *inputs)
     if not shapes:
-        raise ConfigError("the teacher has no convolution and no linear layer, whose inputs would be its features")
+        raise ConfigError("the teacher has no convolution and no linear layer, so it has no features")
     fitting = [name for name, shape in shapes.items() if outputs in (*shape[:1], *shape[-1:])]
     return module_of((fitting or list(shapes))[-1])
 
@@ -164,7 +163,7 @@ def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """Mean and variance per channel, [channels]: of a batch, with gradient history, and those that a layer keeps."""
+    """Mean and variance per channel, [channels]: of a batch, with gradient history, and the layer's running ones."""
 
     mean: torch.Tensor
     variance: torch.Tensor
@@ -173,14 +172,14 @@ class BatchStatistics:
 
 
 def batch_norm_layers(network: nn.Module) -> list[str]:
-    """Return the names of the batch normalization layers that keep statistics of their training data."""
+    """Return the names of the batch normalization layers that have running statistics of their training data."""
     return [name for name, module in network.named_modules() if _keeps_statistics(module)]
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    """Whether it has a running mean and variance, as batch normalization has, frozen or not, under any name.
+    """Whether the module has the running mean and variance of batch normalization, whatever its class.
 
-    Instance normalization keeps an average of the variances within single images, which is not that of the data.
+    Instance normalization is excluded: its running variance is that within single images, not that of the data.
     """
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
@@ -189,7 +188,7 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 
 def _normalizes_instances(module: nn.Module) -> bool:
-    """Whether it is an instance normalization, also where a program of torch.export holds it."""
+    """Whether the module is instance normalization, also in a program of torch.export."""
     if type(module).__name__ == _EXPORTED:
         return any("instance_norm" in str(node.target) for node in module.graph.nodes)  # type: ignore[union-attr]
     return isinstance(module, _InstanceNorm)
@@ -197,11 +196,10 @@ def _normalizes_instances(module: nn.Module) -> bool:
 
 @contextmanager
 def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStatistics]]:
-    """Record the statistics of what enters each batch normalization layer.
+    """Record the statistics of the inputs of each batch normalization layer.
 
-    Yields a dict that every forward pass refills: layer name -> statistics; empty for a network without such layers.
-    A layer that is used twice has two entries. The variance of a batch is the biased one, as in DeepInversion (Yin et
-    al. 2020).
+    Yields a dict: layer name -> statistics of the last forward pass; empty for a network without such layers. A layer
+    that is used twice has two entries. Variances of batches are biased ones, as in DeepInversion (Yin et al. 2020).
     """
     recorded: dict[str, BatchStatistics] = {}
 
@@ -216,7 +214,7 @@ def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStati
         return hook
 
     with ExitStack() as stack:
-        calls = _Calls(network, stack, recorded)
+        calls = _CallCounter(network, stack, recorded)
         for name in batch_norm_layers(network):
             stack.callback(network.get_submodule(name).register_forward_pre_hook(keep(name)).remove)
         yield recorded
@@ -224,7 +222,7 @@ def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStati
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and every module of it back into its own mode afterwards."""
+    """Put a network into evaluation mode, and restore the mode of each of its modules afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -236,10 +234,10 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_evaluation(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode without gradients to its weights, and give both back afterwards.
+    """Put a network into evaluation mode without gradients of its weights, and restore both afterwards.
 
-    For gradients through a network to its inputs: a compiled network computes those of all weights that want one, even
-    if nothing asks for them.
+    Use it for gradients with respect to the inputs: a compiled network computes the gradients of all weights with
+    `requires_grad`, even if they are not used.
     """
     wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     with evaluation_mode(network):
@@ -254,12 +252,12 @@ def frozen_evaluation(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """What a layer puts out for the inputs that it was tried with.
+    """The output of a layer for given inputs.
 
     Attributes:
-        shape: with the leading dimension, which is not the batch in every layer: attention in windows, for one, puts
-            the windows of all images there.
-        channel_axis: which of its dimensions counts channels: 1 in a convolution, the last in a linear layer.
+        shape: of the whole output. The first dimension is not the batch in every layer: in window attention, for
+            example, it counts the windows of all images.
+        channel_axis: the dimension of the channels: 1 in a convolution, the last one in a linear layer.
     """
 
     shape: tuple[int, ...]
@@ -267,7 +265,7 @@ class LayerOutput:
 
 
 def layer_outputs(network: nn.Module, *inputs: torch.Tensor) -> dict[str, LayerOutput]:
-    """Return what convolutions and linear layers put out, by name, in the order in which they run.
+    """Return the outputs of convolutions and linear layers, by name, in the order in which they run.
 
     `inputs` are valid input batches; the network runs on them once.
     """
@@ -283,7 +281,7 @@ def layer_outputs(network: nn.Module, *inputs: torch.Tensor) -> dict[str, LayerO
         return hook
 
     with torch.no_grad(), ExitStack() as stack:
-        calls = _Calls(network, stack, outputs)
+        calls = _CallCounter(network, stack, outputs)
         for name, module in network.named_modules():
             if is_weighted(module):
                 stack.callback(module.register_forward_hook(note(name)).remove)
@@ -300,7 +298,7 @@ def weighted_layers(network: nn.Module, *inputs: torch.Tensor) -> dict[str, tupl
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Whether it is a convolution or a linear layer, also where a program of torch.export holds it."""
+    """Whether the module is a convolution or a linear layer, also in a program of torch.export."""
     if isinstance(module, _WEIGHTED):
         return True
     weight = getattr(module, "weight", None)
@@ -308,14 +306,17 @@ def is_weighted(module: nn.Module) -> bool:
 
 
 def count_multiply_adds(network: nn.Module, *inputs: torch.Tensor) -> int:
-    """Return the multiply-adds of convolutions and linear layers for ONE image (or noise) of the inputs' shapes."""
+    """Return the number of multiply-adds of convolutions and linear layers for ONE image (or noise vector).
+
+    `inputs` are valid input batches; the network runs on the first element of each.
+    """
     total = 0
     modules = dict(network.named_modules())
     for name, shape in weighted_layers(network, *(values[:1] for values in inputs)).items():
         layer = modules[module_of(name)]
         assert isinstance(layer.weight, torch.Tensor)
         products = layer.weight[0].numel()
-        if isinstance(layer, nn.ConvTranspose2d):  # of its products, an output pixel gets one in stride^2
+        if isinstance(layer, nn.ConvTranspose2d):  # only one in stride^2 of its products contributes to an output pixel
             products = layer.weight[:, 0].numel() // math.prod(layer.stride)
         total += math.prod(shape) * products
     return total

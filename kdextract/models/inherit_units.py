@@ -1,11 +1,13 @@
-"""A student that starts with units of its teacher instead of random ones, where the two are built alike.
+"""A student that starts with units of its teacher instead of random ones, where it is a narrower copy of the teacher.
 
-Units are chosen by the size of their weights, as in pruning by magnitude (Li et al. 2017, arXiv 1608.08710), weights
-that lead onwards counted as well. What is left out is missed by what is kept; distillation repairs that.
+Units are ranked by the size of their weights, as in pruning by magnitude (Li et al. 2017, arXiv 1608.08710); the
+weights that the following layer gives to a unit count as well. Dropping units changes the outputs of the network, which
+distillation repairs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,34 +17,47 @@ from .classifier import Classifier
 
 Weighted = nn.Conv2d | nn.Linear | nn.BatchNorm2d
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-"""Layers that change nothing in evaluation mode: one network may have them and the other not."""
+"""Layers that change nothing in evaluation mode: only one of the two networks may have them."""
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A layer with weights of the teacher, and the layer at the same position of the student."""
+
+    teacher: Weighted
+    student: Weighted
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is batch normalization, which has the channels of the layer before it."""
+        return isinstance(self.teacher, nn.BatchNorm2d)
 
 
 def inherit(teacher: Classifier, student: Classifier) -> bool:
-    """Overwrite the student's weights with those of the teacher's strongest units, if it is a narrower copy.
+    """Overwrite the student's weights by those of the teacher's strongest units, if it is a narrower copy.
 
-    That is: both networks are sequences of the same layers, with equal kernels, and no layer of the student is wider.
+    It is one if both networks are sequences of the same layers with equal kernels and no layer of it is wider.
 
     Returns:
-        Whether it is, and was done; otherwise the student is left as it was.
+        Whether it is a narrower copy. If not, the student is unchanged.
     """
-    pairs = _pairs(teacher.network, student.network)
+    pairs = layer_pairs(teacher.network, student.network)
     if pairs is None:
         return False
-    kept: torch.Tensor | None = None  # channels of the previous layer that the student has
+    kept: torch.Tensor | None = None  # channels of the previous layer that the student has; None for all
     total = 0
     with torch.no_grad():
-        for index, (ours, theirs) in enumerate(pairs):
+        for index, pair in enumerate(pairs):
+            ours, theirs = pair.teacher, pair.student
             if isinstance(ours, nn.BatchNorm2d):
-                assert kept is not None
-                for name, value in theirs.state_dict().items():
-                    value.copy_(ours.state_dict()[name][kept] if value.dim() else ours.state_dict()[name])
+                for name, value in ours.state_dict().items():
+                    theirs.state_dict()[name].copy_(value[kept] if value.dim() and kept is not None else value)
                 continue
             assert ours.weight is not None
             weight = ours.weight.flatten(1)
-            if kept is not None:  # a linear layer after a convolution takes several columns of each channel
+            if kept is not None:  # a linear layer after a convolution has several columns for each channel
                 weight = weight.view(len(weight), total, -1)[:, kept].flatten(1)
-            following = next((layer for layer, _ in pairs[index + 1 :] if not isinstance(layer, nn.BatchNorm2d)), None)
+            following = next((later.teacher for later in pairs[index + 1 :] if not later.is_norm), None)
             kept, total = _strongest(weight, following, len(theirs.weight)), len(ours.weight)
             theirs.weight.copy_(weight[kept].view(theirs.weight.shape))
             if theirs.bias is not None and ours.bias is not None:
@@ -51,9 +66,12 @@ def inherit(teacher: Classifier, student: Classifier) -> bool:
 
 
 def _strongest(weight: torch.Tensor, following: nn.Module | None, count: int) -> torch.Tensor:
-    """Return the rows, in order, of the `count` units of a layer with the largest weights in and out, multiplied.
+    """Return the indices, ascending, of the `count` units with the largest product of two norms: of the weights of the
+    unit, and of those that the following layer gives to it.
 
-    `weight` is [units, inputs]; without a following layer all units stay.
+    Args:
+        weight: [units, inputs].
+        following: the next layer with weights; None after the last one, of which all units stay.
     """
     if following is None:
         return torch.arange(count, device=weight.device)
@@ -62,33 +80,58 @@ def _strongest(weight: torch.Tensor, following: nn.Module | None, count: int) ->
     return (weight.norm(dim=1) * onwards.norm(dim=(0, 2))).topk(count).indices.sort().values
 
 
-def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Weighted, Weighted]] | None:
-    """Return the layers with weights, teacher's and student's, or None where the student is no narrower copy."""
+def layer_pairs(teacher: nn.Module, student: nn.Module) -> list[LayerPair] | None:
+    """Return the layers with weights of both networks in order; None if the student is no narrower copy."""
     if not (isinstance(teacher, nn.Sequential) and isinstance(student, nn.Sequential)):
         return None
     ours, theirs = ([layer for layer in network if not isinstance(layer, PASSING)] for network in (teacher, student))
-    if [type(layer) for layer in ours] != [type(layer) for layer in theirs]:
+    if not _same_types(ours, theirs) or not _only_weighted_have_parameters(ours):
         return None
     both = zip(ours, theirs, strict=True)
-    pairs = [(a, b) for a, b in both if isinstance(a, Weighted) and isinstance(b, Weighted)]
-    others = [layer for layer in teacher if not isinstance(layer, Weighted)]
-    if any(True for layer in others for _ in layer.parameters()) or not all(_fits(a, b) for a, b in pairs):
-        return None
-    chain = [(a, b) for a, b in pairs if not isinstance(a, nn.BatchNorm2d)]
-    for (a, b), (c, d) in pairwise(chain):
-        if _inputs(c) * _outputs(b) != _inputs(d) * _outputs(a) or _inputs(c) % _outputs(a):
-            return None
-    ends_alike = bool(chain) and _inputs(chain[0][0]) == _inputs(chain[0][1])
-    return pairs if ends_alike and _outputs(chain[-1][0]) == _outputs(chain[-1][1]) else None
+    pairs = [LayerPair(a, b) for a, b in both if isinstance(a, Weighted) and isinstance(b, Weighted)]
+    chain = [pair for pair in pairs if not pair.is_norm]
+    narrower = all(_equal_kernels(pair) and _not_wider(pair) for pair in pairs)
+    if narrower and _equal_ends(chain) and all(_inputs_follow(*neighbours) for neighbours in pairwise(chain)):
+        return pairs
+    return None
 
 
-def _fits(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Say whether a layer of the student could be made of units of the teacher's."""
-    if isinstance(ours, nn.Conv2d) and isinstance(theirs, nn.Conv2d):
-        alike = ("kernel_size", "stride", "padding", "dilation", "groups")
-        if ours.groups != 1 or any(getattr(ours, name) != getattr(theirs, name) for name in alike):
-            return False
-    return _outputs(theirs) <= _outputs(ours)
+def _same_types(ours: list[nn.Module], theirs: list[nn.Module]) -> bool:
+    return [type(layer) for layer in ours] == [type(layer) for layer in theirs]
+
+
+def _only_weighted_have_parameters(layers: list[nn.Module]) -> bool:
+    """Return whether all parameters are in layers that `inherit` copies."""
+    return not any(list(layer.parameters()) for layer in layers if not isinstance(layer, Weighted))
+
+
+def _equal_kernels(pair: LayerPair) -> bool:
+    """Return whether the layers differ in their channels only. Grouped convolutions are not supported."""
+    if pair.is_norm:
+        return pair.teacher.state_dict().keys() == pair.student.state_dict().keys()
+    if not isinstance(pair.teacher, nn.Conv2d):
+        return True
+    names = ("kernel_size", "stride", "padding", "dilation", "groups")
+    return pair.teacher.groups == 1 and all(getattr(pair.teacher, n) == getattr(pair.student, n) for n in names)
+
+
+def _not_wider(pair: LayerPair) -> bool:
+    return _outputs(pair.student) <= _outputs(pair.teacher)
+
+
+def _equal_ends(chain: list[LayerPair]) -> bool:
+    """Return whether both networks have equal numbers of inputs of the first layer and outputs of the last."""
+    if not chain:
+        return False
+    first, last = chain[0], chain[-1]
+    same_inputs = _inputs(first.teacher) == _inputs(first.student)
+    return same_inputs and _outputs(last.teacher) == _outputs(last.student)
+
+
+def _inputs_follow(before: LayerPair, after: LayerPair) -> bool:
+    """Return whether a layer has equally many inputs for each unit of the layer before, in both networks."""
+    per_unit, rest = divmod(_inputs(after.teacher), _outputs(before.teacher))
+    return rest == 0 and _inputs(after.student) == per_unit * _outputs(before.student)
 
 
 def _outputs(layer: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Batched operations on images as tensors: resizing, channels, augmentation, blur."""
+"""Batched operations on images as tensors: conversion to and from 8 bits, resizing, number of channels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from .architectures import InputShape
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """Round pixels in [0, 1] to the 256 levels in which images are kept."""
+    """Return pixels in [0, 1] as uint8, rounded to the 256 levels in which images are stored."""
     return (pixels * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pixels(stored: torch.Tensor) -> torch.Tensor:
-    """Return stored uint8 images as float pixels in [0, 1], laid out channels-last."""
+    """Return uint8 images [N, C, H, W] as float32 pixels in [0, 1], in the channels-last memory layout."""
     return stored.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def fit_images(stored: torch.Tensor, shape: InputShape, chunk: int = 4096) -> torch.Tensor:
-    """Return uint8 images [N, c, h, w] in another shape: bilinear (antialiased) size, grey or colour channels.
+    """Return uint8 images [N, c, h, w] as uint8 [N, *shape]: resized (bilinear, antialiased), in grey or colour.
 
-    Grey becomes colour by repetition, colour becomes grey by the luma weights of ITU-R BT.601.
+    Grey images become colour by repeating the channel, colour images become grey by the luma weights of ITU-R BT.601.
+
+    Args:
+        shape: (channels, height, width).
+        chunk: number of images that are converted at a time, which limits the memory.
     """
     channels, height, width = shape
     if tuple(stored.shape[1:]) == shape:

@@ -1,4 +1,4 @@
-"""How many images a network is shown, and what for."""
+"""The number of images that are given to a network, by purpose."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SYNTHESIS, TARGETS = "synthesis", "targets"
-"""To make images, or a generator of images; for the answers that a student or a transfer set learns or keeps."""
+"""Making images or training a generator; outputs as targets of a student or of a transfer set."""
 HELD_OUT, PROBE = "held_out", "probe"
-"""To choose images that no student learns from; for the answers to them, distorted ones included."""
+"""Choosing images that the student does not learn from; outputs for them and for distorted copies of them."""
 TRIAL, ESTIMATE, PICTURES = "trial", "estimate", "pictures"
-"""To find out how long a step takes; to estimate the student's accuracy; for what pictures and summaries say."""
+"""Measuring the time of a step; estimating the student's accuracy; confidences in pictures and summaries."""
 STATISTICS, EVALUATION, NEIGHBOURS = "statistics", "evaluation", "neighbours"
-"""Real images, for the record of statistics, for scores, and, with synthetic ones, for their distances."""
+"""Real images: for recorded statistics, for scores, and (with synthetic images) for distances to them."""
 BLANK = "blank"
-"""Images of zeros, for the shapes of a network's layers."""
+"""Images of zeros, to find the output shapes of layers."""
 
 
 class Queries:
-    """Images that a network was shown, by purpose. A batch of N images counts N, whatever their size.
+    """Counts the images that are given to a network, by purpose. A batch of N images counts as N, whatever their size.
 
     Args:
-        usual: the purpose where no block names another one.
+        usual: the purpose outside of blocks of `purpose`.
     """
 
     def __init__(self, usual: str = SYNTHESIS) -> None:
@@ -31,23 +31,23 @@ class Queries:
 
     @property
     def total(self) -> int:
-        """Images for every purpose."""
+        """Number of images for all purposes together."""
         return sum(self.counts.values())
 
     def add(self, images: int, purpose: str | None = None) -> None:
-        """Count images; for `purpose` unless a block around names another one."""
+        """Count images for the purpose of the enclosing block, otherwise for `purpose`, otherwise for the usual one."""
         name = self._named or purpose or self.usual
         self.counts[name] = self.counts.get(name, 0) + images
 
     def add_blank(self, images: int) -> None:
-        """Count images of zeros, whatever block is around: they are shown once, by whoever is first to need a shape."""
+        """Count images of zeros, in any block: shapes are found once, in the first block that needs them."""
         self.counts[BLANK] = self.counts.get(BLANK, 0) + images
 
     @contextmanager
     def purpose(self, name: str) -> Iterator[None]:
-        """Count what the network is shown in the block for this purpose; of blocks within blocks the outermost counts.
+        """Count all images in the block for this purpose. In nested blocks, the outermost one counts.
 
-        So the images of a trial are all counted for the trial, whatever each of its steps does.
+        For example, all images of a trial are counted for the trial, whatever each of its steps does.
         """
         if self._named is not None:
             yield

@@ -1,6 +1,6 @@
 """Tucker-2 decomposition of weights, and ranks by empirical variational Bayes.
 
-Libraries of tensor decompositions, such as TensorLy, take the ranks as given; here they are estimated from the weights.
+Libraries of tensor decompositions, such as TensorLy, need given ranks; here they are estimated from the weights.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from scipy.optimize import minimize_scalar
 
 SWEEPS = 50
 TOLERANCE = 1e-9
-"""Sweeps end when the share of the weight's squared norm that is kept grows by less."""
+"""Iterations end when the kept share of the squared norm of the weight increases by less than this."""
 
 
 @dataclass(frozen=True)
 class Tucker2:
-    """weight[o, i, ...] is about the sum over p, q of outwards[o, p] * core[p, q, ...] * inwards[q, i].
+    """weight[o, i, ...] is approximated by the sum over p, q of outwards[o, p] * core[p, q, ...] * inwards[q, i].
 
     `inwards` is [in rank, I], `core` [out rank, in rank, ...], `outwards` [O, out rank]; `error` is the relative error
     of the weight in the Frobenius norm, in [0, 1].
@@ -37,7 +37,8 @@ def tucker2(weight: torch.Tensor, in_rank: int, out_rank: int) -> Tucker2:
     Higher-order orthogonal iteration from the truncated higher-order SVD (De Lathauwer et al. 2000), in float64.
 
     Args:
-        in_rank, out_rank: 1 to I, 1 to O.
+        in_rank: from 1 to I.
+        out_rank: from 1 to O.
     """
     original = weight.detach().to("cpu", torch.float64)
     total = float(original.square().sum())
@@ -56,27 +57,27 @@ def tucker2(weight: torch.Tensor, in_rank: int, out_rank: int) -> Tucker2:
 
 
 def _unfold(weight: torch.Tensor, axis: int) -> torch.Tensor:
-    """Return the matrix whose rows go along `axis`."""
+    """Return the unfolding of the weight as a matrix with one row per index of `axis`."""
     return weight.movedim(axis, 0).flatten(1)
 
 
 def _leading(matrix: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the first left singular vectors, [rows, rank]; beyond the matrix's columns, any that complete a basis."""
+    """Return the first left singular vectors, [rows, rank]; if there are fewer columns, others complete the basis."""
     return torch.linalg.svd(matrix, full_matrices=matrix.shape[1] < rank).U[:, :rank]
 
 
 def _project(weight: torch.Tensor, factor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Multiply an axis of the weight by a factor's transpose."""
+    """Multiply an axis of the weight by the transpose of a factor."""
     return torch.tensordot(weight, factor, dims=([axis], [0])).movedim(-1, axis)
 
 
 def evbmf_rank(matrix: torch.Tensor) -> int:
-    """Return how many singular values of a matrix stand out of its noise, 0 to the shorter side.
+    """Return the estimated rank of a matrix with noise: from 0 to the shorter side.
 
-    Empirical variational Bayesian matrix factorization with unknown noise, in closed form but for the noise's variance
+    Empirical variational Bayesian matrix factorization with unknown noise, in closed form except the noise variance
     (Nakajima et al. 2013, "Global Analytic Solution of Fully-Observed Variational Bayesian Matrix Factorization",
-    theorems 2 and 3, corollary 2). A matrix whose smaller singular values are exactly zero has no noise: its rank is
-    returned.
+    theorems 2 and 3, corollary 2). For a matrix without full rank there is no noise to estimate: its rank
+    is returned.
     """
     values = torch.linalg.svdvals(matrix.detach().to("cpu", torch.float64)).numpy()
     rows, columns = sorted(matrix.shape)
@@ -87,7 +88,7 @@ def evbmf_rank(matrix: torch.Tensor) -> int:
         return present
     shape = rows / columns
     threshold = (1 + (tau := 2.5129 * math.sqrt(shape))) * (1 + shape / tau)
-    # at most so many components can be told from noise; what is left bounds the noise's variance from below
+    # the remaining singular values are noise, and give a lower bound of its variance
     tail = energies[min(math.ceil(rows / (1 + shape)) - 1, rows - 1) :]
     least = max(float(tail[0]) / (columns * threshold), float(tail.mean()) / columns)
     most = float(energies.sum()) / (rows * columns)

@@ -222,7 +222,7 @@ def test_what_is_in_the_cache_needs_no_connection(parquet_dir: Path, offline: Pa
 @pytest.mark.parametrize("spec", ["hf:ylecun/mnist", "hf:mnist", "hf:ylecun/mnist@mnist"])
 def test_what_is_not_in_the_cache_is_not_fetched(spec: str, offline: Path) -> None:
     for open_it in (load_data, fingerprint):
-        with pytest.raises(DataError, match=f"^{spec} is not on this machine; let it be fetched with --download$"):
+        with pytest.raises(DataError, match=f"^{spec} is not on this machine; download it with --download$"):
             open_it(spec, "train", NOWHERE)
     assert not offline.exists()
 
@@ -282,7 +282,7 @@ def test_what_goes_wrong_on_the_way_is_said_in_one_line(monkeypatch: pytest.Monk
         raise ConnectionError("the line is dead\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
-    with pytest.raises(DataError, match=r"^hf:me/pets cannot be fetched: the line is dead$"):
+    with pytest.raises(DataError, match=r"^hf:me/pets cannot be downloaded: the line is dead$"):
         load_data("hf:me/pets", "train", NOWHERE, download=True)
 
 
@@ -321,7 +321,7 @@ def write_card(root: Path, place: str) -> None:
 )  # fmt: skip
 def test_a_card_cannot_name_files_elsewhere(place: str, parquet_dir: Path) -> None:
     write_card(parquet_dir, place)
-    with pytest.raises(DataError, match="names files outside of it"):
+    with pytest.raises(DataError, match="names files outside of its directory"):
         load_data(f"hf:{parquet_dir}", "train", NOWHERE)
 
 
@@ -403,7 +403,7 @@ def test_missing_columns_are_named(column: int, missing: str, tmp_path: Path) ->
 def test_splits_of_other_names_are_named(tmp_path: Path) -> None:
     for name in ("test", "validation"):
         save_parquet(tmp_path / "pets" / f"{name}.parquet", pictures(2), [0, 1])
-    with pytest.raises(DataError, match="has no split train, but "):
+    with pytest.raises(DataError, match="has no split train; its splits are "):
         load_data(f"hf:{tmp_path / 'pets'}", "train", NOWHERE)
 
 

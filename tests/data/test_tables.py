@@ -11,9 +11,10 @@ import torch
 from conftest import errors_of_one_answer
 
 from kdextract import api
-from kdextract.data import tables
+from kdextract.data import planes
 from kdextract.data.load import check_spec, data_names, fingerprint, is_real_data, load_data, mirrors_make_sense
-from kdextract.data.tables import PLANES, TEST_POINTS, TRAIN_POINTS, is_table, plane_points, range_of, to_levels
+from kdextract.data.planes import PLANES, TEST_POINTS, TRAIN_POINTS, plane_points
+from kdextract.data.tables import is_table, range_of, to_levels
 from kdextract.errors import ConfigError, DataError, UsageError
 from kdextract.methods.auto import pick
 from kdextract.models.architectures import architecture
@@ -119,7 +120,7 @@ def test_points_of_the_plane_come_half_and_half_and_fill_it(spec: str) -> None:
 @pytest.mark.parametrize("spec", PLANE_NAMES)
 def test_points_outside_are_drawn_again_not_moved_to_the_border(spec: str) -> None:
     points = load_data(spec, "train", NOWHERE).images.view(-1, 2)
-    assert float((points == 255).float().mean(0).max()) < tables.TAILS[0]
+    assert float((points == 255).float().mean(0).max()) < planes.TAILS[0]
 
 
 def test_the_formulas_put_classes_where_the_simulation_has_them() -> None:
@@ -183,7 +184,7 @@ def test_data_and_fingerprints_are_the_same_every_time(spec: str) -> None:
 def test_fingerprints_tell_sets_splits_and_versions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     prints = [fingerprint(spec, "train", NOWHERE) for spec in [*EVERY_NAME, "digits"]]
     prints += [fingerprint(spec, "test", NOWHERE) for spec in PLANE_NAMES]
-    monkeypatch.setattr("kdextract.data.load.FORMULAS_VERSION", tables.FORMULAS_VERSION + 1)
+    monkeypatch.setattr("kdextract.data.load.FORMULAS_VERSION", planes.FORMULAS_VERSION + 1)
     prints += [fingerprint(spec, "train", NOWHERE) for spec in PLANE_NAMES]
     assert len(set(prints)) == len(prints)
 
@@ -267,7 +268,7 @@ def test_malformed_tables_are_refused(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("x_train", [None, np.zeros((15, 2)), np.zeros((15, 3, 3)), np.zeros((0, 3))], ids=str)
 def test_test_rows_without_training_rows_to_scale_them_are_refused(x_train: np.ndarray | None, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"table of 3 columns, and in x_train no rows"):
+    with pytest.raises(DataError, match=r"table of 3 columns, but x_train has no such rows"):
         load_data(saved(tmp_path, table_arrays(x_train=x_train)), "test", NOWHERE)
 
 

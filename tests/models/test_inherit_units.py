@@ -145,3 +145,30 @@ def test_kernels_must_be_equal() -> None:
 
     assert inherit(around(network(3)), around(network(3)))
     assert not inherit(around(network(3)), around(network(5)))
+
+
+def test_a_network_may_begin_with_batch_normalization() -> None:
+    def network(width: int) -> nn.Sequential:
+        norms = nn.BatchNorm2d(3), nn.BatchNorm2d(width)
+        return nn.Sequential(
+            norms[0], nn.Conv2d(3, width, 3), norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, 2)
+        )
+
+    giver, heir = around(network(8)), around(network(4))
+    with torch.no_grad():
+        giver(torch.rand(5, 3, 8, 8))
+        giver.network[0].running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        giver.network[2].bias.copy_(torch.arange(8.0))
+    assert inherit(giver, heir)
+    assert heir.network[0].running_mean.tolist() == [1, 2, 3]
+    rows = giver.network[1].weight.flatten(1)
+    units = [int((rows == row).all(1).nonzero()) for row in heir.network[1].weight.flatten(1)]
+    assert heir.network[2].bias.tolist() == units, "the same channels as the convolution before"
+
+
+def test_batch_normalization_with_other_tensors_is_left_alone() -> None:
+    giver = around(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)))
+    heir = around(nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2, affine=False), nn.Flatten(), nn.Linear(72, 2)))
+    before = contents(heir.network)
+    assert not inherit(giver, heir)
+    assert all(torch.equal(value, before[name]) for name, value in heir.network.state_dict().items())

@@ -115,7 +115,13 @@ def test_a_function_and_its_weights_become_the_teacher(tmp_path: Path, model: Pa
     assert metrics["model"] == "model.py:build(num_classes=7)"
     assert (metrics["input_size"], metrics["num_classes"], metrics["batch_norm_layers"]) == ("1x8x8", 7, 1)
     said = "\n".join(metrics["found"])
-    for part in ("under 'state_dict'", "'module.'", "1x8x8 (found by trying)", "'logits'", "rows of the last layer"):
+    for part in (
+        "under 'state_dict'",
+        "'module.'",
+        "1x8x8 (detected by trying sizes)",
+        "'logits'",
+        "rows of the last layer",
+    ):
         assert part in said, part
     assert {entry.role for entry in made.manifest.inputs} == {"weights", "code"}
     teacher = load_classifier(made.directory)
@@ -142,7 +148,7 @@ def test_code_of_a_file_from_elsewhere_does_not_run(
 ) -> None:
     made = imported(tmp_path, f"{model}:build", weights=str(weights))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
-    with pytest.raises(ArtifactError, match=r"the code of model.py .* calls build\(num_classes=7\), which nobody has"):
+    with pytest.raises(ArtifactError, match=r"the code of model.py .* calls build\(num_classes=7\), which was not"):
         load_classifier(made.directory)
     with pytest.raises(ArtifactError, match="--trust-code"):
         api.import_model(model=str(made.directory), run=tmp_path / "there")
@@ -169,7 +175,7 @@ def test_prints_of_a_users_code_do_not_spoil_json(tmp_path: Path, model: Path, w
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_classes"] == 7
     assert "building" in done.stderr
-    assert "weights: prefix 'module.' taken off 9 names" in json.loads(done.stdout)["found"]
+    assert "weights: prefix 'module.' removed from 9 names" in json.loads(done.stdout)["found"]
 
 
 def test_registered_names_take_weights_too(tmp_path: Path) -> None:
@@ -239,14 +245,14 @@ def test_programs_are_code(tmp_path: Path) -> None:
     ("model", "options", "error", "match"),
     [
         (":build", {"num_classes": 3, "input_size": "1x9x9"}, ConfigError, "cannot take images of 1x9x9"),
-        (":twice", {"num_classes": 3}, ConfigError, "7 classes, not 3"),
-        (":small", {}, UsageError, "parameters without a default; give them: .*small.num_classes="),
+        (":twice", {"num_classes": 3}, ConfigError, "7 classes, not for 3"),
+        (":small", {}, UsageError, "parameters without a default; give their values: .*small.num_classes="),
         (":bild", {}, UsageError, "no 'bild'.*'build'"),
-        (":Random", {}, ConfigError, "answers differently to equal images"),
-        (":Hidden", {}, ConfigError, "state_dict does not have"),
-        (":build", {"mean": "0.5,0.5"}, UsageError, "2 values; channels: 1"),
-        (":build", {"mean": "x"}, UsageError, "--mean is a number for each channel"),
-        (":build", {"std": "0"}, UsageError, "--std has values that no images have"),
+        (":Random", {}, ConfigError, "gives different outputs for equal images"),
+        (":Hidden", {}, ConfigError, "values that are not in its state_dict"),
+        (":build", {"mean": "0.5,0.5"}, UsageError, "2 values, but the images have 1 channels"),
+        (":build", {"mean": "x"}, UsageError, "--mean takes one number per channel"),
+        (":build", {"std": "0"}, UsageError, "--std has values outside of the possible range"),
         (":build", {"class_names": "a,a"}, UsageError, "1 different names"),
         (":build", {"feature_layer": "fcc"}, ConfigError, "no layer 'fcc'.*'fc'"),
         (":build", {"input_size": "8"}, UsageError, "3x32x32"),
@@ -271,8 +277,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
         ("lenet5", "comes without weights; give them with --weights FILE$"),
         ("torchvision/resnet18", "--weights FILE, or --download"),
         ("torchvision/resnet81", "Did you mean 'resnet18'"),
-        ("net.py", "a file of code; say which function or class of it, such as net.py:build"),
-        ("old/net.pth.tar", "a file of weights; name the network that they are of"),
+        ("net.py", "a file of code; name a function or class in it, such as net.py:build"),
+        ("old/net.pth.tar", "a file of weights; name the network as MODEL"),
     ],
 )
 def test_networks_without_weights_or_of_no_library_are_refused(tmp_path: Path, spec: str, match: str) -> None:
@@ -353,10 +359,10 @@ def test_what_code_imports_from_its_folder_has_to_stay_as_it_is(tmp_path: Path) 
     load_classifier(made.directory)
     before = layers.read_text()
     layers.write_text(before.replace("ReLU", "Tanh"))
-    with pytest.raises(ArtifactError, match=r"imports layers_of_a_stranger\.py beside it, which was changed since"):
+    with pytest.raises(ArtifactError, match=r"imports layers_of_a_stranger\.py from its folder, which was changed"):
         load_classifier(made.directory)
     layers.unlink()
-    with pytest.raises(ArtifactError, match="not there any more"):
+    with pytest.raises(ArtifactError, match="is missing now"):
         load_classifier(made.directory)
     layers.write_text(before)
     load_classifier(made.directory)
@@ -447,7 +453,7 @@ def test_students_of_any_spelling(teacher_run: Path, model: Path, student: str, 
     ("student", "error", "match"),
     [
         ("lenet5", ConfigError, "takes images of 32x32 pixels, got 1x8x8"),
-        ("torchvision/resnet18", ConfigError, "takes colour images"),
+        ("torchvision/resnet18", ConfigError, "takes images of 3 channels"),
         ("MODEL:Random", ConfigError, "3 classes, the teacher 7"),
         ("MODEL:nothing", UsageError, "no 'nothing'"),
         ("width:0.5:MODEL:small", ConfigError, "has no width"),
@@ -488,7 +494,7 @@ def test_a_sound_teacher_is_found_sound(finished_run: Path) -> None:
     record = checked(run=finished_run, data="digits", images=64)
     assert set(results(record).values()) == {"ok"}, record["checks"]
     details = {row["check"]: row["detail"] for row in record["checks"]}
-    assert "of them right" in details["real images"]
+    assert "accuracy" in details["real images"]
     assert applies(record)["distill --method", "structured_noise"] == "yes"
     assert applies(record)["distill --method", "deep_inversion"] == "with data"
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
@@ -519,7 +525,7 @@ def test_a_wrong_normalization_is_flagged(tmp_path: Path, model: Path) -> None:
     wrong = checked(model=f"{model}:build", weights=str(path), std="bytes", data="digits")
     assert results(wrong)["normalization"] == "warning"
     (row,) = (row for row in wrong["checks"] if row["check"] == "normalization")
-    assert "times weaker" in row["detail"]
+    assert "times smaller" in row["detail"]
     blind = checked(model=f"{model}:build", weights=str(path), std="bytes")
     assert results(blind)["normalization"] == "warning", "its batch normalization tells, without real images"
     assert applies(right)["optimize-dataset --objective", "deep_inversion"] == "yes"

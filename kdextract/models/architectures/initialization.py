@@ -8,8 +8,8 @@ from torch import nn
 def he_initialize(network: nn.Module) -> nn.Module:
     """Initialize every convolution and linear layer for ReLU networks, in place, and return the network.
 
-    Weights are normal with variance 2 / fan-in (He et al. 2015, eq. 10), biases zero; the last linear layer, which
-    no ReLU follows, has variance 1 / fan-in.
+    Weights are normal with variance 2 / fan-in (He et al. 2015, eq. 10), biases zero. The last linear layer has
+    variance 1 / fan-in, because no ReLU follows it.
     """
     last_linear = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
     for module in network.modules():

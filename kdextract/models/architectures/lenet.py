@@ -62,7 +62,7 @@ def _lenet5(
         return he_initialize(nn.Sequential(layers))
     normalized: OrderedDict[str, nn.Module] = OrderedDict()
     for layer, module in layers.items():
-        if isinstance(module, nn.Conv2d) and layer != "conv3":  # which leaves one pixel, nothing to take a variance of
+        if isinstance(module, nn.Conv2d) and layer != "conv3":  # its output is one pixel, which has no variance
             normalized[layer] = nn.Conv2d(module.in_channels, module.out_channels, 5, bias=False)
             normalized[layer.replace("conv", "bn")] = nn.BatchNorm2d(module.out_channels)
         else:

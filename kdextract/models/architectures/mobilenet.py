@@ -38,7 +38,7 @@ class InvertedResidual(nn.Sequential):
 
     Batch normalization follows each, and ReLU6 the first two (Sandler et al. 2018, table 1). Without expansion there
     is no first convolution. Where input and output have one shape they are added; the last scale is then initialized
-    to zero, so that a fresh block passes its input on (Goyal et al. 2017, section 5.1).
+    to zero, so that a new block returns its input (Goyal et al. 2017, section 5.1).
     """
 
     def __init__(self, channels: int, filters: int, stride: int, expansion: int) -> None:

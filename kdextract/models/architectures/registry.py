@@ -2,7 +2,7 @@
 
 An architecture is a function `(input_shape, num_classes, *, width=1.0) -> nn.Module` on normalized images, where
 `width` makes hidden layers narrower or wider; a builder without that argument has one width only. Registering it gives
-it a row in `kdx models`, a place in the contract tests, and a spelling for `--model` and `--student`.
+it a row in `kdx models`, includes it in the contract tests, and makes it available for `--model` and `--student`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_WIDTH = 4.0
 
 @dataclass(frozen=True)
 class Architecture:
-    """A registered network: its builder, the pixels it is meant for, and where it comes from."""
+    """A registered network: its builder, the (channels, height, width) it was designed for, and its source."""
 
     name: str
     builder: Builder
@@ -41,11 +41,12 @@ class Architecture:
         """Return the freshly initialized network.
 
         Args:
-            width: factor on the units of its hidden layers; the file of the family says which. 1 is as designed.
+            width: factor of the units of its hidden layers, above 0 and at most 4; the module of the family says which
+                layers. 1 is as designed.
 
         Raises:
             UsageError: `width` is not above 0 and at most 4.
-            ConfigError: it cannot take `input_shape` or so few classes, or has one width only.
+            ConfigError: it does not take `input_shape`, has fewer than 2 classes, or has no other width than 1.
         """
         if not 0 < width <= MAX_WIDTH:
             raise UsageError(f"the width of a network is above 0 and at most {MAX_WIDTH:g}, got {width}")
@@ -78,7 +79,7 @@ def register_model(name: str, *, input_shape: InputShape, source: str) -> Callab
 
 
 def architecture(name: str) -> Architecture:
-    """Return the architecture called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the architecture called `name`. Raises `UsageError`, with a suggestion, if there is none."""
     return _ARCHITECTURES.get(name)
 
 
@@ -88,7 +89,7 @@ def model_names() -> list[str]:
 
 
 def scaled(units: int, width: float) -> int:
-    """Return `units * width` as a number of units: rounded to the next whole one, a half upwards, and at least 1."""
+    """Return `units * width` rounded to an integer, halves upwards, at least 1."""
     return max(1, math.floor(units * width + 0.5))
 
 

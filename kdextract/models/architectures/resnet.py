@@ -28,8 +28,8 @@ class BasicBlock(nn.Module):
 
     Where the block changes the number of channels or halves the sides, the input goes through a 1x1 convolution first
     (their option B), or, `plain`, every second pixel is taken and channels of zeros are added (option A); convolutions
-    of plain blocks have biases, as KegNet's. The last scale is initialized to zero, so that a fresh block passes its
-    input on (Goyal et al. 2017, section 5.1).
+    of plain blocks have biases, as KegNet's. The last scale is initialized to zero, so that a new block returns its
+    input (Goyal et al. 2017, section 5.1).
     """
 
     def __init__(self, channels: int, filters: int, stride: int, plain: bool = False) -> None:
@@ -53,7 +53,7 @@ class BasicBlock(nn.Module):
 
 
 class Thinned(nn.Module):
-    """Every `stride`-th pixel of each row and column, and `more` channels of zeros; no parameters."""
+    """Every `stride`-th pixel of each row and column, and `more` additional channels of zeros; no parameters."""
 
     def __init__(self, stride: int, more: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a network's name to the network."""
+"""Build a network from its name, with the code or the program that it needs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .user_code import Code
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that is needed to build a network, but for its weights.
+    """All that is needed to build a network, except its weights.
 
-    `code` is the file of a user's function, `program` the bytes of a `.pt2` file; others have neither.
+    `code` is the file of a user's function, `program` the bytes of a `.pt2` file; for other networks both are None.
     """
 
     name: NetworkName
@@ -31,14 +31,20 @@ class Blueprint:
     program: bytes | None = None
 
     def build(self, input_shape: InputShape | None, num_classes: int | None) -> nn.Module:
-        """Return the network, freshly initialized. Foreign ones look at the arguments only for lazy layers.
+        """Return the network, freshly initialized, on the CPU.
+
+        Args:
+            input_shape, num_classes: of an architecture of kdx. Other networks have them in the name's arguments; they
+                need `input_shape` only if they have lazy layers.
 
         Raises:
-            KdxError: there is no such network, or it cannot be built like this.
+            UsageError: there is no such network.
+            ArtifactError: its code was not allowed on this machine.
+            ConfigError: it cannot be built with these arguments.
         """
         if self.name.kind == "program":
             if self.program is None:
-                raise ConfigError("a program is built from its file alone")
+                raise ConfigError("a .pt2 program is built from the bytes of its file, which are missing here")
             return Program(self.program)
         if not self.name.is_foreign:
             assert input_shape is not None
@@ -55,21 +61,21 @@ class Blueprint:
             made = function(**dict(self.name.arguments))
         return materialized(unwrapped(made, self.name), self.name, input_shape)
 
-    def with_what_it_imports(self) -> Blueprint:
-        """Return it, once built, with the files beside the user's code that this imports."""
-        return self if self.code is None else replace(self, code=user_code.with_what_it_imports(self.code))
+    def with_imported_files(self) -> Blueprint:
+        """Return the blueprint, after `build`, with the files that the user's code imports from its folder."""
+        return self if self.code is None else replace(self, code=user_code.with_imported_files(self.code))
 
-    def filled_in(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
-        """Return it with these numbers as arguments, where the network takes them as such."""
+    def with_inferred_arguments(self, input_shape: InputShape | None, num_classes: int | None) -> Blueprint:
+        """Return the blueprint with these values as arguments, if the network has parameters for them."""
         if self.name.kind in ("torchvision", "timm"):
-            return Blueprint(libraries.filled_in(self.name, input_shape, num_classes))
+            return Blueprint(libraries.with_inferred_arguments(self.name, input_shape, num_classes))
         if not self.name.function:
             return self
         function = user_code.function_of(self.name, self.code)
-        return self._derived(user_code.filled_in(self.name, function, input_shape, num_classes))
+        return self._derived(user_code.with_inferred_arguments(self.name, function, input_shape, num_classes))
 
     def narrowed(self, width: float) -> Blueprint:
-        """Return it with its width multiplied. Raises `ConfigError` when the network has none."""
+        """Return the blueprint with the network's width multiplied. Raises `ConfigError` if it has none."""
         if self.name.kind == "program":
             raise ConfigError("a .pt2 program has no width; name another student")
         if self.name.kind in ("torchvision", "timm"):
@@ -80,44 +86,44 @@ class Blueprint:
         entry = architecture(self.name.target)
         if not entry.has_width:
             raise ConfigError(f"{self.name.target} has no width; name another student")
-        return Blueprint(self.name.having(width=width * dict(self.name.arguments).get("width", 1.0)))
+        return Blueprint(self.name.with_arguments(width=width * dict(self.name.arguments).get("width", 1.0)))
 
     def _derived(self, name: NetworkName) -> Blueprint:
-        """Return it with arguments that were filled in; whoever has allowed it has allowed them."""
-        user_code.allow_derived(self.name, name, self.code)
+        """Return the blueprint of `name`, this one with arguments filled in. Its call is allowed if this one's is."""
+        user_code.allow_inferred_call(self.name, name, self.code)
         return Blueprint(name, self.code)
 
 
 def unwrapped(network: Any, name: NetworkName) -> nn.Module:
-    """Return a network without what parallel training and compilation wrap around it.
+    """Return a network without the wrappers of parallel training and of compilation, on the CPU.
 
     Raises:
-        ConfigError: it is no network, or one of TorchScript.
+        ConfigError: it is not a `torch.nn.Module`, or it is a TorchScript module.
     """
     while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(network, "_orig_mod"):
         network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
     if isinstance(network, torch.jit.ScriptModule):
-        raise ConfigError(f"{name} is a TorchScript module, which cannot be looked into; give its Python class instead")
+        raise ConfigError(f"{name} is a TorchScript module, whose layers cannot be read; name its Python class instead")
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
+        raise ConfigError(f"{name} returns {type(network).__name__}, not a torch.nn.Module")
     return network.cpu()
 
 
 def materialized(network: nn.Module, name: NetworkName, input_shape: InputShape | None) -> nn.Module:
-    """Return a network whose lazy layers have got their shapes from a blank image.
+    """Return the network after its lazy layers got their shapes from a batch of zeros.
 
     Raises:
-        ConfigError: it has such layers, and the input shape is not known or does not fit.
+        ConfigError: it has lazy layers, and the input shape is unknown or does not fit.
     """
     if not any(map(is_lazy, (*network.parameters(), *network.buffers()))):
         return network
     if input_shape is None:
-        raise ConfigError(f"{name} has lazy layers, whose shapes depend on the images; say theirs with --input-size")
+        raise ConfigError(f"{name} has lazy layers, whose shapes depend on the image size; give it with --input-size")
     with user_code.failing_as(name), evaluation_mode(network), torch.no_grad():
         network(torch.zeros(2, *input_shape))
     return network
 
 
 def program_blueprint(content: bytes) -> Blueprint:
-    """Return the blueprint of a `.pt2` program."""
+    """Return the blueprint of the program with the bytes of a `.pt2` file."""
     return Blueprint(NetworkName(PROGRAM), None, content)

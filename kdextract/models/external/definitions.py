@@ -1,6 +1,6 @@
-"""What code defines by itself, as its text says: a name that it only imports is not called.
+"""Which names code defines itself, according to its text. Names that it only imports are not called.
 
-The text decides before anything runs or is looked up; `require_own` then checks what was found under the name.
+The text is checked before code runs or is imported; `require_own` then checks the value of the name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .names import NetworkName
 
 @dataclass
 class Definitions:
-    """The names that the text of a module gives values to at its top level, inside `if`, `try` and `with` as well.
+    """The names that the text of a module defines at its top level, including inside `if`, `try` and `with`.
 
-    `own` are functions, classes and assigned names; `imported` has name -> (module, name there, or '' for a module
-    itself); `stars` are the modules of `from module import *`. A relative module begins with its dots.
+    `own` has functions, classes and assigned names; `imported` maps a name to (module, name in it, or '' if the name is
+    the module itself); `stars` has the modules of `from module import *`. Relative modules begin with dots.
     """
 
     own: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Definitions:
 
 
 def definitions(source: str | bytes) -> Definitions:
-    """Return what this text defines. Raises `SyntaxError` or `ValueError` when it is no Python."""
+    """Return the names that this text defines. Raises `SyntaxError` or `ValueError` if it is not Python."""
     found = Definitions()
     for statement in _top_level(ast.parse(source)):
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
@@ -70,13 +70,13 @@ def _assigned(target: ast.expr) -> list[str]:
 
 
 def require_defined(name: NetworkName, source: str, folder: Path | None = None) -> None:
-    """Check that the file with this text defines the function, class or network by itself.
+    """Check that the text of a file itself defines the function, class or network.
 
     Args:
-        folder: where the file is, so that an error can say where to find what it imports; None if it is nowhere.
+        folder: the folder of the file, so that an error can name the file that defines it; None if there is no file.
 
     Raises:
-        UsageError: it does not; the sentence says where the name comes from.
+        UsageError: it does not define the name; the message says which module the name is imported from.
     """
     _refuse_special(name)
     found = definitions(source)
@@ -86,24 +86,24 @@ def require_defined(name: NetworkName, source: str, folder: Path | None = None) 
         raise UsageError(_imported_from(name, *found.imported[name.function], folder))
     if found.stars:
         modules = " or ".join(dict.fromkeys(found.stars))
-        raise UsageError(f"{name.place} does not define {name.function!r}; if it comes from {modules}, name it there")
+        raise UsageError(f"{name.place} does not define {name.function!r}; if {modules} defines it, name it there")
     raise UsageError(f"{name.place} has no {name.function!r}.{did_you_mean(name.function, _public(found))}")
 
 
 def require_module_defines(name: NetworkName) -> Path:
-    """Check that a module, or what it imports from its own package, defines the function; return the module's file.
+    """Check that a module, or a module of its package that it imports from, defines the function; return its file.
 
-    Nothing is imported for it, no package above the module either.
+    Neither the module nor the packages above it are imported for this check.
 
     Raises:
-        UsageError: there is no such module, or the function is another package's.
+        UsageError: there is no such module, or another package defines the function.
     """
     _refuse_special(name)
     file = module_file(name.place)
     if file is None:
         raise UsageError(
-            f"there is no module {name.place!r} of Python code, neither installed nor in this folder; its file can be "
-            f"named instead: {name.place.replace('.', '/')}.py:{name.function}"
+            f"there is no module {name.place!r} of Python code, neither installed nor in this folder; or name its "
+            f"file, as in {name.place.replace('.', '/')}.py:{name.function}"
         )
     if not _defines(name.place, name.function, set()):
         found = definitions(file.read_bytes())
@@ -131,12 +131,12 @@ def _imported_from(name: NetworkName, module: str, there: str, folder: Path | No
     if folder is not None and not module.startswith("..") and (folder / file).is_file():
         place = str(folder / file)
     if not there:
-        return f"{name.place} imports the module {bare}; name a function of it there: {place}:FUNCTION"
+        return f"{name.place} imports the module {bare}; name a function of that module: {place}:FUNCTION"
     return f"{name.place} imports {there} from {module}; name it there: {place}:{there}"
 
 
 def module_file(place: str) -> Path | None:
-    """Return the file of a module's Python code; None if there is none. No package is imported to find it."""
+    """Return the `.py` file of a module; None if there is none. No package is imported to find it."""
     first, *rest = place.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -172,7 +172,7 @@ def _defines(place: str, function: str, seen: set[tuple[str, str]]) -> bool:
 
 
 def _absolute(module: str, package: str) -> str:
-    """Return a module's whole name; '' if its dots go above the package."""
+    """Return the absolute name of a module; '' if a relative one leaves the package."""
     try:
         return importlib.util.resolve_name(module, package)
     except ImportError:
@@ -180,24 +180,26 @@ def _absolute(module: str, package: str) -> str:
 
 
 def require_own(found: Any, name: NetworkName, home: str) -> None:
-    """Check what the code has under the name: it is called only if the code itself has defined it.
+    """Check the value of a name: it may be called only if the code itself defines it.
 
-    A network that the code has made is copied, not called, so that its class may be a library's. Of everything else
-    `__module__` says which code defined it: of a function or a method its own, of an object that of its class. A
-    `functools.partial` calls what it wraps, and is judged by that.
+    A network is copied, not called, so its class may be a library's. For other values, `__module__` says which code
+    defined them: the function or method itself, or the class of an object. For a `functools.partial`, the wrapped
+    function is checked.
 
     Args:
-        home: the module's name; what any module of the same package has defined is the code's own, too.
+        found: the value.
+        name: the name in the user's text, for errors.
+        home: name of the module; values of any module in the same top-level package are accepted.
 
     Raises:
-        ConfigError: it is another module's, or nothing that could be called.
+        ConfigError: another module defines the value, or it is neither callable nor a network.
     """
     from torch import nn
 
     if isinstance(found, nn.Module):
         return
     if not callable(found):
-        raise ConfigError(f"{name} is neither a function nor a network, but {type(found).__name__}")
+        raise ConfigError(f"{name} is neither a function nor a network, but of type {type(found).__name__}")
     called = found
     while isinstance(called, functools.partial):
         called = called.func
@@ -205,6 +207,6 @@ def require_own(found: Any, name: NetworkName, home: str) -> None:
     if module.partition(".")[0] != home.partition(".")[0]:
         there = getattr(called, "__qualname__", type(called).__qualname__)
         raise ConfigError(
-            f"{name.target} is {there} of {module}, which {name.place} does not define, so that it is not called; a "
-            f"function in {name.place} that calls it can be named"
+            f"{name.target} is {there} of {module}, which {name.place} does not define; write a function in "
+            f"{name.place} that calls it, and name that function"
         )

@@ -1,4 +1,4 @@
-"""Programs of `torch.export`, the `.pt2` files: networks that run without the code that made them."""
+"""Programs of `torch.export` (`.pt2` files): networks that run without the Python code of their class."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from .names import PROGRAM, NetworkName
 
 
 class Program(nn.Module):
-    """A network from the bytes of a `.pt2` file. Its modules have the names that they had when it was exported.
+    """A network from the bytes of a `.pt2` file. Its modules have the names of the exported network.
 
-    A program knows evaluation mode alone: dropout does nothing, and batch normalization uses what it keeps.
+    It has evaluation mode only: dropout does nothing, and batch normalization uses its running statistics.
 
     Raises:
-        ArtifactError: the bytes are no program of one input and any number of images, or nobody has allowed it here.
+        ArtifactError: the bytes are not a program, or it was not allowed on this machine.
+        ConfigError: the program has several inputs, a fixed batch size, or no fixed image size.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -31,20 +32,20 @@ class Program(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exported = torch.export.load(io.BytesIO(content))
-                self.input_shape = _input_shape(exported)
+                self.input_shape = _program_input_shape(exported)
                 self.body = torch.export.unflatten(exported)
         except (ArtifactError, ConfigError):
             raise
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ArtifactError(f"it is no program that torch.export can load: {reason}") from error
+            raise ArtifactError(f"torch.export cannot load it as a program: {reason}") from error
 
     def forward(self, values: torch.Tensor) -> Any:
-        """Return what the program returns for [batch, channels, height, width]."""
+        """Return the program's output for [batch, channels, height, width]."""
         return self.body(values)
 
     def train(self, mode: bool = True) -> Program:
-        """Stay in evaluation mode, in which the program was exported."""
+        """Set the flag `training` only: the program always runs in evaluation mode."""
         self.training = mode
         return self
 
@@ -57,7 +58,7 @@ class Program(nn.Module):
         return twin.to(next(self.body.parameters()).device)
 
 
-def _input_shape(exported: torch.export.ExportedProgram) -> tuple[int, int, int]:
+def _program_input_shape(exported: torch.export.ExportedProgram) -> tuple[int, int, int]:
     """Return (channels, height, width) of the program's only input."""
     inputs = exported.graph_signature.user_inputs
     placeholders = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
@@ -68,7 +69,7 @@ def _input_shape(exported: torch.export.ExportedProgram) -> tuple[int, int, int]
     batch, *shape = values[0].shape
     if isinstance(batch, int):
         raise ConfigError(
-            f"the program was exported for batches of {batch} alone; export it with a dynamic batch: "
+            f"the program was exported for batches of {batch} images only; export it with a dynamic batch: "
             'torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))'
         )
     if not all(isinstance(size, int) for size in shape):

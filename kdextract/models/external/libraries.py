@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, by the names that these libraries give them. Nothing is fetched unasked."""
+"""Networks of torchvision and timm, by their names in these libraries. Nothing is downloaded unless it is asked for."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .names import NetworkName
 
 Shape = tuple[int, int, int]
 OPENS_FILES = ("weights", "pretrained", "checkpoint", "cache")
-"""What arguments begin with that make a library read or fetch files, which a network's name must not do."""
+"""Prefixes of arguments that make a library read or download files; not allowed in the name of a network."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a library says of a network: input shape, normalization in pixels of [0, 1], names of the classes.
+    """Metadata of a network in a library: input shape, normalization of pixels in [0, 1], names of the classes.
 
-    `mean` and `std` are empty where it says nothing of them.
+    `mean` and `std` have one value per channel, or are empty if the library has none; `source` names the metadata.
     """
 
     input_shape: Shape
@@ -32,7 +32,7 @@ class Facts:
 
 
 def check_library_name(name: NetworkName) -> None:
-    """Raise `UsageError`, with the near name, unless the library has such a classifier."""
+    """Raise `UsageError`, with a suggestion, unless the library has a classifier of this name."""
     if name.kind == "timm":
         known = _timm().list_models()
         if not _timm().is_model(name.place.partition(".")[0]) or ":" in name.place:
@@ -45,16 +45,16 @@ def check_library_name(name: NetworkName) -> None:
         raise UsageError(f"torchvision has no classifier {name.place!r}.{_near(name.place, known)}")
 
 
-def filled_in(name: NetworkName, shape: Shape | None, classes: int | None) -> NetworkName:
-    """Return the name with classes, channels and size, as far as they are given and the network has a say in them.
+def with_inferred_arguments(name: NetworkName, shape: Shape | None, classes: int | None) -> NetworkName:
+    """Return the name with arguments for classes, channels and size, where they are given and the network has them.
 
     Raises:
-        ConfigError: the network cannot take so many channels.
+        ConfigError: the network does not take this number of channels.
     """
     added: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if shape is not None and name.kind == "torchvision":
         if shape[0] != 3:
-            raise ConfigError(f"{name.target} takes colour images, not {shape[0]} channel; timm's networks take both")
+            raise ConfigError(f"{name.target} takes images of 3 channels, not {shape[0]}; networks of timm take both")
         if name.place.startswith("vit_") and shape[1] == shape[2]:
             added["image_size"] = shape[1]
     if shape is not None and name.kind == "timm":
@@ -63,15 +63,19 @@ def filled_in(name: NetworkName, shape: Shape | None, classes: int | None) -> Ne
         if _has_fixed_size(name) and shape[1:] != _config(name)["input_size"][1:]:
             added["img_size"] = shape[1] if shape[1] == shape[2] else shape[1:]
     given = dict(name.arguments)
-    return name.having(**{key: value for key, value in added.items() if key not in given})
+    return name.with_arguments(**{key: value for key, value in added.items() if key not in given})
 
 
 def build(name: NetworkName, pretrained: bool = False) -> nn.Module:
-    """Return the network, freshly initialized or, `pretrained`, with the library's own weights, fetched if need be.
+    """Return the network on the CPU.
+
+    Args:
+        pretrained: whether it has the library's own weights, which are downloaded if necessary; otherwise it is freshly
+            initialized.
 
     Raises:
         UsageError: there is no such network, or an argument would open files.
-        ConfigError: the library refuses the arguments, or the weights cannot be fetched.
+        ConfigError: the library rejects the arguments, or the weights cannot be downloaded.
     """
     check_library_name(name)
     arguments = dict(name.arguments)
@@ -95,7 +99,7 @@ def build(name: NetworkName, pretrained: bool = False) -> nn.Module:
 
 
 def facts(name: NetworkName) -> Facts | None:
-    """Return what the library says of the network; None where it says nothing."""
+    """Return the library's metadata of the network; None if it has none."""
     if name.kind == "timm":
         config = _config(name)
         shape = _as_named(name, config["input_size"])
@@ -116,7 +120,7 @@ def facts(name: NetworkName) -> Facts | None:
 
 
 def _as_named(name: NetworkName, usual: Any) -> Shape:
-    """Return the usual input shape, but for what the name's own arguments say of it."""
+    """Return the input shape: from the arguments of the name, otherwise `usual`."""
     given = dict(name.arguments)
     size = given.get("img_size", given.get("image_size", tuple(usual[1:])))
     height, width = size if isinstance(size, tuple | list) else (size, size)
@@ -124,7 +128,7 @@ def _as_named(name: NetworkName, usual: Any) -> Shape:
 
 
 def facts_within(network: nn.Module) -> Facts | None:
-    """Return what a network's own configuration says, as networks of timm and transformers carry one; or None."""
+    """Return the metadata in the configuration of a network, as timm and transformers have it; None if missing."""
     timm_config = getattr(network, "pretrained_cfg", None)
     if isinstance(timm_config, dict) and {"input_size", "mean", "std"} <= timm_config.keys():
         channels, height, width = timm_config["input_size"]
@@ -140,10 +144,10 @@ def facts_within(network: nn.Module) -> Facts | None:
 
 
 def narrowed(name: NetworkName, width: float) -> NetworkName:
-    """Return the name with its width multiplied. Raises `ConfigError` when the network has none."""
+    """Return the name with its width multiplied. Raises `ConfigError` if the network has none."""
     if name.kind == "torchvision" and name.place.startswith("mobilenet_v"):
-        return name.having(width_mult=dict(name.arguments).get("width_mult", 1.0) * width)
-    raise ConfigError(f"{name.target} has no width to be had; name a narrower network instead")
+        return name.with_arguments(width_mult=dict(name.arguments).get("width_mult", 1.0) * width)
+    raise ConfigError(f"{name.target} has no width; name a smaller network instead")
 
 
 def _timm() -> Any:
@@ -160,7 +164,7 @@ def _config(name: NetworkName) -> dict[str, Any]:
 
 
 def _has_fixed_size(name: NetworkName) -> bool:
-    """Whether the network is built for one size of images, as vision transformers are."""
+    """Whether the network is built for one image size, as vision transformers are."""
     if _config(name).get("fixed_input_size"):
         return True
     entry = _timm().model_entrypoint(name.place.partition(".")[0])
@@ -168,5 +172,5 @@ def _has_fixed_size(name: NetworkName) -> bool:
 
 
 def _near(name: str, known: list[str]) -> str:
-    """Return a near-miss suggestion; the list itself is too long to print."""
+    """Return the suggestion of a similar name without the list of all names, which is too long to print."""
     return did_you_mean(name, known).partition(" Known:")[0]

@@ -1,4 +1,4 @@
-"""How a network is spelled: a registered name, a library's, a function of a user's, an exported program.
+"""The text form of a network: a name of `kdx models`, a network of a library, a user's function, an exported program.
 
 lenet5   lenet5(width=0.5)   torchvision/resnet18   timm/vit_tiny_patch16_224
 model.py:build   model.py:build(depth=3)   package.module:function   program.pt2
@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import UsageError
 
 PROGRAM = "program"
-"""What an exported program is called in the file that holds it."""
+"""Name of an exported program in the `model.safetensors` file that holds it."""
 LIBRARIES = ("torchvision", "timm")
 
 _FILE = re.compile(r"(?P<place>.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -24,7 +24,7 @@ _NARROWER = re.compile(r"half(?::(?P<half>.+))?|width:(?P<width>[^:]+)(?::(?P<of
 
 @dataclass(frozen=True)
 class NetworkName:
-    """A network's name: `target`, and the keyword arguments that it is built with."""
+    """The name of a network: `target`, and the keyword arguments that it is built with, sorted by name."""
 
     target: str
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -35,7 +35,7 @@ class NetworkName:
 
     @property
     def kind(self) -> str:
-        """`file` or `module` for a function of a user's, `torchvision`, `timm`, `program`, or `registered`."""
+        """`file` or `module` for a user's function, `torchvision`, `timm`, `program`, or `registered`."""
         if self.target == PROGRAM or self.target.endswith(".pt2"):
             return "program"
         if _FILE.fullmatch(self.target):
@@ -47,35 +47,35 @@ class NetworkName:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is none of the package's own networks."""
+        """Whether it is not one of the architectures of kdx."""
         return self.kind != "registered"
 
     @property
     def place(self) -> str:
-        """The file or module that holds the function, or the library's name of the network."""
+        """The file or module that holds the function, or the name of the network in its library."""
         if self.kind in LIBRARIES:
             return self.target.partition("/")[2]
         return self.target.rpartition(":")[0] or self.target
 
     @property
     def function(self) -> str:
-        """The function of a user's; '' for other kinds."""
+        """The user's function; '' for other kinds."""
         return self.target.rpartition(":")[2] if self.kind in ("file", "module") else ""
 
     @property
     def short(self) -> str:
-        """What a student of this network may be called: letters, digits, `_` and `-`."""
+        """The default name of a student with this network: at most 64 letters, digits, `.`, `_` and `-`."""
         base = self.function or (self.place if self.kind in LIBRARIES else self.target).rpartition("/")[2]
         values = "-".join(f"{name}{value}" for name, value in self.arguments)
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, [base.removesuffix(".pt2"), values])))[:64]
 
-    def having(self, **arguments: Any) -> NetworkName:
-        """Return it with these arguments as well, which take the place of those of the same name."""
+    def with_arguments(self, **arguments: Any) -> NetworkName:
+        """Return the name with these arguments added. They replace those of the same name."""
         return replace(self, arguments=tuple(sorted({**dict(self.arguments), **arguments}.items())))
 
 
 def _spelled(value: Any) -> str:
-    """Return a plain value as it is typed; a set in order, which would be another one in each process."""
+    """Return the Python literal of a plain value. Sets are sorted, because their order differs between processes."""
     if isinstance(value, set) and value:
         return "{" + ", ".join(sorted(map(_spelled, value))) + "}"
     if isinstance(value, dict):
@@ -87,10 +87,10 @@ def _spelled(value: Any) -> str:
 
 
 def parse_name(text: str) -> NetworkName:
-    """Return the network that `text` spells.
+    """Return the name of the network that `text` describes.
 
     Raises:
-        UsageError: what stands in brackets is not `name=value, ...` with plain values.
+        UsageError: the text in parentheses is not `name=value, ...` with Python literals.
     """
     if not text.endswith(")"):
         return NetworkName(text)
@@ -103,15 +103,15 @@ def parse_name(text: str) -> NetworkName:
         values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AssertionError, RecursionError, MemoryError) as error:
         raise UsageError(
-            f"{text!r} is no network: arguments are names with plain values, such as build(depth=3)"
+            f"{text!r} is no name of a network: arguments are name=value with plain values, as in build(depth=3)"
         ) from error
-    return NetworkName(target).having(**values)
+    return NetworkName(target).with_arguments(**values)
 
 
 def parse_narrower(text: str) -> tuple[str | None, float] | None:
     """Return (network or None for the teacher's, width) of `half`, `half:SPEC`, `width:0.5`, `width:0.5:SPEC`.
 
-    None if `text` is spelled otherwise.
+    None if `text` has another form.
 
     Raises:
         UsageError: the width is not a number above 0 and at most 4.
@@ -130,9 +130,14 @@ def parse_narrower(text: str) -> tuple[str | None, float] | None:
 
 
 def parse_input_size(text: str) -> tuple[int, int, int]:
-    """Parse `CxHxW`. Raises `UsageError`."""
+    """Return (channels, height, width) of `CxHxW`. Raises `UsageError` unless all three are integers above 0."""
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"--input-size is channels x height x width, such as 3x32x32, got {text!r}")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
+
+
+def format_input_size(shape: tuple[int, ...]) -> str:
+    """Return (channels, height, width) as `CxHxW`, the form that `parse_input_size` reads."""
+    return "x".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""Normalizations that are usual: mean and standard deviation of pixels in [0, 1], one value or one per channel."""
+"""Usual normalizations: mean and standard deviation of pixels in [0, 1], one value or one per channel."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "half": ((0.5,), (0.5,)),
     "bytes": ((0.0,), (1 / 255,)),
 }
-"""Those that have a name; `bytes` is for networks that take pixels from 0 to 255."""
+"""Name -> (mean, standard deviation). `bytes` is for networks that take pixels from 0 to 255."""

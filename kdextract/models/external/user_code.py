@@ -1,4 +1,4 @@
-"""Functions of a user's that build networks: found, called, and kept beside the weights."""
+"""Functions in a user's code that build networks: finding them, running their code, storing it with the weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .definitions import module_file, require_defined, require_module_defines, r
 from .names import NetworkName
 
 MAX_SOURCE_BYTES = 2**20
-_BESIDE = "__kdx_beside__"
 
 
 @dataclass(frozen=True)
 class Code:
-    """The file that holds a user's function, kept whole, so that weights can be used where the file is not.
+    """The whole text of the file with a user's function, so that the weights can be used without that file.
 
-    `beside` has (path from its folder, sha256) of the files there that it imports; these have to stay as they are.
+    `beside` has (path from its folder, sha256) of the files in the same folder that it imports. They are not stored and
+    must not change.
     """
 
     name: str
@@ -36,12 +36,15 @@ class Code:
 
     @property
     def content(self) -> bytes:
-        """What consent is given to."""
+        """The bytes whose calls are allowed (see `consent`)."""
         return self.source.encode()
 
 
-def located(name: NetworkName) -> NetworkName:
-    """Return a function of a module that is in this folder, and not installed, as that of its file; others as is."""
+def as_file(name: NetworkName) -> NetworkName:
+    """Return `module:function` as `FILE.py:function` if the module is in the current folder and not installed.
+
+    Other names are returned unchanged.
+    """
     file = Path(*name.place.split(".")).with_suffix(".py")
     if name.kind != "module" or not file.is_file() or module_file(name.place) is not None:
         return name
@@ -49,41 +52,42 @@ def located(name: NetworkName) -> NetworkName:
 
 
 def read_code(name: NetworkName) -> Code | None:
-    """Return the file that a user has named; None for a function of a module. Its code may make this call from now on.
+    """Return the code of the file that a user has named, and allow this call of it from now on; None for a module.
 
     Raises:
-        ArtifactError: there is no such file, or it is no text.
-        UsageError: there is no such module, or it does not define the function by itself.
+        ArtifactError: the file cannot be read, is not UTF-8 or larger than `MAX_SOURCE_BYTES`.
+        UsageError: there is no such module, or the code does not itself define the function.
     """
     if name.kind == "module":
-        allow(name, None, Path())
+        allow_call(name, None, Path())
         return None
     path = Path(name.place)
     try:
         content = path.read_bytes()
         if len(content) > MAX_SOURCE_BYTES:
-            raise ArtifactError(f"{path} has {len(content)} bytes, more than a file of code (limit {MAX_SOURCE_BYTES})")
+            raise ArtifactError(f"{path} has {len(content)} bytes; the limit for a file of code is {MAX_SOURCE_BYTES}")
         code = Code(path.name, content.decode())
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not a text in UTF-8") from error
+        raise ArtifactError(f"{path} is not UTF-8 text") from error
     with failing_as(name):
         require_defined(name, code.source, path.parent)
-    allow(name, code, path)
+    allow_call(name, code, path)
     return code
 
 
-def allow(name: NetworkName, code: Code | None, origin: Path) -> None:
-    """Let code make the call that `name` spells, because the user has named it, or trusts the file that names it.
+def allow_call(name: NetworkName, code: Code | None, origin: Path) -> None:
+    """Allow the call `name` of the code, because the user has typed it, or trusts the file that names it.
 
     Args:
-        origin: the file that the code is from; that of a module's function is found.
+        code: the code of a file's function; None for a module's, whose file is looked up.
+        origin: the file that the code came from; not used for a module's function.
 
     Raises:
-        ArtifactError: there is no code.
-        UsageError: the code does not define the function by itself, or there is no such module.
-        ConfigError: there is no place to keep it.
+        ArtifactError: the name is that of a file's function, and `code` is None.
+        UsageError: the code does not itself define the function, or there is no such module.
+        ConfigError: the permission cannot be stored.
     """
     with failing_as(name):
         if name.kind == "module":
@@ -94,28 +98,28 @@ def allow(name: NetworkName, code: Code | None, origin: Path) -> None:
             consent.allow(_held(name, code).content, name, origin)
 
 
-def allow_derived(name: NetworkName, derived: NetworkName, code: Code | None) -> None:
-    """Let code that may call `name` make the same call with arguments that kdx has filled in."""
+def allow_inferred_call(name: NetworkName, derived: NetworkName, code: Code | None) -> None:
+    """Allow `derived`, the call `name` with arguments that kdx has filled in, if `name` was allowed."""
     if name != derived:
         content = _held(name, code).content if name.kind == "file" else require_module_defines(name).read_bytes()
-        consent.allow_derived(content, name, derived)
+        consent.allow_inferred(content, name, derived)
 
 
 def _held(name: NetworkName, code: Code | None) -> Code:
     if code is None:
-        raise ArtifactError(f"it names {name}, but does not hold the code of {name.place}")
+        raise ArtifactError(f"it names {name}, but does not contain the code of {name.place}")
     return code
 
 
 def function_of(name: NetworkName, code: Code | None) -> Any:
-    """Return what `name` names, a function, class or network that the code itself defines, if this call was allowed.
+    """Return the function, class or network `name`, if the call was allowed and the code itself defines it.
 
-    Nothing is run, imported or looked up before both are known.
+    Both are checked before code is run or imported.
 
     Raises:
-        ArtifactError: nobody has allowed the call here.
-        UsageError: the code has nothing of this name, or only imports it.
-        ConfigError: the code fails, or what it has under the name is not its own.
+        ArtifactError: the call was not allowed on this machine.
+        UsageError: the code does not define the name, or only imports it.
+        ConfigError: the code fails, or the value of the name comes from another module.
     """
     if name.kind == "module":
         module = _imported(name)
@@ -125,29 +129,29 @@ def function_of(name: NetworkName, code: Code | None) -> Any:
         origin = consent.require(held.content, name)
         with failing_as(name):
             require_defined(name, held.source)
-        module = _module_of(held, origin, name)
+        module = _load(held, origin, name).module
         found = vars(module).get(name.function)
     if found is None:
-        raise UsageError(f"{name.place} has no {name.function!r} when it runs")
+        raise UsageError(f"{name.place} did not define {name.function!r} when it ran")
     require_own(found, name, name.place if name.kind == "module" else module.__name__)
     return found
 
 
 def _imported(name: NetworkName) -> ModuleType:
-    """Import the module of a function, after the checks."""
+    """Return the imported module of a function. Raises `ArtifactError` if the call was not allowed."""
     consent.require_call(name)
     with failing_as(name):
         path = require_module_defines(name)
         consent.require(path.read_bytes(), name)
         module = importlib.import_module(name.place)
     if Path(str(module.__file__)).resolve() != path.resolve():
-        raise ConfigError(f"{name.place} is {module.__file__} in this process, and not {path}, which was allowed")
+        raise ConfigError(f"{name.place} is {module.__file__} in this process, but {path} was allowed")
     return module
 
 
 @contextlib.contextmanager
 def failing_as(name: NetworkName) -> Iterator[None]:
-    """Turn whatever a user's code raises into one line; what it prints goes to stderr."""
+    """Turn every exception of a user's code into a `ConfigError` of one line; its output goes to stderr."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -158,63 +162,115 @@ def failing_as(name: NetworkName) -> Iterator[None]:
         raise ConfigError(f"{name} failed: {type(error).__name__}: {reason}") from error
 
 
-def _module_of(code: Code, origin: Path | None, name: NetworkName) -> ModuleType:
-    """Run the code as a module, once in a process; what stands beside its file can be imported."""
-    known = f"kdx_code_{consent.fingerprint(code.content)[:16]}"
+@dataclass(frozen=True)
+class LoadedCode:
+    """Code that has run in this process: its module, and the files in its folder that it imports.
+
+    `beside` has (path from the folder, sha256), as in `Code`.
+    """
+
+    module: ModuleType
+    beside: tuple[tuple[str, str], ...]
+
+
+_LOADED: dict[str, LoadedCode] = {}
+"""Module name -> code that has run in this process; like an imported module, it runs once."""
+
+
+def _load(code: Code, origin: Path | None, name: NetworkName) -> LoadedCode:
+    """Run the code as a module, if it has not run before in this process.
+
+    Args:
+        origin: the file that the code came from; modules in its folder can be imported. None if it is not known.
+        name: what an error calls the code.
+
+    Raises:
+        ArtifactError: a file that the code imports from its folder is missing, or was changed.
+        ConfigError: the code fails.
+    """
     folder, package = _surroundings(origin)
     _require_unchanged(code, folder)
-    if known in sys.modules:
-        return sys.modules[known]
-    module = ModuleType(known)
+    module_name = _module_name(code)
+    if module_name not in _LOADED:
+        module = _new_module(module_name, code, origin, package)
+        earlier = set(sys.modules)
+        with _importable(module), _first_on_path(folder), failing_as(name):
+            exec(compile(code.source, str(module.__file__), "exec"), vars(module))
+        _LOADED[module_name] = LoadedCode(module, _imported_files(module, folder, {*sys.modules} - earlier))
+    return _LOADED[module_name]
+
+
+def _module_name(code: Code) -> str:
+    return f"kdx_code_{consent.code_sha256(code.content)[:16]}"
+
+
+def _new_module(module_name: str, code: Code, origin: Path | None, package: str) -> ModuleType:
+    """Return an empty module for the code. `package` is what its relative imports start from."""
+    module = ModuleType(module_name)  # without a __spec__: its parent would have to be the package
     module.__file__ = str(origin) if origin is not None else f"<{code.name}>"
     module.__package__ = package
+    # Tracebacks and inspect.getsource show the text that runs, also where the file was edited since.
     linecache.cache[module.__file__] = (len(code.source), None, code.source.splitlines(True), module.__file__)
-    sys.modules[known] = module
-    before, there = list(sys.path), set(sys.modules)
-    try:
-        if folder is not None:
-            sys.path.insert(0, str(folder))
-        with failing_as(name):
-            exec(compile(code.source, module.__file__, "exec"), vars(module))
-    except BaseException:
-        del sys.modules[known]
-        raise
-    finally:
-        sys.path[:] = before
-    vars(module)[_BESIDE] = _beside(module, folder, {*sys.modules} - there)
     return module
 
 
-def with_what_it_imports(code: Code) -> Code:
-    """Return code that has run with the files beside it that it imports."""
-    module = sys.modules[f"kdx_code_{consent.fingerprint(code.content)[:16]}"]
-    return replace(code, beside=vars(module)[_BESIDE])
+@contextlib.contextmanager
+def _importable(module: ModuleType) -> Iterator[None]:
+    """Put a module into `sys.modules`, where dataclasses look for it, and take it out again if the block fails."""
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
 
 
-def _beside(module: ModuleType, folder: Path | None, new: set[str]) -> tuple[tuple[str, str], ...]:
-    """Return (path from `folder`, sha256) of the files there whose modules were new, or are used by name."""
+@contextlib.contextmanager
+def _first_on_path(folder: Path | None) -> Iterator[None]:
+    """Let the block import modules of the folder before all others; `sys.path` is restored afterwards."""
+    before = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def with_imported_files(code: Code) -> Code:
+    """Return code that has run in this process, with the files in its folder that it imports."""
+    return replace(code, beside=_LOADED[_module_name(code)].beside)
+
+
+def _imported_files(module: ModuleType, folder: Path | None, new: set[str]) -> tuple[tuple[str, str], ...]:
+    """Return (path from `folder`, sha256) of the files in `folder` that the module imports.
+
+    Args:
+        new: names of the modules that were imported while it ran. Others that define a value of it count as well.
+    """
     if folder is None:
         return ()
+    root = folder.resolve()
     used = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(module).values()}
     found = {}
     for name in {*new, *(name for name in used if isinstance(name, str))} - {module.__name__}:
         file = getattr(sys.modules.get(name), "__file__", None)
         path = Path(file).resolve() if file else None
-        if path and path.suffix == ".py" and path.is_file() and path.is_relative_to(folder.resolve()):
-            relative = path.relative_to(folder.resolve()).as_posix()
+        if path and path.suffix == ".py" and path.is_file() and path.is_relative_to(root):
+            relative = path.relative_to(root).as_posix()
             if "site-packages" not in relative:
-                found[relative] = consent.fingerprint(path.read_bytes())
+                found[relative] = consent.code_sha256(path.read_bytes())
     return tuple(sorted(found.items()))
 
 
 def _require_unchanged(code: Code, folder: Path | None) -> None:
-    """Raise `ArtifactError` unless what the code imports from its folder is there, and as it was."""
+    """Raise `ArtifactError` if a file that the code imports from its folder is missing or was changed."""
     for relative, known in code.beside:
         path = None if folder is None or ".." in Path(relative).parts or relative[:1] == "/" else folder / relative
         if path is None or path.suffix != ".py" or not path.is_file():
-            raise ArtifactError(f"{code.name} imports {relative} beside it, which is not there any more")
-        if consent.fingerprint(path.read_bytes()) != known:
-            raise ArtifactError(f"{code.name} imports {relative} beside it, which was changed since; import it again")
+            raise ArtifactError(f"{code.name} imports {relative} from its folder, which is missing now")
+        if consent.code_sha256(path.read_bytes()) != known:
+            raise ArtifactError(f"{code.name} imports {relative} from its folder, which was changed; import it again")
 
 
 def _surroundings(origin: Path | None) -> tuple[Path | None, str]:
@@ -234,16 +290,18 @@ CHANNELS = ("in_channels", "in_chans", "input_channels", "num_channels", "n_chan
 SIZES = ("img_size", "image_size", "input_size", "resolution")
 SHAPES = ("input_shape", "in_shape")
 WIDTHS = ("width", "width_mult", "width_multiplier", "widen_factor", "base_width")
-"""What parameters are usually called."""
+"""Usual names of parameters."""
 
 
-def filled_in(
+def with_inferred_arguments(
     name: NetworkName, function: Callable[..., Any], shape: tuple[int, int, int] | None, classes: int | None
 ) -> NetworkName:
-    """Return the name with the arguments that the function has parameters for: classes, channels and size, if given.
+    """Return the name with arguments for the function's parameters of usual names: classes, channels and image size.
+
+    Arguments of the name are kept. Values that are None are not filled in.
 
     Raises:
-        UsageError: a parameter without a default is left, or an argument is not a parameter.
+        UsageError: a parameter without a default has no value, or an argument of the name is not a parameter.
     """
     if not callable(function) or _is_network(function):
         return name
@@ -267,8 +325,8 @@ def filled_in(
     ]
     if left:
         spelled = ", ".join(f"{parameter}=..." for parameter in left)
-        raise UsageError(f"{name.target} has parameters without a default; give them: {name.target}({spelled})")
-    return name.having(**added)
+        raise UsageError(f"{name.target} has parameters without a default; give their values: {name.target}({spelled})")
+    return name.with_arguments(**added)
 
 
 def _known_value(
@@ -292,20 +350,20 @@ def _known_value(
 
 
 def narrowed(name: NetworkName, function: Callable[..., Any], width: float) -> NetworkName:
-    """Return the name with its width multiplied.
+    """Return the name with the argument for its width multiplied by `width`; integers are rounded, at least 1.
 
     Raises:
-        ConfigError: the function has no parameter for its width, or one without a default number.
+        ConfigError: the function has no parameter named as in `WIDTHS` whose value or default is a number.
     """
     with contextlib.suppress(TypeError, ValueError):
         for parameter in inspect.signature(function).parameters.values():
             usual = dict(name.arguments).get(parameter.name, parameter.default)
             if parameter.name in WIDTHS and isinstance(usual, int | float):
                 value = usual * width if isinstance(usual, float) else max(1, round(usual * width))
-                return name.having(**{parameter.name: value})
+                return name.with_arguments(**{parameter.name: value})
     raise ConfigError(
-        f"{name.target} has no width: no parameter with a number as its default called {', '.join(WIDTHS[:-1])} or "
-        f"{WIDTHS[-1]}"
+        f"{name.target} has no width: it has no parameter {', '.join(WIDTHS[:-1])} or {WIDTHS[-1]} with a number as "
+        "its default"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a file of weights is, and whether it may be read: formats, zip members, sizes. Nothing of it is run."""
+"""The format of a file of weights, and checks of its zip members and sizes before it is read. No code of it is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .pickles import PickleCheck, PickleRefused, Storage, why_not_read
 MAX_PICKLE_BYTES = 32 * 2**20
 
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before it made zip archives
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first value in files of torch.save before it wrote zip archives
 
 
 _PROTOCOL_VERSION = 1001
@@ -30,13 +30,13 @@ _LEGACY = b"\x80\x02\x8a\x0a"
 _ZIP = b"PK\x03\x04"
 
 
-_FORMATS = {
-    b"version https://git-lfs": "is a git-lfs pointer, not the file itself; fetch that with: git lfs pull",
+_OTHER_FORMATS = {
+    b"version https://git-lfs": "is a git-lfs pointer, not the file itself; download the file with: git lfs pull",
     b"PK\x05\x06": "is an empty zip archive",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
     b"\xfd7zXZ": "is compressed with xz; unpack it first",
-    b"\x89HDF": "is an HDF5 file, as Keras writes them; kdx reads PyTorch's weights",
+    b"\x89HDF": "is an HDF5 file (Keras); kdx reads weights of PyTorch",
     b"\x93NUMPY": "is a numpy array, not a mapping of names to tensors",
     b"\x89PNG": "is a picture",
     b"\xff\xd8\xff": "is a picture",
@@ -47,10 +47,10 @@ _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", re.IGNOREC
 
 
 def check_weights_file(path: Path) -> str:
-    """Return what a file of weights is, `safetensors`, `zip` or `legacy`, after its checks.
+    """Check a file of weights and return its format: `safetensors`, `zip` or `legacy`.
 
     Raises:
-        ArtifactError: it is missing, of another kind, malformed, or would run code when it is unpickled.
+        ArtifactError: it is missing, in another format, malformed, or would run code when it is unpickled.
     """
     with open_file(path) as stream:
         start = stream.read(512)
@@ -63,12 +63,12 @@ def check_weights_file(path: Path) -> str:
 
 
 def check_pickle_file(path: Path) -> str:
-    """Return which format of `torch.save` a file has, `zip` or `legacy`, if it holds tensors and plain values only.
+    """Check that a file of `torch.save` holds only tensors and plain values; return its format, `zip` or `legacy`.
 
-    Its pickle is followed, never run; every size in it is compared with what the file holds.
+    The instructions of its pickle are read, never run; every size in it is compared with the contents of the file.
 
     Raises:
-        ArtifactError: it is missing, something else, malformed, or would run code when it is unpickled.
+        ArtifactError: it is missing, in another format, malformed, or would run code when it is unpickled.
     """
     with open_file(path) as stream:
         start = stream.read(512)
@@ -90,28 +90,28 @@ def check_pickle_file(path: Path) -> str:
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
     if not start.strip():
-        raise ArtifactError(f"{path} is empty" if not start else f"{path} holds nothing but blanks")
-    for magic, sentence in _FORMATS.items():
+        raise ArtifactError(f"{path} is empty" if not start else f"{path} holds only white space")
+    for magic, sentence in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise ArtifactError(f"{path} {sentence}")
     if _HTML.match(start):
-        raise ArtifactError(f"{path} is a web page, not weights: the download went wrong, or needs a login")
+        raise ArtifactError(f"{path} is a web page, not weights: the download failed, or needs a login")
     if start[257:262] == b"ustar":
-        raise ArtifactError(f"{path} is a tar archive, which weights of PyTorch are not since 2017; unpack it first")
+        raise ArtifactError(f"{path} is a tar archive, which PyTorch has not written since 2017; unpack it first")
 
 
 def _check_archive(stream: BinaryIO) -> None:
-    """Check an archive of torch.save: plain members, each once, and a pickle that fits them."""
+    """Check an archive of torch.save: uncompressed members with distinct names, and a pickle that matches them."""
     members = _members(stream)
     folder = next(iter(members)).partition("/")[0] + "/"
     names = {name.removeprefix(folder): info for name, info in members.items()}
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise PickleRefused(
             "is a TorchScript archive, which is code; export the network with torch.export, or save its state_dict() "
-            "and name the class that builds it"
+            "and name its class"
         )
     if "archive_format" in names or any("exported_program" in name for name in names):
-        raise PickleRefused("is a program of torch.export, not weights; name it as the network itself")
+        raise PickleRefused("is a program of torch.export, not weights; name it as MODEL")
     if "data.pkl" not in names or not all(name.startswith(folder) for name in members):
         raise PickleRefused("is a zip archive, but not one of torch.save")
     _check_stored(members)
@@ -130,11 +130,11 @@ def _check_archive(stream: BinaryIO) -> None:
     pickle = BytesIO(_stored(stream, names["data.pkl"]))
     PickleCheck(check, storage_fields=5).check(pickle)
     if pickle.read(1):
-        raise PickleRefused("has something behind the end of its pickle")
+        raise PickleRefused("has data after the end of its pickle")
 
 
 def _members(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
-    """Return the members of a zip archive by name, in the order they lie in. Raises `PickleRefused`."""
+    """Return the members of a zip archive by name, in the order of the file. Raises `PickleRefused`."""
     _check_directory(stream)
     try:
         members = sorted(zipfile.ZipFile(stream).infolist(), key=lambda info: info.header_offset)
@@ -142,18 +142,18 @@ def _members(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
         raise PickleRefused(f"is a damaged zip archive: {error}") from error
     names = {info.filename: info for info in members}
     if not names or len({name.casefold() for name in names}) != len(members):
-        raise PickleRefused("is a zip archive that has no members, or names one of them twice")
+        raise PickleRefused("is a zip archive that has no members, or two members of one name")
     return names
 
 
 def _check_directory(stream: BinaryIO) -> None:
-    """Check the archive's directory: not too large, and in the one place where every reader looks for it."""
+    """Check the directory of the archive: its size, and that it is at the only position where all readers find it."""
     size = os.fstat(stream.fileno()).st_size
     stream.seek(max(0, size - 98))
     tail = stream.read(98)
     end, locator, record = tail[-22:], tail[-42:-22], tail[:-42]
     if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise PickleRefused("is a zip archive that is cut off, or has something behind its end")
+        raise PickleRefused("is a zip archive that is truncated, or has data after its end")
     entries, directory_bytes, begin = struct.unpack("<HII", end[10:20])
     finish = size - 22
     if locator[:4] == b"PK\x06\x07":  # the form with 64-bit numbers
@@ -168,7 +168,7 @@ def _check_directory(stream: BinaryIO) -> None:
 
 
 def _check_stored(members: Mapping[str, zipfile.ZipInfo]) -> None:
-    """Raise `PickleRefused` unless each member has bytes of its own, as they are."""
+    """Raise `PickleRefused` if members are compressed or encrypted, overlap, or have unprintable names."""
     position = 0
     for info in members.values():
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
@@ -176,7 +176,7 @@ def _check_stored(members: Mapping[str, zipfile.ZipInfo]) -> None:
                 "is a zip archive with compressed or encrypted members, which torch.save does not write"
             )
         if info.header_offset < position or not info.filename.isprintable() or info.filename != info.orig_filename:
-            raise PickleRefused("is a zip archive whose members overlap or have odd names")
+            raise PickleRefused("is a zip archive whose members overlap or have unprintable names")
         position = info.header_offset + 30 + info.file_size
 
 
@@ -190,18 +190,18 @@ def _stored(stream: BinaryIO, info: zipfile.ZipInfo) -> bytes:
     stream.seek(name_bytes + extra_bytes, os.SEEK_CUR)
     content = stream.read(info.file_size)
     if len(content) != info.file_size:
-        raise PickleRefused("is a damaged zip archive: a member is cut off")
+        raise PickleRefused("is a damaged zip archive: a member is truncated")
     return content
 
 
 def _check_legacy(stream: BinaryIO) -> None:
-    """Check what torch.save wrote before 1.6: five pickles, then the storages, each behind its number of elements."""
+    """Check the format of torch.save before 1.6: five pickles, then each storage after its number of elements."""
     size = os.fstat(stream.fileno()).st_size
     pickles = BytesIO(stream.read(MAX_PICKLE_BYTES))
 
     def check(storage: Storage) -> None:
         if storage.numel * storage.item_bytes > size:
-            raise PickleRefused(f"claims {storage.numel * storage.item_bytes} bytes for a storage, and has {size}")
+            raise PickleRefused(f"claims {storage.numel * storage.item_bytes} bytes for a storage, but has {size}")
 
     checked = PickleCheck(check, storage_fields=6)
     if checked.check(pickles) != _MAGIC_NUMBER or checked.check(pickles) != _PROTOCOL_VERSION:
@@ -218,7 +218,7 @@ def _check_legacy(stream: BinaryIO) -> None:
         storage = checked.storages[key]
         stream.seek(position)
         if int.from_bytes(stream.read(8), "little") != storage.numel:
-            raise PickleRefused("holds a storage of another size than its pickle says, or is cut off")
+            raise PickleRefused("holds a storage of another size than its pickle says, or is truncated")
         position += 8 + storage.numel * storage.item_bytes
     if position != size:
-        raise PickleRefused(f"holds {size} bytes where its pickle describes {position}: truncated, or added to")
+        raise PickleRefused(f"holds {size} bytes where its pickle describes {position}: truncated, or with extra data")

@@ -1,6 +1,6 @@
-"""Weights that somebody else has written, and how they fit a network.
+"""Weights in files of other programs: how they are found in a file, and fitted to a network.
 
-What is in a file's wrappers and prefixes is found by rules that are written here, and said; nothing is guessed.
+Wrappers and prefixes of names are found by the fixed rules of this module, and each one that was found is reported.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import nn
 
 from ...errors import ArtifactError, ConfigError
 from ...storage.headers import MAX_TENSORS
-from .pickles import LEFT_OUT
+from .pickles import IGNORED_GLOBALS
 from .weight_files import check_weights_file
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
     "teacher", "student", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema",
 )  # fmt: skip
-"""Where checkpoints keep the weights of a network. The first of these that holds tensors is read; if none does, the
-place with the most tensors, the outermost one of equals."""
+"""Keys under which checkpoints store the weights of a network. The first of these that holds tensors is read; if none
+does, the place with the most tensors, and the outermost place if several have as many."""
 
 MAX_DEPTH = 3
 _OF_TRAINING = ("optim", "sched", "scaler", "criterion", "loss")
@@ -38,21 +38,21 @@ Place = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The tensors of a file, on the CPU and of the types they have there, and what was `found`, in plain words."""
+class StateDict:
+    """The tensors of a file, on the CPU and with the data types of the file; `found` has one line per finding."""
 
     tensors: dict[str, torch.Tensor]
     found: tuple[str, ...]
 
 
-def read_weights(path: Path) -> Weights:
-    """Return the weights of a `.safetensors` file, or of a checkpoint of `torch.save`, which is never allowed to run.
+def read_weights(path: Path) -> StateDict:
+    """Return the weights of a `.safetensors` file, or of a checkpoint of `torch.save`, whose code is never run.
 
-    A checkpoint may keep them in a wrapper, such as `state_dict`; `WRAPPERS` says which one is read if there are
-    several. What belongs to an optimizer never is.
+    A checkpoint may store them under a key such as `state_dict`; `WRAPPERS` says which one is read if there are
+    several. Tensors of an optimizer are never read.
 
     Raises:
-        ArtifactError: the file is missing, malformed, would run code, or holds no tensors under names.
+        ArtifactError: the file is missing, malformed, would run code, or holds no named tensors.
     """
     kind = check_weights_file(path)
     content = _loaded(path, kind)
@@ -65,23 +65,23 @@ def read_weights(path: Path) -> Weights:
         raise ArtifactError(f"{path} holds {len(tensors)} tensors, the limit is {MAX_TENSORS}")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
-            raise ArtifactError(f"{path} holds a tensor {_shown(name)} that is no dense array on the CPU")
-    return Weights(tensors, tuple(_words(content, places, chosen)))
+            raise ArtifactError(f"{path} holds a tensor {_printable(name)} that is not a dense CPU tensor")
+    return StateDict(tensors, tuple(_report(content, places, chosen)))
 
 
-def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str, ...]:
-    """Load the weights into the network, all of them, and return in plain words what that took.
+def fit_weights(network: nn.Module, weights: StateDict, source: str) -> tuple[str, ...]:
+    """Load all of the weights into the network, and return one line for each change that was needed.
 
-    The names have to be equal, once the dotted prefix that all names of the file or of the network share is taken off
-    or put on. Only counts of batches may be missing. The network becomes float64 if the file is; half precision is
-    converted to the type that the network has.
+    The names have to be equal after a dotted prefix that all names of the file share is removed, or one that all names
+    of the network share is added. Only `num_batches_tracked` may be missing. The network becomes float64 if the
+    weights are; half precision is converted to the data type of the network.
 
     Args:
-        network: of the architecture that the weights are of; changed in place.
-        source: what the weights are called in a refusal.
+        network: has the architecture of the weights; changed in place.
+        source: the name of the file, for errors.
 
     Raises:
-        ConfigError: a tensor is missing or left over, or has another shape or kind of numbers.
+        ConfigError: a tensor is missing or unknown, or has another shape or kind of numbers.
     """
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
     off, on = _prefixes(weights.tensors, own)
@@ -91,21 +91,21 @@ def fit_weights(network: nn.Module, weights: Weights, source: str) -> tuple[str,
     unexpected = [name for name in weights.tensors if on + name.removeprefix(off) not in own]
     if missing or unexpected or not theirs:
         raise ConfigError(_about_names(source, own, weights.tensors, missing, unexpected))
-    _check_shapes(source, own, theirs)
-    said = [f"prefix {off!r} taken off {len(theirs)} names"] if off else []
-    said += [f"prefix {on!r} put on {len(theirs)} names"] if on else []
+    _check_weight_shapes(source, own, theirs)
+    said = [f"prefix {off!r} removed from {len(theirs)} names"] if off else []
+    said += [f"prefix {on!r} added to {len(theirs)} names"] if on else []
     said += _with_types(network, source, own, theirs)
     if absent:
-        said.append(f"{_BATCHES} is not in the file and stays as it was ({_counted(len(absent))})")
+        said.append(f"{_BATCHES} is not in the file and keeps its value ({_counted(len(absent))})")
     try:
         network.load_state_dict({**network.state_dict(), **theirs})
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{source} does not fit the network: {_first_line(error)}") from error
+        raise ConfigError(f"{source} does not fit the network: {_error_text(error)}") from error
     return tuple(said)
 
 
 class _Inert:
-    """Stands where a checkpoint has options, paths or scalars beside its weights; takes all, and does nothing."""
+    """Replaces options, paths and scalars beside the weights in a checkpoint: accepts any arguments, does nothing."""
 
     def __new__(cls, *values: Any) -> _Inert:
         return super().__new__(cls)
@@ -118,25 +118,25 @@ class _Inert:
 
 
 def _loaded(path: Path, kind: str) -> Any:
-    """Return what a checked file holds; `weights_only` is what keeps PyTorch from running any of it."""
+    """Return the content of a file that was checked. With `weights_only`, PyTorch runs none of its code."""
     try:
         if kind == "safetensors":
             return load_file(path, device="cpu")
         with path.open("rb") as stream, warnings.catch_warnings(), _only_inert_globals():
             warnings.simplefilter("ignore")
             return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
-    except (NameError, ImportError):  # not of the file
+    except (NameError, ImportError):  # a bug, not a property of the file
         raise
-    except Exception as error:  # a damaged file makes the two libraries raise nearly anything
-        raise ArtifactError(f"{path} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # damaged files make the two libraries raise exceptions of many types
+        raise ArtifactError(f"{path} cannot be read: {_error_text(error)}") from error
 
 
 @contextmanager
 def _only_inert_globals() -> Iterator[None]:
-    """Put `_Inert` in the place of what is left out, and nothing in that of what other libraries have allowed."""
+    """Replace `IGNORED_GLOBALS` by `_Inert`, and disable what other libraries of the process have allowed."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    inert: Any = [(_Inert, name) for name in LEFT_OUT]
+    inert: Any = [(_Inert, name) for name in IGNORED_GLOBALS]
     try:
         torch.serialization.add_safe_globals(inert)
         yield
@@ -146,15 +146,15 @@ def _only_inert_globals() -> Iterator[None]:
 
 
 def _mappings(content: Any) -> dict[Place, dict[str, torch.Tensor]]:
-    """Return every dictionary in which tensors have names, by the keys that lead to it, but none of an optimizer."""
+    """Return every dictionary of named tensors, except those of an optimizer, by the keys that lead to it."""
     found: dict[Place, dict[str, torch.Tensor]] = {}
     waiting: list[tuple[Place, Any]] = [((), content)]
-    seen: set[int] = set()  # a dictionary may hold itself, many times
+    seen: set[int] = set()  # a dictionary may contain itself
     for place, value in waiting:
         if not isinstance(value, dict) or "param_groups" in value or id(value) in seen:
             continue
         seen.add(id(value))
-        tensors = {name: _plain(inner) for name, inner in value.items() if _is_weight(name, inner)}
+        tensors = {name: _without_gradient(inner) for name, inner in value.items() if _is_weight(name, inner)}
         if tensors:
             found[place] = tensors
         if len(place) < MAX_DEPTH:
@@ -171,18 +171,18 @@ def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def _without_gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().requires_grad_(False) if isinstance(tensor, nn.Parameter) else tensor.detach()
 
 
 def _preference(place: Place, tensors: int) -> tuple[bool, int, int]:
-    """Order places: those under known wrappers by the least usual one on the way there, others by their tensors."""
+    """Return a sort key: places under known keys first, by the least common key of the path; others by most tensors."""
     known = [WRAPPERS.index(name.casefold()) for name in place if name.casefold() in WRAPPERS]
     return (False, max(known), len(place)) if known else (True, -tensors, len(place))
 
 
-def _words(content: Any, places: Mapping[Place, dict[str, torch.Tensor]], chosen: Place) -> Iterator[str]:
-    """Say where the tensors were, what else could have been read, and what lay around them."""
+def _report(content: Any, places: Mapping[Place, dict[str, torch.Tensor]], chosen: Place) -> Iterator[str]:
+    """Yield lines: the keys above the tensors, other places with tensors, and entries that were ignored."""
     if chosen:
         yield f"under {_quoted(chosen)}"
     others = [f"{_quoted(place)} ({_counted(len(places[place]))})" for place in places if place not in (chosen, ())]
@@ -195,20 +195,20 @@ def _words(content: Any, places: Mapping[Place, dict[str, torch.Tensor]], chosen
         for name, value in level.items():
             is_read = name == inner or (inner is None and _is_weight(name, value))
             if not is_read and (*chosen[:depth], name) not in places:
-                left.append(_entry(name, value))
+                left.append(_entry_text(name, value))
         level = level[inner] if inner is not None else level
     if left:
-        yield f"{_listed(left, 6)} left out"
+        yield f"ignored: {_listed(left, 6)}"
 
 
-def _entry(name: Any, value: Any) -> str:
-    """Return what an entry next to the weights is called: `epoch 90`, `arch 'resnet18'`, `optimizer`."""
+def _entry_text(name: Any, value: Any) -> str:
+    """Return an entry beside the weights as text: `epoch 90`, `arch 'resnet18'`, `optimizer`."""
     short = isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 24)
-    return f"{_shown(name)} {value!a}" if short else _shown(name)
+    return f"{_printable(name)} {value!a}" if short else _printable(name)
 
 
 def _prefixes(theirs: Iterable[str], own: Iterable[str]) -> tuple[str, str]:
-    """Return the prefixes (to take off, to put on) that make most names equal, the shortest ones of these."""
+    """Return the shortest prefixes (to remove, to add) that make the most names equal."""
     file_names, own_names = set(theirs), set(own)
     best, most = ("", ""), -1
     pairs = [(off, on) for off in _shared_prefixes(file_names) for on in _shared_prefixes(own_names)]
@@ -220,7 +220,7 @@ def _prefixes(theirs: Iterable[str], own: Iterable[str]) -> tuple[str, str]:
 
 
 def _shared_prefixes(names: set[str]) -> list[str]:
-    """Return '' and every dotted prefix that all names have, the shortest first; none is a whole name."""
+    """Return '' and every dotted prefix that all names share, the shortest first. None is a whole name."""
     if not names:
         return [""]
     first, last = min(names).split("."), max(names).split(".")
@@ -241,14 +241,14 @@ def _about_names(
     parts = []
     if missing:
         named = [f"{name} {list(own[name].shape)}" for name in missing]
-        parts.append(f"it lacks {_listed(named, 3)}")
+        parts.append(f"the file has no {_listed(named, 3, 'or')}")
     if unexpected:
-        named = [f"{_shown(name)} {list(theirs[name].shape)}" for name in unexpected]
+        named = [f"{_printable(name)} {list(theirs[name].shape)}" for name in unexpected]
         parts.append(f"the network has no {_listed(named, 3, 'or')}")
-    return f"{source} does not fit the network: {'; '.join(parts) or 'there are no tensors'}"
+    return f"{source} does not fit the network: {'; '.join(parts) or 'the file has no tensors'}"
 
 
-def _check_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+def _check_weight_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
     wrong = [name for name in own if name in theirs and own[name].shape != theirs[name].shape]
     if not wrong:
         return
@@ -265,10 +265,13 @@ def _check_shapes(source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[
 def _with_types(
     network: nn.Module, source: str, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]
 ) -> list[str]:
-    """Give the network the file's floating type if that is a full one, and say what is converted."""
+    """Convert the network to the data type of the file if that is float32 or float64; return what is converted."""
     odd = [name for name in theirs if (theirs[name].dtype in _FLOATING) != own[name].dtype.is_floating_point]
     if odd or any(tensor.is_complex() for tensor in theirs.values()):
-        named = [f"{n} is {_type(theirs[n].dtype)} in the file, {_type(own[n].dtype)} in the network" for n in odd]
+        named = [
+            f"{n} is {_dtype_name(theirs[n].dtype)} in the file, {_dtype_name(own[n].dtype)} in the network"
+            for n in odd
+        ]
         raise ConfigError(f"{source} does not fit the network: {_listed(named, 3) or 'it holds complex numbers'}")
     said = []
     parameters = dict(network.named_parameters())
@@ -277,21 +280,22 @@ def _with_types(
         (common,) = types
         if any(p.is_floating_point() and p.dtype != common for p in parameters.values()):
             network.to(common)
-            said.append(f"the network computes in {_type(common)}, as the file does")
+            said.append(f"the network computes in {_dtype_name(common)}, the data type of the file")
     kept = {name: value.dtype for name, value in network.state_dict().items() if name in own}
     floating = [name for name in theirs if theirs[name].dtype in _FLOATING]
     changed = Counter((theirs[name].dtype, kept[name]) for name in floating if kept[name] != theirs[name].dtype)
     return said + [
-        f"{_type(old)} converted to {_type(new)} ({_counted(count)})" for (old, new), count in changed.items()
+        f"{_dtype_name(old)} converted to {_dtype_name(new)} ({_counted(count)})"
+        for (old, new), count in changed.items()
     ]
 
 
-def _type(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def _quoted(place: Place) -> str:
-    return " > ".join(f"'{_shown(name)}'" for name in place)
+    return " > ".join(f"'{_printable(name)}'" for name in place)
 
 
 def _listed(texts: list[str], limit: int, last: str = "and") -> str:
@@ -305,10 +309,10 @@ def _counted(tensors: int) -> str:
     return f"{tensors} tensor{'s' if tensors != 1 else ''}"
 
 
-def _shown(name: Any) -> str:
-    """Return a name of a stranger's file as it can be printed in one line."""
+def _printable(name: Any) -> str:
+    """Return a name from an untrusted file, safe to print in one line: at most 80 characters."""
     return "".join(c if c.isprintable() else "?" for c in str(name)[:80])
 
 
-def _first_line(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join((str(error).splitlines() or [''])[0].split())[:200]}"

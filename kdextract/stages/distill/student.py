@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ...models.external.names import parse_name, parse_narrower
-from ...models.external.user_code import located
+from ...models.external.user_code import as_file
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, Artifact, InputFile, RunDir
 from ..inputs.user_model import kdx_file
@@ -74,7 +74,7 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
 
     teacher = run.artifact(run.teacher()).file(MODEL_FILE).read(read_spec)
     blueprint, inputs = _blueprint(spec, teacher, run)
-    blueprint = blueprint.filled_in(teacher.input_shape, teacher.num_classes)
+    blueprint = blueprint.with_inferred_arguments(teacher.input_shape, teacher.num_classes)
     try:
         _require_fitting(blueprint, teacher)
     except ConfigError as error:
@@ -114,7 +114,7 @@ def _blueprint(spec: str, teacher: ClassifierSpec, run: RunDir) -> tuple[Bluepri
     if typed is None:
         blueprint = teacher.blueprint()
     else:
-        name = located(parse_name(typed))
+        name = as_file(parse_name(typed))
         if name.kind in ("file", "program"):
             files.append(run.file(Path(name.place)))
         blueprint = blueprint_of(typed)
@@ -159,7 +159,7 @@ def _fresh(blueprint: Blueprint, teacher: ClassifierSpec) -> Classifier:
     if probed.num_classes != teacher.num_classes:
         raise ConfigError(
             f"the student {blueprint.name} has {probed.num_classes} classes, the teacher {teacher.num_classes}; if it "
-            f"has an argument for their number, use: {blueprint.name.having(num_classes=teacher.num_classes)}"
+            f"has an argument for their number, use: {blueprint.name.with_arguments(num_classes=teacher.num_classes)}"
         )
-    code = blueprint.with_what_it_imports().code
+    code = blueprint.with_imported_files().code
     return Classifier(teacher.student(str(blueprint.name), code, probed.head), network)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ArtifactError, UsageError
 from ...models.external import consent
 from ...models.external.names import LIBRARIES, PROGRAM, NetworkName, parse_input_size, parse_name
-from ...models.external.user_code import allow, located
+from ...models.external.user_code import allow_call, as_file
 from ...options.declare import OptionSet, option, option_fields, spelling
 from ...storage.run_dir import MODEL_FILE, RUN_FILE, InputFile, RunDir
 
@@ -109,7 +109,7 @@ def model_files(config: ModelConfig, run: RunDir) -> dict[str, InputFile]:
         if config.trust_code:
             trust_code(ours)
         return files
-    name = located(parse_name(config.model))
+    name = as_file(parse_name(config.model))
     files = {}
     if config.weights is not None:
         files["weights"] = run.file(Path(config.weights))
@@ -157,7 +157,7 @@ def trust_code(ours: Path) -> None:
         if name.kind == "program":
             consent.allow(read_safetensors(ours)[0][PROGRAM_TENSOR].numpy().tobytes(), NetworkName(PROGRAM), ours)
         elif name.function:
-            allow(name, spec.code, ours)
+            allow_call(name, spec.code, ours)
 
 
 def _require_trusted(path: Path, trusted: bool) -> None:
@@ -188,7 +188,7 @@ def load_user_model(config: ModelConfig, files: Mapping[str, InputFile], finding
 
     ours = files.get("model")
     if ours is not None:
-        findings.lines.append(f"a classifier of kdx: {ours.path}")
+        findings.add("a classifier of kdx", ours.path)
         classifier = ours.read(load_classifier)
         if config.feature_layer is not None:
             classifier.spec = replace(classifier.spec, feature_layer=config.feature_layer)

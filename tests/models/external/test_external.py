@@ -24,7 +24,7 @@ from kdextract.models.external.exported_program import Program
 from kdextract.models.external.head import Head, find_head
 from kdextract.models.external.names import NetworkName, parse_input_size, parse_name, parse_narrower
 from kdextract.models.external.probe import probe
-from kdextract.models.external.user_code import Code, filled_in, function_of, located, narrowed, read_code
+from kdextract.models.external.user_code import Code, as_file, function_of, narrowed, read_code, with_inferred_arguments
 
 pytestmark = pytest.mark.usefixtures("state")
 NAME = NetworkName("net")
@@ -61,7 +61,7 @@ def test_a_name_with_arguments_comes_back_as_it_was(arguments: dict[str, Any]) -
     import keyword
 
     arguments = {key: value for key, value in arguments.items() if not keyword.iskeyword(key)}
-    name = NetworkName("model.py:build").having(**arguments)
+    name = NetworkName("model.py:build").with_arguments(**arguments)
     assert parse_name(str(name)) == name
 
 
@@ -125,7 +125,7 @@ def test_code_runs_only_where_it_was_named(tmp_path: Path, monkeypatch: pytest.M
     source = f"open({str(sentinel)!r}, 'w').close()\ndef build(): pass\n"
     stranger = Code("model.py", source)
     name = NetworkName("model.py:build")
-    with pytest.raises(ArtifactError, match="nobody has allowed"):
+    with pytest.raises(ArtifactError, match="was not allowed"):
         function_of(name, stranger)
     assert not sentinel.exists()
     path = write_code(tmp_path, source)
@@ -133,7 +133,7 @@ def test_code_runs_only_where_it_was_named(tmp_path: Path, monkeypatch: pytest.M
     assert code == stranger
     assert callable(function_of(name, code))
     assert sentinel.exists()
-    with pytest.raises(ArtifactError, match="nobody has allowed"):
+    with pytest.raises(ArtifactError, match="was not allowed"):
         function_of(name, Code("model.py", source + "\n"))
     monkeypatch.setenv(consent.TRUST_ALL, "1")
     assert callable(function_of(name, Code("model.py", source + "\n")))
@@ -207,15 +207,15 @@ def test_modules_of_this_folder_are_their_files(tmp_path: Path, monkeypatch: pyt
     (package / "parts.py").write_text("SIZE = 5\n")
     (package / "net.py").write_text("from .parts import SIZE\ndef build(): return SIZE\n")
     monkeypatch.chdir(tmp_path)
-    name = located(parse_name("folder_of_a_test.net:build"))
+    name = as_file(parse_name("folder_of_a_test.net:build"))
     assert str(name) == "folder_of_a_test/net.py:build"
     assert function_of(name, read_code(name))() == 5
     for other in ("folder_of_a_test.none:build", "torchvision.models:resnet18", "lenet5"):
-        assert str(located(parse_name(other))) == other
+        assert str(as_file(parse_name(other))) == other
 
 
 def test_functions_of_modules_are_found() -> None:
-    name = NetworkName("torchvision.models:squeezenet1_1").having(num_classes=3)
+    name = NetworkName("torchvision.models:squeezenet1_1").with_arguments(num_classes=3)
     assert read_code(name) is None
     assert isinstance(Blueprint(name).build(None, None), nn.Module)
 
@@ -226,26 +226,26 @@ def test_functions_of_modules_are_found() -> None:
 def test_parameters_are_filled_in_by_their_names() -> None:
     def build(num_classes: int, in_chans: int, img_size: int = 8, depth: int = 2, input_shape: Any = None) -> None: ...
 
-    name = filled_in(NetworkName("m.py:build").having(img_size=4), build, (3, 16, 16), 5)
+    name = with_inferred_arguments(NetworkName("m.py:build").with_arguments(img_size=4), build, (3, 16, 16), 5)
     assert dict(name.arguments) == {"num_classes": 5, "in_chans": 3, "img_size": 4, "input_shape": (3, 16, 16)}
-    oblong = filled_in(NAME, lambda img_size=(8, 8): None, (3, 16, 20), None)
+    oblong = with_inferred_arguments(NAME, lambda img_size=(8, 8): None, (3, 16, 20), None)
     assert dict(oblong.arguments) == {"img_size": (16, 20)}
-    assert filled_in(NAME, lambda img_size=8: None, (3, 16, 20), None) == NAME, "one number is no oblong"
-    assert filled_in(NAME, lambda *args, **rest: None, (3, 8, 8), 5) == NAME
-    assert filled_in(NAME, nn.Linear(1, 1), (3, 8, 8), 5) == NAME
+    assert with_inferred_arguments(NAME, lambda img_size=8: None, (3, 16, 20), None) == NAME, "one number is no oblong"
+    assert with_inferred_arguments(NAME, lambda *args, **rest: None, (3, 8, 8), 5) == NAME
+    assert with_inferred_arguments(NAME, nn.Linear(1, 1), (3, 8, 8), 5) == NAME
 
 
 def test_parameters_that_are_left_are_named() -> None:
     with pytest.raises(UsageError, match=r"net\(depth=..., kind=...\)"):
-        filled_in(NAME, lambda depth, kind, width=3: None, None, None)
+        with_inferred_arguments(NAME, lambda depth, kind, width=3: None, None, None)
     with pytest.raises(UsageError, match=r"no parameter 'dept'.*'depth'"):
-        filled_in(NAME.having(dept=3), lambda depth=1: None, None, None)
+        with_inferred_arguments(NAME.with_arguments(dept=3), lambda depth=1: None, None, None)
 
 
 def test_widths_are_multiplied() -> None:
-    assert narrowed(NAME, lambda width=64: None, 0.5) == NAME.having(width=32)
-    assert narrowed(NAME.having(width=10), lambda width=64: None, 0.25) == NAME.having(width=2)
-    assert narrowed(NAME, lambda width_mult=1.0: None, 0.5) == NAME.having(width_mult=0.5)
+    assert narrowed(NAME, lambda width=64: None, 0.5) == NAME.with_arguments(width=32)
+    assert narrowed(NAME.with_arguments(width=10), lambda width=64: None, 0.25) == NAME.with_arguments(width=2)
+    assert narrowed(NAME, lambda width_mult=1.0: None, 0.5) == NAME.with_arguments(width_mult=0.5)
     for function in (lambda depth=3: None, lambda width: None, lambda width=None: None):
         with pytest.raises(ConfigError, match="no width"):
             narrowed(NAME, function, 0.5)
@@ -285,10 +285,10 @@ def test_torchvision_says_what_its_networks_take() -> None:
     assert facts.mean == (0.485, 0.456, 0.406)
     assert facts.class_names is not None
     assert len(set(facts.class_names)) == 1000
-    filled = libraries.filled_in(parse_name("torchvision/vit_b_16"), (3, 32, 32), 7)
+    filled = libraries.with_inferred_arguments(parse_name("torchvision/vit_b_16"), (3, 32, 32), 7)
     assert dict(filled.arguments) == {"num_classes": 7, "image_size": 32}
-    with pytest.raises(ConfigError, match="takes colour images"):
-        libraries.filled_in(parse_name("torchvision/resnet18"), (1, 32, 32), 7)
+    with pytest.raises(ConfigError, match="takes images of 3 channels"):
+        libraries.with_inferred_arguments(parse_name("torchvision/resnet18"), (1, 32, 32), 7)
     with pytest.raises(ConfigError, match="cannot be built"):
         libraries.build(parse_name("torchvision/resnet18(no_such=1)"))
 
@@ -309,14 +309,18 @@ def test_timm_says_what_its_networks_take() -> None:
     facts = libraries.facts(parse_name("timm/vit_tiny_patch16_224"))
     assert facts is not None
     assert facts.input_shape == (3, 224, 224)
-    filled = libraries.filled_in(parse_name("timm/vit_tiny_patch16_224(depth=2, patch_size=8)"), (1, 32, 32), 7)
+    filled = libraries.with_inferred_arguments(
+        parse_name("timm/vit_tiny_patch16_224(depth=2, patch_size=8)"), (1, 32, 32), 7
+    )
     assert dict(filled.arguments) == {"num_classes": 7, "img_size": 32, "in_chans": 1, "depth": 2, "patch_size": 8}
     network = libraries.build(filled)
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     own = libraries.facts(filled)
     assert own is not None
     assert own.input_shape == (1, 32, 32), "what its name says goes before the usual size"
-    assert dict(libraries.filled_in(parse_name("timm/resnet18"), (3, 64, 64), 5).arguments) == {"num_classes": 5}
+    assert dict(libraries.with_inferred_arguments(parse_name("timm/resnet18"), (3, 64, 64), 5).arguments) == {
+        "num_classes": 5
+    }
     with pytest.raises(UsageError, match="timm has no 'resnet81'"):
         libraries.check_library_name(parse_name("timm/resnet81"))
     for name in ("timm/hf-hub:someone/model", "timm/hf_hub:x"):
@@ -398,7 +402,7 @@ def test_answers_are_understood(answer: Any, head: Head, classes: int) -> None:
         torch.testing.assert_close(logits, SCORES)
     else:
         torch.testing.assert_close(logits.softmax(1)[:, 1], SCORES[:, 0].sigmoid())
-    assert head.words
+    assert head.description
 
 
 @pytest.mark.parametrize(
@@ -464,7 +468,7 @@ def test_sizes_that_cannot_be_told_are_asked_for() -> None:
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ConfigError, match=r"several sizes .*3x32x32.*--input-size"):
         probe(pooled, NAME, None)
-    with pytest.raises(ConfigError, match="no usual size; say theirs"):
+    with pytest.raises(ConfigError, match="none of the usual image sizes"):
         probe(Fixed(37), NAME, None)
     assert probe(Fixed(37), NAME, (1, 37, 37)).num_classes == 4
     with pytest.raises(ConfigError, match="cannot take images of 1x28x28"):
@@ -477,7 +481,7 @@ def test_wrappings_are_taken_off() -> None:
     assert unwrapped(torch.compile(network), NAME) is network
     with pytest.raises(ConfigError, match="TorchScript"):
         unwrapped(torch.jit.trace(network.eval(), torch.zeros(1, 1, 8, 8)), NAME)
-    with pytest.raises(ConfigError, match="gives a int"):
+    with pytest.raises(ConfigError, match="returns int"):
         unwrapped(3, NAME)
 
 
@@ -507,7 +511,7 @@ def test_a_program_answers_as_its_network_and_shows_its_layers(tmp_path: Path) -
 
     network = Normed()
     content = exported(network, torch.zeros(2, 1, 8, 8))
-    with pytest.raises(ArtifactError, match="nobody has allowed"):
+    with pytest.raises(ArtifactError, match="was not allowed"):
         Program(content)
     consent.allow(content, parse_name("x.pt2"), tmp_path / "x.pt2")
     program = Program(content)
@@ -528,7 +532,7 @@ def test_a_program_answers_as_its_network_and_shows_its_layers(tmp_path: Path) -
 def test_programs_that_are_none_are_refused(tmp_path: Path) -> None:
     network = Fixed(8)
     for content, match in (
-        (b"PK\x05\x06" + bytes(18), "no program"),
+        (b"PK\x05\x06" + bytes(18), "cannot load it as a program"),
         (exported(network, torch.zeros(2, 1, 8, 8), dynamic=False), "batches of 2 alone"),
         (exported(nn.Bilinear(3, 3, 2), torch.zeros(2, 3), torch.zeros(2, 3)), "one batch of images"),
     ):

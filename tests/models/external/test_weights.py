@@ -49,9 +49,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdextract.errors import ArtifactError, ConfigError
-from kdextract.models.external.pickles import LEFT_OUT
+from kdextract.models.external.pickles import IGNORED_GLOBALS
 from kdextract.models.external.weight_files import check_pickle_file, check_weights_file
-from kdextract.models.external.weights import WRAPPERS, Weights, fit_weights, read_weights
+from kdextract.models.external.weights import WRAPPERS, StateDict, fit_weights, read_weights
 from kdextract.storage.artifacts import read_safetensors_header
 from kdextract.storage.headers import check_safetensors_file
 
@@ -138,11 +138,11 @@ def test_a_prefix_is_taken_off_or_put_on_and_said(prefix: str) -> None:
     source, target = small(1), small(2)
     count = len(source.state_dict())
     state = nested(prefix, source).state_dict()
-    assert fit_weights(target, Weights(state, ()), "a") == (f"prefix {prefix!r} taken off {count} names",)
+    assert fit_weights(target, StateDict(state, ()), "a") == (f"prefix {prefix!r} removed from {count} names",)
     assert equal(source, target)
     target = small(3)
-    said = fit_weights(nested(prefix, target), Weights(source.state_dict(), ()), "a")
-    assert said == (f"prefix {prefix!r} put on {count} names",)
+    said = fit_weights(nested(prefix, target), StateDict(source.state_dict(), ()), "a")
+    assert said == (f"prefix {prefix!r} added to {count} names",)
     assert equal(source, target)
 
 
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_training_is_read_without_its_optimizer(tmp_path: Path) 
         assert weights.found == (
             "under 'state_dict'",
             "not read: 'ema' (9 tensors)",
-            "epoch 90, arch 'resnet18', best_acc1, optimizer, scheduler, milestones and 1 more left out",
+            "ignored: epoch 90, arch 'resnet18', best_acc1, optimizer, scheduler, milestones and 1 more",
         )
 
 
@@ -180,7 +180,7 @@ def test_no_wrapper_is_preferred_to_the_place_with_the_most_tensors(tmp_path: Pa
     noise = {"noise": torch.zeros(2), "G": state, "D": {"w": torch.zeros(1)}}
     weights = read_weights(saved(tmp_path / "a.pth", noise))
     assert weights.tensors.keys() == state.keys()
-    assert weights.found == ("under 'G'", "not read: 'D' (1 tensor)", "noise left out")
+    assert weights.found == ("under 'G'", "not read: 'D' (1 tensor)", "ignored: noise")
 
 
 def test_what_only_an_optimizer_holds_is_not_read(tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ def test_missing_counts_of_batches_are_said(tmp_path: Path) -> None:
     source, target = small(1), small(2)
     state = {name: value for name, value in source.state_dict().items() if "num_batches" not in name}
     target.bn.num_batches_tracked += 7
-    said = fit_weights(target, Weights(state, ()), "a")
-    assert said == ("num_batches_tracked is not in the file and stays as it was (1 tensor)",)
+    said = fit_weights(target, StateDict(state, ()), "a")
+    assert said == ("num_batches_tracked is not in the file and keeps its value (1 tensor)",)
     assert target.bn.num_batches_tracked == 7
     assert torch.equal(target.fc.weight, source.fc.weight)
 
@@ -265,7 +265,7 @@ def refused(state: dict[str, torch.Tensor], network: nn.Module | None = None) ->
     network = network or small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
-        fit_weights(network, Weights(state, ()), "a.pth")
+        fit_weights(network, StateDict(state, ()), "a.pth")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     sentence = str(caught.value)
     assert sentence.startswith("a.pth does not fit the network: ")
@@ -276,19 +276,19 @@ def refused(state: dict[str, torch.Tensor], network: nn.Module | None = None) ->
 def test_names_that_do_not_fit_are_named_with_their_shapes() -> None:
     state = small().state_dict()
     without = {name: value for name, value in state.items() if name != "fc.bias"}
-    assert refused(without) == "it lacks fc.bias [3]"
+    assert refused(without) == "the file has no fc.bias [3]"
     assert refused({**state, "a\nb": torch.zeros(2, 1)}) == "the network has no a?b [2, 1]"
     wrapped = {f"module.{name}": value for name, value in without.items()}
     assert (
         refused({**wrapped, "module.head": torch.zeros(1)})
-        == "it lacks fc.bias [3]; the network has no module.head [1]"
+        == "the file has no fc.bias [3]; the network has no module.head [1]"
     )
     only = refused({"other": torch.zeros(1)})
-    assert (
-        only
-        == "it lacks conv.weight [2, 1, 3, 3], conv.bias [2], bn.weight [2] and 5 more; the network has no other [1]"
+    assert only == (
+        "the file has no conv.weight [2, 1, 3, 3], conv.bias [2], bn.weight [2] and 5 more; "
+        "the network has no other [1]"
     )
-    assert refused({}).startswith("it lacks conv.weight")
+    assert refused({}).startswith("the file has no conv.weight")
 
 
 def test_another_number_of_classes_is_hinted_at() -> None:
@@ -308,19 +308,19 @@ def test_types_are_kept_or_converted_and_said() -> None:
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in small(1).state_dict().items()}
 
     network = small()
-    assert fit_weights(network, Weights(cast(torch.float64), ()), "a") == (
-        "the network computes in float64, as the file does",
+    assert fit_weights(network, StateDict(cast(torch.float64), ()), "a") == (
+        "the network computes in float64, the data type of the file",
     )
     assert {p.dtype for p in network.parameters()} == {torch.float64}
     assert torch.equal(network.fc.weight, cast(torch.float64)["fc.weight"])
     for half in (torch.float16, torch.bfloat16):
         network = small()
         name = str(half).removeprefix("torch.")
-        assert fit_weights(network, Weights(cast(half), ()), "a") == (f"{name} converted to float32 (8 tensors)",)
+        assert fit_weights(network, StateDict(cast(half), ()), "a") == (f"{name} converted to float32 (8 tensors)",)
         assert {p.dtype for p in network.parameters()} == {torch.float32}
     mixed = {**cast(torch.float32), "bn.running_mean": torch.ones(2, dtype=torch.float64)}
     network = small()
-    assert fit_weights(network, Weights(mixed, ()), "a") == ("float64 converted to float32 (1 tensor)",)
+    assert fit_weights(network, StateDict(mixed, ()), "a") == ("float64 converted to float32 (1 tensor)",)
     assert network.bn.running_mean.tolist() == [1.0, 1.0]
 
 
@@ -408,7 +408,7 @@ def test_hostile_pickles_are_refused_before_anything_runs(name: str, form: str, 
         ("protocol 4", "would run posix.system when unpickled; kdx reads tensors only"),
         (
             "torch.load inside",
-            "would run torch.storage._load_from_bytes when unpickled; kdx reads tensors only: where you trust the "
+            "would run torch.storage._load_from_bytes when unpickled; kdx reads tensors only; if you trust the "
             "file, load it yourself and save the state dict alone",
         ),
         (
@@ -439,7 +439,7 @@ def test_what_others_let_pytorch_call_is_not_called(zipped: bool, tmp_path: Path
         _use_new_zipfile_serialization=zipped,
     )
     evil = saved(tmp_path / "evil.pth", {"w": torch.ones(2), "x": Allowed}, _use_new_zipfile_serialization=zipped)
-    others: list[Any] = [(Noticed, name) for name in LEFT_OUT] + [Allowed]
+    others: list[Any] = [(Noticed, name) for name in IGNORED_GLOBALS] + [Allowed]
     with torch.serialization.safe_globals(others):
         assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [1, 1]
         assert Noticed.made == 2
