@@ -23,7 +23,7 @@ from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.stages.distill.command import CONVOLUTION_RATE
-from kdextract.synthesis.structured_noise.pool import FreshPool
+from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter
 from kdextract.training.distill import DistillationLossOptions, distill
@@ -69,18 +69,18 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
     method = live_method("structured_noise")
     source = method.open_source(teacher, method.config(), 0)
-    assert isinstance(source, FreshPool)
+    assert isinstance(source, RefreshedPool)
     observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
     clock = Clock()
-    kept = torch.Tensor.backward, training.OPTIMIZERS["soap"], FreshPool.sample, FreshPool.update
+    kept = torch.Tensor.backward, training.OPTIMIZERS["soap"], RefreshedPool.sample, RefreshedPool.update
     make = source._make
     teacher.forward = clock.timed("teacher forward", teacher.forward)  # type: ignore[method-assign]
     student.forward = clock.timed("student forward", student.forward)  # type: ignore[method-assign]
     torch.Tensor.backward = clock.timed("student backward", kept[0])  # type: ignore[method-assign]
     source._make = clock.timed("making images", make)
-    FreshPool.sample = clock.timed("drawing batches", kept[2])  # type: ignore[method-assign]
-    FreshPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
-    observer.look = clock.timed("looking", observer.look)  # type: ignore[method-assign]
+    RefreshedPool.sample = clock.timed("drawing batches", kept[2])  # type: ignore[method-assign]
+    RefreshedPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
+    observer.on_step = clock.timed("looking", observer.on_step)  # type: ignore[method-assign]
 
     def watched(parameters: Any, lr: float) -> optim.Optimizer:
         optimizer = kept[1](parameters, lr)
@@ -107,7 +107,7 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
         total = time.perf_counter() - started
     finally:
         torch.Tensor.backward, training.OPTIMIZERS["soap"] = kept[:2]  # type: ignore[method-assign]
-        FreshPool.sample, FreshPool.update = kept[2:]  # type: ignore[method-assign]
+        RefreshedPool.sample, RefreshedPool.update = kept[2:]  # type: ignore[method-assign]
     spent = {**clock.seconds, "rest": total - sum(clock.seconds.values())}
     return {name: 1000 * seconds / steps for name, seconds in (*spent.items(), ("total", total))}
 

@@ -95,7 +95,7 @@ def opened(name: str, teacher: Classifier, seed: int = 0, **options: Any) -> Sou
     method = live_method(name)
     known = {declared.name for declared in option_fields(method.config)}
     small = {option: value for option, value in SMALL.items() if option in known}
-    given = Given(teacher, statistics_of(teacher) if method.inverts else None)
+    given = Given(teacher, statistics_of(teacher) if method.matches_batch_norm else None)
     return method.open_source(given, method.config(**(small | options)), seed)
 
 
@@ -259,7 +259,9 @@ def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, s
     known = {declared.name for declared in option_fields(live_method(name).config)}
     options = {option: value for option, value in SMALL.items() if option in known}
     method = live_method(name)
-    source = method.open_source(Given(teacher, statistics if method.inverts else None), method.config(**options), 0)
+    source = method.open_source(
+        Given(teacher, statistics if method.matches_batch_norm else None), method.config(**options), 0
+    )
     drawn(source, classifier(shape, batch_norm=batch_norm, seed=1).train())
     with teacher.queries.purpose("probe"):
         source.held_out(12)
@@ -305,7 +307,7 @@ def test_declares_where_it_comes_from(name: str) -> None:
     assert method.name == name
     assert len(method.source) > 10
     assert method.summary.endswith(".")
-    assert method.needs == ("teacher with batch norm, or statistics" if method.inverts else "teacher")
+    assert method.needs == ("teacher with batch norm, or statistics" if method.matches_batch_norm else "teacher")
     assert issubclass(method.config, OptionSet)
     assert all(option_info(field).help for field in option_fields(method.config))
     assert method.settings.keys() <= USUAL_SETTINGS.keys()

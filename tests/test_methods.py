@@ -23,7 +23,7 @@ from kdextract.synthesis.interface import Inverted
 from kdextract.synthesis.inversion import activation_matching as inversion
 from kdextract.synthesis.inversion.activation_matching import INITIALIZERS, DropoutMasks
 from kdextract.synthesis.options import INITS, DreamTerms, PixelConfig
-from kdextract.synthesis.statistics.recorded import Record, Statistics, StatisticsOptions, compute_statistics
+from kdextract.synthesis.statistics.recorded import ActivationRecord, Statistics, StatisticsOptions, compute_statistics
 from kdextract.synthesis.statistics.spectra import SpectralOptions
 
 OPTIONS = StatisticsOptions(max_units=2000, rank=15, spectra=SpectralOptions(0.1, 30, "energy"))
@@ -81,11 +81,11 @@ def make(
     known = {field.name for field in option_fields(chosen.config)}
     options = {option: value for option, value in options.items() if option in known}
     student = None
-    if chosen.competes:
+    if chosen.needs_student:
         with torch.random.fork_rng():
             torch.manual_seed(99)
             student = Classifier(teacher.spec).frozen()
-    given = Given(teacher, statistics if chosen.record or chosen.inverts else None, student)
+    given = Given(teacher, statistics if chosen.record or chosen.matches_batch_norm else None, student)
     return chosen.synthesize(given, labels, chosen.config(**options), torch.Generator().manual_seed(seed))
 
 
@@ -356,7 +356,9 @@ def test_loss_is_reported_per_image(teacher: Classifier, statistics: Statistics)
 @pytest.fixture
 def targets_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw every target at its mean, so that a loss is a fixed function of the images."""
-    monkeypatch.setattr(Record, "sample", lambda self, labels, generator: self.split(self.mean[labels].clone()))
+    monkeypatch.setattr(
+        ActivationRecord, "sample", lambda self, labels, generator: self.split(self.mean[labels].clone())
+    )
 
 
 def loss_and_gradient(

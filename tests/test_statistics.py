@@ -23,7 +23,7 @@ from kdextract.synthesis.statistics.recorded import (
     LAYERS,
     SPECTRAL_ALL,
     SPECTRAL_PAIRS,
-    Record,
+    ActivationRecord,
     Statistics,
     StatisticsOptions,
     compute_statistics,
@@ -431,7 +431,7 @@ def test_parts_of_a_batch_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- sampling ---------------------------------------------------------------------------------------------------
 
 
-def empirical_covariance(record: Record, label: int, count: int = 40_000) -> np.ndarray:
+def empirical_covariance(record: ActivationRecord, label: int, count: int = 40_000) -> np.ndarray:
     drawn = record.sample(torch.full((count,), label), torch.Generator().manual_seed(3))
     return np.cov(torch.cat(list(drawn.values()), dim=1).double().numpy(), rowvar=False, bias=True)
 
@@ -491,7 +491,7 @@ def test_variance_is_the_mean_of_the_units(statistics: Statistics, per_class: li
 
 
 def test_variance_of_a_constant_block_is_above_zero() -> None:
-    record = Record((("a", 2), ("b", 1)), torch.zeros(2, 3), torch.zeros(2, 3, 4))
+    record = ActivationRecord((("a", 2), ("b", 1)), torch.zeros(2, 3), torch.zeros(2, 3, 4))
     assert all(float(value) > 0 for value in record.variance().values())
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..options.declare import option
 from ..synthesis.interface import Given
-from ..synthesis.options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPool, by_preset
+from ..synthesis.options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPoolOptions, by_preset
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
     from ..synthesis.interface import Inverted
-    from ..synthesis.inversion.pool import InversionPool
+    from ..synthesis.inversion.pool import GrowingPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 9"
 
@@ -25,19 +25,24 @@ class AdaptiveConfig(AdaptiveTerms, BatchSteps):
 
 
 @register_objective(
-    "adaptive_deep_inversion", config=AdaptiveConfig, record=None, source=SOURCE, inverts=True, competes=True
+    "adaptive_deep_inversion",
+    config=AdaptiveConfig,
+    record=None,
+    source=SOURCE,
+    matches_batch_norm=True,
+    needs_student=True,
 )
 def adaptive_deep_inversion(
-    given: Given, labels: torch.Tensor, config: AdaptiveConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: AdaptiveConfig, rng: torch.Generator
 ) -> Inverted:
     """Images with the statistics of the teacher's layers, on which the student of --student differs."""
     from ..synthesis.inversion.deep_inversion import invert_as
 
-    return invert_as(config, given, labels, generator)
+    return invert_as(config, given, labels, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
+class LiveAdaptiveConfig(GrowingPoolOptions, AdaptiveTerms):
     """The terms, and the pool."""
 
     compete: float | None = option(
@@ -65,9 +70,14 @@ class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
 
 
 @register_live(
-    "adaptive_deep_inversion", config=LiveAdaptiveConfig, source=SOURCE, settings={}, structured=False, inverts=True
+    "adaptive_deep_inversion",
+    config=LiveAdaptiveConfig,
+    source=SOURCE,
+    settings={},
+    structured=False,
+    matches_batch_norm=True,
 )
-def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed: int) -> InversionPool:
+def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed: int) -> GrowingPool:
     """A growing pool of images with the statistics of the teacher's layers, on which the student still differs."""
     from ..synthesis.inversion.deep_inversion import growing_pool
 

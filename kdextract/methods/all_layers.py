@@ -21,8 +21,8 @@ class AllLayersConfig(PixelConfig):
 
 
 @register_objective("all_layers", config=AllLayersConfig, record="layers", source="Lopes et al. 2017, section 3.2")
-def all_layers(given: Given, labels: torch.Tensor, config: AllLayersConfig, generator: torch.Generator) -> Inverted:
+def all_layers(given: Given, labels: torch.Tensor, config: AllLayersConfig, rng: torch.Generator) -> Inverted:
     """Match the pre-activations of every recorded layer, drawn jointly, so that layers agree."""
     from ..synthesis.inversion.activation_matching import match_layers
 
-    return match_layers(given.teacher, given.recorded, labels, config, generator)
+    return match_layers(given.teacher, given.recorded, labels, config, rng)

@@ -46,7 +46,7 @@ class AllLayersDropoutConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.2",
 )
 def all_layers_dropout(
-    given: Given, labels: torch.Tensor, config: AllLayersDropoutConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: AllLayersDropoutConfig, rng: torch.Generator
 ) -> Inverted:
     """Match all layers under a dropout mask per image, fixed while its pixels are optimized."""
     from torch import nn
@@ -60,5 +60,5 @@ def all_layers_dropout(
     keep_hidden = usual_hidden if config.keep_hidden is None else config.keep_hidden
     names = [layer.name for layer in given.recorded.layers]
     keep = {name: keep_hidden for name in names} | {names[0]: keep_input}
-    with transform_inputs(given.teacher.network, names, DropoutMasks(keep, generator)):
-        return match_layers(given.teacher, given.recorded, labels, config, generator)
+    with transform_inputs(given.teacher.network, names, DropoutMasks(keep, rng)):
+        return match_layers(given.teacher, given.recorded, labels, config, rng)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..models.classifier import Classifier
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.generators.training import GeneratorTraining, Samples
     from ..synthesis.losses import Terms
 
@@ -70,14 +70,16 @@ class DaflGeneratorConfig(DaflWeights, GeneratorConfig):
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dafl(given: Given, config: DaflConfig, seed: int) -> Game:
+def dafl(given: Given, config: DaflConfig, seed: int) -> AdversarialSource:
     """A generator seeks images that the teacher is sure of, with strong features and all classes alike."""
-    from ..synthesis.adversarial_game import Rules, open_game
+    from ..synthesis.adversarial_game import GameSchedule, open_game
 
-    def terms(answers: Answers) -> Terms:
-        return config.terms(answers.teacher, answers.features)
+    def terms(outputs: NetworkOutputs) -> Terms:
+        return config.terms(outputs.teacher, outputs.features)
 
-    return open_game(given.teacher, Rules(terms, config.student_steps, watches_features=config.act > 0), config, seed)
+    return open_game(
+        given.teacher, GameSchedule(terms, config.student_steps, uses_features=config.act > 0), config, seed
+    )
 
 
 @register_generator("dafl", config=DaflGeneratorConfig, source=SOURCE)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..synthesis.interface import Given
-from ..synthesis.options import BatchSteps, DreamTerms, GrowingPool
+from ..synthesis.options import BatchSteps, DreamTerms, GrowingPoolOptions
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
     from ..synthesis.interface import Inverted
-    from ..synthesis.inversion.pool import InversionPool
+    from ..synthesis.inversion.pool import GrowingPool
 
 SOURCE = "Mordvintsev et al. 2015; Yin et al. 2020, eq. 2 and 3"
 
@@ -24,20 +24,20 @@ class DreamConfig(DreamTerms, BatchSteps):
 
 
 @register_objective("deep_dream", config=DreamConfig, record=None, source=SOURCE)
-def deep_dream(given: Given, labels: torch.Tensor, config: DreamConfig, generator: torch.Generator) -> Inverted:
+def deep_dream(given: Given, labels: torch.Tensor, config: DreamConfig, rng: torch.Generator) -> Inverted:
     """Images that the teacher gives to the class, smooth and of small norm."""
     from ..synthesis.inversion.deep_inversion import invert_as
 
-    return invert_as(config, given, labels, generator)
+    return invert_as(config, given, labels, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveDreamConfig(GrowingPool, DreamTerms):
+class LiveDreamConfig(GrowingPoolOptions, DreamTerms):
     """The terms, and the pool."""
 
 
 @register_live("deep_dream", config=LiveDreamConfig, source=SOURCE, settings={}, structured=False)
-def deep_dream_pool(given: Given, config: LiveDreamConfig, seed: int) -> InversionPool:
+def deep_dream_pool(given: Given, config: LiveDreamConfig, seed: int) -> GrowingPool:
     """A growing pool of images that the teacher gives to a class, smooth and of small norm."""
     from ..synthesis.inversion.deep_inversion import growing_pool
 

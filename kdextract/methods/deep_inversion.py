@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..synthesis.interface import Given
-from ..synthesis.options import BatchSteps, DeepInversionTerms, GrowingPool
+from ..synthesis.options import BatchSteps, DeepInversionTerms, GrowingPoolOptions
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
     from ..synthesis.interface import Inverted
-    from ..synthesis.inversion.pool import InversionPool
+    from ..synthesis.inversion.pool import GrowingPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 5"
 
@@ -23,25 +23,28 @@ class DeepInversionConfig(DeepInversionTerms, BatchSteps):
     """The terms, and the steps of a batch."""
 
 
-@register_objective("deep_inversion", config=DeepInversionConfig, record=None, source=SOURCE, inverts=True)
-def deep_inversion(
-    given: Given, labels: torch.Tensor, config: DeepInversionConfig, generator: torch.Generator
-) -> Inverted:
+@register_objective("deep_inversion", config=DeepInversionConfig, record=None, source=SOURCE, matches_batch_norm=True)
+def deep_inversion(given: Given, labels: torch.Tensor, config: DeepInversionConfig, rng: torch.Generator) -> Inverted:
     """Images of the class with the means and variances that the teacher's layers keep of its data."""
     from ..synthesis.inversion.deep_inversion import invert_as
 
-    return invert_as(config, given, labels, generator)
+    return invert_as(config, given, labels, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveDeepInversionConfig(GrowingPool, DeepInversionTerms):
+class LiveDeepInversionConfig(GrowingPoolOptions, DeepInversionTerms):
     """The terms, and the pool."""
 
 
 @register_live(
-    "deep_inversion", config=LiveDeepInversionConfig, source=SOURCE, settings={}, structured=False, inverts=True
+    "deep_inversion",
+    config=LiveDeepInversionConfig,
+    source=SOURCE,
+    settings={},
+    structured=False,
+    matches_batch_norm=True,
 )
-def deep_inversion_pool(given: Given, config: LiveDeepInversionConfig, seed: int) -> InversionPool:
+def deep_inversion_pool(given: Given, config: LiveDeepInversionConfig, seed: int) -> GrowingPool:
     """A growing pool of images with the means and variances that the teacher's layers keep."""
     from ..synthesis.inversion.deep_inversion import growing_pool
 

@@ -17,7 +17,7 @@ from ..synthesis.options import GameConfig
 from .registry import register_live
 
 if TYPE_CHECKING:
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.losses import Terms
 
 
@@ -41,26 +41,26 @@ class DfqConfig(GameConfig):
     settings={"loss": "kl", "temperature": 20.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dfq(given: Given, config: DfqConfig, seed: int) -> Game:
+def dfq(given: Given, config: DfqConfig, seed: int) -> AdversarialSource:
     """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""
     import torch
 
-    from ..synthesis.adversarial_game import Rules, open_game
+    from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..synthesis.losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
 
-    def terms(answers: Answers) -> Terms:
+    def terms(outputs: NetworkOutputs) -> Terms:
         terms = {
-            "oh": config.oh * one_hot_error(answers.teacher),
-            "adv": -config.adv * agreed_kl(answers.student, answers.teacher),
-            "bal": config.bal * class_imbalance(answers.teacher),
+            "oh": config.oh * one_hot_error(outputs.teacher),
+            "adv": -config.adv * agreed_kl(outputs.student, outputs.teacher),
+            "bal": config.bal * class_imbalance(outputs.teacher),
         }
-        if not answers.batch_norm:
+        if not outputs.batch_norm:
             return terms
         distances = [
             statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
-            for layer in answers.batch_norm
+            for layer in outputs.batch_norm
         ]
         return {**terms, "bn": config.bn * torch.stack(distances).sum()}
 
-    rules = Rules(terms, config.student_steps, watches_batch_norm=config.bn > 0)
-    return open_game(given.teacher, rules, config, seed)
+    schedule = GameSchedule(terms, config.student_steps, uses_batch_norm=config.bn > 0)
+    return open_game(given.teacher, schedule, config, seed)

@@ -92,17 +92,17 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
             distances[0] = FIRST_LAYER * distances[0]
             found["bn"] = config.bn * torch.stack(distances).sum()
         if samples is not None:
-            images = dequantized(samples.images, draws.random)
+            images = dequantized(samples.images, draws.rng)
             found["aided"] = -config.aided * flow.log_prob(images, samples.labels).mean()
         return found
 
     def finish() -> None:
         if samples is None:
             return
-        random = torch.Generator().manual_seed(seed + 2)
-        copies = copies_of(samples, ENCODINGS, random, flat=teacher.spec.is_table)
+        rng = torch.Generator().manual_seed(seed + 2)
+        copies = copies_of(samples, ENCODINGS, rng, flat=teacher.spec.is_table)
         with torch.no_grad():
-            noise, _ = flow.inverse(dequantized(copies.images, random), copies.labels)
+            noise, _ = flow.inverse(dequantized(copies.images, rng), copies.labels)
         generator.remember(noise, copies.labels)
 
     lr = 1e-3 if config.lr is None else config.lr

@@ -35,7 +35,7 @@ WIDEN = 1.5
 """How much wider than in training the noise of images is that students learn from."""
 
 
-def _default(name: str) -> str:
+def _preset_values(name: str) -> str:
     return "by --preset: " + ", ".join(f"{preset} {PRESETS[preset][name]:g}" for preset in sorted(PRESETS))
 
 
@@ -47,7 +47,7 @@ class KegnetConfig(GeneratorConfig):
         5, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
     )
     steps: int = option(300, "Optimizer steps per generator.", minimum=1, panel="Schedule")
-    lr: float | None = option(None, "First learning rate.", above=0, panel="Schedule", otherwise=_default("lr"))
+    lr: float | None = option(None, "First learning rate.", above=0, panel="Schedule", otherwise=_preset_values("lr"))
     preset: str | None = option(
         None,
         "Values of --lr, --alpha, --beta and --decoder-layers that are not given: those published for a data set, or "
@@ -65,11 +65,11 @@ class KegnetConfig(GeneratorConfig):
     width: int | None = sized_width()
     widen: float | None = widening(WIDEN)
     alpha: float | None = option(
-        None, "Weight of the decoder's mean squared error.", minimum=0, otherwise=_default("alpha")
+        None, "Weight of the decoder's mean squared error.", minimum=0, otherwise=_preset_values("alpha")
     )
-    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0, otherwise=_default("beta"))
+    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0, otherwise=_preset_values("beta"))
     decoder_layers: int | None = option(
-        None, "Hidden layers of the decoder after the first.", minimum=0, otherwise=_default("decoder_layers")
+        None, "Hidden layers of the decoder after the first.", minimum=0, otherwise=_preset_values("decoder_layers")
     )
 
     def setting(self, name: str, is_table: bool) -> float:
@@ -86,7 +86,7 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
 
     from ..synthesis.generators.kegnet_networks import NoiseDecoder
     from ..synthesis.generators.training import GeneratorTraining, draws_for, sized_generator
-    from ..synthesis.losses import sameness
+    from ..synthesis.losses import diversity_penalty
 
     is_table = teacher.spec.is_table
     network = config.network or ("dense" if is_table else "resized")
@@ -106,7 +106,7 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
         found = {"ce": F.cross_entropy(teacher.of_normalized(images), labels)}
         if alpha:
             found["noise"] = alpha * F.mse_loss(decoder(images), noise)
-        return {**found, "sameness": beta * sameness(images, noise)} if beta else found
+        return {**found, "sameness": beta * diversity_penalty(images, noise)} if beta else found
 
     lr = config.setting("lr", is_table)
     return GeneratorTraining(generator, draws, terms, lr, helpers={"decoder": decoder})

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     Synthesize = Callable[["Given", torch.Tensor, Any, torch.Generator], Inverted]
     OpenSource = Callable[["Given", Any, int], Source]
-    SetUp = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
+    BuildTraining = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
 else:
-    Synthesize = OpenSource = SetUp = Callable
+    Synthesize = OpenSource = BuildTraining = Callable
 
 
 @dataclass(frozen=True)
-class Method:
+class SynthesisMethod:
     """What both kinds of methods have: `config` are its options, `source` is the paper, with section or equation."""
 
     name: str
@@ -51,9 +51,9 @@ class Method:
         return "teacher"
 
     @property
-    def images_only(self) -> bool:
-        """Whether it is for images alone, not for rows of a table."""
-        return False
+    def supports_tables(self) -> bool:
+        """Whether it also makes rows of a table, not images alone."""
+        return True
 
     @property
     def needs_gradient(self) -> bool:
@@ -62,24 +62,24 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Objective(Method):
+class Objective(SynthesisMethod):
     """A way to make images for classes.
 
-    `synthesize(given, labels, config, generator)` returns one image per label, and depends on nothing else. `record` is
+    `synthesize(given, labels, config, rng)` returns one image per label, and depends on nothing else. `record` is
     the record of the statistics that it draws from. `inverts` says whether it matches what the teacher's batch
     normalization keeps, or else statistics. `competes` says whether it needs a student, `blind` whether it does without
     the teacher's gradient.
     """
 
     record: str | None
-    inverts: bool
-    competes: bool
-    blind: bool
+    matches_batch_norm: bool
+    needs_student: bool
+    gradient_free: bool
 
     @property
     def needs_gradient(self) -> bool:
         """All but those that are `blind`."""
-        return not self.blind
+        return not self.gradient_free
 
     @property
     def synthesize(self) -> Synthesize:
@@ -89,16 +89,16 @@ class Objective(Method):
     @property
     def needs(self) -> str:
         """`teacher`, or `teacher+statistics`."""
-        return needed("teacher+statistics" if self.record else "teacher", self.inverts)
+        return needed("teacher+statistics" if self.record else "teacher", self.matches_batch_norm)
 
     @property
-    def images_only(self) -> bool:
-        """Those that do not match a record."""
-        return self.record is None
+    def supports_tables(self) -> bool:
+        """Those that match a record of the teacher's statistics do."""
+        return self.record is not None
 
 
 @dataclass(frozen=True)
-class LiveMethod(Method):
+class LiveMethod(SynthesisMethod):
     """A source that keeps making images while the student learns.
 
     `open_source(given, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
@@ -108,23 +108,23 @@ class LiveMethod(Method):
 
     settings: dict[str, Any]
     structured: bool
-    inverts: bool
-    blind: bool
+    matches_batch_norm: bool
+    gradient_free: bool
 
     @property
     def needs_gradient(self) -> bool:
         """All but those that are `blind`."""
-        return not self.blind
+        return not self.gradient_free
 
     @property
     def needs(self) -> str:
         """`teacher`, and what else would do where it lacks something."""
-        return needed("teacher", self.inverts)
+        return needed("teacher", self.matches_batch_norm)
 
     @property
-    def images_only(self) -> bool:
-        """All of them."""
-        return True
+    def supports_tables(self) -> bool:
+        """None of them does."""
+        return False
 
     @property
     def open_source(self) -> OpenSource:
@@ -133,11 +133,11 @@ class LiveMethod(Method):
 
 
 @dataclass(frozen=True)
-class GeneratorMethod(Method):
+class GeneratorMethod(SynthesisMethod):
     """A way to train generators.
 
-    `set_up(teacher, config, seed, samples)` returns a fresh generator on the teacher's device with the loss that trains
-    it. `takes_samples` says whether it can use a few real images as well; without any, `samples` is None.
+    `build_training(teacher, config, seed, samples)` returns a fresh generator on the teacher's device with the loss
+    that trains it. `takes_samples` says whether it can use a few real images as well; without any, `samples` is None.
     """
 
     takes_samples: bool
@@ -148,14 +148,14 @@ class GeneratorMethod(Method):
         return "teacher (+samples)" if self.takes_samples else "teacher"
 
     @property
-    def set_up(self) -> SetUp:
+    def build_training(self) -> BuildTraining:
         """The function."""
         return self.function
 
 
-def needed(always: str, inverts: bool) -> str:
+def needed(always: str, matches_batch_norm: bool) -> str:
     """Return what a method needs, in words; one that `inverts` does with statistics for batch normalization."""
-    return f"{always} with batch norm, or statistics" if inverts else always
+    return f"{always} with batch norm, or statistics" if matches_batch_norm else always
 
 
 _OBJECTIVES: Registry[Objective] = Registry("objective")
@@ -171,9 +171,9 @@ def register_objective(
     config: type[OptionSet],
     record: str | None,
     source: str,
-    inverts: bool = False,
-    competes: bool = False,
-    blind: bool = False,
+    matches_batch_norm: bool = False,
+    needs_student: bool = False,
+    gradient_free: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `synthesize` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -181,13 +181,15 @@ def register_objective(
         config: its options; the command line grows them by itself.
         record: name of the record in `Statistics.records` that it draws targets from, None if it needs none.
         source: paper, with section or equation.
-        inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
-        competes: whether it needs a student, with which images compete.
-        blind: whether it does without the teacher's gradient.
+        matches_batch_norm: whether it matches the teacher's batch normalization, or statistics where there is none.
+        needs_student: whether it needs a student, with which images compete.
+        gradient_free: whether it does without the teacher's gradient.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _OBJECTIVES.add(name, Objective(name, function, config, source, record, inverts, competes, blind))
+        _OBJECTIVES.add(
+            name, Objective(name, function, config, source, record, matches_batch_norm, needs_student, gradient_free)
+        )
         return function
 
     return decorate
@@ -200,8 +202,8 @@ def register_live(
     source: str,
     settings: dict[str, Any],
     structured: bool,
-    inverts: bool = False,
-    blind: bool = False,
+    matches_batch_norm: bool = False,
+    gradient_free: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
 
@@ -210,12 +212,14 @@ def register_live(
         source: paper, with section or equation.
         settings: options of `distill` and the defaults that they have with this method.
         structured: whether its images are structured noise, or begin as such.
-        inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
-        blind: whether it does without the teacher's gradient.
+        matches_batch_norm: whether it matches the teacher's batch normalization, or statistics where there is none.
+        gradient_free: whether it does without the teacher's gradient.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _LIVE.add(name, LiveMethod(name, function, config, source, settings, structured, inverts, blind))
+        _LIVE.add(
+            name, LiveMethod(name, function, config, source, settings, structured, matches_batch_norm, gradient_free)
+        )
         return function
 
     return decorate
@@ -224,7 +228,7 @@ def register_live(
 def register_generator(
     name: str, *, config: type[GeneratorConfig], source: str, takes_samples: bool = False
 ) -> Callable[[FunctionT], FunctionT]:
-    """Register the decorated `set_up` function under `name`. Raises `ValueError` when the name is taken.
+    """Register the decorated `build_training` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
         config: its options; the command line grows them by itself.
@@ -269,8 +273,10 @@ def generator_names() -> list[str]:
     return sorted(_GENERATORS.names())
 
 
-def every_method() -> list[tuple[str, Method]]:
+def every_method() -> list[tuple[str, SynthesisMethod]]:
     """Return every way to use a method: the command with the option that chooses it, and the method."""
-    used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
+    used: list[tuple[str, SynthesisMethod]] = [
+        ("optimize-dataset --objective", objective(name)) for name in objective_names()
+    ]
     used += [("train-generator", generator_method(name)) for name in generator_names()]
     return used + [("distill --method", live_method(name)) for name in live_names()]

@@ -33,9 +33,9 @@ class SpectralAllLayersConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.3",
 )
 def spectral_all_layers(
-    given: Given, labels: torch.Tensor, config: SpectralAllLayersConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: SpectralAllLayersConfig, rng: torch.Generator
 ) -> Inverted:
     """Match the activation graph's leading spectral coefficients, one spectrum over all layers, and the logits."""
     from ..synthesis.inversion.activation_matching import match_spectra
 
-    return match_spectra(given.teacher, given.recorded, "spectral_all_layers", labels, config, generator)
+    return match_spectra(given.teacher, given.recorded, "spectral_all_layers", labels, config, rng)

@@ -33,9 +33,9 @@ class SpectralLayerPairsConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.3",
 )
 def spectral_layer_pairs(
-    given: Given, labels: torch.Tensor, config: SpectralLayerPairsConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: SpectralLayerPairsConfig, rng: torch.Generator
 ) -> Inverted:
     """Match the activation graph's leading coefficients, one spectrum per pair of adjacent layers, and the logits."""
     from ..synthesis.inversion.activation_matching import match_spectra
 
-    return match_spectra(given.teacher, given.recorded, "spectral_layer_pairs", labels, config, generator)
+    return match_spectra(given.teacher, given.recorded, "spectral_layer_pairs", labels, config, rng)

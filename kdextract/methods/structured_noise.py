@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..synthesis.interface import Inverted
-    from ..synthesis.structured_noise.pool import FreshPool
+    from ..synthesis.structured_noise.pool import RefreshedPool
 
 SOURCE = "kdx; after Baradad et al. 2021"
 
@@ -29,14 +29,14 @@ class StructuredNoiseConfig(OptionSet):
     candidates: int = option(8, "Images drawn per image kept.", minimum=1)
 
 
-@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE, blind=True)
+@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE, gradient_free=True)
 def structured_noise(
-    given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, rng: torch.Generator
 ) -> Inverted:
     """Random lines, shapes and textures, for each class those that the teacher gives to it."""
     from ..synthesis.structured_noise.by_class import images_of_classes
 
-    return images_of_classes(given.teacher, labels, config.candidates, generator)
+    return images_of_classes(given.teacher, labels, config.candidates, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class LiveStructuredNoiseConfig(OptionSet):
     source=SOURCE,
     settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
     structured=True,
-    blind=True,
+    gradient_free=True,
 )
-def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
+def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> RefreshedPool:
     """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""
     from ..synthesis.structured_noise.by_class import structured_pool
 

@@ -27,11 +27,11 @@ class TopLayerConfig(PixelConfig):
 
 
 @register_objective("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
-def top_layer(given: Given, labels: torch.Tensor, config: TopLayerConfig, generator: torch.Generator) -> Inverted:
+def top_layer(given: Given, labels: torch.Tensor, config: TopLayerConfig, rng: torch.Generator) -> Inverted:
     """Match the logits alone, drawn from each class's mean and covariance."""
     from ..synthesis.inversion.activation_matching import match_record
 
     def values(activations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {given.recorded.logits: activations[given.recorded.logits]}
 
-    return match_record(given.teacher, given.recorded, "layers", values, labels, config, generator)
+    return match_record(given.teacher, given.recorded, "layers", values, labels, config, rng)

@@ -15,7 +15,7 @@ from ..synthesis.options import GameConfig
 from .registry import register_live
 
 if TYPE_CHECKING:
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.losses import Terms
 
 
@@ -34,12 +34,12 @@ class ZsktConfig(GameConfig):
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def zskt(given: Given, config: ZsktConfig, seed: int) -> Game:
+def zskt(given: Given, config: ZsktConfig, seed: int) -> AdversarialSource:
     """A generator seeks images on which the student's probabilities differ most, by KL divergence."""
-    from ..synthesis.adversarial_game import Rules, open_game
+    from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..training.losses import kl_divergence
 
-    def terms(answers: Answers) -> Terms:
-        return {"kl": -kl_divergence(answers.student, answers.teacher, 1.0, False)}
+    def terms(outputs: NetworkOutputs) -> Terms:
+        return {"kl": -kl_divergence(outputs.student, outputs.teacher, 1.0, False)}
 
-    return open_game(given.teacher, Rules(terms, config.student_steps, config.repeat), config, seed)
+    return open_game(given.teacher, GameSchedule(terms, config.student_steps, config.repeat), config, seed)

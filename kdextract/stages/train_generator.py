@@ -11,7 +11,7 @@ from ..models.queries import PICTURES
 from ..options.declare import DataAccess, MethodStageConfig, OptionSet, TeacherConfig, option
 from ..storage.run_dir import RunDir
 from .inputs.real_data import few_images, images_for, open_real_data, real_data_input, teacher_data
-from .running.checkpoints import Chapters
+from .running.checkpoints import SequentialCheckpoints
 from .running.runner import Plan, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def execute(config: TrainGeneratorConfig, spec: str | None, context: StageContex
     samples = _samples(config, spec, teacher, context)
     trained: list[Generator] = []
     rows: Rows = []
-    chapters = Chapters(context.checkpoints)
+    checkpoints = SequentialCheckpoints(context.checkpoints)
     with context.phase("training"), context.checkpoints.loop():
         for index in range(options.generators):
-            generator, losses = _train(config, index, teacher, samples, chapters, context)
+            generator, losses = _train(config, index, teacher, samples, checkpoints, context)
             trained.append(generator)
             rows += [{"generator": index, **row} for row in losses]
     for index, generator in enumerate(trained):
@@ -140,16 +140,18 @@ def _train(
     index: int,
     teacher: Classifier,
     samples: Samples | None,
-    chapters: Chapters,
+    checkpoints: SequentialCheckpoints,
     context: StageContext,
 ) -> tuple[Generator, Rows]:
     """Return generator number `index`, trained, and its metric rows."""
     from ..training.loop import Stateful, take_steps
 
     options = config.method_config()
-    training = generator_method(config.method).set_up(teacher, options, config.seed * SEED_STRIDE + index, samples)
-    if index < len(chapters.finished):
-        weights, rows = chapters.finished[index]
+    training = generator_method(config.method).build_training(
+        teacher, options, config.seed * SEED_STRIDE + index, samples
+    )
+    if index < len(checkpoints.finished):
+        weights, rows = checkpoints.finished[index]
         training.generator.network.load_state_dict(weights)
         training.finish()
         return training.generator.frozen(), rows
@@ -158,8 +160,8 @@ def _train(
     if options.generators > 1:
         title = f"{title} {index + 1}/{options.generators}"
     schedule, members = training.schedule(options.steps), dict[str, Stateful](draws=training.draws)
-    rows = take_steps(training, training.loss, schedule, members, chapters, context.reporter, title, training.log)
-    chapters.close(training.generator.network.state_dict(), rows)
+    rows = take_steps(training, training.loss, schedule, members, checkpoints, context.reporter, title, training.log)
+    checkpoints.finish(training.generator.network.state_dict(), rows)
     training.finish()
     return training.generator.frozen(), rows
 

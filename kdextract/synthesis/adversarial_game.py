@@ -23,11 +23,11 @@ from ..models.queries import HELD_OUT, TARGETS
 from ..synthesis.losses import Terms
 from ..training.loop import optimizer_state, restore_optimizer
 from ..training.sources import Batch, State
-from .generators.game_networks import MAKERS, ImageMaker, fitting_width, multiply_adds
-from .losses import total
+from .generators.game_networks import GAME_GENERATORS, ImageMaker, fitting_width, game_multiply_adds
+from .losses import sum_terms
 from .options import GameConfig
 from .structured_noise.by_class import maker, structured_pool
-from .structured_noise.pool import FreshPool
+from .structured_noise.pool import RefreshedPool
 
 CURVE_POINTS = 200
 GRADIENT_CLIP = 5.0
@@ -35,7 +35,7 @@ GRADIENT_CLIP = 5.0
 
 
 @dataclass(frozen=True)
-class Answers:
+class NetworkOutputs:
     """What a generator's loss may look at: logits [batch, K] of both networks on its images.
 
     `features` [batch, units] is what enters the teacher's last linear layer; `batch_norm` has one entry for each of its
@@ -46,37 +46,37 @@ class Answers:
     teacher: torch.Tensor
     features: torch.Tensor
     batch_norm: list[BatchStatistics]
-    ask_student: Callable[[], torch.Tensor]
+    run_student: Callable[[], torch.Tensor]
 
     @cached_property
     def student(self) -> torch.Tensor:
         """The student's logits."""
-        return self.ask_student()
+        return self.run_student()
 
 
-GeneratorTerms = Callable[[Answers], Terms]
+GeneratorTerms = Callable[[NetworkOutputs], Terms]
 
 
 @dataclass(frozen=True)
-class Rules:
+class GameSchedule:
     """How a game goes.
 
     Attributes:
         terms: of the loss that the generator minimizes.
         student_steps: student steps before each step of the generator.
         repeat: student steps that take the same images; the teacher is asked about them once.
-        watches_batch_norm: whether `terms` look at the teacher's batch normalization.
-        watches_features: whether they look at the teacher's features.
+        uses_batch_norm: whether `terms` look at the teacher's batch normalization.
+        uses_features: whether they look at the teacher's features.
     """
 
     terms: GeneratorTerms
     student_steps: int
     repeat: int = 1
-    watches_batch_norm: bool = False
-    watches_features: bool = False
+    uses_batch_norm: bool = False
+    uses_features: bool = False
 
 
-class Game:
+class AdversarialSource:
     """A `Source` of images made against the student; targets are the teacher's logits.
 
     `update` is called before each student step. After every `student_steps` of them it takes one Adam step of the
@@ -86,7 +86,7 @@ class Game:
     Args:
         generator: an `ImageMaker` on the teacher's device.
         pool: structured noise, which is what the generator edits and what is replayed; None where nothing is.
-        rules: whose move it is, and what it is for.
+        schedule: whose move it is, and what it is for.
         config: rates, sizes and the share of replayed images.
         facts: see `sources.Described`.
         seed: fixes the noise.
@@ -96,17 +96,17 @@ class Game:
         self,
         teacher: Classifier,
         generator: ImageMaker,
-        pool: FreshPool | None,
-        rules: Rules,
+        pool: RefreshedPool | None,
+        schedule: GameSchedule,
         config: GameConfig,
         facts: dict[str, int],
         seed: int,
     ) -> None:
         self.facts = facts
         self._teacher, self._generator, self._pool = teacher.frozen(), generator, pool
-        self._rules, self._config = rules, config
+        self._schedule, self._config = schedule, config
         self._optimizer = torch.optim.Adam(generator.parameters(), lr=config.generator_lr, fused=True)
-        self._random = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._updates, self._made = 0, 0
         self._kept: Batch | None = None
         self._uses_left = 0
@@ -135,15 +135,15 @@ class Game:
         """
         if self._pool is not None:
             self._pool.update(student)
-        its_turn = self._updates > 0 and self._updates % self._rules.student_steps == 0
+        its_turn = self._updates > 0 and self._updates % self._schedule.student_steps == 0
         self._updates += 1
         return {"generator_loss": self._step(student)} if its_turn else {}
 
     def _step(self, student: Classifier) -> float:
         weights = list(self._generator.parameters())
         with frozen_evaluation(student), torch.enable_grad():
-            terms = self._rules.terms(self._play(student))
-            loss = total(terms)
+            terms = self._schedule.terms(self._forward(student))
+            loss = sum_terms(terms)
             self._optimizer.zero_grad()
             loss.backward(inputs=weights)
         names, values = ["loss", *terms], torch.stack([loss, *terms.values()]).tolist()
@@ -155,17 +155,17 @@ class Game:
             self._losses.setdefault(name, []).append(value)
         return float(values[0])
 
-    def _play(self, student: Classifier) -> Answers:
+    def _forward(self, student: Classifier) -> NetworkOutputs:
         images = self._generator(self._inputs(self._config.generator_batch))
         with ExitStack() as stack:
             features = [images.new_empty((len(images), 0))]
-            if self._rules.watches_features:
+            if self._schedule.uses_features:
                 features = stack.enter_context(record_features(self._teacher.network, self._teacher.feature_layer))
             recorded = {}
-            if self._rules.watches_batch_norm:
+            if self._schedule.uses_batch_norm:
                 recorded = stack.enter_context(record_batch_statistics(self._teacher))
             answer = self._teacher(images)
-        return Answers(answer, features[-1], list(recorded.values()), lambda: student(images))
+        return NetworkOutputs(answer, features[-1], list(recorded.values()), lambda: student(images))
 
     def sample(self, num_images: int) -> Batch:
         """Return images of the generator, and the share of replayed ones after them."""
@@ -183,7 +183,7 @@ class Game:
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return structured noise that is in no pool, each class equally often: images of the game do not last."""
         with self._teacher.queries.purpose(HELD_OUT):
-            pool = self._pool or FreshPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
+            pool = self._pool or RefreshedPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
             return pool.held_out(num_images)
 
     def _newest(self, num_images: int) -> Batch:
@@ -193,13 +193,13 @@ class Game:
                 images = self._generator(self._inputs(num_images))
                 self._kept = Batch(images, self._teacher(images))
             self._made += num_images
-            self._uses_left = self._rules.repeat
+            self._uses_left = self._schedule.repeat
         self._uses_left -= 1
         return self._kept
 
     def _inputs(self, count: int) -> torch.Tensor:
         """Draw what the generator takes for `count` images."""
-        noise = torch.randn((count, *self._generator.noise_shape), generator=self._random).to(self._teacher.device)
+        noise = torch.randn((count, *self._generator.noise_shape), generator=self._rng).to(self._teacher.device)
         if not self._generator.edits:
             return noise
         assert self._pool is not None
@@ -209,7 +209,7 @@ class Game:
         """Copies of both the generator and its optimizer, all counters, the noise, the pool and the kept batch."""
         state = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
         state |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
-        state["random"] = self._random.get_state()
+        state["rng"] = self._rng.get_state()
         state["counters"] = torch.tensor([self._updates, self._made, self._uses_left])
         if self._pool is not None:
             state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
@@ -226,7 +226,7 @@ class Game:
 
         self._generator.load_state_dict(below("generator."))
         restore_optimizer(self._optimizer, {name: value.clone() for name, value in below("adam.").items()})
-        self._random.set_state(state["random"])
+        self._rng.set_state(state["rng"])
         self._updates, self._made, self._uses_left = state["counters"].tolist()
         if self._pool is not None:
             self._pool.restore(below("pool."))
@@ -237,22 +237,22 @@ class Game:
             self._kept = Batch(images, state["kept.targets"].to(self._teacher.device))
 
 
-def open_game(teacher: Classifier, rules: Rules, config: GameConfig, seed: int) -> Game:
+def open_game(teacher: Classifier, schedule: GameSchedule, config: GameConfig, seed: int) -> AdversarialSource:
     """Return a game with a fresh generator, as wide as the teacher's cost allows, and the pool that it needs."""
     shape = teacher.input_shape
     cost = teacher.frozen().multiply_adds()
     width = config.generator_width or fitting_width(config.start, shape, cost)
     facts = {
         "generator_width": width,
-        "generator_multiply_adds": multiply_adds(config.start, shape, width),
+        "generator_multiply_adds": game_multiply_adds(config.start, shape, width),
         "teacher_multiply_adds": cost,
     }
-    if rules.watches_batch_norm:
+    if schedule.uses_batch_norm:
         facts["batch_norm_layers"] = len(batch_norm_layers(teacher))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator = MAKERS[config.start](shape, width)
+        generator = GAME_GENERATORS[config.start](shape, width)
     generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     needs_pool = generator.edits or config.replay > 0
     pool = structured_pool(teacher, config.pool, config.fresh, seed) if needs_pool else None
-    return Game(teacher, generator, pool, rules, config, facts, seed)
+    return AdversarialSource(teacher, generator, pool, schedule, config, facts, seed)

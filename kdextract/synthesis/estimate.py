@@ -44,7 +44,7 @@ points better than estimated."""
 
 
 @dataclass(frozen=True)
-class Line:
+class CalibrationLine:
     """logit(disagreement on real images) = intercept + sum of the other fields, each times what it is about.
 
     `disagreement`: logit of the disagreement on structured noise. `teacher_error`: logit of the teacher's error on real
@@ -68,7 +68,7 @@ class Line:
         )
 
 
-LINE = Line(intercept=0.21, disagreement=1.14, teacher_error=0.66, other_images=-0.5, spread=0.46)
+LINE = CalibrationLine(intercept=0.21, disagreement=1.14, teacher_error=0.66, other_images=-0.5, spread=0.46)
 LEAST_SHARE = 2e-4
 """Shares are kept this far from 0 and 1."""
 
@@ -151,7 +151,9 @@ def structured_agreement(teacher: Classifier, student: Classifier, images_seen: 
     return Probe(to_uint8(batch.images), batch.targets.argmax(1).cpu(), stability=1.0).agreement(student)
 
 
-def estimate(agreement: float, teacher: TeacherAccuracy, structured: bool, line: Line = LINE) -> Estimate | None:
+def estimate(
+    agreement: float, teacher: TeacherAccuracy, structured: bool, line: CalibrationLine = LINE
+) -> Estimate | None:
     """Return what the agreement on structured noise says about real images; None if it is too low to say anything.
 
     Args:

@@ -16,7 +16,7 @@ Terms = dict[str, torch.Tensor]
 _BUT_FIRST, _BUT_LAST, _ALL = slice(1, None), slice(None, -1), slice(None)
 
 
-def total(terms: Terms) -> torch.Tensor:
+def sum_terms(terms: Terms) -> torch.Tensor:
     """Return the loss whose terms these are: their sum, in their order."""
     return functools.reduce(operator.add, terms.values())
 
@@ -46,7 +46,7 @@ def class_imbalance(logits: torch.Tensor) -> torch.Tensor:
     return (log_mean.exp() * log_mean).sum()
 
 
-def sameness(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def diversity_penalty(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """exp(-mean over pairs of the noises' mean squared and the images' mean absolute difference), (0, 1].
 
     The diversity loss of KegNet (Yoo et al. 2019, section 3.3): large where different noise makes the same image. The
@@ -139,7 +139,7 @@ class _PixelVariation(torch.autograd.Function):
         return upstream * gradient
 
 
-def likeness(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+def js_similarity(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """1 - JS(softmax(teacher / T), softmax(student / T)), mean over the batch, in [1 - log 2, 1].
 
     The competition term of Adaptive DeepInversion (Yin et al. 2020, eq. 8): small where the two disagree. As in the

@@ -146,17 +146,17 @@ def usual_preset(shape: tuple[int, int, int]) -> str:
 
 def by_preset(presets: Mapping[str, Any], name: str) -> str:
     """Return what each preset sets an option to, for help: `cifar 2000, imagenet 1000, small 60`."""
-    said = {preset: _spelled(getattr(settings, name)) for preset, settings in presets.items()}
+    said = {preset: _option_text(getattr(settings, name)) for preset, settings in presets.items()}
     return ", ".join(f"{preset} {value}" for preset, value in said.items())
 
 
-def _spelled(value: Any) -> str:
+def _option_text(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _default(name: str) -> str:
+def _preset_default(name: str) -> str:
     return f"by --preset: {by_preset(PRESETS, name)}"
 
 
@@ -197,26 +197,26 @@ class DreamTerms(InversionOptions):
         None,
         "Images before the first step; normal is N(0, 1) in the teacher's normalized coordinates.",
         choices=INITS,
-        otherwise=_default("init"),
+        otherwise=_preset_default("init"),
     )
     warmup: int | None = option(
         None,
         "Steps of linear warm-up before the learning rate falls along a cosine; 0: constant rate.",
         minimum=0,
-        otherwise=_default("warmup"),
+        otherwise=_preset_default("warmup"),
     )
     jitter: int | None = option(
         None,
         "Shift the batch at random by up to N pixels at every step, around the edges.",
         minimum=0,
-        otherwise=_default("jitter"),
+        otherwise=_preset_default("jitter"),
     )
     ce: float = option(1.0, "Weight of the teacher's cross-entropy with the wanted class.", minimum=0)
     tv: float | None = option(
         None,
         "Weight of the total variation (TV): the Euclidean norms of differences in four directions over the batch.",
         minimum=0,
-        otherwise=_default("tv"),
+        otherwise=_preset_default("tv"),
     )
 
     def given(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class DeepInversionTerms(DreamTerms):
         None,
         "Weight of the distance to the teacher's batch normalization (BN) statistics.",
         minimum=0,
-        otherwise=_default("bn"),
+        otherwise=_preset_default("bn"),
     )
 
     def given(self) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class AdaptiveTerms(DeepInversionTerms):
         None,
         "Weight of the teacher-student competition term (ADI, eq. 8).",
         minimum=0,
-        otherwise=_default("compete"),
+        otherwise=_preset_default("compete"),
     )
 
     def given(self) -> dict[str, Any]:
@@ -258,15 +258,15 @@ class AdaptiveTerms(DeepInversionTerms):
 
 
 def _steps() -> Any:
-    return option(None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=_default("steps"))
+    return option(None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=_preset_default("steps"))
 
 
 def _lr() -> Any:
-    return option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=_default("lr"))
+    return option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=_preset_default("lr"))
 
 
 def _flip() -> Any:
-    return option(None, "Mirror the batch at half of the steps, at random.", otherwise=_default("flip"))
+    return option(None, "Mirror the batch at half of the steps, at random.", otherwise=_preset_default("flip"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +283,7 @@ class BatchSteps(InversionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowingPool(InversionOptions):
+class GrowingPoolOptions(InversionOptions):
     """The steps of a live method, where the student has steps of its own, and how the pool grows."""
 
     presets: ClassVar[Mapping[str, PixelSettings]] = LIVE_PRESETS

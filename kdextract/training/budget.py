@@ -62,7 +62,7 @@ class StepTimes:
         most: no more steps than these.
     """
 
-    landing = None
+    cooldown_start = None
 
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds, self._most = seconds, most
@@ -78,7 +78,7 @@ class StepTimes:
         over = self._last - self._began + self.times[-1] > self._seconds
         return Replan(done, 1.0, done) if over or done >= self._most else None
 
-    def look(self, trainee: object, step: int, /) -> dict[str, float]:
+    def on_step(self, trainee: object, step: int, /) -> dict[str, float]:
         """Note the time of a step that is done."""
         now = time.monotonic()
         self.times.append(now - self._last)
@@ -104,14 +104,14 @@ class Costs:
     """Seconds of what a budget is spent on: each step, each look at held-out images, and all that follows the loop."""
 
     step: float
-    look: float
+    evaluation: float
     closing: float
 
-    def steps_within(self, seconds: float, looks: int) -> int:
-        """Return how many steps, at least 1, fit into the seconds with so many looks, or one at each of fewer steps."""
+    def steps_within(self, seconds: float, evaluations: int) -> int:
+        """Return how many steps, at least 1, fit into `seconds` with `evaluations` evaluations."""
         usable = seconds - self.closing
-        steps = int((usable - looks * self.look) / self.step)
-        return steps if steps >= looks else max(1, int(usable / (self.step + self.look)))
+        steps = int((usable - evaluations * self.evaluation) / self.step)
+        return steps if steps >= evaluations else max(1, int(usable / (self.step + self.evaluation)))
 
 
 class Timetable:

@@ -26,12 +26,12 @@ class ClassIndex:
         self.counts = torch.bincount(classes, minlength=num_classes)
         self._starts = self.counts.cumsum(0) - self.counts
 
-    def draw(self, classes: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    def draw(self, classes: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Return, for each of the classes, the number of a random image of it: int64, shaped as `classes`.
 
         Args:
             classes: int64 [batch], each of a class that has images.
-            random: on the CPU.
+            rng: on the CPU.
         """
-        within = (torch.rand(len(classes), generator=random) * self.counts[classes]).long()
+        within = (torch.rand(len(classes), generator=rng) * self.counts[classes]).long()
         return self._by_class[self._starts[classes] + within]

@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.O
 METRIC_ROWS = 200
 CPU_RANDOM, GPU_RANDOM = "torch_rng", "cuda_rng"
 """Names of PyTorch's random states in a checkpoint."""
-LANDING_SHARE = 0.2
+COOLDOWN_SHARE = 0.2
 
 Row = dict[str, float]
 
@@ -79,7 +79,7 @@ class Monitor(Stateful, Protocol[TraineeT_contra]):
     """Looks at what learns, between two steps."""
 
     @property
-    def landing(self) -> int | None:
+    def cooldown_start(self) -> int | None:
         """The step from which on the rate should fall to zero, None while it need not."""
         ...
 
@@ -88,7 +88,7 @@ class Monitor(Stateful, Protocol[TraineeT_contra]):
         """How the rest of the schedule is spread, None while it goes on as planned."""
         ...
 
-    def look(self, trainee: TraineeT_contra, step: int, /) -> Row:
+    def on_step(self, trainee: TraineeT_contra, step: int, /) -> Row:
         """Measure it after `step` steps, and return what the metric row should say besides."""
         ...
 
@@ -99,15 +99,15 @@ class Schedule:
 
     `optimizer` is one of `OPTIMIZERS`. `weight_decay` is for adam, decoupled from the gradient (Loshchilov and Hutter
     2019), and for sgd. `clip` is the largest norm of the gradient; longer ones are shortened.
-    `landing` is the step from which on a schedule that ends early falls to zero instead. `replan` spreads what is left
-    of the schedule over fewer or more steps.
+    `cooldown_start` is the step from which on a schedule that ends early falls to zero. `replan` spreads what is
+    left of the schedule over fewer or more steps.
     """
 
     steps: int
     lr: float
     kind: str = "cosine"
     warmup: int = 0
-    landing: int | None = None
+    cooldown_start: int | None = None
     optimizer: str = "adam"
     clip: float | None = None
     weight_decay: float = 0.0
@@ -115,17 +115,19 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
-        if self.landing is not None and step >= self.landing:
-            return self._planned_rate(self.landing) * _fall((step - self.landing) / (self.last - self.landing))
+        if self.cooldown_start is not None and step >= self.cooldown_start:
+            return self._planned_rate(self.cooldown_start) * _fall(
+                (step - self.cooldown_start) / (self.last - self.cooldown_start)
+            )
         return self._planned_rate(step)
 
     @property
     def last(self) -> int:
-        """Number of steps that are taken: `steps`, those of another plan, or fewer after an early landing."""
+        """Number of steps that are taken: `steps`, those of another plan, or fewer after an early cooldown_start."""
         planned = self.steps if self.replan is None else self.replan.last
-        if self.landing is None:
+        if self.cooldown_start is None:
             return planned
-        return min(planned, self.landing + max(1, round(self.landing * LANDING_SHARE)))
+        return min(planned, self.cooldown_start + max(1, round(self.cooldown_start * COOLDOWN_SHARE)))
 
     def progress(self, step: int) -> float:
         """Where in the schedule, in [0, 1], a step is, landings aside."""
@@ -175,8 +177,8 @@ def take_steps(
     total = torch.zeros((), device=trainee.device)
     with reporter.task(title, schedule.steps) as task:
         task.advance(step)
-        while step < _landed(schedule, monitor).last:
-            reported, schedule = step, _landed(schedule, monitor)
+        while step < _with_changes(schedule, monitor).last:
+            reported, schedule = step, _with_changes(schedule, monitor)
             task.expect(schedule.last)
             while step < min(schedule.last, reported + every):
                 optimizer.param_groups[0]["lr"] = schedule.rate(step)
@@ -192,7 +194,7 @@ def take_steps(
             if not math.isfinite(mean):
                 raise DivergedError(f"{title}: the loss is not finite at step {step}; try a smaller --lr")
             row = {"step": step, "loss": round(mean, 6), "lr": schedule.rate(step - 1)}
-            rows.append(row | monitor.look(trainee, step) if monitor is not None else row)
+            rows.append(row | monitor.on_step(trainee, step) if monitor is not None else row)
             total.zero_()
             task.advance(step - reported, f"loss {mean:.4f}")
             checkpoints.offer(lambda: _state(trainee, optimizer, stateful, rows))
@@ -201,11 +203,11 @@ def take_steps(
     return rows
 
 
-def _landed(schedule: Schedule, monitor: Monitor[TraineeT] | None) -> Schedule:
-    """Return the schedule with the landing and the other plan that the monitor asks for, if it does."""
+def _with_changes(schedule: Schedule, monitor: Monitor[TraineeT] | None) -> Schedule:
+    """Return the schedule with the cooldown_start and the other plan that the monitor asks for, if it does."""
     if monitor is None:
         return schedule
-    return replace(schedule, landing=monitor.landing, replan=monitor.replan)
+    return replace(schedule, cooldown_start=monitor.cooldown_start, replan=monitor.replan)
 
 
 def _state(

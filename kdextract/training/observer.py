@@ -15,7 +15,7 @@ from .budget import Replan, Timetable
 from .sources import State
 from .supervised import predict
 
-LOOKS = 40
+NUM_EVALUATIONS = 40
 """How often a student is looked at on its way."""
 HELD_OUT_IMAGES = 1000
 DISTORTION = 0.1
@@ -40,11 +40,11 @@ class Probe:
     @classmethod
     def of(cls, teacher: Classifier, images: torch.Tensor) -> Probe:
         """Ask the teacher about images, uint8 [N, channels, height, width], as they are and slightly distorted."""
-        generator = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         answers = predict(teacher, images).argmax(1)
         if teacher.is_table:
             return cls(images, answers, None)
-        distorted = torch.cat([to_uint8(warp(to_pixels(part), DISTORTION, generator)) for part in images.split(500)])
+        distorted = torch.cat([to_uint8(warp(to_pixels(part), DISTORTION, rng)) for part in images.split(500)])
         stable = predict(teacher, distorted).argmax(1) == answers
         return cls(images, answers, float(stable.float().mean()))
 
@@ -96,19 +96,19 @@ class Observer:
     ) -> None:
         self._probe, self._patience = probe, patience
         self._steps, self._timetable = steps, timetable
-        self._every = max(1, steps // LOOKS)
+        self._every = max(1, steps // NUM_EVALUATIONS)
         self._snapshot_steps = [round(steps * (i + 1) / (num_snapshots + 1)) for i in range(num_snapshots)]
-        self._next_look = self._every
-        self._best, self._looks_since = -1.0, 0
-        self._landing: int | None = None
+        self._next_evaluation = self._every
+        self._best, self._evaluations_since_best = -1.0, 0
+        self._cooldown_start: int | None = None
         self._replan: Replan | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
         self.snapshots: list[Snapshot] = []
 
     @property
-    def landing(self) -> int | None:
+    def cooldown_start(self) -> int | None:
         """The step at which the patience ran out."""
-        return self._landing
+        return self._cooldown_start
 
     @property
     def replan(self) -> Replan | None:
@@ -120,22 +120,22 @@ class Observer:
         """Seconds since the loop began, those before an interruption included."""
         return self._earlier_seconds + time.monotonic() - self._started
 
-    def look(self, student: Classifier, step: int) -> dict[str, float]:
+    def on_step(self, student: Classifier, step: int) -> dict[str, float]:
         """Take a snapshot and measure agreement, each when it is due; see whether the steps end in time."""
         if len(self.snapshots) < len(self._snapshot_steps) and step >= self._snapshot_steps[len(self.snapshots)]:
             self.snapshots.append(Snapshot(step, round(self.seconds, 3), encode_classifier(student)))
-        if self._timetable is not None and self._landing is None:
+        if self._timetable is not None and self._cooldown_start is None:
             self._keep_to(self._timetable, step)
-        if step < self._next_look:
+        if step < self._next_evaluation:
             return {}
-        self._next_look = step + self._every
+        self._next_evaluation = step + self._every
         agreement = self._probe.agreement(student)
         improved = agreement > self._best + IMPROVEMENT / len(self._probe.images)
-        self._looks_since = 0 if improved else self._looks_since + 1
+        self._evaluations_since_best = 0 if improved else self._evaluations_since_best + 1
         self._best = max(self._best, agreement)
-        out_of_patience = self._patience is not None and self._looks_since >= self._patience
-        if self._landing is None and out_of_patience:
-            self._landing = step
+        out_of_patience = self._patience is not None and self._evaluations_since_best >= self._patience
+        if self._cooldown_start is None and out_of_patience:
+            self._cooldown_start = step
         return {"agreement": round(agreement, 6)}
 
     def _keep_to(self, timetable: Timetable, step: int) -> None:
@@ -147,7 +147,12 @@ class Observer:
 
     def state(self) -> State:
         """All of it but the probe."""
-        numbers = [self._next_look, self._best, self._looks_since, -1 if self._landing is None else self._landing]
+        numbers = [
+            self._next_evaluation,
+            self._best,
+            self._evaluations_since_best,
+            -1 if self._cooldown_start is None else self._cooldown_start,
+        ]
         state = {"numbers": torch.tensor([*numbers, self.seconds], dtype=torch.float64)}
         if self._replan is not None:
             state["replan"] = torch.tensor(astuple(self._replan), dtype=torch.float64)
@@ -158,9 +163,9 @@ class Observer:
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        next_look, self._best, since, landing, self._earlier_seconds = state["numbers"].tolist()
-        self._next_look, self._looks_since = int(next_look), int(since)
-        self._landing = None if landing < 0 else int(landing)
+        next_look, self._best, since, cooldown_start, self._earlier_seconds = state["numbers"].tolist()
+        self._next_evaluation, self._evaluations_since_best = int(next_look), int(since)
+        self._cooldown_start = None if cooldown_start < 0 else int(cooldown_start)
         self._started = time.monotonic()
         self._replan = None
         if "replan" in state:

@@ -112,7 +112,7 @@ class ImagePool:
     ) -> None:
         self._images = images.to(device)
         self._targets = None if targets is None else targets.to(device)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + 1))
         count = max(1, len(images) // HELD_OUT) if holds_out else 0
         self._held_out, self._drawn = shuffled[:count], shuffled[count:]
@@ -130,7 +130,7 @@ class ImagePool:
     def sample(self, num_images: int) -> Batch:
         """Return the next images of the epoch; a batch may span several epochs."""
         while len(self._order) < num_images:
-            epoch = torch.randperm(len(self._drawn), generator=self._generator)
+            epoch = torch.randperm(len(self._drawn), generator=self._rng)
             self._order = torch.cat([self._order, self._drawn[epoch] if len(self._held_out) else epoch])
         rows, self._order = self._order[:num_images], self._order[num_images:]
         rows = rows.to(self._images.device)
@@ -142,12 +142,12 @@ class ImagePool:
 
     def state(self) -> State:
         """The order of what is left of the epoch, and the generator of the next one."""
-        return {"order": self._order, "generator": self._generator.get_state()}
+        return {"order": self._order, "rng": self._rng.get_state()}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
         self._order = state["order"]
-        self._generator.set_state(state["generator"])
+        self._rng.set_state(state["rng"])
 
 
 class Mixture:
@@ -192,7 +192,7 @@ class NoiseSource:
         self._kind = kind
         self._shape: InputShape = teacher.input_shape
         self._mean, self._std = teacher.mean, teacher.std
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._drawn = 0
 
     @property
@@ -207,25 +207,25 @@ class NoiseSource:
     def sample(self, num_images: int) -> Batch:
         """Return fresh noise."""
         self._drawn += num_images
-        pixels = self._noise(num_images, self._generator)
+        pixels = self._noise(num_images, self._rng)
         return Batch(pixels.contiguous(memory_format=torch.channels_last), None)
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return noise from a generator of its own."""
         return to_uint8(self._noise(num_images, torch.Generator().manual_seed(HELD_OUT_SEED)))
 
-    def _noise(self, num_images: int, generator: torch.Generator) -> torch.Tensor:
+    def _noise(self, num_images: int, rng: torch.Generator) -> torch.Tensor:
         shape = (num_images, *self._shape)
         if self._kind == "uniform":
-            return torch.rand(shape, generator=generator).to(self._mean.device)
-        noise = torch.randn(shape, generator=generator).to(self._mean.device)
+            return torch.rand(shape, generator=rng).to(self._mean.device)
+        noise = torch.randn(shape, generator=rng).to(self._mean.device)
         return (noise * self._std + self._mean).clamp_(0, 1)
 
     def state(self) -> State:
         """The generator, and how much was drawn from it."""
-        return {"generator": self._generator.get_state(), "drawn": torch.tensor(self._drawn)}
+        return {"rng": self._rng.get_state(), "drawn": torch.tensor(self._drawn)}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self._generator.set_state(state["generator"])
+        self._rng.set_state(state["rng"])
         self._drawn = int(state["drawn"])

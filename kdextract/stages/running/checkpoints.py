@@ -104,7 +104,7 @@ class Checkpoints:
         self._stop_signal = signal_number
 
 
-class Chapters:
+class SequentialCheckpoints:
     """Checkpoints of a stage that runs several loops one after the other: a `training.CheckpointSaver` of each of them.
 
     `finished` holds (weights, metric rows) of the loops that are done, those from before an interruption included.
@@ -121,7 +121,7 @@ class Chapters:
                 self.finished.append((_below(tensors, f"finished-{index}."), rows))
             self._current = _below(tensors, "loop."), values["loop"]
 
-    def close(self, weights: dict[str, torch.Tensor], rows: list[dict[str, float]]) -> None:
+    def finish(self, weights: dict[str, torch.Tensor], rows: list[dict[str, float]]) -> None:
         """The loop at work is done, and this is what it has made; copied."""
         self.finished.append(({name: tensor.clone() for name, tensor in weights.items()}, rows))
         self._current = None

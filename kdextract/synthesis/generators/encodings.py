@@ -40,7 +40,7 @@ class Encodings(nn.Module):
             raise ValueError("labels of encodings are not those of classes, in ascending order")
 
     def mixed_in(
-        self, fresh: torch.Tensor, labels: torch.Tensor, random: torch.Generator, share: float = SHARE
+        self, fresh: torch.Tensor, labels: torch.Tensor, rng: torch.Generator, share: float = SHARE
     ) -> torch.Tensor:
         """Replace a share of the fresh noise by noise near encodings of the class wanted, where there are any.
 
@@ -49,7 +49,7 @@ class Encodings(nn.Module):
         Args:
             fresh: [batch, *noise_shape].
             labels: classes wanted, int64 [batch].
-            random: on the CPU.
+            rng: on the CPU.
             share: in [0, 1].
         """
         own, wanted = self.labels.cpu(), labels.cpu()
@@ -57,10 +57,10 @@ class Encodings(nn.Module):
         starts = counts.cumsum(0) - counts
 
         def per_image() -> torch.Tensor:
-            return torch.rand((len(wanted), *[1] * (fresh.dim() - 1)), generator=random)
+            return torch.rand((len(wanted), *[1] * (fresh.dim() - 1)), generator=rng)
 
         def some() -> torch.Tensor:
-            chosen = starts[wanted] + (torch.rand(len(wanted), generator=random) * counts[wanted]).long()
+            chosen = starts[wanted] + (torch.rand(len(wanted), generator=rng) * counts[wanted]).long()
             return self.noise[chosen.clamp_max(len(own) - 1).to(self.noise.device)]
 
         between, part = per_image().to(fresh.device), (FARTHEST * per_image()).to(fresh.device)

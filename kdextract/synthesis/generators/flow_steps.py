@@ -23,7 +23,7 @@ ROUGHEST = 0.02
 """Amplitude of the finest waves of a fresh flow, as a share of the widest."""
 
 
-class Waves(Step):
+class CosinePrior(Step):
     """Values are the amplitudes of cosines, wide ones strong and fine ones weak: white noise becomes a smooth field.
 
     A fixed map: a diagonal scale, (1 + (f / `WIDE`)^2)^-4 for f half cycles per pixel but at least `ROUGHEST`, then
@@ -119,7 +119,7 @@ class Squeezed(Step):
         return _unsqueeze(values), logdet
 
 
-class HalfOf(Step):
+class FactorOut(Step):
     """Steps on the first half of the channels; the other half is factored out, that is, it joins as pure noise."""
 
     def __init__(self, inner: Step) -> None:

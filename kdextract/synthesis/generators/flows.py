@@ -15,7 +15,7 @@ from torch import nn
 from ...errors import ConfigError
 from ...models.architectures import InputShape
 from .couplings import ChannelCoupling, CheckerboardCoupling, InterleavedCoupling, PlainNetwork, ResidualNetwork, Step
-from .flow_steps import CONTRAST, Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves, has_neighbours
+from .flow_steps import CONTRAST, Chain, ChannelRotation, CosinePrior, FactorOut, Scaling, Squeezed, has_neighbours
 
 DARKEST = 0.02
 """A fresh flow is no darker than this on average, and no brighter than 1 minus this."""
@@ -47,7 +47,7 @@ class Flow(nn.Module):
         super().__init__()
         self.noise_shape = (math.prod(shape),)
         self.steps = steps
-        self.prior = Waves(shape) if has_neighbours(shape) else None
+        self.prior = CosinePrior(shape) if has_neighbours(shape) else None
         self.register_buffer("centre", torch.zeros(shape[0], 1, 1), persistent=False)
         self._shape, self._num_classes = shape, num_classes
         self._inner_shape = self.noise_shape if flat else shape
@@ -123,7 +123,7 @@ class Flow(nn.Module):
 def nice(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flow:
     """Return NICE (Dinh et al. 2014): additive couplings of all values in a row, with a diagonal scale at the noise.
 
-    The values are amplitudes of `Waves`, which come last; for tables, they are the features themselves.
+    The values are amplitudes of `CosinePrior`, which come last; for tables, they are the features themselves.
 
     Args:
         shape: any of at least 2 values.
@@ -135,7 +135,7 @@ def nice(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flo
     """
     size = _size_to_halve("nice", shape)
     moves = [InterleavedCoupling(size, num_classes, width, turn=i % 2, affine=False) for i in range(couplings)]
-    return Flow(shape, num_classes, Chain([Scaling((size,), shifts=False), *moves, *_waves(shape)]), flat=True)
+    return Flow(shape, num_classes, Chain([Scaling((size,), shifts=False), *moves, *_cosine_prior(shape)]), flat=True)
 
 
 def nice_affine(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flow:
@@ -145,7 +145,7 @@ def nice_affine(shape: InputShape, num_classes: int, couplings: int, width: int)
     """
     size = _size_to_halve("nice_affine", shape)
     moves = [InterleavedCoupling(size, num_classes, width, turn=i % 2, affine=True) for i in range(couplings)]
-    return Flow(shape, num_classes, Chain([*moves, *_waves(shape)]), flat=True)
+    return Flow(shape, num_classes, Chain([*moves, *_cosine_prior(shape)]), flat=True)
 
 
 def realnvp(shape: InputShape, num_classes: int, width: int, blocks: int) -> Flow:
@@ -177,9 +177,9 @@ def realnvp(shape: InputShape, num_classes: int, width: int, blocks: int) -> Flo
         return ChannelCoupling(network, 4 * channels, turn % 2)
 
     last = (2 * channels, height // 2, columns // 2)
-    coarse = Chain([HalfOf(Chain(board(last, turn) for turn in range(4))), *(halves(turn) for turn in range(3))])
+    coarse = Chain([FactorOut(Chain(board(last, turn) for turn in range(4))), *(halves(turn) for turn in range(3))])
     boards = (board(shape, turn) for turn in range(3))
-    return Flow(shape, num_classes, Chain([*_waves(shape), Squeezed(coarse), *boards]), flat=False)
+    return Flow(shape, num_classes, Chain([*_cosine_prior(shape), Squeezed(coarse), *boards]), flat=False)
 
 
 def glow(shape: InputShape, num_classes: int, width: int, levels: int, steps: int) -> Flow:
@@ -211,13 +211,13 @@ def glow(shape: InputShape, num_classes: int, width: int, levels: int, steps: in
 
     def level(before: int, left: int) -> Step:
         squeezed = 4 * before
-        coarser: list[Step] = [HalfOf(level(squeezed // 2, left - 1))] if left > 1 else []
+        coarser: list[Step] = [FactorOut(level(squeezed // 2, left - 1))] if left > 1 else []
         return Squeezed(Chain(coarser + [part for _ in range(steps) for part in one_step(squeezed)]))
 
-    return Flow(shape, num_classes, Chain([*_waves(shape), level(channels, levels)]), flat=False)
+    return Flow(shape, num_classes, Chain([*_cosine_prior(shape), level(channels, levels)]), flat=False)
 
 
-def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+def dequantized(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Return real images as a density on the open interval can have made them: pixels in [MARGIN, 1 - MARGIN].
 
     Pixels x of 256 grey levels become (255 x + u) / 256 with u uniform in [0, 1), so that each level is an interval
@@ -225,9 +225,9 @@ def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 
     Args:
         images: [...] in [0, 1], float.
-        random: on the CPU.
+        rng: on the CPU.
     """
-    noise = torch.rand(images.shape, generator=random, dtype=images.dtype).to(images.device)
+    noise = torch.rand(images.shape, generator=rng, dtype=images.dtype).to(images.device)
     return MARGIN + (1 - 2 * MARGIN) * (255 * images + noise) / 256
 
 
@@ -236,9 +236,9 @@ def edge(dtype: torch.dtype) -> float:
     return 8 * torch.finfo(dtype).eps
 
 
-def _waves(shape: InputShape) -> list[Step]:
+def _cosine_prior(shape: InputShape) -> list[Step]:
     """Return the step that makes fields smooth, for shapes that have neighbours in both directions."""
-    return [Waves(shape)] if has_neighbours(shape) else []
+    return [CosinePrior(shape)] if has_neighbours(shape) else []
 
 
 def _size_to_halve(name: str, shape: InputShape) -> int:

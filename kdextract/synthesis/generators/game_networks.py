@@ -31,7 +31,7 @@ class ImageMaker(nn.Module):
     noise_shape: tuple[int, ...]
 
 
-class Editor(ImageMaker):
+class ImageEditor(ImageMaker):
     """Changes an image: clip(image + change) to [0, 1], the change being zero before any training.
 
     An encoder of two strided convolutions and a decoder with one skip connection, so that a change follows the strokes
@@ -68,7 +68,7 @@ class Editor(ImageMaker):
         return (images + change).clamp(0, 1)
 
 
-class Decoder(ImageMaker):
+class LatentDecoder(ImageMaker):
     """The usual generator of the field: a latent vector becomes a coarse grid, which is enlarged twice.
 
     Linear layer, batch normalization, two times (enlarge, 3x3 convolution, batch normalization, leaky ReLU), 3x3
@@ -109,14 +109,17 @@ class Decoder(ImageMaker):
         return self.conv4(F.leaky_relu(self.norm3(grid), SLOPE))
 
 
-MAKERS: dict[str, Callable[[InputShape, int], ImageMaker]] = {"structured": Editor, "noise": Decoder}
+GAME_GENERATORS: dict[str, Callable[[InputShape, int], ImageMaker]] = {
+    "structured": ImageEditor,
+    "noise": LatentDecoder,
+}
 """`--start` -> the generator that begins there, from (image shape, width)."""
 
 
-def multiply_adds(kind: str, shape: InputShape, width: int) -> int:
+def game_multiply_adds(kind: str, shape: InputShape, width: int) -> int:
     """Return the multiply-adds per image of a generator; nothing is computed for it."""
     with torch.device("meta"):
-        generator = MAKERS[kind](shape, width)
+        generator = GAME_GENERATORS[kind](shape, width)
         channels, height, rows = shape
         inputs = torch.empty((2, channels + 1, height, rows) if kind == "structured" else (2, LATENT))
         return count_multiply_adds(generator, inputs)
@@ -124,4 +127,4 @@ def multiply_adds(kind: str, shape: InputShape, width: int) -> int:
 
 def fitting_width(kind: str, shape: InputShape, affordable: int) -> int:
     """Return the largest width whose generator needs at most `affordable` multiply-adds, within the bounds."""
-    return largest_width(lambda width: multiply_adds(kind, shape, width), affordable, NARROWEST, WIDEST)
+    return largest_width(lambda width: game_multiply_adds(kind, shape, width), affordable, NARROWEST, WIDEST)

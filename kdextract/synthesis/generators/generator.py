@@ -90,23 +90,23 @@ class Generator(nn.Module):
     def draw(
         self,
         count: int,
-        random: torch.Generator,
+        rng: torch.Generator,
         scale: float | None = None,
         labels: torch.Tensor | None = None,
         near: float = SHARE,
     ) -> torch.Tensor:
-        """Return normal noise [count, *noise_shape] on the generator's device; `random` is on the CPU.
+        """Return normal noise [count, *noise_shape] on the generator's device; `rng` is on the CPU.
 
         Args:
             scale: its standard deviation; the default is that of training.
             labels: the classes that it is for, int64 [count]; a share of it then lies near encodings, if there are any.
             near: this share; the default is `encodings.SHARE`.
         """
-        noise = torch.randn((count, *self.noise_shape), generator=random)
+        noise = torch.randn((count, *self.noise_shape), generator=rng)
         noise = noise.mul_(self.spec.noise_scale if scale is None else scale).to(self.device)
         if labels is None or self.encodings is None:
             return noise
-        return self.encodings.mixed_in(noise, labels, random, near)
+        return self.encodings.mixed_in(noise, labels, rng, near)
 
     def remember(self, noise: torch.Tensor, labels: torch.Tensor) -> None:
         """Keep encodings of images: noise [N, *noise_shape] and labels [N]; `draw` makes others like them."""
@@ -164,7 +164,7 @@ def load_generator(path: Path) -> Generator:
     """
     tensors, metadata = read_safetensors(path)
     with rebuilding(path, "generator"):
-        spec = _spec_from_record(metadata["generator"])
+        spec = _generator_spec(metadata["generator"])
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in Generator(spec).tensors().items()}
         if {name: tensor.shape for name, tensor in tensors.items()} != expected:
@@ -174,7 +174,7 @@ def load_generator(path: Path) -> Generator:
     return generator.frozen()
 
 
-def _spec_from_record(record: dict[str, Any]) -> GeneratorSpec:
+def _generator_spec(record: dict[str, Any]) -> GeneratorSpec:
     channels, height, width = (int(n) for n in record["input_shape"])
     return GeneratorSpec(
         network=str(record["network"]),

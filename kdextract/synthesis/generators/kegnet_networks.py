@@ -37,7 +37,7 @@ class _CoarseToFine(nn.Module):
 
     def _grid(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the coarse grid, [batch, 4 width, height / STRIDE, width / STRIDE]."""
-        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
+        hidden = self.fc2(self.fc1(_noise_and_labels(noise, labels, self._num_classes)))
         grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
         return torch.relu(self.bn1(grid))
 
@@ -121,7 +121,7 @@ class DenseImages(nn.Module):
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
-        features = self.features(self.hidden(_joined(noise, labels, self._num_classes)))
+        features = self.features(self.hidden(_noise_and_labels(noise, labels, self._num_classes)))
         return self.norm(features).view(-1, *self._shape)
 
 
@@ -138,7 +138,7 @@ class NoiseDecoder(nn.Module):
         return self.noise(self.hidden(images.flatten(1)))
 
 
-def _joined(noise: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+def _noise_and_labels(noise: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return noise and one-hot labels side by side."""
     return torch.cat([noise, F.one_hot(labels, num_classes).to(noise)], dim=1)
 

@@ -32,12 +32,12 @@ class GeneratorMix:
         return all(generator.conditional for generator in self._generators)
 
     def sample(
-        self, labels: torch.Tensor, random: torch.Generator, scale: float | None = None, widened: bool = False
+        self, labels: torch.Tensor, rng: torch.Generator, scale: float | None = None, widened: bool = False
     ) -> torch.Tensor:
         """Return pixels [batch, channels, height, width] in [0, 1], one image for each of the labels [batch].
 
         Args:
-            random: draws the noise, on the CPU.
+            rng: draws the noise, on the CPU.
             scale: standard deviation of the noise; the default is that of each generator's training.
             widened: take noise as much wider as each generator says that students should learn from.
         """
@@ -49,7 +49,7 @@ class GeneratorMix:
                 own = torch.arange(index, len(labels), count)
                 if len(own):
                     width = generator.spec.noise_scale * generator.spec.widen if widened else scale
-                    parts.append(generator(generator.draw(len(own), random, width, labels[own]), labels[own]))
+                    parts.append(generator(generator.draw(len(own), rng, width, labels[own]), labels[own]))
                     rows.append(own)
         images = torch.empty((len(labels), *parts[0].shape[1:]), device=parts[0].device)
         images[torch.cat(rows).to(images.device)] = torch.cat(parts)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...models.architectures import InputShape
 from .flows import glow, nice, nice_affine, realnvp
-from .game_networks import LATENT, Decoder
+from .game_networks import LATENT, LatentDecoder
 from .kegnet_networks import DenseImages, ResizedImages, StridedImages
 
 
@@ -25,7 +25,7 @@ class LatentImages(nn.Module):
 
     def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
         super().__init__()
-        self.decoder = Decoder(shape, width, keeps_statistics=True)
+        self.decoder = LatentDecoder(shape, width, keeps_statistics=True)
         self.norm = nn.BatchNorm2d(shape[0], affine=False)
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

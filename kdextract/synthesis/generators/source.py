@@ -22,7 +22,7 @@ class GeneratorSource:
 
     def __init__(self, mix: GeneratorMix, teacher: Classifier, seed: int) -> None:
         self._mix, self._num_classes = mix, teacher.num_classes
-        self._random = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._drawn = 0
 
     @property
@@ -37,24 +37,24 @@ class GeneratorSource:
     def sample(self, num_images: int) -> Batch:
         """Return new images."""
         self._drawn += num_images
-        return Batch(self._make(num_images, self._random), None)
+        return Batch(self._make(num_images, self._rng), None)
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return images from noise of their own."""
-        random = torch.Generator().manual_seed(HELD_OUT_SEED)
-        return torch.cat([to_uint8(self._make(count, random)) for count in _chunks(num_images)])
+        rng = torch.Generator().manual_seed(HELD_OUT_SEED)
+        return torch.cat([to_uint8(self._make(count, rng)) for count in _chunks(num_images)])
 
-    def _make(self, count: int, random: torch.Generator) -> torch.Tensor:
-        labels = torch.randint(self._num_classes, (count,), generator=random)
-        return self._mix.sample(labels, random, widened=True)
+    def _make(self, count: int, rng: torch.Generator) -> torch.Tensor:
+        labels = torch.randint(self._num_classes, (count,), generator=rng)
+        return self._mix.sample(labels, rng, widened=True)
 
     def state(self) -> State:
         """The random state, and how much was drawn from it."""
-        return {"random": self._random.get_state(), "drawn": torch.tensor(self._drawn)}
+        return {"rng": self._rng.get_state(), "drawn": torch.tensor(self._drawn)}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self._random.set_state(state["random"])
+        self._rng.set_state(state["rng"])
         self._drawn = int(state["drawn"])
 
 

@@ -14,7 +14,7 @@ from ...synthesis.losses import Terms
 from ...training.augmentation import augment, warp
 from ...training.loop import Schedule
 from ...training.sources import State
-from ..losses import total
+from ..losses import sum_terms
 from ..options import GeneratorConfig
 from .generator import Generator, GeneratorSpec, new_generator
 from .width import largest_width
@@ -37,26 +37,26 @@ class Draws:
 
     def __init__(self, generator: Generator, batch_size: int, seed: int) -> None:
         self._generator, self._batch_size = generator, batch_size
-        self.random = torch.Generator().manual_seed(seed)
+        self.rng = torch.Generator().manual_seed(seed)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noise [batch, *noise_shape] and labels [batch], each class equally likely, on the device."""
-        labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.random)
-        return self._generator.draw(self._batch_size, self.random), labels.to(self._generator.device)
+        labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.rng)
+        return self._generator.draw(self._batch_size, self.rng), labels.to(self._generator.device)
 
     def state(self) -> State:
         """The random state."""
-        return {"random": self.random.get_state()}
+        return {"rng": self.rng.get_state()}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self.random.set_state(state["random"])
+        self.rng.set_state(state["rng"])
 
 
 class TermLog:
     """A `training.Monitor` that says what the terms of a loss were in the mean since the last look."""
 
-    landing = replan = None
+    cooldown_start = replan = None
 
     def __init__(self) -> None:
         self._sums: Terms = {}
@@ -68,7 +68,7 @@ class TermLog:
             self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
         self._count += 1
 
-    def look(self, training: object, step: int, /) -> dict[str, float]:
+    def on_step(self, training: object, step: int, /) -> dict[str, float]:
         """Return the means, and forget them."""
         means = {name: round(float(value) / self._count, 6) for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
@@ -118,25 +118,25 @@ class GeneratorTraining:
         """Return the loss of the next batch, and log its terms."""
         terms = self.terms()
         self.log.add(terms)
-        return total(terms)
+        return sum_terms(terms)
 
     def schedule(self, steps: int) -> Schedule:
         """Adam, its rate falling to zero along a cosine."""
         return Schedule(steps, self.lr, clip=self.clip)
 
 
-def copies_of(samples: Samples, total: int, random: torch.Generator, flat: bool) -> Samples:
+def copies_of(samples: Samples, total: int, rng: torch.Generator, flat: bool) -> Samples:
     """Return copies of the samples, shifted and warped, `total` or a little less, but each at least once.
 
     Args:
-        random: on the CPU.
+        rng: on the CPU.
         flat: rows of a table, which stay as they are.
     """
     times = max(1, total // len(samples.images))
     labels = samples.labels.repeat(times)
     images = samples.images.repeat(times, 1, 1, 1)
     if not flat:
-        images = warp(augment(images, COPY_SHIFT, False, random), COPY_WARP, random)
+        images = warp(augment(images, COPY_SHIFT, False, rng), COPY_WARP, rng)
     return Samples(images, labels)
 
 

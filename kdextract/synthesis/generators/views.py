@@ -15,7 +15,7 @@ def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tupl
     Returns:
         Pixels [columns * K, channels, height, width] and labels [columns * K].
     """
-    random = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     num_classes = generators[0].spec.num_classes
     labels = torch.arange(num_classes)
     strips = []
@@ -23,9 +23,9 @@ def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tupl
         for column in range(columns):
             generator = generators[column % len(generators)]
             if generator.encodings is not None and column >= columns // 2:
-                noise = generator.draw(num_classes, random, labels=labels, near=1.0)
+                noise = generator.draw(num_classes, rng, labels=labels, near=1.0)
             else:
-                noise = generator.draw(1, random).expand(num_classes, *generator.noise_shape)
+                noise = generator.draw(1, rng).expand(num_classes, *generator.noise_shape)
             strips.append(generator(noise, labels))
     return torch.cat(strips), labels.repeat(columns)
 
@@ -39,16 +39,16 @@ def latent_walk(generator: Generator, columns: int, seed: int) -> tuple[torch.Te
     Returns:
         Pixels [K * columns, channels, height, width] and row numbers [K * columns].
     """
-    random = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     num_rows = generator.spec.num_classes
     angles = torch.linspace(0, torch.pi / 2, columns, device=generator.device)
     angles = angles.view(-1, *[1] * len(generator.noise_shape))
     images = []
-    start, end = generator.draw(2, random)
+    start, end = generator.draw(2, rng)
     with torch.no_grad():
         for row in range(num_rows):
             if not generator.conditional:
-                start, end = generator.draw(2, random)
+                start, end = generator.draw(2, rng)
             noise = torch.cos(angles) * start + torch.sin(angles) * end
             images.append(generator(noise, torch.full((columns,), row)))
     return torch.cat(images), torch.arange(num_rows).repeat_interleave(columns)

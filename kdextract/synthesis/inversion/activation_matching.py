@@ -13,7 +13,7 @@ from ...models.hooks import record_activations
 from ...synthesis.losses import Terms
 from ...training.augmentation import binomial_blur
 from ..interface import Inverted
-from ..losses import standardized_error, total, total_variation
+from ..losses import standardized_error, sum_terms, total_variation
 from ..options import PixelConfig
 from ..statistics.recorded import LAYERS, Statistics
 from ..structured_noise.patterns import level_lines, smooth_fields, structured_images
@@ -23,34 +23,34 @@ Activations = dict[str, torch.Tensor]
 Initializer = Callable[[tuple[int, ...], float, torch.Generator], torch.Tensor]
 
 
-def normal_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+def normal_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
     """Independent pixels from N(0.15, 0.1^2), as Lopes et al. 2017 start on MNIST."""
-    return torch.randn(shape, generator=generator).mul_(0.1).add_(0.15).clamp_(0, 1)
+    return torch.randn(shape, generator=rng).mul_(0.1).add_(0.15).clamp_(0, 1)
 
 
-def uniform_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+def uniform_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
     """Independent pixels from U(0, 1)."""
-    return torch.rand(shape, generator=generator)
+    return torch.rand(shape, generator=rng)
 
 
-def smooth_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+def smooth_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
     """Smooth random fields, each image with a brightness of its own, squashed to [0, 1]."""
     batch, channels, height, width = shape
-    level = torch.randn((batch, 1, 1, 1), generator=generator)
-    fields = smooth_fields(batch * channels, height, width, generator).view(shape)
+    level = torch.randn((batch, 1, 1, 1), generator=rng)
+    fields = smooth_fields(batch * channels, height, width, rng).view(shape)
     return torch.sigmoid(6 * (fields - 0.5 + 0.5 * level))
 
 
-def stroke_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+def stroke_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
     """Level lines of smooth random fields, another set of lines in each channel."""
     batch, channels, height, width = shape
-    return level_lines(batch * channels, height, width, generator).view(shape)
+    return level_lines(batch * channels, height, width, rng).view(shape)
 
 
-def structured_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
+def structured_patterns(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
     """Lines, shapes and textures of every kind; see `patterns.structured_images`."""
     batch, channels, height, width = shape
-    return structured_images(batch, (channels, height, width), brightness, generator)
+    return structured_images(batch, (channels, height, width), brightness, rng)
 
 
 OF_IMAGES = ("smooth", "strokes", "structured")
@@ -62,7 +62,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "uniform": uniform_noise,
     "smooth": smooth_noise,
     "strokes": stroke_noise,
-    "structured": structured_noise,
+    "structured": structured_patterns,
 }
 
 
@@ -97,7 +97,7 @@ def match_record(
     values: Callable[[Activations], Activations],
     labels: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Inverted:
     """Make images whose activations are those that a record of their class would give.
 
@@ -115,7 +115,7 @@ def match_record(
     if teacher.is_table and (config.init in OF_IMAGES or config.blur_every):
         raise ConfigError("rows of a table cannot be blurred, nor start from lines; use --init normal or uniform")
     record = statistics.record(record_name)
-    targets, variance = record.sample(labels, generator), record.variance()
+    targets, variance = record.sample(labels, rng), record.variance()
     layers = [layer.name for layer in statistics.layers]
     with record_activations(teacher.network, layers) as activations:
 
@@ -127,7 +127,7 @@ def match_record(
             return torch.stack(errors).sum()
 
         shape = (len(labels), *teacher.input_shape)
-        start = INITIALIZERS[config.init](shape, float(teacher.mean.mean()), generator).to(teacher.device)
+        start = INITIALIZERS[config.init](shape, float(teacher.mean.mean()), rng).to(teacher.device)
         return optimize_pixels(loss, start, config)
 
 
@@ -136,7 +136,7 @@ def match_layers(
     statistics: Statistics,
     labels: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Inverted:
     """Make images that match the pre-activations of every layer of the joint record (Lopes et al. 2017, section 3.2).
 
@@ -148,7 +148,7 @@ def match_layers(
     def values(activations: Activations) -> Activations:
         return {name: activations[name].flatten(1) for name in names}
 
-    return match_record(teacher, statistics, LAYERS, values, labels, config, generator)
+    return match_record(teacher, statistics, LAYERS, values, labels, config, rng)
 
 
 def match_spectra(
@@ -157,7 +157,7 @@ def match_spectra(
     name: str,
     labels: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Inverted:
     """Make images that match the spectra of the graphs called `name`, and the logits, which pin the class."""
 
@@ -165,7 +165,7 @@ def match_spectra(
         spectra = {graph.name: graph.spectrum(activations, labels) for graph in statistics.graphs[name]}
         return {**spectra, statistics.logits: activations[statistics.logits]}
 
-    return match_record(teacher, statistics, name, values, labels, config, generator)
+    return match_record(teacher, statistics, name, values, labels, config, rng)
 
 
 class DropoutMasks:
@@ -175,14 +175,14 @@ class DropoutMasks:
     TensorFlow's dropout already is scaled while training.)
     """
 
-    def __init__(self, keep: dict[str, float], generator: torch.Generator) -> None:
-        self._keep, self._generator = keep, generator
+    def __init__(self, keep: dict[str, float], rng: torch.Generator) -> None:
+        self._keep, self._rng = keep, rng
         self._masks: dict[str, torch.Tensor] = {}
 
     def __call__(self, layer: str, inputs: torch.Tensor) -> torch.Tensor:
         """Return the masked input of `layer`, [batch, ...]."""
         if layer not in self._masks:
-            kept = torch.rand(inputs.shape, generator=self._generator) < self._keep[layer]
+            kept = torch.rand(inputs.shape, generator=self._rng) < self._keep[layer]
             self._masks[layer] = kept.to(inputs).div_(self._keep[layer])
         return inputs * self._masks[layer]
 
@@ -211,7 +211,7 @@ def optimize_pixels(
         if config.tv:
             terms["tv"] = config.tv * total_variation(images)
         curve.offer(step, terms)
-        last = total(terms)
+        last = sum_terms(terms)
         optimizer.step(last, config.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps)))
         with torch.no_grad():
             if config.blur_every and step % config.blur_every == 0:

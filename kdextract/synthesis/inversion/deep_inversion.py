@@ -22,12 +22,12 @@ from ...models.hooks import BatchStatistics, batch_norm_layers, record_activatio
 from ...models.queries import BLANK
 from ...synthesis.losses import Terms
 from ..interface import TWO_WAYS, Given, Inverted
-from ..losses import likeness, mean_variation, pixel_variation, statistics_distance, total
-from ..options import GrowingPool, InversionOptions, resolve
+from ..losses import js_similarity, mean_variation, pixel_variation, statistics_distance, sum_terms
+from ..options import GrowingPoolOptions, InversionOptions, resolve
 from ..statistics.recorded import Statistics
 from .activation_matching import INITIALIZERS, Curve
 from .pixel_optimizer import PixelAdam
-from .pool import InversionPool
+from .pool import GrowingPool
 
 COMPETITION_TEMPERATURE = 3.0
 """As published."""
@@ -36,7 +36,7 @@ Watch = Callable[[], list[BatchStatistics]]
 
 
 @dataclass(frozen=True)
-class Weights:
+class TermWeights:
     """What each term weighs; see `terms_of`. `first_bn` multiplies the first layer's part of `bn`."""
 
     ce: float
@@ -124,7 +124,7 @@ def terms_of(
     student: Classifier | None,
     values: torch.Tensor,
     labels: torch.Tensor,
-    weights: Weights,
+    weights: TermWeights,
     watch: Watch | None,
 ) -> Terms:
     """Return the weighted terms of the loss of a batch, by name (Yin et al. 2020, equations 1 to 9).
@@ -147,7 +147,7 @@ def terms_of(
         terms["bn"] = weights.bn * torch.stack(distances).sum()
     if student is not None and weights.compete:
         pixels = teacher.mean + teacher.std * values
-        terms["compete"] = weights.compete * likeness(student(pixels), logits, COMPETITION_TEMPERATURE)
+        terms["compete"] = weights.compete * js_similarity(student(pixels), logits, COMPETITION_TEMPERATURE)
     return terms
 
 
@@ -156,9 +156,9 @@ def invert(
     student: Classifier | None,
     statistics: Statistics | None,
     labels: torch.Tensor,
-    weights: Weights,
+    weights: TermWeights,
     schedule: PixelSchedule,
-    random: torch.Generator,
+    rng: torch.Generator,
     start: torch.Tensor | None = None,
     init: str = "normal",
 ) -> Inverted:
@@ -168,7 +168,7 @@ def invert(
         student: whom images compete with, where `compete` weighs anything; in evaluation mode, and not changed.
         statistics: for a teacher without batch normalization.
         labels: int64 [batch].
-        random: on the CPU.
+        rng: on the CPU.
         start: pixels in [0, 1], [batch, channels, height, width], to begin from instead of noise.
         init: which noise: `normal` is N(0, 1) in normalized coordinates, others are those of `inversion.INITIALIZERS`.
 
@@ -180,10 +180,10 @@ def invert(
     if min(height, width) < 2:
         raise ConfigError("these objectives are for images of at least 2 x 2 pixels, not for rows of a table")
     labels = labels.to(teacher.device)
-    first = _first_values(teacher, len(labels), random, init) if start is None else _normalized(teacher, start)
+    first = _first_values(teacher, len(labels), rng, init) if start is None else _normalized(teacher, start)
     if schedule.coarse_steps and not _takes_half_size(teacher):
         schedule = replace(schedule, coarse_steps=0)
-    batch = _PixelBatch(teacher, first, schedule, random)
+    batch = _PixelBatch(teacher, first, schedule, rng)
     with torch.enable_grad(), _watching(teacher, statistics, weights) as watch:
 
         def terms(shown: torch.Tensor) -> Terms:
@@ -203,7 +203,7 @@ class _PixelBatch:
     """Normalized pixels in optimization: `values`, and `best`, those of the `least` loss at full size so far."""
 
     def __init__(
-        self, teacher: Classifier, values: torch.Tensor, schedule: PixelSchedule, random: torch.Generator
+        self, teacher: Classifier, values: torch.Tensor, schedule: PixelSchedule, rng: torch.Generator
     ) -> None:
         self._optimizer = PixelAdam(values, schedule.lr, schedule.betas)
         self.values = self._optimizer.values
@@ -212,17 +212,17 @@ class _PixelBatch:
         self.curve = Curve(schedule.coarse_steps + schedule.steps)
         self.taken = 0
         self._bounds = -teacher.mean / teacher.std, (1 - teacher.mean) / teacher.std
-        self._schedule, self._random = schedule, random
+        self._schedule, self._random = schedule, rng
 
     def take_steps(self, steps: int, shrink: int, terms_of_shown: Callable[[torch.Tensor], Terms]) -> None:
         """Take Adam steps with images of 1 / `shrink` of the size; nothing waits for the device."""
         schedule, values = self._schedule, self.values
         self._optimizer.restart(schedule.lr, schedule.betas)
         for step in range(steps):
-            terms = terms_of_shown(_shown(values, shrink, schedule, self._random))
+            terms = terms_of_shown(_network_input(values, shrink, schedule, self._random))
             self.taken += 1
             self.curve.offer(self.taken, terms)
-            loss = total(terms)
+            loss = sum_terms(terms)
             with torch.no_grad():
                 if shrink == 1:
                     torch.where(loss < self.least, values, self.best, out=self.best)
@@ -233,12 +233,12 @@ class _PixelBatch:
                     values.clamp_(*self._bounds)
 
 
-def _first_values(teacher: Classifier, count: int, random: torch.Generator, init: str) -> torch.Tensor:
+def _first_values(teacher: Classifier, count: int, rng: torch.Generator, init: str) -> torch.Tensor:
     """Return the normalized pixels [count, channels, height, width] that optimization begins with."""
     shape = (count, *teacher.input_shape)
     if init == "normal":
-        return torch.randn(shape, generator=random).to(teacher.device)
-    pixels = INITIALIZERS[init](shape, float(teacher.mean.mean()), random).to(teacher.device)
+        return torch.randn(shape, generator=rng).to(teacher.device)
+    pixels = INITIALIZERS[init](shape, float(teacher.mean.mean()), rng).to(teacher.device)
     return _normalized(teacher, pixels)
 
 
@@ -247,7 +247,7 @@ def _normalized(teacher: Classifier, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _watching(teacher: Classifier, statistics: Statistics | None, weights: Weights) -> Iterator[Watch | None]:
+def _watching(teacher: Classifier, statistics: Statistics | None, weights: TermWeights) -> Iterator[Watch | None]:
     if not weights.bn:
         yield None
         return
@@ -266,14 +266,14 @@ def _takes_half_size(teacher: Classifier) -> bool:
     return True
 
 
-def _shown(values: torch.Tensor, shrink: int, schedule: PixelSchedule, random: torch.Generator) -> torch.Tensor:
+def _network_input(values: torch.Tensor, shrink: int, schedule: PixelSchedule, rng: torch.Generator) -> torch.Tensor:
     """Return what the networks see of a batch: shrunk, shifted round the edges, perhaps mirrored."""
     shown = F.avg_pool2d(values, shrink) if shrink > 1 else values
     limit = schedule.jitter // shrink
     if limit:
-        down, right = torch.randint(-limit, limit + 1, (2,), generator=random).tolist()
+        down, right = torch.randint(-limit, limit + 1, (2,), generator=rng).tolist()
         shown = torch.roll(shown, (down, right), dims=(2, 3))
-    if schedule.flip and float(torch.rand((), generator=random)) < 0.5:
+    if schedule.flip and float(torch.rand((), generator=rng)) < 0.5:
         shown = shown.flip(3)
     return shown
 
@@ -282,12 +282,12 @@ def invert_as(
     config: InversionOptions,
     given: Given,
     labels: torch.Tensor,
-    random: torch.Generator,
+    rng: torch.Generator,
     start: torch.Tensor | None = None,
 ) -> Inverted:
     """Make one image per label as the options of an objective say. Raises as `invert` does."""
     settings = resolve(config, given.teacher.input_shape)
-    weights = Weights(
+    weights = TermWeights(
         ce=settings.ce,
         tv=settings.tv,
         tv_l1=settings.tv_l1,
@@ -305,18 +305,16 @@ def invert_as(
         jitter=settings.jitter,
         flip=settings.flip,
     )
-    return invert(
-        given.teacher, given.student, given.statistics, labels, weights, schedule, random, start, settings.init
-    )
+    return invert(given.teacher, given.student, given.statistics, labels, weights, schedule, rng, start, settings.init)
 
 
-def growing_pool(config: GrowingPool, given: Given, seed: int) -> InversionPool:
+def growing_pool(config: GrowingPoolOptions, given: Given, seed: int) -> GrowingPool:
     """Return a pool of images that are made as the options of a live method say. Raises as `invert` does."""
 
     def make(
-        labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+        labels: torch.Tensor, student: Classifier | None, rng: torch.Generator, start: torch.Tensor | None
     ) -> Inverted:
-        return invert_as(config, replace(given, student=student), labels, random, start)
+        return invert_as(config, replace(given, student=student), labels, rng, start)
 
     from_noise = resolve(config, given.teacher.input_shape).from_noise
-    return InversionPool(make, given.teacher, config.pool_batch, config.period, seed, from_noise)
+    return GrowingPool(make, given.teacher, config.pool_batch, config.period, seed, from_noise)

@@ -25,7 +25,7 @@ TERMS = ("loss", "ce", "tv", "l2", "bn", "compete")
 """What is kept of each batch's loss."""
 
 
-class InversionPool:
+class GrowingPool:
     """A `Source` of inverted images; targets are the teacher's logits.
 
     Batch number i depends on the seed, on i and on the student at that moment. The first one is made without a student,
@@ -46,7 +46,7 @@ class InversionPool:
     ) -> None:
         self._make, self._teacher, self._batch, self.period, self._seed = make, teacher, batch, period, seed
         self._from_noise = from_noise
-        self._random = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         shape = (0, *teacher.input_shape)
         self._images = torch.empty(shape, dtype=torch.uint8, device=teacher.device)
         self._targets = torch.empty((0, teacher.num_classes), device=teacher.device)
@@ -80,7 +80,7 @@ class InversionPool:
             rows = torch.arange(self._size - self._unseen, self._size - self._unseen + num_images)
             self._unseen -= num_images
         else:
-            rows = torch.randint(self._size, (num_images,), generator=self._random)
+            rows = torch.randint(self._size, (num_images,), generator=self._rng)
         rows = rows.to(self._images.device)
         return Batch(to_pixels(self._images[rows]), self._targets[rows])
 
@@ -101,7 +101,7 @@ class InversionPool:
         counters = torch.tensor([self._updates, self._unseen])
         kept = {"images": self._images[: self._size], "targets": self._targets[: self._size]}
         ends = torch.tensor(self._ends, dtype=torch.float64)
-        return {**kept, "counters": counters, "ends": ends, "random": self._random.get_state()}
+        return {**kept, "counters": counters, "ends": ends, "rng": self._rng.get_state()}
 
     def restore(self, state: State) -> None:
         """Continue with the pool of `state`."""
@@ -109,7 +109,7 @@ class InversionPool:
         self._size = len(self._images)
         self._updates, self._unseen = state["counters"].tolist()
         self._ends = state["ends"].tolist()
-        self._random.set_state(state["random"])
+        self._rng.set_state(state["rng"])
 
     def _begin(self) -> None:
         """Make the first batch, unless there is one."""
@@ -136,20 +136,20 @@ class InversionPool:
         """Make the batch that enters next."""
         num_classes, batches = self._teacher.num_classes, self._size // self._batch
         labels = labels_in_turn(self._size, self._batch, num_classes)
-        random = _seeded(self._seed * 1_000_003 + batches + 1)
+        rng = _seeded(self._seed * 1_000_003 + batches + 1)
         if not self._from_noise or batches < self._from_noise or self._size < num_classes:
-            return self._make(labels, student, random, None)
-        rows = self._images_of(labels, random).to(self._images.device)
-        return self._make(labels, student, random, to_pixels(self._images[rows]))
+            return self._make(labels, student, rng, None)
+        rows = self._images_of(labels, rng).to(self._images.device)
+        return self._make(labels, student, rng, to_pixels(self._images[rows]))
 
-    def _images_of(self, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    def _images_of(self, labels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Return, for each label, the row of a random image that the teacher gives to this class or, where it gives
         none to it, of one that was made for it."""
         num_classes = self._teacher.num_classes
         answered = ClassIndex(self._targets[: self._size].argmax(1).cpu(), num_classes)
-        rows = ClassIndex(labels_in_turn(0, self._size, num_classes), num_classes).draw(labels, random)
+        rows = ClassIndex(labels_in_turn(0, self._size, num_classes), num_classes).draw(labels, rng)
         known = answered.counts[labels] > 0
-        rows[known] = answered.draw(labels[known], random)
+        rows[known] = answered.draw(labels[known], rng)
         return rows
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from ...models.architectures import InputShape
 from ...models.channel_moments import ChannelSums
-from .recorded import Recorded, StatisticsOptions
+from .recorded import RecordedLayers, StatisticsOptions
 from .spectra import num_eigenvectors
 
 FLOAT, DOUBLE = 4, 8
@@ -47,7 +47,7 @@ class StatisticsMemory:
     most: int
 
 
-def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -> StatisticsMemory:
+def statistics_memory(found: RecordedLayers, options: StatisticsOptions, work: Work) -> StatisticsMemory:
     """Return what `statistics.compute_statistics` takes, and writing its result to a file after it."""
     sizes = [layer.units for layer in found.joined]
     records = work.num_classes * _numbers_per_class(sizes, options)
@@ -77,7 +77,7 @@ def _record_numbers(size: int, rank: int) -> int:
     return size * (1 + min(rank, size))
 
 
-def _forward_pass(found: Recorded, work: Work) -> int:
+def _forward_pass(found: RecordedLayers, work: Work) -> int:
     """Return the bytes of one forward pass without gradients, in which outputs are reduced as soon as they are there.
 
     As if the outputs of all layers stayed, which is more than what stays in most networks; in one of few layers, the

@@ -6,7 +6,7 @@ All of activations before the nonlinearity. Of every layer, whatever its size, o
 
 Of the layers of few units, per class c (Lopes, Fenu and Starner 2017):
 
-* `Record`s: a mean and a covariance factor F (covariance = F F^T) over several blocks of numbers at once, so that
+* `ActivationRecord`s: a mean and a covariance factor F (covariance = F F^T) of several blocks of numbers, so that
   targets drawn for different layers belong to the same imagined image;
 * `spectra.Graph`s: the bases of the two spectral objectives.
 """
@@ -28,8 +28,8 @@ from ...models.pixels import to_pixels
 from .records import LAYERS as LAYERS
 from .records import SPECTRAL_ALL as SPECTRAL_ALL
 from .records import SPECTRAL_PAIRS as SPECTRAL_PAIRS
+from .records import ActivationRecord as ActivationRecord
 from .records import ClassRecords, Tensors
-from .records import Record as Record
 from .spectra import Graph, SpectralOptions
 
 
@@ -63,7 +63,7 @@ class Statistics:
     counts: torch.Tensor
     means: Tensors
     variances: Tensors
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, ActivationRecord] = field(default_factory=dict)
     graphs: dict[str, tuple[Graph, ...]] = field(default_factory=dict)
 
     @property
@@ -71,7 +71,7 @@ class Statistics:
         """Name of the last layer."""
         return self.layers[-1].name
 
-    def record(self, name: str) -> Record:
+    def record(self, name: str) -> ActivationRecord:
         """Return the record called `name`; raises `ConfigError` when it was not made."""
         if name not in self.records:
             raise ConfigError(
@@ -132,7 +132,7 @@ class Statistics:
             if any(f"mean.{layer.name}" in tensors for layer in layers):
                 tensors = _with_channels(tensors, layers)
             records = {
-                name: Record(
+                name: ActivationRecord(
                     tuple((block, size) for block, size in entry["blocks"]),
                     tensors[f"record.{name}.mean"],
                     tensors[f"record.{name}.factor"],
@@ -201,14 +201,14 @@ class StatisticsOptions:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedLayers:
     """The layers of a teacher, in the order in which they run, and those of them that are part of the records."""
 
     layers: tuple[Layer, ...]
     joined: tuple[Layer, ...]
 
 
-def recorded_layers(teacher: Classifier, max_units: int) -> Recorded:
+def recorded_layers(teacher: Classifier, max_units: int) -> RecordedLayers:
     """Find the layers of a teacher; one image of zeros goes through it.
 
     Part of the records are those that have at most `max_units` units and put out one row per image.
@@ -227,7 +227,7 @@ def recorded_layers(teacher: Classifier, max_units: int) -> Recorded:
         raise ConfigError("the teacher has no convolution and no linear layer, of which statistics could be recorded")
     if layers[-1] not in joined:
         raise ConfigError(f"--max-units must be at least {layers[-1].units}: the logits are always recorded")
-    return Recorded(tuple(layers), tuple(joined))
+    return RecordedLayers(tuple(layers), tuple(joined))
 
 
 def compute_statistics(

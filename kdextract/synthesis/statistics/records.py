@@ -13,7 +13,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Record:
+class ActivationRecord:
     """Mean [K, M] and covariance factor [K, M, R] of M numbers, which are `blocks` laid end to end.
 
     `blocks` holds (name, size) pairs; `explained` is the share of the variance that the factor keeps.
@@ -24,13 +24,13 @@ class Record:
     factor: torch.Tensor
     explained: float = 1.0
 
-    def sample(self, labels: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def sample(self, labels: torch.Tensor, rng: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw one target per label: t = mean_c + F_c g with g ~ N(0, I), which has the covariance F_c F_c^T.
 
         Returns block name -> [len(labels), size]. (The 2017 code multiplies g by the covariance itself.)
         """
         device = self.mean.device
-        noise = torch.randn(len(labels), self.factor.shape[2], generator=generator).to(device)
+        noise = torch.randn(len(labels), self.factor.shape[2], generator=rng).to(device)
         drawn = self.mean[labels].clone()
         for label in labels.unique():
             rows = labels == label
@@ -80,7 +80,7 @@ class ClassRecords:
                 blocks = {graph.name: graph.spectrum(values, zeros) for graph in members}
                 self._keep_record(name, label, _make_record({**blocks, logits: values[logits]}, rank))
 
-    def _keep_record(self, name: str, label: int, record: Record) -> None:
+    def _keep_record(self, name: str, label: int, record: ActivationRecord) -> None:
         self._blocks[name] = record.blocks
         self._explained[name] = self._explained.get(name, 0.0) + record.explained / self._num_classes
         self._keep(f"record.{name}.mean", label, record.mean)
@@ -92,11 +92,11 @@ class ClassRecords:
             self._tensors[name] = torch.empty(self._num_classes, *row.shape[1:])
         self._tensors[name][label] = row[0]
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, ActivationRecord]:
         """Return the records of all classes, by name."""
         tensors = self._tensors
         return {
-            name: Record(
+            name: ActivationRecord(
                 blocks, tensors[f"record.{name}.mean"], tensors[f"record.{name}.factor"], self._explained[name]
             )
             for name, blocks in self._blocks.items()
@@ -113,7 +113,7 @@ class ClassRecords:
         }
 
 
-def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
+def _make_record(values: dict[str, torch.Tensor], rank: int) -> ActivationRecord:
     """Return mean [1, M] and the best factor of `rank` columns over blocks of [n, size] values.
 
     Blocks are scaled to equal total variance first, so that a wide layer does not crowd out a narrow one.
@@ -132,4 +132,4 @@ def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
     columns = min(rank, stacked.shape[1])  # the same for every class, however few images it has
     factor = torch.nn.functional.pad(factor, (0, columns - factor.shape[1]))
     blocks = tuple((name, part.shape[1]) for name, part in values.items())
-    return Record(blocks, torch.cat(list(means.values())).unsqueeze(0), factor.unsqueeze(0), explained)
+    return ActivationRecord(blocks, torch.cat(list(means.values())).unsqueeze(0), factor.unsqueeze(0), explained)

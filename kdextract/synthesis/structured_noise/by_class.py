@@ -9,36 +9,34 @@ from ...errors import ConfigError
 from ...models.classifier import Classifier
 from ..interface import Inverted
 from .patterns import structured_images
-from .pool import MAX_POOL_BYTES, FreshPool, MakeImages, at_most
+from .pool import MAX_POOL_BYTES, MakeImages, RefreshedPool, at_most
 
 PERIOD = 20
 """Steps between two arrivals in the pool."""
 
 
 def maker(teacher: Classifier) -> MakeImages:
-    """Return a function (count, generator) -> structured images of the teacher's shape and usual brightness.
+    """Return a function (count, rng) -> structured images of the teacher's shape and usual brightness.
 
     Raises:
         ConfigError: the teacher takes rows of a table.
     """
     require_images(teacher)
     brightness = float(teacher.mean.mean())
-    return lambda count, generator: structured_images(count, teacher.input_shape, brightness, generator)
+    return lambda count, rng: structured_images(count, teacher.input_shape, brightness, rng)
 
 
-def structured_pool(teacher: Classifier, size: int, fresh: int, seed: int) -> FreshPool:
+def structured_pool(teacher: Classifier, size: int, fresh: int, seed: int) -> RefreshedPool:
     """Return a pool of `size` structured images, of which `fresh` are replaced per step (0: none ever).
 
     Of large images it holds as many as fit into half a gigabyte.
     """
     size = at_most(size, MAX_POOL_BYTES, teacher)
     chunk = fresh * PERIOD if fresh else 1000
-    return FreshPool(maker(teacher), teacher, size, chunk, PERIOD if fresh else 0, seed)
+    return RefreshedPool(maker(teacher), teacher, size, chunk, PERIOD if fresh else 0, seed)
 
 
-def images_of_classes(
-    teacher: Classifier, labels: torch.Tensor, candidates: int, generator: torch.Generator
-) -> Inverted:
+def images_of_classes(teacher: Classifier, labels: torch.Tensor, candidates: int, rng: torch.Generator) -> Inverted:
     """Draw structured images and keep, for each label, one that the teacher gives to this class.
 
     Args:
@@ -51,7 +49,7 @@ def images_of_classes(
     """
     make = maker(teacher)
     num_drawn = candidates * len(labels)
-    drawn = torch.cat([make(len(labels), generator) for _ in range(candidates)])
+    drawn = torch.cat([make(len(labels), rng) for _ in range(candidates)])
     with torch.inference_mode():
         log_probabilities = torch.cat(
             [F.log_softmax(teacher(chunk.to(teacher.device)), dim=1).cpu() for chunk in drawn.split(500)]
@@ -61,7 +59,7 @@ def images_of_classes(
         rows = (labels == label).nonzero().squeeze(1)
         own = (log_probabilities.argmax(1) == label).nonzero().squeeze(1)
         if len(own) >= len(rows):
-            chosen[rows] = own[torch.randperm(len(own), generator=generator)[: len(rows)]]
+            chosen[rows] = own[torch.randperm(len(own), generator=rng)[: len(rows)]]
         else:
             chosen[rows] = log_probabilities[:, label].topk(len(rows)).indices
     loss = -float(log_probabilities[chosen, labels].mean())

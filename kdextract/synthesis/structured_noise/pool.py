@@ -26,14 +26,14 @@ MAX_POOL_BYTES, MAX_HELD_OUT_BYTES = 2**29, 2**26
 MakeImages = Callable[[int, torch.Generator], torch.Tensor]
 
 
-class FreshPool:
+class RefreshedPool:
     """Images that enter in chunks and leave in the order in which they came; classes are drawn equally often.
 
     Chunk number i depends on the seed and on i alone, so a pool is restored by making its chunks again. The teacher is
     asked once about each image, when it enters.
 
     Args:
-        make: (count, generator) -> pixels in [0, 1], [count, channels, height, width].
+        make: (count, rng) -> pixels in [0, 1], [count, channels, height, width].
         size: images in the pool, rounded up to whole chunks.
         chunk: images that enter at a time.
         period: `update` lets a new chunk enter at every so many calls; 0: never.
@@ -44,7 +44,7 @@ class FreshPool:
         self._make, self._teacher, self._period, self._seed = make, teacher, period, seed
         self._num_chunks = -(-size // chunk)
         self._chunk = chunk
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._images = torch.empty((self._num_chunks * chunk, *teacher.input_shape), dtype=torch.uint8)
         self._images = self._images.to(teacher.device)
         self._targets = torch.empty((len(self._images), teacher.num_classes), device=teacher.device)
@@ -65,26 +65,26 @@ class FreshPool:
 
     def sample(self, num_images: int) -> Batch:
         """Draw a class for each image, then one of the images that the teacher gives to this class."""
-        classes = torch.multinomial(self._class_weights, num_images, replacement=True, generator=self._generator)
-        rows = self._index.draw(classes, self._generator).to(self._images.device)
+        classes = torch.multinomial(self._class_weights, num_images, replacement=True, generator=self._rng)
+        rows = self._index.draw(classes, self._rng).to(self._images.device)
         return Batch(to_pixels(self._images[rows]), self._targets[rows])
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return images from another pool, each class equally often."""
         size = max(num_images, at_most(HELD_OUT_POOL * num_images, MAX_HELD_OUT_BYTES, self._teacher))
         with self._teacher.queries.purpose(HELD_OUT):
-            other = FreshPool(self._make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
+            other = RefreshedPool(self._make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
         return to_uint8(other.sample(num_images).images)
 
     def state(self) -> State:
         """How many chunks have entered, and the generator of the draws."""
         counters = torch.tensor([self._entered, self._updates])
-        return {"counters": counters, "generator": self._generator.get_state()}
+        return {"counters": counters, "rng": self._rng.get_state()}
 
     def restore(self, state: State) -> None:
         """Make the chunks again that were in the pool and are not now."""
         entered, self._updates = state["counters"].tolist()
-        self._generator.set_state(state["generator"])
+        self._rng.set_state(state["rng"])
         if entered != self._entered:
             self._let_enter(entered)
 
@@ -94,8 +94,8 @@ class FreshPool:
         for index in range(max(0, entered - self._num_chunks), entered):
             if index in there:
                 continue
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index + 1)
-            images = to_uint8(self._make(self._chunk, generator))
+            rng = torch.Generator().manual_seed(self._seed * 1_000_003 + index + 1)
+            images = to_uint8(self._make(self._chunk, rng))
             place = slice(index % self._num_chunks * self._chunk, (index % self._num_chunks + 1) * self._chunk)
             self._images[place] = images.to(self._images.device)
             with self._teacher.queries.purpose(TARGETS):
