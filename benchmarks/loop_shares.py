@@ -23,10 +23,11 @@ from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.stages.distill.command import CONVOLUTION_RATE
+from kdextract.synthesis.interface import Given
 from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter
-from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.distill import DistillationLossOptions, DistillationOptions, distill
 from kdextract.training.loop import Schedule
 from kdextract.training.observer import HELD_OUT_IMAGES, Observer, Probe
 from kdextract.training.progress import Reporter
@@ -68,7 +69,7 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     teacher = Classifier(spec).placed(cpu).frozen()
     student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
     method = live_method("structured_noise")
-    source = method.open_source(teacher, method.config(), 0)
+    source = method.open_source(Given(teacher), method.config(), 0)
     assert isinstance(source, RefreshedPool)
     observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
     clock = Clock()
@@ -82,28 +83,18 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     RefreshedPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
     observer.on_step = clock.timed("looking", observer.on_step)  # type: ignore[method-assign]
 
-    def watched(parameters: Any, lr: float) -> optim.Optimizer:
-        optimizer = kept[1](parameters, lr)
+    def watched(parameters: Any, schedule: Schedule) -> optim.Optimizer:
+        optimizer = kept[1](parameters, schedule)
         optimizer.step = clock.timed("optimizer", optimizer.step)  # type: ignore[method-assign]
         return optimizer
 
     training.OPTIMIZERS["soap"] = watched
     loss = DistillationLossOptions("kl", 8.0, True)
-    schedule = Schedule(steps, CONVOLUTION_RATE, "cosine", steps // 20, optimizer="soap")
+    schedule = Schedule(steps, CONVOLUTION_RATE, warmup=steps // 20, optimizer="soap")
     try:
         started = time.perf_counter()
-        distill(
-            teacher,
-            student,
-            source,
-            BATCH_SIZE,
-            schedule,
-            loss,
-            Augmenter(0, False, 0.0, 1),
-            NoCheckpoints(),
-            Reporter(quiet=True),
-            observer,
-        )
+        options = DistillationOptions(BATCH_SIZE, schedule, loss, Augmenter(0, False, 0.0, 1))
+        distill(teacher, student, source, options, NoCheckpoints(), Reporter(quiet=True), observer)
         total = time.perf_counter() - started
     finally:
         torch.Tensor.backward, training.OPTIMIZERS["soap"] = kept[:2]  # type: ignore[method-assign]

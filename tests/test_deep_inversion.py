@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -350,7 +351,7 @@ def test_every_class_is_made_equally_often(
     pool.sample(2)
     for index in range(1, batches):
         if resumed and index == batches // 2:
-            state = {name: value.clone() for name, value in pool.state().items()}
+            state = copy.deepcopy(pool.state())
             made = make.made
             pool = GrowingPool(make, teacher, batch, 1, 0, from_noise)
             pool.restore(state)
@@ -447,7 +448,7 @@ def test_a_batch_that_begins_from_images_stays_near_them() -> None:
 def test_where_images_start(init: str) -> None:
     teacher = classifier((1, 32, 32)).frozen()
     labels = torch.arange(64) % teacher.num_classes
-    schedule = PixelSchedule(steps=1, lr=1e-6, betas=(0.9, 0.999), clip=False)
+    schedule = PixelSchedule(steps=1, lr=1e-6, betas=(0.9, 0.999))
     images = invert(teacher, None, None, labels, TermWeights(1, 0, 0, 0), schedule, seeded(), init=init).images
     if init == "normal":
         noise = torch.randn((64, 1, 32, 32), generator=seeded())

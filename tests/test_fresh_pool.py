@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import rounding
@@ -87,7 +89,7 @@ def test_a_restored_pool_continues_with_the_same_samples(teacher: Classifier) ->
     for _ in range(7):
         pool.update(teacher)
         pool.sample(5)
-    state = {name: value.clone() for name, value in pool.state().items()}
+    state = copy.deepcopy(pool.state())
     expected = []
     for _ in range(5):
         pool.update(teacher)

@@ -316,7 +316,7 @@ def test_gradients_are_clipped(teacher: Classifier, student: Classifier) -> None
     config = GameConfig(start="noise", replay=0.0, generator_batch=6)
     game = open_game(teacher, GameSchedule(lambda outputs: {"l1": 1e4 * difference(outputs)["l1"]}, 1), config, 0)
     drawn(game, student, steps=2)
-    moments = [tensor.square().sum() for name, tensor in game.state().items() if name.endswith("exp_avg")]
+    moments = [tensor.square().sum() for name, tensor in game.state()[0].items() if name.endswith("exp_avg")]
     assert float(torch.stack(moments).sum().sqrt()) == pytest.approx(0.5, rel=1e-3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import cache
@@ -227,7 +228,7 @@ def test_a_source_goes_on_where_it_was_and_holds_out_other_images(teacher_run: P
 
     first, second = source(), source()
     first.sample(5)
-    state = {name: value.clone() for name, value in first.state().items()}
+    state = copy.deepcopy(first.state())
     following = first.sample(6).images
     second.restore(state)
     assert torch.equal(second.sample(6).images, following)

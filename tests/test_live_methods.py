@@ -20,7 +20,7 @@ from kdextract.stages.distill.settings import USUAL_SETTINGS
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.synthesis.statistics.recorded import Statistics, StatisticsOptions, compute_statistics
 from kdextract.training.augmentation import Augmenter
-from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.distill import DistillationLossOptions, DistillationOptions, distill
 from kdextract.training.loop import Schedule
 from kdextract.training.progress import Reporter
 from kdextract.training.sources import Batch, Described, Source
@@ -202,10 +202,10 @@ def test_goes_on_after_a_restore(
     source = opened(name, teacher)
     drawn(source, student, steps)
     state = source.state()
-    (tmp_path / "state").write_bytes(encode_safetensors(state, {}))
+    (tmp_path / "state").write_bytes(encode_safetensors(*state))
     expected, num_images = drawn(source, student), source.num_images
     fresh = opened(name, teacher)
-    fresh.restore(read_safetensors(tmp_path / "state")[0])
+    fresh.restore(read_safetensors(tmp_path / "state"))
     assert same(drawn(fresh, student), expected)
     assert fresh.num_images == num_images
     source.restore(state)
@@ -225,8 +225,8 @@ def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int
         student = classifier(seed=1)
         torch.manual_seed(3)
         source, augmenter = opened(name, teacher), Augmenter(settings["shift"], False, settings["warp"], 1)
-        arguments = (teacher, student, source, 10, Schedule(9, 1e-3), loss, augmenter, checkpoints)
-        distill(*arguments, Reporter(quiet=True))
+        options = DistillationOptions(10, Schedule(9, 1e-3), loss, augmenter)
+        distill(teacher, student, source, options, checkpoints, Reporter(quiet=True))
         return weights(student)
 
     with pytest.raises(Interrupted):

@@ -35,7 +35,7 @@ DEFAULTS = ComputeStatsConfig()
 OPTIONS = StatisticsOptions(
     DEFAULTS.max_units,
     DEFAULTS.covariance_rank,
-    SpectralOptions(DEFAULTS.spectral_fraction, DEFAULTS.spectral_max, compute_stats.SPECTRAL_ORDER),
+    SpectralOptions(DEFAULTS.spectral_fraction, DEFAULTS.spectral_max),
 )
 
 
@@ -100,8 +100,8 @@ class Bottlenecks(nn.Sequential):
 
 STAND_IN = (3, 96, 96), 40
 CASES = {
-    "large layers": (StatisticsOptions(8192, 100, SpectralOptions(0.1, 64, "energy")), 2, 250),
-    "records": (StatisticsOptions(9216, 100, SpectralOptions(0.1, 64, "energy")), 4, 8),
+    "large layers": (StatisticsOptions(8192, 100, SpectralOptions(0.1, 64)), 2, 250),
+    "records": (StatisticsOptions(9216, 100, SpectralOptions(0.1, 64)), 4, 8),
 }
 
 

@@ -91,7 +91,7 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def statistics(teacher: Classifier) -> Statistics:
     random = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=random, dtype=torch.uint8)
-    options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8, "energy"))
+    options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8))
     return compute_statistics(teacher, images, torch.arange(len(images)) % NUM_CLASSES, options, lambda amount: None)
 
 

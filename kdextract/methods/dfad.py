@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DfadConfig(GameConfig):
-    """How often the generator takes a step."""
+    """How often the generator is trained."""
 
     student_steps: int = option(5, "Student steps per generator step.", minimum=1)
 
@@ -33,7 +33,7 @@ class DfadConfig(GameConfig):
     structured=True,
 )
 def dfad(given: Given, config: DfadConfig, seed: int) -> AdversarialSource:
-    """A generator seeks images on which the student's logits differ most, by mean absolute difference."""
+    """Train a generator to maximize the mean absolute difference of the student's and the teacher's logits."""
     from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..training.losses import logit_l1
 

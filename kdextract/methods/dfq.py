@@ -1,9 +1,9 @@
 """DFQ: data-free quantization with adversarial knowledge distillation (Choi et al. 2020, arXiv 2005.04136).
 
-The generator minimizes a sum of four terms: batch statistics that match those kept in the teacher's batch
-normalization, a sure teacher, disagreement of the student where it still gives the teacher's class, and classes evenly
-spread over the batch. The first term is absent for a teacher without batch normalization. Weights are those of the
-method's usual form for classifiers, in the DataFree code base.
+The generator minimizes a sum of four terms: the distance of the batch's statistics to those of the teacher's batch
+normalization; the cross-entropy of the teacher to its own predicted class; minus the KL divergence of teacher and
+student on images for which both predict the same class; minus the entropy of the mean prediction. The first term is
+absent for a teacher without batch normalization. The weights are those of the DataFree code base for classifiers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DfqConfig(GameConfig):
-    """How often the generator takes a step, and the weights of its loss."""
+    """How often the generator is trained, and the weights of its loss."""
 
     student_steps: int = option(10, "Student steps per generator step.", minimum=1)
     bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization (BN) statistics.", minimum=0)
-    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own answer.", minimum=0)
+    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own predicted class.", minimum=0)
     adv: float = option(
         1.0, "Weight of the KL divergence of student and teacher where both predict the same class.", minimum=0
     )
@@ -42,7 +42,7 @@ class DfqConfig(GameConfig):
     structured=True,
 )
 def dfq(given: Given, config: DfqConfig, seed: int) -> AdversarialSource:
-    """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""
+    """Train a generator for images with the teacher's statistics and all classes, on which the student disagrees."""
     import torch
 
     from ..synthesis.adversarial_game import GameSchedule, open_game

@@ -1,11 +1,12 @@
 """KegNet: knowledge extraction with no observable data (Yoo et al. 2019).
 
-A generator makes images of given classes; a decoder finds the noise again that they were made from, so that the noise
-cannot be ignored; a diversity term keeps images of different noise apart. The published code leaves the teacher in
-training mode, which lets its batch normalization drift to the generator's images; here teachers are frozen.
+A generator makes images of given classes. A decoder predicts the noise of each image, so that images must depend on
+the noise; a diversity term is small where images of different noise differ. The published code leaves the teacher in
+training mode, so that its batch normalization statistics change towards those of generated images; here the teacher is
+frozen.
 
-As published, teacher, decoder and diversity term get the standardized images as the generator puts them out, whether or
-not they are pixels.
+As published, teacher, decoder and diversity term get the standardized output of the generator, whose values may lie
+outside the range of pixels.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ PRESETS: dict[str, dict[str, float]] = {
     "svhn": {"decoder_layers": 3, "lr": 1e-2, "alpha": 1, "beta": 1},
     "tabular": {"decoder_layers": 2, "lr": 1e-4, "alpha": 1, "beta": 0},
 }
-"""What the published code uses for each data set; `diverse` is ours."""
+"""Values of the published code for each data set; `diverse` is ours."""
 DECODER_WIDTH = 120
 WIDEN = 1.5
-"""How much wider than in training the noise of images is that students learn from."""
+"""Default of --widen: the factor of the noise's standard deviation when a student is trained."""
 
 
 def _preset_values(name: str) -> str:
@@ -41,7 +42,7 @@ def _preset_values(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class KegnetConfig(GeneratorConfig):
-    """Weights of the loss, as published for a data set or as given."""
+    """The generator network, and the weights of the loss."""
 
     generators: int = option(
         5, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
@@ -73,14 +74,14 @@ class KegnetConfig(GeneratorConfig):
     )
 
     def setting(self, name: str, is_table: bool) -> float:
-        """Return an option as given, or as the preset says."""
+        """Return an option as given, or else the value of the preset."""
         given: float | None = getattr(self, name)
         return PRESETS[self.preset or ("tabular" if is_table else "diverse")][name] if given is None else given
 
 
 @register_generator("kegnet", config=KegnetConfig, source="Yoo et al. 2019, section 3")
 def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Samples | None) -> GeneratorTraining:
-    """Generators whose images the teacher gives to the class asked for, and from which the noise can be read again."""
+    """Generators of images that the teacher assigns to a given class, and from which a decoder predicts the noise."""
     import torch
     import torch.nn.functional as F
 

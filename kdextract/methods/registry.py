@@ -1,8 +1,8 @@
 """The registry of methods: name -> its options and its function.
 
-A method is used in one or more of three ways: as an *objective* of `optimize-dataset`, it makes images for given
-classes; as a *trainer* of `train-generator`, it fits generators to the teacher; *live*, it is a `Source` that `distill`
-draws from while the student learns.
+A method has one or more of three forms. An *objective* of `optimize-dataset` makes images for given classes. A
+*generator method* of `train-generator` trains generators with the teacher. A *live method* is a `Source` of `distill`,
+which makes images while the student is trained.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ else:
 
 @dataclass(frozen=True)
 class SynthesisMethod:
-    """What both kinds of methods have: `config` are its options, `source` is the paper, with section or equation."""
+    """What all three forms have in common.
+
+    Attributes:
+        name: as the user gives it.
+        function: the registered function; the first line of its docstring is the summary.
+        config: class of its options.
+        source: the paper, with section or equation.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -47,28 +54,32 @@ class SynthesisMethod:
 
     @property
     def needs(self) -> str:
-        """What the method takes."""
+        """What the method needs, in words for `kdx methods`."""
         return "teacher"
 
     @property
     def supports_tables(self) -> bool:
-        """Whether it also makes rows of a table, not images alone."""
+        """Whether it can make rows of a table, not only images."""
         return True
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it follows the teacher's gradient to the images."""
+        """Whether it needs the gradient of the teacher with respect to images."""
         return True
 
 
 @dataclass(frozen=True)
 class Objective(SynthesisMethod):
-    """A way to make images for classes.
+    """A method that makes images for given classes.
 
-    `synthesize(given, labels, config, rng)` returns one image per label, and depends on nothing else. `record` is
-    the record of the statistics that it draws from. `inverts` says whether it matches what the teacher's batch
-    normalization keeps, or else statistics. `competes` says whether it needs a student, `blind` whether it does without
-    the teacher's gradient.
+    `synthesize(given, labels, config, rng)` returns one image per label, and depends on nothing else.
+
+    Attributes:
+        record: name of the record of the statistics from which targets are drawn; None if it needs none.
+        matches_batch_norm: whether images are matched to the statistics of the teacher's batch normalization or,
+            without it, to recorded statistics.
+        needs_student: whether a student is part of the loss.
+        gradient_free: whether the teacher's gradient is not needed.
     """
 
     record: str | None
@@ -88,22 +99,25 @@ class Objective(SynthesisMethod):
 
     @property
     def needs(self) -> str:
-        """`teacher`, or `teacher+statistics`."""
+        """What it needs, in words: `teacher`, `teacher+statistics`, or `teacher with batch norm, or statistics`."""
         return needed("teacher+statistics" if self.record else "teacher", self.matches_batch_norm)
 
     @property
     def supports_tables(self) -> bool:
-        """Those that match a record of the teacher's statistics do."""
+        """Whether it draws targets from a record, which tables also have."""
         return self.record is not None
 
 
 @dataclass(frozen=True)
 class LiveMethod(SynthesisMethod):
-    """A source that keeps making images while the student learns.
+    """A method that makes images while the student is trained.
 
-    `open_source(given, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
-    `distill` that the method wants otherwise than usual, where the user says nothing. `structured` says whether its
-    images are structured noise, or begin as such. `inverts` and `blind` are as in `Objective`.
+    `open_source(given, config, seed)` returns the `Source`, on the teacher's device.
+
+    Attributes:
+        settings: options of `distill` with the defaults that they have with this method.
+        structured: whether its images are structured noise, or are made from it.
+        matches_batch_norm, gradient_free: as in `Objective`.
     """
 
     settings: dict[str, Any]
@@ -118,12 +132,12 @@ class LiveMethod(SynthesisMethod):
 
     @property
     def needs(self) -> str:
-        """`teacher`, and what else would do where it lacks something."""
+        """What the method needs, in words: `teacher`, or `teacher with batch norm, or statistics`."""
         return needed("teacher", self.matches_batch_norm)
 
     @property
     def supports_tables(self) -> bool:
-        """None of them does."""
+        """False: live methods make images only."""
         return False
 
     @property
@@ -134,17 +148,20 @@ class LiveMethod(SynthesisMethod):
 
 @dataclass(frozen=True)
 class GeneratorMethod(SynthesisMethod):
-    """A way to train generators.
+    """A method that trains generators.
 
-    `build_training(teacher, config, seed, samples)` returns a fresh generator on the teacher's device with the loss
-    that trains it. `takes_samples` says whether it can use a few real images as well; without any, `samples` is None.
+    `build_training(teacher, config, seed, samples)` returns an untrained generator on the teacher's device with its
+    loss; `samples` is None if there are no real images.
+
+    Attributes:
+        takes_samples: whether it can also use a few real images.
     """
 
     takes_samples: bool
 
     @property
     def needs(self) -> str:
-        """`teacher`, with `samples` in brackets where it can use some."""
+        """What the method needs, in words: `teacher`, with `(+samples)` if it can use real images."""
         return "teacher (+samples)" if self.takes_samples else "teacher"
 
     @property
@@ -154,7 +171,7 @@ class GeneratorMethod(SynthesisMethod):
 
 
 def needed(always: str, matches_batch_norm: bool) -> str:
-    """Return what a method needs, in words; one that `inverts` does with statistics for batch normalization."""
+    """Return what a method needs, in words: `always`, with the alternative of one that matches batch normalization."""
     return f"{always} with batch norm, or statistics" if matches_batch_norm else always
 
 
@@ -178,12 +195,12 @@ def register_objective(
     """Register the decorated `synthesize` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
-        config: its options; the command line grows them by itself.
-        record: name of the record in `Statistics.records` that it draws targets from, None if it needs none.
-        source: paper, with section or equation.
-        matches_batch_norm: whether it matches the teacher's batch normalization, or statistics where there is none.
-        needs_student: whether it needs a student, with which images compete.
-        gradient_free: whether it does without the teacher's gradient.
+        config: class of its options, which the command line then offers.
+        record: as in `Objective`, a name in `Statistics.records`.
+        source: the paper, with section or equation.
+        matches_batch_norm: as in `Objective`.
+        needs_student: as in `Objective`.
+        gradient_free: as in `Objective`.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
@@ -208,12 +225,12 @@ def register_live(
     """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
-        config: its options; the command line grows them by itself.
-        source: paper, with section or equation.
-        settings: options of `distill` and the defaults that they have with this method.
-        structured: whether its images are structured noise, or begin as such.
-        matches_batch_norm: whether it matches the teacher's batch normalization, or statistics where there is none.
-        gradient_free: whether it does without the teacher's gradient.
+        config: class of its options, which the command line then offers.
+        source: the paper, with section or equation.
+        settings: as in `LiveMethod`.
+        structured: as in `LiveMethod`.
+        matches_batch_norm: as in `Objective`.
+        gradient_free: as in `Objective`.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
@@ -231,9 +248,9 @@ def register_generator(
     """Register the decorated `build_training` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
-        config: its options; the command line grows them by itself.
-        source: paper, with section or equation.
-        takes_samples: whether it can use a few real images besides the teacher.
+        config: class of its options, which the command line then offers.
+        source: the paper, with section or equation.
+        takes_samples: as in `GeneratorMethod`.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
@@ -244,7 +261,7 @@ def register_generator(
 
 
 def objective(name: str) -> Objective:
-    """Return the objective called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the objective called `name`. Raises `UsageError`, with a similar name, if there is none."""
     return _OBJECTIVES.get(name)
 
 
@@ -254,7 +271,7 @@ def objective_names() -> list[str]:
 
 
 def live_method(name: str) -> LiveMethod:
-    """Return the live method called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the live method called `name`. Raises `UsageError`, with a similar name, if there is none."""
     return _LIVE.get(name)
 
 
@@ -264,17 +281,17 @@ def live_names() -> list[str]:
 
 
 def generator_method(name: str) -> GeneratorMethod:
-    """Return the way to train generators called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the generator method called `name`. Raises `UsageError`, with a similar name, if there is none."""
     return _GENERATORS.get(name)
 
 
 def generator_names() -> list[str]:
-    """Return the name of every way to train generators, in alphabetical order."""
+    """Return the name of every generator method, in alphabetical order."""
     return sorted(_GENERATORS.names())
 
 
 def every_method() -> list[tuple[str, SynthesisMethod]]:
-    """Return every way to use a method: the command with the option that chooses it, and the method."""
+    """Return every method with the command and option that choose it, in all of its forms."""
     used: list[tuple[str, SynthesisMethod]] = [
         ("optimize-dataset --objective", objective(name)) for name in objective_names()
     ]

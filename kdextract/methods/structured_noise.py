@@ -1,4 +1,4 @@
-"""Structured noise: images from formulas alone, sorted by what the teacher sees in them.
+"""Structured noise: images from formulas alone, sorted by the class that the teacher predicts.
 
 Our own method; the closest published relative trains on noise of natural-image statistics (Baradad et al. 2021,
 "Learning to See by Looking at Noise"), which has no teacher and no classes.
@@ -24,7 +24,7 @@ SOURCE = "kdx; after Baradad et al. 2021"
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredNoiseConfig(OptionSet):
-    """How many images are drawn for each class."""
+    """How many images are drawn."""
 
     candidates: int = option(8, "Images drawn per image kept.", minimum=1)
 
@@ -33,7 +33,7 @@ class StructuredNoiseConfig(OptionSet):
 def structured_noise(
     given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, rng: torch.Generator
 ) -> Inverted:
-    """Random lines, shapes and textures, for each class those that the teacher gives to it."""
+    """Random lines, shapes and textures; for each class, images that the teacher assigns to it."""
     from ..synthesis.structured_noise.by_class import images_of_classes
 
     return images_of_classes(given.teacher, labels, config.candidates, rng)
@@ -56,7 +56,7 @@ class LiveStructuredNoiseConfig(OptionSet):
     gradient_free=True,
 )
 def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> RefreshedPool:
-    """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""
+    """Random lines, shapes and textures, continually replaced by new ones, all predicted classes equally often."""
     from ..synthesis.structured_noise.by_class import structured_pool
 
     return structured_pool(given.teacher, config.pool, config.fresh, seed)

@@ -1,7 +1,7 @@
 """ZSKT: zero-shot knowledge transfer by an adversarial game (Micaelli and Storkey 2019, arXiv 1905.09768).
 
-The generator maximizes KL(teacher || student), the student minimizes it, many steps on the same images. The paper's
-attention term is left out: it needs layers of equal size in both networks; this needs logits alone.
+The generator maximizes KL(teacher || student); the student minimizes it, in several steps on the same images. The
+paper's attention term is left out, since it needs layers of equal size in both networks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ZsktConfig(GameConfig):
-    """How often the generator takes a step."""
+    """How often the generator is trained, and how often images are used."""
 
     student_steps: int = option(10, "Student steps per generator step.", minimum=1)
-    repeat: int = option(10, "Student steps on the same images; they cost one teacher query.", minimum=1)
+    repeat: int = option(10, "Student steps on the same images; each image is one teacher query.", minimum=1)
 
 
 @register_live(
@@ -35,7 +35,7 @@ class ZsktConfig(GameConfig):
     structured=True,
 )
 def zskt(given: Given, config: ZsktConfig, seed: int) -> AdversarialSource:
-    """A generator seeks images on which the student's probabilities differ most, by KL divergence."""
+    """Train a generator to maximize the KL divergence of the teacher's and the student's probabilities."""
     from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..training.losses import kl_divergence
 

@@ -1,4 +1,4 @@
-"""The game of a generator that makes images, and a student that learns them: adversarial, where their aims differ."""
+"""Adversarial training: a generator and the student are trained in turn, the student on the generator's images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from ..models.hooks import (
 from ..models.queries import HELD_OUT, TARGETS
 from ..synthesis.losses import Terms
 from ..training.loop import optimizer_state, restore_optimizer
-from ..training.sources import Batch, State
+from ..training.sources import Batch, State, with_prefix
 from .generators.game_networks import GAME_GENERATORS, ImageMaker, fitting_width, game_multiply_adds
 from .losses import sum_terms
 from .options import GameConfig
@@ -30,17 +31,20 @@ from .structured_noise.by_class import maker, structured_pool
 from .structured_noise.pool import RefreshedPool
 
 CURVE_POINTS = 200
+"""About the number of rows of a curve."""
 GRADIENT_CLIP = 5.0
 """Largest norm of a generator's gradient (ZSKT, Micaelli and Storkey 2019)."""
 
 
 @dataclass(frozen=True)
 class NetworkOutputs:
-    """What a generator's loss may look at: logits [batch, K] of both networks on its images.
+    """Outputs of both networks for the generator's images, from which the generator's loss is computed.
 
-    `features` [batch, units] is what enters the teacher's last linear layer; `batch_norm` has one entry for each of its
-    batch normalization layers. Both are empty where the game does not watch them. The student is asked when its answers
-    are looked at.
+    Attributes:
+        teacher: logits [batch, K].
+        features: inputs of the teacher's last linear layer, [batch, units]; [batch, 0] if the loss does not use them.
+        batch_norm: one entry per batch normalization layer of the teacher; empty if the loss does not use them.
+        run_student: returns the student's logits; called once, at the first use of `student`.
     """
 
     teacher: torch.Tensor
@@ -50,7 +54,7 @@ class NetworkOutputs:
 
     @cached_property
     def student(self) -> torch.Tensor:
-        """The student's logits."""
+        """The student's logits [batch, K]."""
         return self.run_student()
 
 
@@ -59,14 +63,14 @@ GeneratorTerms = Callable[[NetworkOutputs], Terms]
 
 @dataclass(frozen=True)
 class GameSchedule:
-    """How a game goes.
+    """The order of steps of generator and student, and the generator's loss.
 
     Attributes:
-        terms: of the loss that the generator minimizes.
-        student_steps: student steps before each step of the generator.
-        repeat: student steps that take the same images; the teacher is asked about them once.
-        uses_batch_norm: whether `terms` look at the teacher's batch normalization.
-        uses_features: whether they look at the teacher's features.
+        terms: returns the weighted terms of the loss that the generator minimizes.
+        student_steps: student steps before each generator step, at least 1.
+        repeat: student steps on the same images, at least 1; the teacher's logits are computed once for them.
+        uses_batch_norm: whether `terms` uses the statistics of the teacher's batch normalization layers.
+        uses_features: whether `terms` uses the teacher's features.
     """
 
     terms: GeneratorTerms
@@ -77,19 +81,18 @@ class GameSchedule:
 
 
 class AdversarialSource:
-    """A `Source` of images made against the student; targets are the teacher's logits.
+    """A `Source` whose generator is trained against the student; targets are the teacher's logits.
 
-    `update` is called before each student step. After every `student_steps` of them it takes one Adam step of the
-    generator, whose gradient goes through both classifiers; neither of them changes. Until the first step, images are
-    what the generator starts from.
+    `update` is called before each student step. After every `student_steps` student steps it takes one Adam step of the
+    generator. Its gradient is computed through both classifiers, which do not change.
 
     Args:
         generator: an `ImageMaker` on the teacher's device.
-        pool: structured noise, which is what the generator edits and what is replayed; None where nothing is.
-        schedule: whose move it is, and what it is for.
-        config: rates, sizes and the share of replayed images.
+        pool: structured noise, for the generator's inputs and for replay; None if neither uses it.
+        schedule: the order of steps, and the generator's loss.
+        config: learning rate, sizes, and share of replayed images.
         facts: see `sources.Described`.
-        seed: fixes the noise.
+        seed: of the noise.
     """
 
     def __init__(
@@ -114,12 +117,12 @@ class AdversarialSource:
 
     @property
     def num_images(self) -> int:
-        """Images that the generator made for the student, and those of the pool."""
+        """Number of images that the generator made for the student, and of images made for the pool."""
         return self._made + (self._pool.num_images if self._pool else 0)
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The generator's loss and its terms at up to `CURVE_POINTS` of its steps."""
+        """Rows {generator step, loss, term ...} at about `CURVE_POINTS` of the generator's steps."""
         steps = len(self._losses.get("loss", []))
         every = max(1, steps // CURVE_POINTS)
         return [
@@ -128,16 +131,16 @@ class AdversarialSource:
         ]
 
     def update(self, student: Classifier) -> dict[str, float]:
-        """Let the generator take its step if it is its turn; return its loss then, {} otherwise.
+        """Take a generator step if it is due, and return its loss; {} otherwise.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the generator's loss is not finite.
         """
         if self._pool is not None:
             self._pool.update(student)
-        its_turn = self._updates > 0 and self._updates % self._schedule.student_steps == 0
+        is_due = self._updates > 0 and self._updates % self._schedule.student_steps == 0
         self._updates += 1
-        return {"generator_loss": self._step(student)} if its_turn else {}
+        return {"generator_loss": self._step(student)} if is_due else {}
 
     def _step(self, student: Classifier) -> float:
         weights = list(self._generator.parameters())
@@ -168,7 +171,7 @@ class AdversarialSource:
         return NetworkOutputs(answer, features[-1], list(recorded.values()), lambda: student(images))
 
     def sample(self, num_images: int) -> Batch:
-        """Return images of the generator, and the share of replayed ones after them."""
+        """Return images of the generator, followed by replayed structured noise."""
         replayed = min(round(self._config.replay * num_images), num_images - 1)
         batch = self._newest(num_images - replayed)
         if not replayed:
@@ -181,13 +184,16 @@ class AdversarialSource:
         return Batch(images, torch.cat([batch.targets, old.targets]))
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return structured noise that is in no pool, each class equally often: images of the game do not last."""
+        """Return structured noise that is not in the pool, all classes equally often.
+
+        It does not depend on the generator, whose images change during training.
+        """
         with self._teacher.queries.purpose(HELD_OUT):
             pool = self._pool or RefreshedPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
             return pool.held_out(num_images)
 
     def _newest(self, num_images: int) -> Batch:
-        """Return the images of the last call as long as they are to be repeated, then new ones."""
+        """Return the images of the last call until they were used `repeat` times, then new ones."""
         if self._kept is None or self._uses_left == 0 or len(self._kept.images) != num_images:
             with torch.no_grad(), self._teacher.queries.purpose(TARGETS):
                 images = self._generator(self._inputs(num_images))
@@ -198,7 +204,7 @@ class AdversarialSource:
         return self._kept
 
     def _inputs(self, count: int) -> torch.Tensor:
-        """Draw what the generator takes for `count` images."""
+        """Draw inputs of the generator for `count` images."""
         noise = torch.randn((count, *self._generator.noise_shape), generator=self._rng).to(self._teacher.device)
         if not self._generator.edits:
             return noise
@@ -206,39 +212,44 @@ class AdversarialSource:
         return torch.cat([self._pool.sample(count).images, noise], 1).contiguous(memory_format=torch.channels_last)
 
     def state(self) -> State:
-        """Copies of both the generator and its optimizer, all counters, the noise, the pool and the kept batch."""
-        state = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
-        state |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
-        state["rng"] = self._rng.get_state()
-        state["counters"] = torch.tensor([self._updates, self._made, self._uses_left])
+        """Return copies of the generator's weights and moments, the losses, the counters, the pool and the batch."""
+        tensors = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
+        tensors |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
+        tensors |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
+        tensors["rng"] = self._rng.get_state()
+        values: dict[str, Any] = {"updates": self._updates, "made": self._made, "uses_left": self._uses_left}
         if self._pool is not None:
-            state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
-        state |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
+            pooled, values["pool"] = self._pool.state()
+            tensors |= {f"pool.{name}": value for name, value in pooled.items()}
         if self._uses_left and self._kept is not None and self._kept.targets is not None:
-            state |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
-        return state
+            tensors |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
+        return tensors, values
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-
-        def below(prefix: str) -> State:
-            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-
-        self._generator.load_state_dict(below("generator."))
-        restore_optimizer(self._optimizer, {name: value.clone() for name, value in below("adam.").items()})
-        self._rng.set_state(state["rng"])
-        self._updates, self._made, self._uses_left = state["counters"].tolist()
+        tensors, values = state
+        self._generator.load_state_dict(with_prefix(tensors, "generator."))
+        moments = with_prefix(tensors, "adam.")
+        restore_optimizer(self._optimizer, {name: value.clone() for name, value in moments.items()})
+        self._rng.set_state(tensors["rng"])
+        self._updates, self._made, self._uses_left = values["updates"], values["made"], values["uses_left"]
         if self._pool is not None:
-            self._pool.restore(below("pool."))
-        self._losses = {name: values.tolist() for name, values in below("loss.").items()}
+            self._pool.restore((with_prefix(tensors, "pool."), values["pool"]))
+        self._losses = {name: losses.tolist() for name, losses in with_prefix(tensors, "loss.").items()}
         self._kept = None
-        if "kept.images" in state:
-            images = state["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)
-            self._kept = Batch(images, state["kept.targets"].to(self._teacher.device))
+        if "kept.images" in tensors:
+            images = tensors["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)
+            self._kept = Batch(images, tensors["kept.targets"].to(self._teacher.device))
 
 
 def open_game(teacher: Classifier, schedule: GameSchedule, config: GameConfig, seed: int) -> AdversarialSource:
-    """Return a game with a fresh generator, as wide as the teacher's cost allows, and the pool that it needs."""
+    """Return a source with an untrained generator and, if it is used, a pool of structured noise.
+
+    Without `generator_width`, the generator is the widest one that costs no more multiply-adds than the teacher.
+
+    Raises:
+        ConfigError: the teacher takes rows of a table, and structured noise is used.
+    """
     shape = teacher.input_shape
     cost = teacher.frozen().multiply_adds()
     width = config.generator_width or fitting_width(config.start, shape, cost)

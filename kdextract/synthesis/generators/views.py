@@ -1,4 +1,4 @@
-"""Images that show what a generator has learned, for pictures."""
+"""Images of generators for pictures: classes by noise, and a walk between two noise vectors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .generator import Generator
 
 
 def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images of every class from the same noise, column by column; generators take turns.
+    """Return images of every class, where the images of one column have the same noise; generators alternate.
 
-    Of generators with encodings, the second half of the columns shows noise near these instead.
+    For a generator with encodings, the second half of the columns uses noise near encodings instead.
 
     Returns:
         Pixels [columns * K, channels, height, width] and labels [columns * K].
@@ -31,10 +31,10 @@ def class_by_noise(generators: list[Generator], columns: int, seed: int) -> tupl
 
 
 def latent_walk(generator: Generator, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images on the way from one noise to another, `columns` for each class.
+    """Return images along a path from one noise vector a to another one b, `columns` for each class.
 
-    The way is an arc, `cos(t) a + sin(t) b`, all of whose points are as likely as its ends. A generator with labels
-    walks the same way for every class, one without them walks another one in each row.
+    The path is the arc `cos(t) a + sin(t) b`, whose points have the same distribution as a and b. A conditional
+    generator uses the same path for every class, another one uses a different path in each row.
 
     Returns:
         Pixels [K * columns, channels, height, width] and row numbers [K * columns].

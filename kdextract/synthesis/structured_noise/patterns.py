@@ -1,9 +1,9 @@
 """Images from formulas alone: random level lines, pen strokes, shapes, blobs, gratings and smooth fields.
 
-No data and no pretrained network goes into them. What a classifier of drawings, digits or photographs can be asked
-about is edges, strokes and areas; these images hold all of them, at any size, in grey and in colour. A pattern is a
-*mask* in [0, 1]: how much ink lies where. `structured_images` paints masks over each other. All of it is batched tensor
-code on the CPU, and depends on its generator alone.
+They need no data and no pretrained network. They contain edges, strokes and areas, on which predictions of classifiers
+of drawings, digits and photographs depend, at any size, in grey and in colour. A pattern is a *mask*: the amount of ink
+at each pixel, in [0, 1]. `structured_images` paints masks over each other. All of it is batched tensor code on the CPU;
+images depend only on the random number generator `rng`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch.nn.functional as F
 Pattern = Callable[[int, int, int, torch.Generator], torch.Tensor]
 
 PART_PIXELS = 1 << 20
-"""Images are made at most so many pixels at a time: enough to be worth the calls, few enough to go easy on memory."""
+"""Largest number of pixels that are made at a time, which limits the memory."""
 
 
 def _uniform(low: float, high: float, count: int, rng: torch.Generator) -> torch.Tensor:
-    """One number per image, [count, 1, 1]."""
+    """Return one uniform random number in [low, high] per image, [count, 1, 1]."""
     return torch.rand((count, 1, 1), generator=rng).mul_(high - low).add_(low)
 
 
@@ -39,7 +39,7 @@ def _enlarging(cells: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _pixel_axes(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coordinates of rows [height, 1] and columns [1, width]; the shorter side spans [-1, 1]."""
+    """Return coordinates of rows [height, 1] and of columns [1, width]; the shorter side spans [-1, 1]."""
     short = min(height, width)
     rows = (torch.arange(height) * 2 + 1 - height) / short
     columns = (torch.arange(width) * 2 + 1 - width) / short
@@ -49,9 +49,9 @@ def _pixel_axes(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 def smooth_fields(
     count: int, height: int, width: int, rng: torch.Generator, least: int = 3, most: int = 8
 ) -> torch.Tensor:
-    """Smooth random fields of zero mean, [count, height, width]: normal noise on a coarse grid, enlarged.
+    """Return smooth random fields of mean 0, [count, height, width]: normal noise on a coarse grid, enlarged.
 
-    Each image has a grid of its own size, `least` to `most` cells a side.
+    The grid of each image has a random number of cells per side, from `least` to `most`.
     """
     fields = torch.empty((count, height, width))
     for cells, rows in _grains(count, least, most, rng):
@@ -61,13 +61,13 @@ def smooth_fields(
 
 
 def _grains(count: int, least: int, most: int, rng: torch.Generator) -> list[tuple[int, torch.Tensor]]:
-    """Deal images to grid sizes; return (cells a side, indices of its images)."""
+    """Assign images to grid sizes at random; return (cells per side, indices of the images)."""
     grains = torch.randint(least, most + 1, (count,), generator=rng)
     return [(cells, (grains == cells).nonzero().squeeze(1)) for cells in range(least, most + 1)]
 
 
 def level_lines(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """Level lines of smooth random fields, drawn with a pen of constant width, faded out by a second field."""
+    """Return level lines of smooth random fields, of one width per image, faded out by a second field."""
     lines = torch.empty((count, height, width))
     scale = min(height, width) / 32
     for cells, rows in _grains(count, 3, 5, rng):
@@ -86,9 +86,10 @@ def level_lines(count: int, height: int, width: int, rng: torch.Generator) -> to
 
 
 def pen_strokes(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """One to three strokes of a round pen, most of them joined, scaled together to a size and place of their own.
+    """Return one to three strokes of a round pen per image, most of them connected, at a random size and position.
 
-    A stroke walks at constant speed while its heading turns: evenly, along a wave, and for some with one sharp corner.
+    The points of a stroke have equal distances. Its direction changes evenly, plus a sine wave, and in some strokes at
+    one sharp corner.
     """
     path, drawn = _walks(count, rng)
     low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
@@ -101,15 +102,15 @@ def pen_strokes(count: int, height: int, width: int, rng: torch.Generator) -> to
 
 STROKES, STROKE_POINTS = 3, 24
 HAZE = 0.05
-"""Width of the bell around each point of a stroke; see `_distance`."""
+"""Standard deviation of the bell around each point of a stroke; see `_distance`."""
 
 
 def _distance(path: torch.Tensor, drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return each pixel's distance to the strokes through the points [count, points, 2], [count, height, width].
 
-    Points lie so close that bells of width `HAZE` around them add up to a ridge, whose height tells the distance. Bells
-    are products of a row's and a column's, so that their sum is a product of matrices. `drawn` [count, points] is 0 for
-    points that are left out.
+    Points are so close that Gaussian bells of standard deviation `HAZE` around them add up to a ridge, from whose height
+    the distance is computed. A bell is the product of a function of the row and one of the column, so that the sum of
+    bells is a product of matrices. `drawn` [count, points] is 0 for points that are left out.
     """
     gaps = torch.linalg.vector_norm(path.diff(dim=1, append=path[:, -1:]), dim=2)
     weights = drawn * (gaps / (HAZE * math.sqrt(2 * math.pi))).clamp_(0.1, 1)
@@ -120,16 +121,16 @@ def _distance(path: torch.Tensor, drawn: torch.Tensor, height: int, width: int) 
 
 
 def _bell(centre: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """exp(-d^2 / 2 HAZE^2) for the distances d of pixels to the centres; not below the least normal number."""
+    """Return exp(-d^2 / 2 HAZE^2) for the distances d of pixels to the centres, at least exp(-40)."""
     unit = 1 / (HAZE * math.sqrt(2))
     away = centre * unit - pixels * unit
     return torch.addcmul(away.new_zeros(()), away, away, value=-1).clamp_min_(-40).exp_()
 
 
 def _walks(count: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return points along the strokes of each image [count, points, 2], and 1 for those that are drawn, 0 for others.
+    """Return the points of the strokes of each image, [count, points, 2], and 1 for points that are drawn, else 0.
 
-    Points that are not drawn lie where those of the first stroke lie.
+    Points that are not drawn are copies of those of the first stroke.
     """
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -162,7 +163,7 @@ def _walks(count: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor
 
 
 def shapes(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """One to three ellipses or rectangles: outlines or filled, turned, some cut open by a straight line."""
+    """Return one to three ellipses or rectangles per image: outlined or filled, some cut by a straight line."""
     ink = _shape(count, height, width, rng)
     for _ in range(2):
         rows = torch.randperm(count, generator=rng)[: count // 2]
@@ -171,7 +172,7 @@ def shapes(count: int, height: int, width: int, rng: torch.Generator) -> torch.T
 
 
 def _shape(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """One ellipse or rectangle per image; the first 60 % are ellipses."""
+    """Return one ellipse or rectangle per image; the first 60 % are ellipses."""
     y, x = _pixel_axes(height, width)
     x, y = x - _normal(0.35, count, rng), y - _normal(0.35, count, rng)
     radius, squeeze = _uniform(0.15, 0.75, count, rng), _uniform(0.15, 1.0, count, rng)
@@ -193,13 +194,13 @@ def _shape(count: int, height: int, width: int, rng: torch.Generator) -> torch.T
 
 
 def blobs(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """Areas where a smooth random field is high."""
+    """Return the areas in which a smooth random field exceeds a random threshold."""
     fields = smooth_fields(count, height, width, rng, 3, 7)
     return torch.sigmoid((fields - 0.8 - _normal(0.4, count, rng)).mul_(15))
 
 
 def gratings(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """Parallel stripes of any direction and width, inside a round window."""
+    """Return parallel stripes of random direction and width, inside a round window."""
     y, x = _pixel_axes(height, width)
     angle, waves = _uniform(0, math.pi, count, rng), _uniform(1, 6, count, rng) * math.pi
     wave = torch.sin(waves * (x * angle.cos() + y * angle.sin()) + _uniform(0, 2 * math.pi, count, rng))
@@ -209,7 +210,7 @@ def gratings(count: int, height: int, width: int, rng: torch.Generator) -> torch
 
 
 def clouds(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """Smooth random fields themselves, each image with a brightness and a contrast of its own."""
+    """Return smooth random fields with a random brightness and contrast per image."""
     fields = smooth_fields(count, height, width, rng)
     contrast = _uniform(1, 8, count, rng)
     return torch.sigmoid((fields - 0.5 + _normal(0.5, count, rng)).mul_(contrast))
@@ -232,11 +233,11 @@ SHARES: dict[str, float] = {
     "gratings": 0.02,
     "clouds": 0.02,
 }
-"""How often each pattern is drawn: strokes and outlines teach most, as measured on MNIST (docs/notes.md)."""
+"""Probability of each pattern; chosen by the accuracy of students on MNIST (docs/notes.md)."""
 
 
 def masks(count: int, height: int, width: int, rng: torch.Generator) -> torch.Tensor:
-    """Patterns of all kinds in random order, [count, height, width], in the proportions of `SHARES`."""
+    """Return patterns of all kinds in random order, [count, height, width], with the probabilities in `SHARES`."""
     drawn = torch.multinomial(torch.tensor([SHARES[name] for name in PATTERNS]), count, True, generator=rng)
     ink = torch.empty((count, height, width))
     for kind, pattern in enumerate(PATTERNS.values()):
@@ -250,12 +251,13 @@ def structured_images(count: int, shape: tuple[int, int, int], brightness: float
     """Return `count` random images, pixels in [0, 1], [count, channels, height, width].
 
     Some are *drawings*: bright ink on black, or dark ink on white. Some are *scenes*: several patterns over each other
-    in flat or gently varying tones (filled shapes over each other are known as dead leaves).
+    in constant or slowly varying tones (for filled shapes, this is known as the dead leaves model).
 
     Args:
         shape: (channels, height, width).
-        brightness: mean pixel that the classifier normalizes with, in [0, 1]. Near 0 or 1, all images are drawings,
-            on black or on white; near 0.5 nearly all are scenes.
+        brightness: mean pixel with which the classifier normalizes, in [0, 1]. Near 0 or 1 all images are drawings, on
+            black or on white; at 0.5 all are scenes.
+        rng: on the CPU.
     """
     num_parts = -(-count * shape[1] * shape[2] // PART_PIXELS)
     sizes = [(count + index) // num_parts for index in range(num_parts)]
@@ -264,7 +266,7 @@ def structured_images(count: int, shape: tuple[int, int, int], brightness: float
 
 
 def drawings_alone(brightness: float) -> bool:
-    """Say whether `structured_images` of this brightness, in [0, 1], are all drawings: ink on black or on white."""
+    """Return whether `structured_images` of this brightness, in [0, 1], are all drawings on black or white."""
     return abs(brightness - 0.5) >= SCENES_END
 
 
@@ -297,17 +299,17 @@ def _scenes(count: int, shape: tuple[int, int, int], brightness: float, rng: tor
 
 SCENE_LAYERS = 3
 SCENES_END = 0.35
-"""Brightness this far from 0.5 means drawings alone; at 0.5 there are scenes alone."""
+"""Distance of the brightness from 0.5 from which on all images are drawings; at distance 0 all are scenes."""
 
 
 def _tones(count: int, channels: int, rng: torch.Generator) -> torch.Tensor:
-    """Bright inks, each with a tint of its own, [count, channels, 1, 1]."""
+    """Return bright ink of a random tint per image, [count, channels, 1, 1]."""
     tones = _uniform(0.6, 1.0, count, rng).unsqueeze(1)
     return tones * (1 - 0.8 * torch.rand((count, channels, 1, 1), generator=rng).square())
 
 
 def _material(count: int, shape: tuple[int, int, int], rng: torch.Generator) -> torch.Tensor:
-    """Flat tones, half of them varied by a smooth field, [count, channels, height, width]."""
+    """Return constant tones, half of them varied by a smooth field, [count, channels, height, width]."""
     channels, height, width = shape
     grey = torch.rand((count, 1, 1, 1), generator=rng)
     tint = torch.randn((count, channels, 1, 1), generator=rng).mul_(0.2 if channels > 1 else 0.0)
