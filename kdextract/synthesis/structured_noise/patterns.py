@@ -108,9 +108,9 @@ HAZE = 0.05
 def _distance(path: torch.Tensor, drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return each pixel's distance to the strokes through the points [count, points, 2], [count, height, width].
 
-    Points are so close that Gaussian bells of standard deviation `HAZE` around them add up to a ridge, from whose height
-    the distance is computed. A bell is the product of a function of the row and one of the column, so that the sum of
-    bells is a product of matrices. `drawn` [count, points] is 0 for points that are left out.
+    Points are so close that Gaussian bells of standard deviation `HAZE` around them add up to a ridge, whose height
+    gives the distance. A bell is the product of a function of the row and one of the column, so that the sum of bells
+    is a product of matrices. `drawn` [count, points] is 0 for points that are left out.
     """
     gaps = torch.linalg.vector_norm(path.diff(dim=1, append=path[:, -1:]), dim=2)
     weights = drawn * (gaps / (HAZE * math.sqrt(2 * math.pi))).clamp_(0.1, 1)
