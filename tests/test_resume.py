@@ -25,7 +25,7 @@ from kdextract.stages.running.runner import KEY_FILE
 from kdextract.storage.artifacts import partial_path
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors_metadata
 
-CHECKPOINT_AT_EVERY_OFFER = "from kdextract import checkpoints; checkpoints.CHECKPOINT_SECONDS = 0.0"
+CHECKPOINT_AT_EVERY_OFFER = "from kdextract.stages.running import checkpoints; checkpoints.CHECKPOINT_SECONDS = 0.0"
 PLACES = {"train": "teacher", "optimize-dataset": "transfer-sets/made", "distill": "students/made"}
 LONG: dict[str, dict[str, Any]] = {  # some seconds of work
     "train": {"epochs": 2, "batch_size": 24, "threads": 1, "seed": 3},

@@ -167,8 +167,8 @@ class AdversarialSource:
             recorded = {}
             if self._schedule.uses_batch_norm:
                 recorded = stack.enter_context(record_batch_statistics(self._teacher))
-            answer = self._teacher(images)
-        return NetworkOutputs(answer, features[-1], list(recorded.values()), lambda: student(images))
+            logits = self._teacher(images)
+        return NetworkOutputs(logits, features[-1], list(recorded.values()), lambda: student(images))
 
     def sample(self, num_images: int) -> Batch:
         """Return images of the generator, followed by replayed structured noise."""
