@@ -26,8 +26,8 @@ from kdextract.storage.run_dir import RunDir
 from kdextract.synthesis.estimate import (
     FEWEST_STEPS,
     LEAST_AGREEMENT,
+    CalibrationLine,
     Estimate,
-    Line,
     TeacherAccuracy,
     estimate,
     logit,
@@ -111,19 +111,19 @@ def lines_without(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 def left_over(row: Row, line: dict[str, float]) -> float:
     """Return a student's true minus estimated log odds."""
-    estimated = Line(**line, spread=0.0).log_odds(
+    estimated = CalibrationLine(**line, spread=0.0).log_odds(
         row["structured_agreement"], row["teacher_accuracy"], row["structured"]
     )
     return logit(1 - row["agreement"]) - estimated
 
 
-def guess_of(row: Row, line: Line) -> Estimate | None:
+def guess_of(row: Row, line: CalibrationLine) -> Estimate | None:
     """Return the estimate for a student, its teacher's accuracy being known exactly."""
     teacher = TeacherAccuracy(row["teacher_accuracy"], 0.0)
     return estimate(row["structured_agreement"], teacher, row["structured"], line)
 
 
-def is_near(row: Row, line: Line) -> bool:
+def is_near(row: Row, line: CalibrationLine) -> bool:
     """Whether the estimate is within 1.0 point."""
     guess = guess_of(row, line)
     return guess is not None and abs(guess.accuracy - row["accuracy"]) <= 0.01
@@ -148,7 +148,7 @@ def main() -> None:
     line = {name: round(value, 2) for name, value in {**fit(used), "spread": spread}.items()}
     print("\n| teacher | student | images | steps | accuracy % | estimate % | off by |\n|---|---|---|---|---|---|---|")
     for row in rows:
-        guess = guess_of(row, Line(**line))
+        guess = guess_of(row, CalibrationLine(**line))
         cells = [row["teacher"], row["student"], row["images"], str(row["steps"]), f"{100 * row['accuracy']:.2f}"]
         if guess is None:
             cells += ["none", ""]
@@ -156,8 +156,8 @@ def main() -> None:
             off = 100 * (guess.accuracy - row["accuracy"])
             cells += [f"{100 * guess.accuracy:.2f} +- {100 * guess.accuracy_error:.2f}", f"{off:+.2f}"]
         print("| " + " | ".join(cells) + " |")
-    near = sum(is_near(row, Line(**line)) for row in used)
-    near_without = sum(is_near(row, Line(**others[row["teacher"]], spread=spread)) for row in used)
+    near = sum(is_near(row, CalibrationLine(**line)) for row in used)
+    near_without = sum(is_near(row, CalibrationLine(**others[row["teacher"]], spread=spread)) for row in used)
     print(f"\n{near} of {len(used)} within 1.0 point, {near_without} by lines that do not know the teacher; {line}")
     options.out.write_text(json.dumps({"line": line, "students": rows}, indent=1) + "\n")
 

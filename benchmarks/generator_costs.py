@@ -67,7 +67,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|")
     for spelled, (name, options) in WAYS.items():
         method = generator_method(name)
-        training = method.set_up(teacher, method.config(**options), 0, None)
+        training = method.build_training(teacher, method.config(**options), 0, None)
         figures = " | ".join(f"{value:.1f}" for value in parts(teacher, training))
         print(f"| `{spelled}` | {multiply_adds(training.generator.spec):,} | {figures} |")
 

@@ -16,7 +16,7 @@ import torch
 
 from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
-from kdextract.synthesis.inversion.deep_inversion import PixelSchedule, Weights, invert
+from kdextract.synthesis.inversion.deep_inversion import PixelSchedule, TermWeights, invert
 
 REPETITIONS = 7
 STEPS = 10
@@ -39,7 +39,7 @@ def measure(model: str, device: torch.device, precision: torch.dtype | None, com
     spec = ClassifierSpec(model, shape, tuple("0123456789"), (0.5,) * shape[0], (0.25,) * shape[0])
     teacher = Classifier(spec).frozen().placed(device, precision, compiled)
     labels = torch.arange(BATCH) % 10
-    weights = Weights(ce=1.0, tv=2.5e-5, tv_l1=0.0, l2=3e-8, bn=10.0)
+    weights = TermWeights(ce=1.0, tv=2.5e-5, tv_l1=0.0, l2=3e-8, bn=10.0)
     schedule = PixelSchedule(steps=STEPS, lr=0.05, betas=(0.9, 0.999), jitter=2)
     pixels = torch.rand((BATCH, *shape), device=device).contiguous(memory_format=torch.channels_last)
     pixels.requires_grad_(True)

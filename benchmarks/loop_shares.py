@@ -23,10 +23,10 @@ from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.stages.distill.settings import CONVOLUTION_RATE
-from kdextract.synthesis.structured_noise.pool import FreshPool
+from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter
-from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.distill import DistillationLossOptions, DistillationOptions, distill
 from kdextract.training.loop import Schedule
 from kdextract.training.observer import HELD_OUT_IMAGES, Observer, Probe
 from kdextract.training.progress import Reporter
@@ -69,45 +69,35 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
     student = Classifier(replace(spec, architecture=student_name)).placed(cpu)
     method = live_method("structured_noise")
     source = method.open_source(Given(teacher), method.config(), 0)
-    assert isinstance(source, FreshPool)
+    assert isinstance(source, RefreshedPool)
     observer = Observer(Probe.of(teacher, source.held_out(HELD_OUT_IMAGES)), steps, None, 0)
     clock = Clock()
-    kept = torch.Tensor.backward, training.OPTIMIZERS["soap"], FreshPool.sample, FreshPool.update
+    kept = torch.Tensor.backward, training.OPTIMIZERS["soap"], RefreshedPool.sample, RefreshedPool.update
     make = source._make
     teacher.forward = clock.timed("teacher forward", teacher.forward)  # type: ignore[method-assign]
     student.forward = clock.timed("student forward", student.forward)  # type: ignore[method-assign]
     torch.Tensor.backward = clock.timed("student backward", kept[0])  # type: ignore[method-assign]
     source._make = clock.timed("making images", make)
-    FreshPool.sample = clock.timed("drawing batches", kept[2])  # type: ignore[method-assign]
-    FreshPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
-    observer.look = clock.timed("held-out evaluation", observer.look)  # type: ignore[method-assign]
+    RefreshedPool.sample = clock.timed("drawing batches", kept[2])  # type: ignore[method-assign]
+    RefreshedPool.update = clock.timed("sorting images", kept[3])  # type: ignore[method-assign]
+    observer.on_step = clock.timed("held-out evaluation", observer.on_step)  # type: ignore[method-assign]
 
-    def watched(parameters: Any, lr: float) -> optim.Optimizer:
-        optimizer = kept[1](parameters, lr)
+    def watched(parameters: Any, schedule: Schedule) -> optim.Optimizer:
+        optimizer = kept[1](parameters, schedule)
         optimizer.step = clock.timed("optimizer", optimizer.step)  # type: ignore[method-assign]
         return optimizer
 
     training.OPTIMIZERS["soap"] = watched
     loss = DistillationLossOptions("kl", 8.0, True)
-    schedule = Schedule(steps, CONVOLUTION_RATE, "cosine", steps // 20, optimizer="soap")
+    schedule = Schedule(steps, CONVOLUTION_RATE, warmup=steps // 20, optimizer="soap")
     try:
         started = time.perf_counter()
-        distill(
-            teacher,
-            student,
-            source,
-            BATCH_SIZE,
-            schedule,
-            loss,
-            Augmenter(0, False, 0.0, 1),
-            NoCheckpoints(),
-            Reporter(quiet=True),
-            observer,
-        )
+        options = DistillationOptions(BATCH_SIZE, schedule, loss, Augmenter(0, False, 0.0, 1))
+        distill(teacher, student, source, options, NoCheckpoints(), Reporter(quiet=True), observer)
         total = time.perf_counter() - started
     finally:
         torch.Tensor.backward, training.OPTIMIZERS["soap"] = kept[:2]  # type: ignore[method-assign]
-        FreshPool.sample, FreshPool.update = kept[2:]  # type: ignore[method-assign]
+        RefreshedPool.sample, RefreshedPool.update = kept[2:]  # type: ignore[method-assign]
     spent = {**clock.seconds, "rest": total - sum(clock.seconds.values())}
     return {name: 1000 * seconds / steps for name, seconds in (*spent.items(), ("total", total))}
 

@@ -152,7 +152,7 @@ def opened(name: str, teacher: Classifier, seed: int = 0, **options: Any) -> Sou
     method = live_method(name)
     known = {declared.name for declared in option_fields(method.config)}
     small = {option: value for option, value in SMALL.items() if option in known}
-    given = Given(teacher, statistics_of(teacher) if method.inverts else None)
+    given = Given(teacher, statistics_of(teacher) if method.matches_batch_norm else None)
     return method.open_source(given, method.config(**(small | options)), seed)
 
 

@@ -60,7 +60,7 @@ def test_live_methods_run_in_bfloat16(name: str, finished_run: Path, tmp_path: P
     assert exact.manifest.identity == again.manifest.identity != rounded.manifest.identity
 
 
-@pytest.mark.parametrize("name", [n for n in objective_names() if not objective(n).competes])
+@pytest.mark.parametrize("name", [n for n in objective_names() if not objective(n).needs_student])
 def test_objectives_run_in_bfloat16(name: str, finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     few = {} if name == "structured_noise" else {"steps": 2}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..methods import Method, Objective, every_method
+from ..methods import Objective, SynthesisMethod, every_method
 from ..options.declare import DataAccess, RunConfig, option
 from ..options.entries import OutputOptions
 from ..stages.inputs.user_model import ModelConfig, load_user_model, model_files, model_summary, trust_code
@@ -124,16 +124,16 @@ def _method_rows(teacher: Classifier, examination: Examination) -> list[dict[str
     return rows
 
 
-def _applicability(method: Method, teacher: Classifier, examination: Examination) -> tuple[str, str]:
-    if method.images_only and teacher.is_table:
+def _applicability(method: SynthesisMethod, teacher: Classifier, examination: Examination) -> tuple[str, str]:
+    if not method.supports_tables and teacher.is_table:
         return "no", "for images only; the teacher takes rows of a table"
     if method.needs_gradient and not examination.gradients:
         return "no", "no gradient reaches the images"
     if isinstance(method, Objective) and method.record is not None:
         return "with data", "needs statistics: kdx compute-stats"
-    if getattr(method, "inverts", False) and not examination.batch_norm:
+    if getattr(method, "matches_batch_norm", False) and not examination.batch_norm:
         return "with data", "no batch norm; needs statistics: kdx compute-stats"
-    if isinstance(method, Objective) and method.competes:
+    if isinstance(method, Objective) and method.needs_student:
         return "yes", "needs a student: --student"
     return "yes", ""
 

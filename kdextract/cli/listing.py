@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError, did_you_mean
-from ..methods import LiveMethod, Method, every_method
+from ..methods import LiveMethod, SynthesisMethod, every_method
 from ..options.declare import OptionSet, RunConfig, option, spelling
 from ..options.entries import OutputOptions, entries_of, value_text
 from ..stages.running.figures import figure
@@ -115,7 +115,7 @@ def methods(config: MethodsConfig, reporter: Reporter) -> Record:
     return Record(methods=rows)
 
 
-def _options_of(method: Method) -> list[Json]:
+def _options_of(method: SynthesisMethod) -> list[Json]:
     """Return the options of a method as help lists them."""
     return [{"option": typed, "effect": text} for typed, text in option_rows(entries_of(method.config))]
 

@@ -1,4 +1,4 @@
-"""Adaptive DeepInversion (Yin et al. 2020, section 3.3): the same, on which a student differs from its teacher."""
+"""Adaptive DeepInversion (Yin et al. 2020, section 3.3): DeepInversion with a term for the student's disagreement."""
 
 from __future__ import annotations
 
@@ -7,38 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 from ..options.declare import option
 from ..synthesis.interface import Given
-from ..synthesis.options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPool, by_preset
+from ..synthesis.options import LIVE_PRESETS, AdaptiveTerms, BatchSteps, GrowingPoolOptions, by_preset
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
     import torch
 
     from ..synthesis.interface import Inverted
-    from ..synthesis.inversion.pool import InversionPool
+    from ..synthesis.inversion.pool import GrowingPool
 
 SOURCE = "Yin et al. 2020, eq. 2 to 9"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveConfig(AdaptiveTerms, BatchSteps):
-    """The terms, and the steps of a batch."""
+    """The terms of the loss, and the steps of a batch."""
 
 
 @register_objective(
-    "adaptive_deep_inversion", config=AdaptiveConfig, record=None, source=SOURCE, inverts=True, competes=True
+    "adaptive_deep_inversion",
+    config=AdaptiveConfig,
+    record=None,
+    source=SOURCE,
+    matches_batch_norm=True,
+    needs_student=True,
 )
 def adaptive_deep_inversion(
-    given: Given, labels: torch.Tensor, config: AdaptiveConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: AdaptiveConfig, rng: torch.Generator
 ) -> Inverted:
-    """Images with the statistics of the teacher's layers, on which the student of --student differs."""
+    """Images that match the statistics of the teacher's layers, on which the student of --student disagrees."""
     from ..synthesis.inversion.deep_inversion import invert_as
 
-    return invert_as(config, given, labels, generator)
+    return invert_as(config, given, labels, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
-    """The terms, and the pool."""
+class LiveAdaptiveConfig(GrowingPoolOptions, AdaptiveTerms):
+    """The terms of the loss, and the pool."""
 
     compete: float | None = option(
         None,
@@ -48,7 +53,7 @@ class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
     )
     from_noise: int | None = option(
         None,
-        "Batches that start from noise; later ones start from images of the pool. 0: all start from noise.",
+        "First N batches start from noise; later ones start from images of the pool. 0: all start from noise.",
         minimum=0,
         otherwise=f"by --preset: {by_preset(LIVE_PRESETS, 'from_noise')}",
     )
@@ -60,15 +65,20 @@ class LiveAdaptiveConfig(GrowingPool, AdaptiveTerms):
     )
 
     def given(self) -> dict[str, Any]:
-        """With what later batches start from."""
+        """As the base classes, and how later batches start."""
         return super().given() | {"from_noise": self.from_noise, "adapt_steps": self.adapt_steps}
 
 
 @register_live(
-    "adaptive_deep_inversion", config=LiveAdaptiveConfig, source=SOURCE, settings={}, structured=False, inverts=True
+    "adaptive_deep_inversion",
+    config=LiveAdaptiveConfig,
+    source=SOURCE,
+    settings={},
+    structured=False,
+    matches_batch_norm=True,
 )
-def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed: int) -> InversionPool:
-    """A growing pool of images with the statistics of the teacher's layers, on which the student still differs."""
+def adaptive_deep_inversion_pool(given: Given, config: LiveAdaptiveConfig, seed: int) -> GrowingPool:
+    """A growing pool of images that match the statistics of the teacher's layers, on which the student disagrees."""
     from ..synthesis.inversion.deep_inversion import growing_pool
 
     return growing_pool(config, given, seed)

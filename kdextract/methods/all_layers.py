@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AllLayersConfig(PixelConfig):
-    """The shared options, as they are."""
+    """The options that all methods of this kind share."""
 
 
 @register_objective("all_layers", config=AllLayersConfig, record="layers", source="Lopes et al. 2017, section 3.2")
-def all_layers(given: Given, labels: torch.Tensor, config: AllLayersConfig, generator: torch.Generator) -> Inverted:
-    """Match the pre-activations of every recorded layer, drawn jointly, so that layers agree."""
+def all_layers(given: Given, labels: torch.Tensor, config: AllLayersConfig, rng: torch.Generator) -> Inverted:
+    """Match the pre-activations of every recorded layer, whose targets are drawn jointly for all layers."""
     from ..synthesis.inversion.activation_matching import match_layers
 
-    return match_layers(given.teacher, given.recorded, labels, config, generator)
+    return match_layers(given.teacher, given.recorded, labels, config, rng)

@@ -1,4 +1,4 @@
-"""Match all layers of a teacher thinned by dropout (Lopes, Fenu and Starner 2017, section 3.2, dropout filters)."""
+"""Match all layers of a teacher with dropout masks (Lopes, Fenu and Starner 2017, section 3.2, dropout filters)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AllLayersDropoutConfig(PixelConfig):
-    """Adds how much each layer's input keeps: the paper's shares suit a teacher that was trained with dropout.
+    """Adds the shares of inputs that dropout keeps. The paper's shares suit a teacher that was trained with dropout.
 
-    A teacher that was not answers a half-empty input with activations that no image can bring to their record.
+    For another teacher, with half of the inputs set to zero, no image has activations near the recorded ones.
     """
 
     keep_input: float | None = option(
         None,
-        "Share of pixels that the first layer receives.",
+        "Share of pixels that dropout keeps in the input of the first layer.",
         above=0,
         maximum=1,
         otherwise="0.8 for a teacher with dropout layers, else 0.95",
     )
     keep_hidden: float | None = option(
         None,
-        "Share of units that later layers receive.",
+        "Share of units that dropout keeps in the inputs of later layers.",
         above=0,
         maximum=1,
         otherwise="0.5 for a teacher with dropout layers, else 0.9",
@@ -46,9 +46,9 @@ class AllLayersDropoutConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.2",
 )
 def all_layers_dropout(
-    given: Given, labels: torch.Tensor, config: AllLayersDropoutConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: AllLayersDropoutConfig, rng: torch.Generator
 ) -> Inverted:
-    """Match all layers under a dropout mask per image, fixed while its pixels are optimized."""
+    """Match all layers under one dropout mask per image, which is fixed while its pixels are optimized."""
     from torch import nn
 
     from ..models.hooks import transform_inputs
@@ -60,5 +60,5 @@ def all_layers_dropout(
     keep_hidden = usual_hidden if config.keep_hidden is None else config.keep_hidden
     names = [layer.name for layer in given.recorded.layers]
     keep = {name: keep_hidden for name in names} | {names[0]: keep_input}
-    with transform_inputs(given.teacher.network, names, DropoutMasks(keep, generator)):
-        return match_layers(given.teacher, given.recorded, labels, config, generator)
+    with transform_inputs(given.teacher.network, names, DropoutMasks(keep, rng)):
+        return match_layers(given.teacher, given.recorded, labels, config, rng)

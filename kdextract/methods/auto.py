@@ -1,4 +1,4 @@
-"""Which live method suits a teacher."""
+"""The choice of a live method for a teacher."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from ..models.classifier import Classifier
 
 LARGE = 64
-"""Images of more pixels a side than this, or in colour, are taken for photographs."""
+"""Images with a longer side than this number of pixels, or in colour, are assumed to be photographs."""
 
 
 def pick(teacher: Classifier) -> tuple[str, str]:
     """Return the name of a live method, and the reason in words that follow `because`.
 
-    Structured noise was the best per second wherever both were measured (docs/notes.md): small grey images. For
-    photographs there is no such figure; there the batch normalization of a teacher, if it has any, knows something of
-    the data that lines and shapes do not.
+    On small grey images, structured noise gave the best students per second (docs/notes.md). For photographs nothing
+    was measured; there a teacher's batch normalization, if it has any, contains information about the training data
+    that structured noise lacks.
 
     Raises:
         ConfigError: the teacher takes rows of a table.
@@ -28,7 +28,7 @@ def pick(teacher: Classifier) -> tuple[str, str]:
     channels, height, width = teacher.input_shape
     layers = len(batch_norm_layers(teacher))
     if (channels > 1 or max(height, width) > LARGE) and layers:
-        return "dfq", f"{layers} batch normalization layers of the teacher tell what its images looked like"
+        return "dfq", f"{layers} batch normalization layers of the teacher hold statistics of its training images"
     if layers:
-        return "structured_noise", "it learns most per second on small grey images"
-    return "structured_noise", "it needs nothing but the teacher's answers, and learns most per second"
+        return "structured_noise", "it gives the best students per second on small grey images"
+    return "structured_noise", "it needs only the teacher's predictions, and gives the best students per second"

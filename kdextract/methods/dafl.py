@@ -1,7 +1,7 @@
 """DAFL: data-free learning of student networks (Chen et al. 2019, arXiv 1904.01186).
 
-The generator does not look at the student: it seeks images that the teacher is sure of, that excite its features, and
-that fill all classes evenly.
+The generator's loss does not depend on the student. It is small for images for which the teacher's prediction is
+confident and its features are large, and for batches that contain all classes equally often.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..models.classifier import Classifier
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.generators.training import GeneratorTraining, Samples
     from ..synthesis.losses import Terms
 
@@ -30,17 +30,21 @@ SOURCE = "Chen et al. 2019, equations 2 to 5"
 class DaflWeights(OptionSet):
     """Weights of the terms of the generator's loss."""
 
-    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own answer.", minimum=0)
+    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own predicted class.", minimum=0)
     act: float = option(0.1, "Weight of the mean absolute feature of the teacher, which is maximized.", minimum=0)
     ie: float = option(
         5.0, "Weight of the entropy of the mean prediction of a batch, relative to its maximum.", minimum=0
     )
 
     def terms(self, logits: torch.Tensor, features: torch.Tensor) -> Terms:
-        """Return the terms of the loss of a batch from the teacher's logits [batch, K] and features [batch, units].
+        """Return the weighted terms of the loss of a batch (Chen et al. 2019, equations 2 to 5).
 
-        The published entropy has a decimal logarithm and grows with the number of classes; here it is a share of the
-        largest, so that one weight fits all.
+        The published entropy is in decimal logarithms and grows with the number of classes; here it is divided by its
+        maximum, so that one weight suits any number of classes.
+
+        Args:
+            logits: of the teacher, [batch, K].
+            features: what enters the teacher's last linear layer, [batch, units].
         """
         from ..synthesis.losses import class_imbalance, one_hot_error
 
@@ -51,7 +55,7 @@ class DaflWeights(OptionSet):
 
 @dataclass(frozen=True, kw_only=True)
 class DaflConfig(DaflWeights, GameConfig):
-    """How often the generator takes a step, and the weights of its loss."""
+    """How often the generator is trained, and the weights of its loss."""
 
     student_steps: int = option(1, "Student steps per generator step.", minimum=1)
 
@@ -70,21 +74,23 @@ class DaflGeneratorConfig(DaflWeights, GeneratorConfig):
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dafl(given: Given, config: DaflConfig, seed: int) -> Game:
-    """A generator seeks images that the teacher is sure of, with strong features and all classes alike."""
-    from ..synthesis.adversarial_game import Rules, open_game
+def dafl(given: Given, config: DaflConfig, seed: int) -> AdversarialSource:
+    """Train a generator for images with confident predictions of the teacher, large features and all classes."""
+    from ..synthesis.adversarial_game import GameSchedule, open_game
 
-    def terms(answers: Answers) -> Terms:
-        return config.terms(answers.teacher, answers.features)
+    def terms(outputs: NetworkOutputs) -> Terms:
+        return config.terms(outputs.teacher, outputs.features)
 
-    return open_game(given.teacher, Rules(terms, config.student_steps, watches_features=config.act > 0), config, seed)
+    return open_game(
+        given.teacher, GameSchedule(terms, config.student_steps, uses_features=config.act > 0), config, seed
+    )
 
 
 @register_generator("dafl", config=DaflGeneratorConfig, source=SOURCE)
 def dafl_generator(
     teacher: Classifier, config: DaflGeneratorConfig, seed: int, samples: Samples | None
 ) -> GeneratorTraining:
-    """Generators, without labels, of images that the teacher is sure of, with strong features and all classes alike."""
+    """Generators without labels for images with confident predictions of the teacher, large features, all classes."""
     from ..models.hooks import record_features
     from ..synthesis.generators.training import GeneratorTraining, draws_for, sized_generator
 

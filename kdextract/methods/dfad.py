@@ -14,13 +14,13 @@ from ..synthesis.options import GameConfig
 from .registry import register_live
 
 if TYPE_CHECKING:
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class DfadConfig(GameConfig):
-    """How often the generator takes a step."""
+    """How often the generator is trained."""
 
     student_steps: int = option(5, "Student steps per generator step.", minimum=1)
 
@@ -32,12 +32,12 @@ class DfadConfig(GameConfig):
     settings={"loss": "l1", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dfad(given: Given, config: DfadConfig, seed: int) -> Game:
-    """A generator seeks images on which the student's logits differ most, by mean absolute difference."""
-    from ..synthesis.adversarial_game import Rules, open_game
+def dfad(given: Given, config: DfadConfig, seed: int) -> AdversarialSource:
+    """Train a generator to maximize the mean absolute difference of the student's and the teacher's logits."""
+    from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..training.losses import logit_l1
 
-    def terms(answers: Answers) -> Terms:
-        return {"l1": -logit_l1(answers.student, answers.teacher, 1.0, False)}
+    def terms(outputs: NetworkOutputs) -> Terms:
+        return {"l1": -logit_l1(outputs.student, outputs.teacher, 1.0, False)}
 
-    return open_game(given.teacher, Rules(terms, config.student_steps), config, seed)
+    return open_game(given.teacher, GameSchedule(terms, config.student_steps), config, seed)

@@ -1,9 +1,9 @@
 """DFQ: data-free quantization with adversarial knowledge distillation (Choi et al. 2020, arXiv 2005.04136).
 
-The generator minimizes a sum of four terms: batch statistics that match those kept in the teacher's batch
-normalization, a sure teacher, disagreement of the student where it still gives the teacher's class, and classes evenly
-spread over the batch. The first term is absent for a teacher without batch normalization. Weights are those of the
-method's usual form for classifiers, in the DataFree code base.
+The generator minimizes a sum of four terms: the distance of the batch's statistics to those of the teacher's batch
+normalization; the cross-entropy of the teacher to its own predicted class; minus the KL divergence of teacher and
+student on images for which both predict the same class; minus the entropy of the mean prediction. The first term is
+absent for a teacher without batch normalization. The weights are those of the DataFree code base for classifiers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ..synthesis.options import GameConfig
 from .registry import register_live
 
 if TYPE_CHECKING:
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class DfqConfig(GameConfig):
-    """How often the generator takes a step, and the weights of its loss."""
+    """How often the generator is trained, and the weights of its loss."""
 
     student_steps: int = option(10, "Student steps per generator step.", minimum=1)
     bn: float = option(1.0, "Weight of the distance to the teacher's batch normalization (BN) statistics.", minimum=0)
-    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own answer.", minimum=0)
+    oh: float = option(1.0, "Weight of the teacher's cross-entropy with its own predicted class.", minimum=0)
     adv: float = option(
         1.0, "Weight of the KL divergence of student and teacher where both predict the same class.", minimum=0
     )
@@ -41,26 +41,26 @@ class DfqConfig(GameConfig):
     settings={"loss": "kl", "temperature": 20.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def dfq(given: Given, config: DfqConfig, seed: int) -> Game:
-    """A generator seeks images that suit the teacher's statistics and classes, and on which the student differs."""
+def dfq(given: Given, config: DfqConfig, seed: int) -> AdversarialSource:
+    """Train a generator for images with the teacher's statistics and all classes, on which the student disagrees."""
     import torch
 
-    from ..synthesis.adversarial_game import Rules, open_game
+    from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..synthesis.losses import agreed_kl, class_imbalance, one_hot_error, statistics_distance
 
-    def terms(answers: Answers) -> Terms:
+    def terms(outputs: NetworkOutputs) -> Terms:
         terms = {
-            "oh": config.oh * one_hot_error(answers.teacher),
-            "adv": -config.adv * agreed_kl(answers.student, answers.teacher),
-            "bal": config.bal * class_imbalance(answers.teacher),
+            "oh": config.oh * one_hot_error(outputs.teacher),
+            "adv": -config.adv * agreed_kl(outputs.student, outputs.teacher),
+            "bal": config.bal * class_imbalance(outputs.teacher),
         }
-        if not answers.batch_norm:
+        if not outputs.batch_norm:
             return terms
         distances = [
             statistics_distance(layer.mean, layer.variance, layer.kept_mean, layer.kept_variance)
-            for layer in answers.batch_norm
+            for layer in outputs.batch_norm
         ]
         return {**terms, "bn": config.bn * torch.stack(distances).sum()}
 
-    rules = Rules(terms, config.student_steps, watches_batch_norm=config.bn > 0)
-    return open_game(given.teacher, rules, config, seed)
+    schedule = GameSchedule(terms, config.student_steps, uses_batch_norm=config.bn > 0)
+    return open_game(given.teacher, schedule, config, seed)

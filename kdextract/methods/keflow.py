@@ -1,12 +1,12 @@
 """KeFlow: conditional normalizing flows trained through the teacher (bi-directional normalizing flow, BDNF, 2020).
 
-A flow makes images of given classes and knows, for each, how much it spreads the noise (its log-determinant). It is
-trained without data by the likelihood of the noise given the label (equations 1 to 9): the log-determinant, the
-teacher's log-probability of the label, and the log-probability of the image before anything is known of the label. For
-the last, the published method puts the teacher's batch normalization statistics, and nothing for a teacher that has
-none; ours is that of smooth random fields, which is exact for a fresh flow. A few real images can be learned as well,
-in the other direction, by their likelihood under the flow. That alone teaches a small flow little; ours also keeps the
-noise that shifted and warped copies of them are made from, and draws half of its noise near it.
+A flow makes images of given classes and computes the log-determinant of its Jacobian for each. It is trained without
+data by the likelihood of the noise given the label (equations 1 to 9), a sum of three terms: the log-determinant, the
+teacher's log-probability of the label, and the log-probability of the image without the label. The published method
+replaces the last term by the distance to the teacher's batch normalization statistics, and omits it for a teacher
+without them; ours is the log-probability under smooth random fields, which are the distribution of an untrained flow.
+The flow can also be trained on a few real images, by their likelihood. That has little effect on a small flow.
+Therefore ours also stores the noise of shifted and warped copies of these images, and draws half of its noise near it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FLOWS: dict[str, dict[str, int]] = {
     "realnvp": {"blocks": 2},
     "glow": {"levels": 2, "steps": 4},
 }
-"""Each flow with its options but the width."""
+"""Each flow and its options, except the width."""
 FIRST_LAYER = 2.0
-"""Weight of the first batch normalization layer, as published; the others have 1."""
+"""Weight of the first batch normalization layer, as published; the weight of the others is 1."""
 MAX_GRADIENT = 1.0
-"""As published."""
+"""Largest norm of the gradient, as published."""
 ENCODINGS = 640
-"""Copies of the samples whose noise a flow keeps, or the samples themselves if they are more."""
+"""Number of copies of the samples whose noise a flow stores; with more samples, each of them once."""
 
 WIDEN = 2.0
-"""How much wider than in training the noise of images is that students learn from."""
+"""Default of --widen: the factor of the noise's standard deviation when a student is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class KeflowConfig(GeneratorConfig):
 
 @register_generator("keflow", config=KeflowConfig, source="BDNF (KeFlow 2020), equations 1 to 9", takes_samples=True)
 def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Samples | None) -> GeneratorTraining:
-    """Normalizing flows whose images the teacher gives to the class asked for, spread as widely as it lets them."""
+    """Normalizing flows of varied images that the teacher assigns to a given class."""
     import torch
     import torch.nn.functional as F
 
@@ -92,17 +92,17 @@ def keflow(teacher: Classifier, config: KeflowConfig, seed: int, samples: Sample
             distances[0] = FIRST_LAYER * distances[0]
             found["bn"] = config.bn * torch.stack(distances).sum()
         if samples is not None:
-            images = dequantized(samples.images, draws.random)
+            images = dequantized(samples.images, draws.rng)
             found["aided"] = -config.aided * flow.log_prob(images, samples.labels).mean()
         return found
 
     def finish() -> None:
         if samples is None:
             return
-        random = torch.Generator().manual_seed(seed + 2)
-        copies = copies_of(samples, ENCODINGS, random, flat=teacher.spec.is_table)
+        rng = torch.Generator().manual_seed(seed + 2)
+        copies = copies_of(samples, ENCODINGS, rng, flat=teacher.spec.is_table)
         with torch.no_grad():
-            noise, _ = flow.inverse(dequantized(copies.images, random), copies.labels)
+            noise, _ = flow.inverse(dequantized(copies.images, rng), copies.labels)
         generator.remember(noise, copies.labels)
 
     lr = 1e-3 if config.lr is None else config.lr

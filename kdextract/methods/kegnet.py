@@ -1,11 +1,12 @@
 """KegNet: knowledge extraction with no observable data (Yoo et al. 2019).
 
-A generator makes images of given classes; a decoder finds the noise again that they were made from, so that the noise
-cannot be ignored; a diversity term keeps images of different noise apart. The published code leaves the teacher in
-training mode, which lets its batch normalization drift to the generator's images; here teachers are frozen.
+A generator makes images of given classes. A decoder predicts the noise of each image, so that images must depend on
+the noise; a diversity term is small where images of different noise differ. The published code leaves the teacher in
+training mode, so that its batch normalization statistics change towards those of generated images; here the teacher is
+frozen.
 
-As published, teacher, decoder and diversity term get the standardized images as the generator puts them out, whether or
-not they are pixels.
+As published, teacher, decoder and diversity term get the standardized output of the generator, whose values may lie
+outside the range of pixels.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ PRESETS: dict[str, dict[str, float]] = {
     "svhn": {"decoder_layers": 3, "lr": 1e-2, "alpha": 1, "beta": 1},
     "tabular": {"decoder_layers": 2, "lr": 1e-4, "alpha": 1, "beta": 0},
 }
-"""What the published code uses for each data set; `diverse` is ours."""
+"""Values of the published code for each data set; `diverse` is ours."""
 DECODER_WIDTH = 120
 WIDEN = 1.5
-"""How much wider than in training the noise of images is that students learn from."""
+"""Default of --widen: the factor of the noise's standard deviation when a student is trained."""
 
 
-def _default(name: str) -> str:
+def _preset_values(name: str) -> str:
     return "by --preset: " + ", ".join(f"{preset} {PRESETS[preset][name]:g}" for preset in sorted(PRESETS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class KegnetConfig(GeneratorConfig):
-    """Weights of the loss, as published for a data set or as given."""
+    """The generator network, and the weights of the loss."""
 
     generators: int = option(
         5, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
     )
     steps: int = option(300, "Optimizer steps per generator.", minimum=1, panel="Schedule")
-    lr: float | None = option(None, "First learning rate.", above=0, panel="Schedule", otherwise=_default("lr"))
+    lr: float | None = option(None, "First learning rate.", above=0, panel="Schedule", otherwise=_preset_values("lr"))
     preset: str | None = option(
         None,
         "Values of --lr, --alpha, --beta and --decoder-layers that are not given: those published for a data set, or "
@@ -65,28 +66,28 @@ class KegnetConfig(GeneratorConfig):
     width: int | None = sized_width()
     widen: float | None = widening(WIDEN)
     alpha: float | None = option(
-        None, "Weight of the decoder's mean squared error.", minimum=0, otherwise=_default("alpha")
+        None, "Weight of the decoder's mean squared error.", minimum=0, otherwise=_preset_values("alpha")
     )
-    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0, otherwise=_default("beta"))
+    beta: float | None = option(None, "Weight of the diversity loss.", minimum=0, otherwise=_preset_values("beta"))
     decoder_layers: int | None = option(
-        None, "Hidden layers of the decoder after the first.", minimum=0, otherwise=_default("decoder_layers")
+        None, "Hidden layers of the decoder after the first.", minimum=0, otherwise=_preset_values("decoder_layers")
     )
 
     def setting(self, name: str, is_table: bool) -> float:
-        """Return an option as given, or as the preset says."""
+        """Return an option as given, or else the value of the preset."""
         given: float | None = getattr(self, name)
         return PRESETS[self.preset or ("tabular" if is_table else "diverse")][name] if given is None else given
 
 
 @register_generator("kegnet", config=KegnetConfig, source="Yoo et al. 2019, section 3")
 def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Samples | None) -> GeneratorTraining:
-    """Generators whose images the teacher gives to the class asked for, and from which the noise can be read again."""
+    """Generators of images that the teacher assigns to a given class, and from which a decoder predicts the noise."""
     import torch
     import torch.nn.functional as F
 
     from ..synthesis.generators.kegnet_networks import NoiseDecoder
     from ..synthesis.generators.training import GeneratorTraining, draws_for, sized_generator
-    from ..synthesis.losses import sameness
+    from ..synthesis.losses import diversity_penalty
 
     is_table = teacher.spec.is_table
     network = config.network or ("dense" if is_table else "resized")
@@ -106,7 +107,7 @@ def kegnet(teacher: Classifier, config: KegnetConfig, seed: int, samples: Sample
         found = {"ce": F.cross_entropy(teacher.of_normalized(images), labels)}
         if alpha:
             found["noise"] = alpha * F.mse_loss(decoder(images), noise)
-        return {**found, "sameness": beta * sameness(images, noise)} if beta else found
+        return {**found, "sameness": beta * diversity_penalty(images, noise)} if beta else found
 
     lr = config.setting("lr", is_table)
     return GeneratorTraining(generator, draws, terms, lr, helpers={"decoder": decoder})

@@ -1,8 +1,8 @@
 """The registry of methods: name -> its options and its function.
 
-A method is used in one or more of three ways: as an *objective* of `optimize-dataset`, it makes images for given
-classes; as a *trainer* of `train-generator`, it fits generators to the teacher; *live*, it is a `Source` that `distill`
-draws from while the student learns.
+A method has one or more of three forms. An *objective* of `optimize-dataset` makes images for given classes. A
+*generator method* of `train-generator` trains generators with the teacher. A *live method* is a `Source` of `distill`,
+which makes images while the student is trained.
 """
 
 from __future__ import annotations
@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 
     Synthesize = Callable[["Given", torch.Tensor, Any, torch.Generator], Inverted]
     OpenSource = Callable[["Given", Any, int], Source]
-    SetUp = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
+    BuildTraining = Callable[[Classifier, Any, int, Samples | None], GeneratorTraining]
 else:
-    Synthesize = OpenSource = SetUp = Callable
+    Synthesize = OpenSource = BuildTraining = Callable
 
 
 @dataclass(frozen=True)
-class Method:
-    """What both kinds of methods have: `config` are its options, `source` is the paper, with section or equation."""
+class SynthesisMethod:
+    """What all three forms have in common.
+
+    Attributes:
+        name: as the user gives it.
+        function: the registered function; the first line of its docstring is the summary.
+        config: class of its options.
+        source: the paper, with section or equation.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -47,39 +54,43 @@ class Method:
 
     @property
     def needs(self) -> str:
-        """What the method takes."""
+        """What the method needs, in words for `kdx methods`."""
         return "teacher"
 
     @property
-    def images_only(self) -> bool:
-        """Whether it is for images alone, not for rows of a table."""
-        return False
+    def supports_tables(self) -> bool:
+        """Whether it can make rows of a table, not only images."""
+        return True
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it follows the teacher's gradient to the images."""
+        """Whether it needs the gradient of the teacher with respect to images."""
         return True
 
 
 @dataclass(frozen=True)
-class Objective(Method):
-    """A way to make images for classes.
+class Objective(SynthesisMethod):
+    """A method that makes images for given classes.
 
-    `synthesize(given, labels, config, generator)` returns one image per label, and depends on nothing else. `record` is
-    the record of the statistics that it draws from. `inverts` says whether it matches what the teacher's batch
-    normalization keeps, or else statistics. `competes` says whether it needs a student, `blind` whether it does without
-    the teacher's gradient.
+    `synthesize(given, labels, config, rng)` returns one image per label, and depends on nothing else.
+
+    Attributes:
+        record: name of the record of the statistics from which targets are drawn; None if it needs none.
+        matches_batch_norm: whether images are matched to the statistics of the teacher's batch normalization or,
+            without it, to recorded statistics.
+        needs_student: whether a student is part of the loss.
+        gradient_free: whether the teacher's gradient is not needed.
     """
 
     record: str | None
-    inverts: bool
-    competes: bool
-    blind: bool
+    matches_batch_norm: bool
+    needs_student: bool
+    gradient_free: bool
 
     @property
     def needs_gradient(self) -> bool:
         """All but those that are `blind`."""
-        return not self.blind
+        return not self.gradient_free
 
     @property
     def synthesize(self) -> Synthesize:
@@ -88,43 +99,46 @@ class Objective(Method):
 
     @property
     def needs(self) -> str:
-        """`teacher`, or `teacher+statistics`."""
-        return needed("teacher+statistics" if self.record else "teacher", self.inverts)
+        """What it needs, in words: `teacher`, `teacher+statistics`, or `teacher with batch norm, or statistics`."""
+        return needed("teacher+statistics" if self.record else "teacher", self.matches_batch_norm)
 
     @property
-    def images_only(self) -> bool:
-        """Those that do not match a record."""
-        return self.record is None
+    def supports_tables(self) -> bool:
+        """Whether it draws targets from a record, which tables also have."""
+        return self.record is not None
 
 
 @dataclass(frozen=True)
-class LiveMethod(Method):
-    """A source that keeps making images while the student learns.
+class LiveMethod(SynthesisMethod):
+    """A method that makes images while the student is trained.
 
-    `open_source(given, config, seed)` returns the `Source`, on the teacher's device. `settings` are the options of
-    `distill` that the method wants otherwise than usual, where the user says nothing. `structured` says whether its
-    images are structured noise, or begin as such. `inverts` and `blind` are as in `Objective`.
+    `open_source(given, config, seed)` returns the `Source`, on the teacher's device.
+
+    Attributes:
+        settings: options of `distill` with the defaults that they have with this method.
+        structured: whether its images are structured noise, or are made from it.
+        matches_batch_norm, gradient_free: as in `Objective`.
     """
 
     settings: dict[str, Any]
     structured: bool
-    inverts: bool
-    blind: bool
+    matches_batch_norm: bool
+    gradient_free: bool
 
     @property
     def needs_gradient(self) -> bool:
         """All but those that are `blind`."""
-        return not self.blind
+        return not self.gradient_free
 
     @property
     def needs(self) -> str:
-        """`teacher`, and what else would do where it lacks something."""
-        return needed("teacher", self.inverts)
+        """What the method needs, in words: `teacher`, or `teacher with batch norm, or statistics`."""
+        return needed("teacher", self.matches_batch_norm)
 
     @property
-    def images_only(self) -> bool:
-        """All of them."""
-        return True
+    def supports_tables(self) -> bool:
+        """False: live methods make images only."""
+        return False
 
     @property
     def open_source(self) -> OpenSource:
@@ -133,29 +147,32 @@ class LiveMethod(Method):
 
 
 @dataclass(frozen=True)
-class GeneratorMethod(Method):
-    """A way to train generators.
+class GeneratorMethod(SynthesisMethod):
+    """A method that trains generators.
 
-    `set_up(teacher, config, seed, samples)` returns a fresh generator on the teacher's device with the loss that trains
-    it. `takes_samples` says whether it can use a few real images as well; without any, `samples` is None.
+    `build_training(teacher, config, seed, samples)` returns an untrained generator on the teacher's device with its
+    loss; `samples` is None if there are no real images.
+
+    Attributes:
+        takes_samples: whether it can also use a few real images.
     """
 
     takes_samples: bool
 
     @property
     def needs(self) -> str:
-        """`teacher`, with `samples` in brackets where it can use some."""
+        """What the method needs, in words: `teacher`, with `(+samples)` if it can use real images."""
         return "teacher (+samples)" if self.takes_samples else "teacher"
 
     @property
-    def set_up(self) -> SetUp:
+    def build_training(self) -> BuildTraining:
         """The function."""
         return self.function
 
 
-def needed(always: str, inverts: bool) -> str:
-    """Return what a method needs, in words; one that `inverts` does with statistics for batch normalization."""
-    return f"{always} with batch norm, or statistics" if inverts else always
+def needed(always: str, matches_batch_norm: bool) -> str:
+    """Return what a method needs, in words: `always`, with the alternative of one that matches batch normalization."""
+    return f"{always} with batch norm, or statistics" if matches_batch_norm else always
 
 
 _OBJECTIVES: Registry[Objective] = Registry("objective")
@@ -171,23 +188,25 @@ def register_objective(
     config: type[OptionSet],
     record: str | None,
     source: str,
-    inverts: bool = False,
-    competes: bool = False,
-    blind: bool = False,
+    matches_batch_norm: bool = False,
+    needs_student: bool = False,
+    gradient_free: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `synthesize` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
-        config: its options; the command line grows them by itself.
-        record: name of the record in `Statistics.records` that it draws targets from, None if it needs none.
-        source: paper, with section or equation.
-        inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
-        competes: whether it needs a student, with which images compete.
-        blind: whether it does without the teacher's gradient.
+        config: class of its options, which the command line then offers.
+        record: as in `Objective`, a name in `Statistics.records`.
+        source: the paper, with section or equation.
+        matches_batch_norm: as in `Objective`.
+        needs_student: as in `Objective`.
+        gradient_free: as in `Objective`.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _OBJECTIVES.add(name, Objective(name, function, config, source, record, inverts, competes, blind))
+        _OBJECTIVES.add(
+            name, Objective(name, function, config, source, record, matches_batch_norm, needs_student, gradient_free)
+        )
         return function
 
     return decorate
@@ -200,22 +219,24 @@ def register_live(
     source: str,
     settings: dict[str, Any],
     structured: bool,
-    inverts: bool = False,
-    blind: bool = False,
+    matches_batch_norm: bool = False,
+    gradient_free: bool = False,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register the decorated `open_source` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
-        config: its options; the command line grows them by itself.
-        source: paper, with section or equation.
-        settings: options of `distill` and the defaults that they have with this method.
-        structured: whether its images are structured noise, or begin as such.
-        inverts: whether it matches the teacher's batch normalization, or statistics where there is none.
-        blind: whether it does without the teacher's gradient.
+        config: class of its options, which the command line then offers.
+        source: the paper, with section or equation.
+        settings: as in `LiveMethod`.
+        structured: as in `LiveMethod`.
+        matches_batch_norm: as in `Objective`.
+        gradient_free: as in `Objective`.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
-        _LIVE.add(name, LiveMethod(name, function, config, source, settings, structured, inverts, blind))
+        _LIVE.add(
+            name, LiveMethod(name, function, config, source, settings, structured, matches_batch_norm, gradient_free)
+        )
         return function
 
     return decorate
@@ -224,12 +245,12 @@ def register_live(
 def register_generator(
     name: str, *, config: type[GeneratorConfig], source: str, takes_samples: bool = False
 ) -> Callable[[FunctionT], FunctionT]:
-    """Register the decorated `set_up` function under `name`. Raises `ValueError` when the name is taken.
+    """Register the decorated `build_training` function under `name`. Raises `ValueError` when the name is taken.
 
     Args:
-        config: its options; the command line grows them by itself.
-        source: paper, with section or equation.
-        takes_samples: whether it can use a few real images besides the teacher.
+        config: class of its options, which the command line then offers.
+        source: the paper, with section or equation.
+        takes_samples: as in `GeneratorMethod`.
     """
 
     def decorate(function: FunctionT) -> FunctionT:
@@ -240,7 +261,7 @@ def register_generator(
 
 
 def objective(name: str) -> Objective:
-    """Return the objective called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the objective called `name`. Raises `UsageError`, with a similar name, if there is none."""
     return _OBJECTIVES.get(name)
 
 
@@ -250,7 +271,7 @@ def objective_names() -> list[str]:
 
 
 def live_method(name: str) -> LiveMethod:
-    """Return the live method called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the live method called `name`. Raises `UsageError`, with a similar name, if there is none."""
     return _LIVE.get(name)
 
 
@@ -260,17 +281,19 @@ def live_names() -> list[str]:
 
 
 def generator_method(name: str) -> GeneratorMethod:
-    """Return the way to train generators called `name`. Raises `UsageError`, with the near name, when there is none."""
+    """Return the generator method called `name`. Raises `UsageError`, with a similar name, if there is none."""
     return _GENERATORS.get(name)
 
 
 def generator_names() -> list[str]:
-    """Return the name of every way to train generators, in alphabetical order."""
+    """Return the name of every generator method, in alphabetical order."""
     return sorted(_GENERATORS.names())
 
 
-def every_method() -> list[tuple[str, Method]]:
-    """Return every way to use a method: the command with the option that chooses it, and the method."""
-    used: list[tuple[str, Method]] = [("optimize-dataset --objective", objective(name)) for name in objective_names()]
+def every_method() -> list[tuple[str, SynthesisMethod]]:
+    """Return every method with the command and option that choose it, in all of its forms."""
+    used: list[tuple[str, SynthesisMethod]] = [
+        ("optimize-dataset --objective", objective(name)) for name in objective_names()
+    ]
     used += [("train-generator", generator_method(name)) for name in generator_names()]
     return used + [("distill --method", live_method(name)) for name in live_names()]

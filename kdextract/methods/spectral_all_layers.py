@@ -1,6 +1,6 @@
 """Match spectra of the activation graph, one spectrum over all layers (Lopes, Fenu and Starner 2017, section 3.3).
 
-The paper leaves the graph operator open; `kdextract.statistics` says how it is read here.
+The paper leaves the graph operator open; `synthesis/statistics/spectra.py` defines it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralAllLayersConfig(PixelConfig):
-    """Smoother images: a spectrum leaves high frequencies free."""
+    """A larger weight of TV than for other objectives, since a spectrum does not determine high frequencies."""
 
     tv: float = option(2.0, "Weight of the total variation (TV), per image.", minimum=0)
 
@@ -33,9 +33,9 @@ class SpectralAllLayersConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.3",
 )
 def spectral_all_layers(
-    given: Given, labels: torch.Tensor, config: SpectralAllLayersConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: SpectralAllLayersConfig, rng: torch.Generator
 ) -> Inverted:
     """Match the activation graph's leading spectral coefficients, one spectrum over all layers, and the logits."""
     from ..synthesis.inversion.activation_matching import match_spectra
 
-    return match_spectra(given.teacher, given.recorded, "spectral_all_layers", labels, config, generator)
+    return match_spectra(given.teacher, given.recorded, "spectral_all_layers", labels, config, rng)

@@ -1,6 +1,6 @@
 """Match spectra of the activation graph, one per pair of adjacent layers (Lopes, Fenu and Starner 2017, section 3.3).
 
-The paper leaves the graph operator open; `kdextract.statistics` says how it is read here.
+The paper leaves the graph operator open; `synthesis/statistics/spectra.py` defines it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralLayerPairsConfig(PixelConfig):
-    """Smoother images: a spectrum leaves high frequencies free."""
+    """A larger weight of TV than for other objectives, since a spectrum does not determine high frequencies."""
 
     tv: float = option(2.0, "Weight of the total variation (TV), per image.", minimum=0)
 
@@ -33,9 +33,9 @@ class SpectralLayerPairsConfig(PixelConfig):
     source="Lopes et al. 2017, section 3.3",
 )
 def spectral_layer_pairs(
-    given: Given, labels: torch.Tensor, config: SpectralLayerPairsConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: SpectralLayerPairsConfig, rng: torch.Generator
 ) -> Inverted:
-    """Match the activation graph's leading coefficients, one spectrum per pair of adjacent layers, and the logits."""
+    """Match the activation graph's leading spectral coefficients, one spectrum per layer pair, and the logits."""
     from ..synthesis.inversion.activation_matching import match_spectra
 
-    return match_spectra(given.teacher, given.recorded, "spectral_layer_pairs", labels, config, generator)
+    return match_spectra(given.teacher, given.recorded, "spectral_layer_pairs", labels, config, rng)

@@ -1,4 +1,4 @@
-"""Structured noise: images from formulas alone, sorted by what the teacher sees in them.
+"""Structured noise: images from formulas alone, sorted by the class that the teacher predicts.
 
 Our own method; the closest published relative trains on noise of natural-image statistics (Baradad et al. 2021,
 "Learning to See by Looking at Noise"), which has no teacher and no classes.
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     import torch
 
     from ..synthesis.interface import Inverted
-    from ..synthesis.structured_noise.pool import FreshPool
+    from ..synthesis.structured_noise.pool import RefreshedPool
 
 SOURCE = "kdx; after Baradad et al. 2021"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredNoiseConfig(OptionSet):
-    """How many images are drawn for each class."""
+    """How many images are drawn."""
 
     candidates: int = option(8, "Images drawn per image kept.", minimum=1)
 
 
-@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE, blind=True)
+@register_objective("structured_noise", config=StructuredNoiseConfig, record=None, source=SOURCE, gradient_free=True)
 def structured_noise(
-    given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, generator: torch.Generator
+    given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, rng: torch.Generator
 ) -> Inverted:
-    """Random lines, shapes and textures, for each class those that the teacher gives to it."""
+    """Random lines, shapes and textures; for each class, images that the teacher assigns to it."""
     from ..synthesis.structured_noise.by_class import images_of_classes
 
-    return images_of_classes(given.teacher, labels, config.candidates, generator)
+    return images_of_classes(given.teacher, labels, config.candidates, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class LiveStructuredNoiseConfig(OptionSet):
     source=SOURCE,
     settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
     structured=True,
-    blind=True,
+    gradient_free=True,
 )
-def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> FreshPool:
-    """Random lines, shapes and textures, made anew all the time, each of the teacher's classes equally often."""
+def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> RefreshedPool:
+    """Random lines, shapes and textures, continually replaced by new ones, all predicted classes equally often."""
     from ..synthesis.structured_noise.by_class import structured_pool
 
     return structured_pool(given.teacher, config.pool, config.fresh, seed)

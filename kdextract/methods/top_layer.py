@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TopLayerConfig(PixelConfig):
-    """Few small steps from random strokes: logits alone say little about what an image looks like."""
+    """Few small steps from random strokes, since logits alone determine little of an image."""
 
     steps: int = option(30, "Adam steps per batch of images.", minimum=1)
     lr: float = option(0.02, "First learning rate of Adam, on pixels in [0, 1].", above=0)
@@ -27,11 +27,11 @@ class TopLayerConfig(PixelConfig):
 
 
 @register_objective("top_layer", config=TopLayerConfig, record="layers", source="Lopes et al. 2017, section 3.1")
-def top_layer(given: Given, labels: torch.Tensor, config: TopLayerConfig, generator: torch.Generator) -> Inverted:
-    """Match the logits alone, drawn from each class's mean and covariance."""
+def top_layer(given: Given, labels: torch.Tensor, config: TopLayerConfig, rng: torch.Generator) -> Inverted:
+    """Match the logits alone, whose targets are drawn with the mean and covariance of the class."""
     from ..synthesis.inversion.activation_matching import match_record
 
     def values(activations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {given.recorded.logits: activations[given.recorded.logits]}
 
-    return match_record(given.teacher, given.recorded, "layers", values, labels, config, generator)
+    return match_record(given.teacher, given.recorded, "layers", values, labels, config, rng)

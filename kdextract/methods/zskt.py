@@ -1,7 +1,7 @@
 """ZSKT: zero-shot knowledge transfer by an adversarial game (Micaelli and Storkey 2019, arXiv 1905.09768).
 
-The generator maximizes KL(teacher || student), the student minimizes it, many steps on the same images. The paper's
-attention term is left out: it needs layers of equal size in both networks; this needs logits alone.
+The generator maximizes KL(teacher || student); the student minimizes it, in several steps on the same images. The
+paper's attention term is left out, since it needs layers of equal size in both networks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ..synthesis.options import GameConfig
 from .registry import register_live
 
 if TYPE_CHECKING:
-    from ..synthesis.adversarial_game import Answers, Game
+    from ..synthesis.adversarial_game import AdversarialSource, NetworkOutputs
     from ..synthesis.losses import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZsktConfig(GameConfig):
-    """How often the generator takes a step."""
+    """How often the generator is trained, and how often images are used."""
 
     student_steps: int = option(10, "Student steps per generator step.", minimum=1)
-    repeat: int = option(10, "Student steps on the same images; they cost one teacher query.", minimum=1)
+    repeat: int = option(10, "Student steps on the same images; each image is one teacher query.", minimum=1)
 
 
 @register_live(
@@ -34,12 +34,12 @@ class ZsktConfig(GameConfig):
     settings={"loss": "kl", "temperature": 1.0, "shift": 0, "warp": 0.0},
     structured=True,
 )
-def zskt(given: Given, config: ZsktConfig, seed: int) -> Game:
-    """A generator seeks images on which the student's probabilities differ most, by KL divergence."""
-    from ..synthesis.adversarial_game import Rules, open_game
+def zskt(given: Given, config: ZsktConfig, seed: int) -> AdversarialSource:
+    """Train a generator to maximize the KL divergence of the teacher's and the student's probabilities."""
+    from ..synthesis.adversarial_game import GameSchedule, open_game
     from ..training.losses import kl_divergence
 
-    def terms(answers: Answers) -> Terms:
-        return {"kl": -kl_divergence(answers.student, answers.teacher, 1.0, False)}
+    def terms(outputs: NetworkOutputs) -> Terms:
+        return {"kl": -kl_divergence(outputs.student, outputs.teacher, 1.0, False)}
 
-    return open_game(given.teacher, Rules(terms, config.student_steps, config.repeat), config, seed)
+    return open_game(given.teacher, GameSchedule(terms, config.student_steps, config.repeat), config, seed)

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from ..synthesis.statistics.recorded import StatisticsOptions
 
 
-SPECTRAL_ORDER = "energy"
-"""Which eigenvectors are kept: those whose eigenvalues are farthest from 1."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ComputeStatsConfig(TeacherConfig, DataAccess):
     """Record the teacher's activation statistics.
@@ -87,9 +83,7 @@ def execute(config: ComputeStatsConfig, spec: str, context: StageContext) -> dic
     options = StatisticsOptions(
         max_units=config.max_units,
         rank=config.covariance_rank,
-        spectra=SpectralOptions(config.spectral_fraction, config.spectral_max, SPECTRAL_ORDER)
-        if config.spectral
-        else None,
+        spectra=SpectralOptions(config.spectral_fraction, config.spectral_max) if config.spectral else None,
     )
     batch_size = config.batch_size or teacher.images_per_pass
     _check_memory(teacher, data.labels, options, batch_size, context)

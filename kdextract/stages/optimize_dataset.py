@@ -52,10 +52,10 @@ class OptimizeDatasetConfig(MethodStageConfig, TeacherConfig, NetworkConfig, Ver
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        competes = objective(self.objective).competes
-        if self.student is not None and not competes:
+        needs_student = objective(self.objective).needs_student
+        if self.student is not None and not needs_student:
             raise UsageError(f"--student has no effect on {self.objective}")
-        if self.student is None and competes:
+        if self.student is None and needs_student:
             raise UsageError(f"{self.objective} needs --student: a student of the run, with which its images compete")
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:

@@ -197,8 +197,7 @@ def execute(config: TrainConfig, added: ImageArtifact | None, context: StageCont
             Schedule(
                 steps,
                 recipe.lr,
-                "cosine",
-                int(steps * recipe.warmup),
+                warmup=int(steps * recipe.warmup),
                 optimizer=recipe.optimizer,
                 weight_decay=recipe.weight_decay,
             ),

@@ -147,7 +147,9 @@ def _train(
     from ..training.loop import Stateful, take_steps
 
     options = config.method_config()
-    training = generator_method(config.method).set_up(teacher, options, config.seed * SEED_STRIDE + index, samples)
+    training = generator_method(config.method).build_training(
+        teacher, options, config.seed * SEED_STRIDE + index, samples
+    )
     if index < len(checkpoints.finished):
         weights, rows = checkpoints.finished[index]
         training.generator.network.load_state_dict(weights)

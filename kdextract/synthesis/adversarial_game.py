@@ -1,4 +1,4 @@
-"""The game of a generator that makes images, and a student that learns them: adversarial, where their aims differ."""
+"""Adversarial training: a generator and the student are trained in turn, the student on the generator's images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -22,91 +23,93 @@ from ..models.hooks import (
 from ..models.queries import HELD_OUT, TARGETS
 from ..synthesis.losses import Terms
 from ..training.loop import optimizer_state, restore_optimizer
-from ..training.sources import Batch, State
-from .generators.game_networks import MAKERS, ImageMaker, fitting_width, multiply_adds
-from .losses import total
+from ..training.sources import Batch, State, with_prefix
+from .generators.game_networks import GAME_GENERATORS, ImageMaker, fitting_width, game_multiply_adds
+from .losses import sum_terms
 from .options import GameConfig
 from .structured_noise.by_class import maker, structured_pool
-from .structured_noise.pool import FreshPool
+from .structured_noise.pool import RefreshedPool
 
 CURVE_POINTS = 200
+"""About the number of rows of a curve."""
 GRADIENT_CLIP = 5.0
 """Largest norm of a generator's gradient (ZSKT, Micaelli and Storkey 2019)."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a generator's loss may look at: logits [batch, K] of both networks on its images.
+class NetworkOutputs:
+    """Outputs of both networks for the generator's images, from which the generator's loss is computed.
 
-    `features` [batch, units] is what enters the teacher's last linear layer; `batch_norm` has one entry for each of its
-    batch normalization layers. Both are empty where the game does not watch them. The student is asked when its answers
-    are looked at.
+    Attributes:
+        teacher: logits [batch, K].
+        features: inputs of the teacher's last linear layer, [batch, units]; [batch, 0] if the loss does not use them.
+        batch_norm: one entry per batch normalization layer of the teacher; empty if the loss does not use them.
+        run_student: returns the student's logits; called once, at the first use of `student`.
     """
 
     teacher: torch.Tensor
     features: torch.Tensor
     batch_norm: list[BatchStatistics]
-    ask_student: Callable[[], torch.Tensor]
+    run_student: Callable[[], torch.Tensor]
 
     @cached_property
     def student(self) -> torch.Tensor:
-        """The student's logits."""
-        return self.ask_student()
+        """The student's logits [batch, K]."""
+        return self.run_student()
 
 
-GeneratorTerms = Callable[[Answers], Terms]
+GeneratorTerms = Callable[[NetworkOutputs], Terms]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How a game goes.
+class GameSchedule:
+    """The order of steps of generator and student, and the generator's loss.
 
     Attributes:
-        terms: of the loss that the generator minimizes.
-        student_steps: student steps before each step of the generator.
-        repeat: student steps that take the same images; the teacher is asked about them once.
-        watches_batch_norm: whether `terms` look at the teacher's batch normalization.
-        watches_features: whether they look at the teacher's features.
+        terms: returns the weighted terms of the loss that the generator minimizes.
+        student_steps: student steps before each generator step, at least 1.
+        repeat: student steps on the same images, at least 1; the teacher's logits are computed once for them.
+        uses_batch_norm: whether `terms` uses the statistics of the teacher's batch normalization layers.
+        uses_features: whether `terms` uses the teacher's features.
     """
 
     terms: GeneratorTerms
     student_steps: int
     repeat: int = 1
-    watches_batch_norm: bool = False
-    watches_features: bool = False
+    uses_batch_norm: bool = False
+    uses_features: bool = False
 
 
-class Game:
-    """A `Source` of images made against the student; targets are the teacher's logits.
+class AdversarialSource:
+    """A `Source` whose generator is trained against the student; targets are the teacher's logits.
 
-    `update` is called before each student step. After every `student_steps` of them it takes one Adam step of the
-    generator, whose gradient goes through both classifiers; neither of them changes. Until the first step, images are
-    what the generator starts from.
+    `update` is called before each student step. After every `student_steps` student steps it takes one Adam step of the
+    generator. Its gradient is computed through both classifiers, which do not change.
 
     Args:
         generator: an `ImageMaker` on the teacher's device.
-        pool: structured noise, which is what the generator edits and what is replayed; None where nothing is.
-        rules: whose move it is, and what it is for.
-        config: rates, sizes and the share of replayed images.
+        pool: structured noise, for the generator's inputs and for replay; None if neither uses it.
+        schedule: the order of steps, and the generator's loss.
+        config: learning rate, sizes, and share of replayed images.
         facts: see `sources.Described`.
-        seed: fixes the noise.
+        seed: of the noise.
     """
 
     def __init__(
         self,
         teacher: Classifier,
         generator: ImageMaker,
-        pool: FreshPool | None,
-        rules: Rules,
+        pool: RefreshedPool | None,
+        schedule: GameSchedule,
         config: GameConfig,
         facts: dict[str, int],
         seed: int,
     ) -> None:
         self.facts = facts
         self._teacher, self._generator, self._pool = teacher.frozen(), generator, pool
-        self._rules, self._config = rules, config
+        self._schedule, self._config = schedule, config
         self._optimizer = torch.optim.Adam(generator.parameters(), lr=config.generator_lr, fused=True)
-        self._random = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._updates, self._made = 0, 0
         self._kept: Batch | None = None
         self._uses_left = 0
@@ -114,12 +117,12 @@ class Game:
 
     @property
     def num_images(self) -> int:
-        """Images that the generator made for the student, and those of the pool."""
+        """Number of images that the generator made for the student, and of images made for the pool."""
         return self._made + (self._pool.num_images if self._pool else 0)
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The generator's loss and its terms at up to `CURVE_POINTS` of its steps."""
+        """Rows {generator step, loss, term ...} at about `CURVE_POINTS` of the generator's steps."""
         steps = len(self._losses.get("loss", []))
         every = max(1, steps // CURVE_POINTS)
         return [
@@ -128,22 +131,22 @@ class Game:
         ]
 
     def update(self, student: Classifier) -> dict[str, float]:
-        """Let the generator take its step if it is its turn; return its loss then, {} otherwise.
+        """Take a generator step if it is due, and return its loss; {} otherwise.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the generator's loss is not finite.
         """
         if self._pool is not None:
             self._pool.update(student)
-        its_turn = self._updates > 0 and self._updates % self._rules.student_steps == 0
+        is_due = self._updates > 0 and self._updates % self._schedule.student_steps == 0
         self._updates += 1
-        return {"generator_loss": self._step(student)} if its_turn else {}
+        return {"generator_loss": self._step(student)} if is_due else {}
 
     def _step(self, student: Classifier) -> float:
         weights = list(self._generator.parameters())
         with frozen_evaluation(student), torch.enable_grad():
-            terms = self._rules.terms(self._play(student))
-            loss = total(terms)
+            terms = self._schedule.terms(self._forward(student))
+            loss = sum_terms(terms)
             self._optimizer.zero_grad()
             loss.backward(inputs=weights)
         names, values = ["loss", *terms], torch.stack([loss, *terms.values()]).tolist()
@@ -155,20 +158,20 @@ class Game:
             self._losses.setdefault(name, []).append(value)
         return float(values[0])
 
-    def _play(self, student: Classifier) -> Answers:
+    def _forward(self, student: Classifier) -> NetworkOutputs:
         images = self._generator(self._inputs(self._config.generator_batch))
         with ExitStack() as stack:
             features = [images.new_empty((len(images), 0))]
-            if self._rules.watches_features:
+            if self._schedule.uses_features:
                 features = stack.enter_context(record_features(self._teacher.network, self._teacher.feature_layer))
             recorded = {}
-            if self._rules.watches_batch_norm:
+            if self._schedule.uses_batch_norm:
                 recorded = stack.enter_context(record_batch_statistics(self._teacher))
-            answer = self._teacher(images)
-        return Answers(answer, features[-1], list(recorded.values()), lambda: student(images))
+            logits = self._teacher(images)
+        return NetworkOutputs(logits, features[-1], list(recorded.values()), lambda: student(images))
 
     def sample(self, num_images: int) -> Batch:
-        """Return images of the generator, and the share of replayed ones after them."""
+        """Return images of the generator, followed by replayed structured noise."""
         replayed = min(round(self._config.replay * num_images), num_images - 1)
         batch = self._newest(num_images - replayed)
         if not replayed:
@@ -181,78 +184,86 @@ class Game:
         return Batch(images, torch.cat([batch.targets, old.targets]))
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return structured noise that is in no pool, each class equally often: images of the game do not last."""
+        """Return structured noise that is not in the pool, all classes equally often.
+
+        It does not depend on the generator, whose images change during training.
+        """
         with self._teacher.queries.purpose(HELD_OUT):
-            pool = self._pool or FreshPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
+            pool = self._pool or RefreshedPool(maker(self._teacher), self._teacher, num_images, num_images, 0, 0)
             return pool.held_out(num_images)
 
     def _newest(self, num_images: int) -> Batch:
-        """Return the images of the last call as long as they are to be repeated, then new ones."""
+        """Return the images of the last call until they were used `repeat` times, then new ones."""
         if self._kept is None or self._uses_left == 0 or len(self._kept.images) != num_images:
             with torch.no_grad(), self._teacher.queries.purpose(TARGETS):
                 images = self._generator(self._inputs(num_images))
                 self._kept = Batch(images, self._teacher(images))
             self._made += num_images
-            self._uses_left = self._rules.repeat
+            self._uses_left = self._schedule.repeat
         self._uses_left -= 1
         return self._kept
 
     def _inputs(self, count: int) -> torch.Tensor:
-        """Draw what the generator takes for `count` images."""
-        noise = torch.randn((count, *self._generator.noise_shape), generator=self._random).to(self._teacher.device)
+        """Draw inputs of the generator for `count` images."""
+        noise = torch.randn((count, *self._generator.noise_shape), generator=self._rng).to(self._teacher.device)
         if not self._generator.edits:
             return noise
         assert self._pool is not None
         return torch.cat([self._pool.sample(count).images, noise], 1).contiguous(memory_format=torch.channels_last)
 
     def state(self) -> State:
-        """Copies of both the generator and its optimizer, all counters, the noise, the pool and the kept batch."""
-        state = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
-        state |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
-        state["random"] = self._random.get_state()
-        state["counters"] = torch.tensor([self._updates, self._made, self._uses_left])
+        """Return copies of the generator's weights and moments, the losses, the counters, the pool and the batch."""
+        tensors = {f"generator.{name}": value.clone() for name, value in self._generator.state_dict().items()}
+        tensors |= {f"adam.{name}": value.clone() for name, value in optimizer_state(self._optimizer).items()}
+        tensors |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
+        tensors["rng"] = self._rng.get_state()
+        values: dict[str, Any] = {"updates": self._updates, "made": self._made, "uses_left": self._uses_left}
         if self._pool is not None:
-            state |= {f"pool.{name}": value for name, value in self._pool.state().items()}
-        state |= {f"loss.{name}": torch.tensor(values) for name, values in self._losses.items()}
+            pooled, values["pool"] = self._pool.state()
+            tensors |= {f"pool.{name}": value for name, value in pooled.items()}
         if self._uses_left and self._kept is not None and self._kept.targets is not None:
-            state |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
-        return state
+            tensors |= {"kept.images": self._kept.images, "kept.targets": self._kept.targets}
+        return tensors, values
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-
-        def below(prefix: str) -> State:
-            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-
-        self._generator.load_state_dict(below("generator."))
-        restore_optimizer(self._optimizer, {name: value.clone() for name, value in below("adam.").items()})
-        self._random.set_state(state["random"])
-        self._updates, self._made, self._uses_left = state["counters"].tolist()
+        tensors, values = state
+        self._generator.load_state_dict(with_prefix(tensors, "generator."))
+        moments = with_prefix(tensors, "adam.")
+        restore_optimizer(self._optimizer, {name: value.clone() for name, value in moments.items()})
+        self._rng.set_state(tensors["rng"])
+        self._updates, self._made, self._uses_left = values["updates"], values["made"], values["uses_left"]
         if self._pool is not None:
-            self._pool.restore(below("pool."))
-        self._losses = {name: values.tolist() for name, values in below("loss.").items()}
+            self._pool.restore((with_prefix(tensors, "pool."), values["pool"]))
+        self._losses = {name: losses.tolist() for name, losses in with_prefix(tensors, "loss.").items()}
         self._kept = None
-        if "kept.images" in state:
-            images = state["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)
-            self._kept = Batch(images, state["kept.targets"].to(self._teacher.device))
+        if "kept.images" in tensors:
+            images = tensors["kept.images"].to(self._teacher.device).contiguous(memory_format=torch.channels_last)
+            self._kept = Batch(images, tensors["kept.targets"].to(self._teacher.device))
 
 
-def open_game(teacher: Classifier, rules: Rules, config: GameConfig, seed: int) -> Game:
-    """Return a game with a fresh generator, as wide as the teacher's cost allows, and the pool that it needs."""
+def open_game(teacher: Classifier, schedule: GameSchedule, config: GameConfig, seed: int) -> AdversarialSource:
+    """Return a source with an untrained generator and, if it is used, a pool of structured noise.
+
+    Without `generator_width`, the generator is the widest one that costs no more multiply-adds than the teacher.
+
+    Raises:
+        ConfigError: the teacher takes rows of a table, and structured noise is used.
+    """
     shape = teacher.input_shape
     cost = teacher.frozen().multiply_adds()
     width = config.generator_width or fitting_width(config.start, shape, cost)
     facts = {
         "generator_width": width,
-        "generator_multiply_adds": multiply_adds(config.start, shape, width),
+        "generator_multiply_adds": game_multiply_adds(config.start, shape, width),
         "teacher_multiply_adds": cost,
     }
-    if rules.watches_batch_norm:
+    if schedule.uses_batch_norm:
         facts["batch_norm_layers"] = len(batch_norm_layers(teacher))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator = MAKERS[config.start](shape, width)
+        generator = GAME_GENERATORS[config.start](shape, width)
     generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     needs_pool = generator.edits or config.replay > 0
     pool = structured_pool(teacher, config.pool, config.fresh, seed) if needs_pool else None
-    return Game(teacher, generator, pool, rules, config, facts, seed)
+    return AdversarialSource(teacher, generator, pool, schedule, config, facts, seed)

@@ -1,9 +1,9 @@
-"""How well a student does on real images, told without any.
+"""An estimate of a student's accuracy on real images, without real images.
 
-The student is compared with its teacher on structured noise. Real images are far easier than those, so the two disagree
-less on them: the log odds of both disagreements lie along a line, which depends on how often the teacher itself is
-wrong and on whether the student learned from structured noise. Its coefficients were fitted to students of several
-teachers, once, with real images at hand (docs/methods.md says which, and how far off the estimates are).
+The student is compared with its teacher on structured noise. Real images are easier, so the two disagree less on them:
+the log odds of the disagreement on real images are a linear function of those on structured noise, of the teacher's
+error, and of whether the student was trained on structured noise. The coefficients were fitted once to students of
+several teachers, with real images (docs/methods.md lists them and the errors of the estimates).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from ..training.sources import HELD_OUT_SEED
 from .structured_noise.by_class import structured_pool
 
 IMAGES, DRAWN = 2000, 4
-"""Images that the two are compared on, and how many are drawn for each of them, to have all classes."""
+"""Number of images of a comparison, and number of images drawn for each of them, to find images of all classes."""
 SHARE = 1 / 8
-"""The comparison takes at most so many images for each one that the student has seen."""
+"""Images of a comparison are at most this share of the images that the student was trained on."""
 FEWEST = 50
+"""Least number of images of a comparison."""
 
 LEARNED_FROM = (
     "real images",
@@ -37,19 +38,22 @@ SIDES, CLASSES, MOST_PARAMETERS = (28, 32), 10, 2_500_000
 ACCURACIES = (0.96, 0.996)
 FEWEST_STEPS = 400
 LEAST_AGREEMENT, MOST_AGREEMENT = 0.5, 0.96
-"""Where students were calibrated on (benchmarks/results/calibration.json): what they learned from, games being as they
-are by default; teachers of grey images, their size, accuracy and classes; steps of the students and their agreement on
-structured noise. Nothing is estimated elsewhere. The one teacher of images in colour is left out: its students were 13
-points better than estimated."""
+"""The range of the calibration (benchmarks/results/calibration.json): sources of the students' images, games with their
+default options; size of the teachers' grey images, number of classes, largest number of parameters, accuracy; steps of
+the students and their agreement on structured noise. Outside of this range nothing is estimated. The one teacher of
+colour images is excluded: its students were 13 points better than estimated."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """logit(disagreement on real images) = intercept + sum of the other fields, each times what it is about.
+class CalibrationLine:
+    """Coefficients of the log odds of a disagreement on real images.
 
-    `disagreement`: logit of the disagreement on structured noise. `teacher_error`: logit of the teacher's error on real
-    images. `other_images`: 1 if the student learned from other images than structured noise, else 0. `spread` is the
-    standard deviation of what the line leaves unexplained for a teacher that it was not fitted to.
+    Attributes:
+        intercept: constant.
+        disagreement: factor of the logit of the disagreement on structured noise.
+        teacher_error: factor of the logit of the teacher's error on real images.
+        other_images: added for a student that was trained on other images than structured noise.
+        spread: standard deviation of the residuals, in log odds, for a teacher that was not part of the fit.
     """
 
     intercept: float
@@ -59,7 +63,7 @@ class Line:
     spread: float
 
     def log_odds(self, agreement: float, teacher_accuracy: float, structured: bool) -> float:
-        """Return the log odds of a disagreement on real images."""
+        """Return the log odds of a disagreement on real images, from shares in [0, 1]."""
         return (
             self.intercept
             + self.disagreement * logit(1 - agreement)
@@ -68,14 +72,14 @@ class Line:
         )
 
 
-LINE = Line(intercept=0.21, disagreement=1.14, teacher_error=0.66, other_images=-0.5, spread=0.46)
+LINE = CalibrationLine(intercept=0.21, disagreement=1.14, teacher_error=0.66, other_images=-0.5, spread=0.46)
 LEAST_SHARE = 2e-4
-"""Shares are kept this far from 0 and 1."""
+"""Shares are clipped to this distance from 0 and 1."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Shares in [0, 1] with one standard error each: `agreement` with the teacher and `accuracy` on real images."""
+    """`agreement` with the teacher and `accuracy`, both on real images, in [0, 1], with one standard error each."""
 
     agreement: float
     agreement_error: float
@@ -92,13 +96,13 @@ class TeacherAccuracy:
 
     @classmethod
     def measured(cls, accuracy: float, num_images: int) -> TeacherAccuracy:
-        """Return what so many images say; by Laplace's rule, so that a few that are all right don't promise 100 %."""
+        """Return the accuracy by Laplace's rule of succession, which is below 1 even without errors."""
         value = (accuracy * num_images + 1) / (num_images + 2)
         return cls(value, math.sqrt(value * (1 - value) / num_images))
 
 
 def why_not(teacher: Classifier, learned_from: str, accuracy: TeacherAccuracy | None) -> str:
-    """Return why nothing is estimated for students of this teacher that learn from this; '' if something may be."""
+    """Return why nothing is estimated for students of this teacher that are trained on `learned_from`; else ''."""
     channels, *sides = teacher.input_shape
     shape = "x".join(map(str, teacher.input_shape))
     if channels != 1 or not all(SIDES[0] <= side <= SIDES[1] for side in sides):
@@ -113,7 +117,7 @@ def why_not(teacher: Classifier, learned_from: str, accuracy: TeacherAccuracy | 
     if learned_from not in LEARNED_FROM:
         return f"it was calibrated on students of {', '.join(LEARNED_FROM)}, not of {learned_from}"
     if accuracy is None:
-        return "the teacher's accuracy is not known; --teacher-accuracy says it"
+        return "the teacher's accuracy is not known; give it with --teacher-accuracy"
     if not ACCURACIES[0] <= accuracy.value <= ACCURACIES[1]:
         least, most = (100 * share for share in ACCURACIES)
         return f"it was calibrated on teachers of {least:g} to {most:g} % accuracy, not of {100 * accuracy.value:.1f} %"
@@ -121,11 +125,11 @@ def why_not(teacher: Classifier, learned_from: str, accuracy: TeacherAccuracy | 
 
 
 def why_not_student(agreement: float, steps: int) -> str:
-    """Return why nothing is estimated for a student after so many steps that agrees so often; `""` if something is."""
+    """Return why nothing is estimated for a student with this agreement after this number of steps; else ''."""
     if steps < FEWEST_STEPS:
         return f"it was calibrated on students of {FEWEST_STEPS} steps and more, not of {steps}"
     if agreement < LEAST_AGREEMENT:
-        return "the student is too unlike its teacher on structured noise"
+        return f"the student agrees with its teacher on less than {100 * LEAST_AGREEMENT:g} % of structured noise"
     if agreement > MOST_AGREEMENT:
         return (
             f"it was calibrated on students that agree with their teacher on {100 * LEAST_AGREEMENT:g} to "
@@ -135,15 +139,17 @@ def why_not_student(agreement: float, steps: int) -> str:
 
 
 def compared(images_seen: int) -> int:
-    """Return on how many images a student is compared that has learned from so many, counted each time."""
+    """Return the number of images of a comparison, for a student trained on `images_seen` images, repeats included."""
     return max(FEWEST, min(IMAGES, round(SHARE * images_seen / DRAWN)))
 
 
 def structured_agreement(teacher: Classifier, student: Classifier, images_seen: int) -> float:
-    """Return the share of structured images, of each of the teacher's classes as many, that both give to one class.
+    """Return the share, in [0, 1], of structured images for which both predict the same class.
+
+    The teacher predicts each class equally often.
 
     Args:
-        images_seen: images that the student has learned from, counted each time; fewer take a shorter comparison.
+        images_seen: images that the student was trained on, repeats included; with few, fewer are compared.
     """
     count = compared(images_seen)
     batch = structured_pool(teacher, DRAWN * count, 0, HELD_OUT_SEED).sample(count)
@@ -151,12 +157,15 @@ def structured_agreement(teacher: Classifier, student: Classifier, images_seen: 
     return Probe(to_uint8(batch.images), batch.targets.argmax(1).cpu(), stability=1.0).agreement(student)
 
 
-def estimate(agreement: float, teacher: TeacherAccuracy, structured: bool, line: Line = LINE) -> Estimate | None:
-    """Return what the agreement on structured noise says about real images; None if it is too low to say anything.
+def estimate(
+    agreement: float, teacher: TeacherAccuracy, structured: bool, line: CalibrationLine = LINE
+) -> Estimate | None:
+    """Return the estimate for real images; None if the agreement is below `LEAST_AGREEMENT`.
 
     Args:
-        agreement: as `structured_agreement` returns it.
-        structured: whether the student learned from structured noise, or from images that began as such.
+        agreement: on structured noise, as `structured_agreement` returns it.
+        teacher: the teacher's accuracy.
+        structured: whether the student was trained on structured noise or on images made from it.
     """
     if agreement < LEAST_AGREEMENT:
         return None
@@ -173,11 +182,10 @@ def estimate(agreement: float, teacher: TeacherAccuracy, structured: bool, line:
 
 
 def _loss(disagreement: float, teacher_error: float) -> float:
-    """Return how far the student's accuracy is below the teacher's.
+    """Return the difference of the teacher's and the student's accuracy.
 
-    Where a student differs from a teacher that is nearly always right, it is wrong; where both differ about as often as
-    the teacher errs, it is right about as often as the teacher. Between the two lies what cannot be known: half of the
-    difference counts as error.
+    If the teacher is nearly always right, a disagreement is an error of the student. If the disagreement is about as
+    frequent as the teacher's errors, about half of it is an error of the student.
     """
     return disagreement**2 / (disagreement + teacher_error + LEAST_SHARE)
 
@@ -189,5 +197,5 @@ def logit(share: float) -> float:
 
 
 def logistic(log_odds: float) -> float:
-    """Undo `logit`."""
+    """Return the share of these log odds: the inverse of `logit`."""
     return 1 / (1 + math.exp(-log_odds))

@@ -1,4 +1,4 @@
-"""What a method is given, and what an objective returns."""
+"""The inputs of a method, and the result of an objective."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inverted:
-    """Images [batch, channels, height, width] with pixels in [0, 1], the last loss per image, and what they cost.
+    """The images that an objective made.
 
-    `teacher_queries` is how many images the teacher was shown on the way. `curve` has rows {step, loss, term ...}, of
-    about `CURVE_POINTS` moments, where pixels were optimized.
+    Attributes:
+        images: pixels in [0, 1], [batch, channels, height, width].
+        loss: the loss at the end.
+        teacher_queries: number of images for which the teacher's logits were computed.
+        curve: rows {step, loss, term ...} of about `CURVE_POINTS` steps; empty if pixels were not optimized.
     """
 
     images: torch.Tensor
@@ -28,12 +31,12 @@ class Inverted:
 
 @dataclass(frozen=True)
 class Given:
-    """What a method may look at.
+    """The inputs of a method.
 
     Attributes:
         teacher: frozen, in evaluation mode.
-        statistics: those of the run, where the method needs them, or can do with them.
-        student: whom images compete with, where the method's images compete.
+        statistics: recorded statistics of the teacher; None if the method does not use them.
+        student: the student of the competition term; None if the method has no such term.
     """
 
     teacher: Classifier
@@ -42,13 +45,13 @@ class Given:
 
     @property
     def recorded(self) -> Statistics:
-        """The statistics, for a method that needs them."""
+        """The statistics, which must be present."""
         assert self.statistics is not None
         return self.statistics
 
 
 TWO_WAYS = (
     "the teacher has no batch normalization, whose statistics images could match; record the statistics of its layers "
-    "with: kdx compute-stats, or take a method that needs the teacher alone (kdx methods), such as deep_dream"
+    "with: kdx compute-stats, or use a method that needs only the teacher (kdx methods), such as deep_dream"
 )
-"""What a method that `inverts` says where it lacks both."""
+"""Error message of a method that `matches_batch_norm` where neither batch normalization nor statistics exist."""

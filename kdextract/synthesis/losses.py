@@ -1,4 +1,4 @@
-"""Terms of the losses that images and generators are optimized with: pure functions of tensors."""
+"""Terms of the losses of images and generators: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Terms = dict[str, torch.Tensor]
 _BUT_FIRST, _BUT_LAST, _ALL = slice(1, None), slice(None, -1), slice(None)
 
 
-def total(terms: Terms) -> torch.Tensor:
-    """Return the loss whose terms these are: their sum, in their order."""
+def sum_terms(terms: Terms) -> torch.Tensor:
+    """Return the sum of the terms of a loss, added in their order."""
     return functools.reduce(operator.add, terms.values())
 
 
 def agreed_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) at T = 1, mean over the samples that both give to the same class; 0 if there are none.
+    """KL(teacher || student) at T = 1, mean over images for which both predict one class; 0 if there are none.
 
-    The decision adversarial loss of DFQ and its successors: a sample on which the two already part teaches enough.
+    The decision adversarial loss of DFQ (Choi et al. 2020) and its successors: images for which the predictions differ
+    need no further change.
 
     Args:
         student, teacher: logits [batch, K].
@@ -36,24 +37,24 @@ def agreed_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def one_hot_error(logits: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits [batch, K] to their own argmax: small where the answer is sure (DAFL, eq. 2)."""
+    """Cross-entropy of logits [batch, K] to their own argmax: small for confident predictions (DAFL, eq. 2)."""
     return F.cross_entropy(logits, logits.argmax(1))
 
 
 def class_imbalance(logits: torch.Tensor) -> torch.Tensor:
-    """Minus the entropy of the batch's mean softmax, [-log K, 0]: least where classes are even (DAFL, eq. 4)."""
+    """Minus the entropy of the batch's mean softmax, in [-log K, 0]: least for equal classes (DAFL, eq. 4)."""
     log_mean = torch.logsumexp(F.log_softmax(logits, dim=1), dim=0) - math.log(len(logits))
     return (log_mean.exp() * log_mean).sum()
 
 
-def sameness(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """exp(-mean over pairs of the noises' mean squared and the images' mean absolute difference), (0, 1].
+def diversity_penalty(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """exp(-mean over pairs of (mean squared difference of noise * mean absolute difference of images)), in (0, 1].
 
-    The diversity loss of KegNet (Yoo et al. 2019, section 3.3): large where different noise makes the same image. The
-    mean is over all pairs of the batch, each image with itself included.
+    The diversity loss of KegNet (Yoo et al. 2019, section 3.3): large if different noise gives similar images. The mean
+    is over all pairs of the batch, including each image with itself.
 
     Args:
-        images: [batch, channels, height, width], in units of which a difference of 1 is large.
+        images: [batch, channels, height, width], in units in which a difference of 1 is large.
         noise: [batch, length].
     """
     flat = images.flatten(1)
@@ -78,10 +79,10 @@ def standardized_error(values: torch.Tensor, targets: torch.Tensor, variance: to
 
 
 def total_variation(images: torch.Tensor) -> torch.Tensor:
-    """Sum over the batch of the mean absolute difference of neighbouring pixels, [batch, channels, height, width]."""
+    """Sum over images [batch, channels, height, width] of the mean absolute difference of neighbouring pixels."""
     total = images.new_zeros(())
     for differences in (images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]):
-        if differences.numel():  # one row or one column has no neighbours that way
+        if differences.numel():  # an image of one row or one column has no neighbours in that direction
             total = total + differences.abs().flatten(1).mean(dim=1).sum()
     return total
 
@@ -89,8 +90,8 @@ def total_variation(images: torch.Tensor) -> torch.Tensor:
 def pixel_variation(images: torch.Tensor) -> torch.Tensor:
     """Return the total variation of DeepInversion (Yin et al. 2020, R_TV).
 
-    Differences of neighbours are taken across, down and along both diagonals; their four Euclidean norms, each over the
-    whole batch, are added.
+    The sum of four Euclidean norms over the whole batch: of the differences of horizontal, vertical and diagonal
+    neighbours, the latter in both directions.
 
     Args:
         images: [batch, channels, height, width], at least 2 x 2.
@@ -100,7 +101,7 @@ def pixel_variation(images: torch.Tensor) -> torch.Tensor:
 
 
 def mean_variation(images: torch.Tensor) -> torch.Tensor:
-    """Return the four mean absolute differences of neighbours, added (the authors' code for ImageNet).
+    """Return the sum of mean absolute differences of neighbours in four directions (authors' code for ImageNet).
 
     Args:
         images: as in `pixel_variation`.
@@ -118,7 +119,7 @@ _NEIGHBOURS = [
 
 
 class _PixelVariation(torch.autograd.Function):
-    """With the gradient at hand: autograd would pad each of the eight slices to the size of the batch."""
+    """Computes its gradient in the forward pass: autograd would pad each of the eight slices to the batch size."""
 
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
@@ -139,11 +140,11 @@ class _PixelVariation(torch.autograd.Function):
         return upstream * gradient
 
 
-def likeness(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+def js_similarity(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """1 - JS(softmax(teacher / T), softmax(student / T)), mean over the batch, in [1 - log 2, 1].
 
-    The competition term of Adaptive DeepInversion (Yin et al. 2020, eq. 8): small where the two disagree. As in the
-    paper, JS = (KL(P || M) + KL(Q || M)) / 2 with M = (P + Q) / 2; the published code takes KL(M || P), of clamped
+    The competition term of Adaptive DeepInversion (Yin et al. 2020, eq. 8): small where the networks disagree. As in
+    the paper, JS = (KL(P || M) + KL(Q || M)) / 2 with M = (P + Q) / 2; the published code uses KL(M || P) of clamped
     probabilities.
 
     Args:

@@ -1,4 +1,4 @@
-"""The nearest real images of made ones: whether a teacher gave away what it was trained on."""
+"""The real images nearest to synthetic ones, which show whether a teacher reveals its training images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest real images of each made one, nearest first: `indices` int64 [N, k], `distances` [N, k]."""
+    """The k nearest real images of each synthetic image, nearest first: `indices` int64 [N, k], `distances` [N, k]."""
 
     indices: torch.Tensor
     distances: torch.Tensor
@@ -27,7 +27,7 @@ def in_pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def in_features(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """Return images, uint8 [N, channels, height, width], as points [N, D]: what enters the teacher's last layer."""
+    """Return images, uint8 [N, channels, height, width], as points [N, D]: the inputs of the teacher's last layer."""
     with torch.inference_mode(), record_features(teacher.network, teacher.feature_layer) as features:
         for chunk in images.split(CHUNK):
             teacher(to_pixels(chunk.to(teacher.device)))

@@ -14,43 +14,39 @@ INITS = ["normal", "uniform", "smooth", "strokes", "structured"]
 
 @dataclass(frozen=True, kw_only=True)
 class PixelConfig(OptionSet):
-    """How the pixels of an image are optimized: Adam, its learning rate falling to 0 along a cosine.
-
-    `clip` is no option: False lets pixels leave [0, 1] until the last step.
-    """
+    """How the pixels of an image are optimized: with Adam, at a learning rate that falls to 0 along a cosine."""
 
     steps: int = option(60, "Adam steps per batch of images.", minimum=1)
     lr: float = option(0.3, "First learning rate of Adam, on pixels in [0, 1].", above=0)
     init: str = option("normal", "Images before the first step.", choices=INITS)
     blur_every: int = option(0, "Blur images (3x3, binomial) after every N steps; 0: never.", minimum=0)
-    clip: bool = True
     tv: float = option(1.0, "Weight of the total variation (TV), per image.", minimum=0)
 
 
 def widening(usual: float) -> Any:
-    """Declare `--widen` where images have this default."""
+    """Declare `--widen` with the default `usual` for images."""
     return option(
         None,
-        "Factor of the noise's standard deviation when a student learns, relative to training; a larger one gives more "
-        "varied images, of which the teacher is less sure.",
+        "Factor of the noise's standard deviation when a student is trained, relative to the generator's training; a "
+        "larger one gives more varied images, for which the teacher's predictions are less confident.",
         above=0,
         otherwise=f"{usual:g}; tables: 1",
     )
 
 
 def sized_width() -> Any:
-    """Declare `--width` of a generator to keep."""
+    """Declare `--width` of `train-generator`."""
     return option(
         None,
         "Width of the generator.",
         minimum=4,
-        otherwise="as wide as makes a forward pass cost about as much as the teacher's",
+        otherwise="the largest whose forward pass costs at most as much as the teacher's",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(OptionSet):
-    """How many generators are trained, and how: Adam, its learning rate falling to 0 along a cosine."""
+    """How many generators are trained, and how: with Adam, at a learning rate that falls to 0 along a cosine."""
 
     generators: int = option(
         1, "Number of generators; each has its own seed.", minimum=1, maximum=100, panel="Generators"
@@ -62,11 +58,11 @@ class GeneratorConfig(OptionSet):
 
 @dataclass(frozen=True, kw_only=True)
 class GameConfig(OptionSet):
-    """The adversarial game of a generator and the student: its start, its steps, and the images it mixes in."""
+    """The adversarial game of a generator and the student: the generator, its steps, and the replayed images."""
 
     start: str = option(
         "structured",
-        "Input of the generator: structured, it edits structured noise; noise, it starts from a latent vector.",
+        "Input of the generator: structured, structured noise, which it changes; noise, a latent vector.",
         choices=STARTS,
     )
     generator_lr: float = option(1e-3, "Learning rate of the generator's Adam.", above=0)
@@ -75,12 +71,15 @@ class GameConfig(OptionSet):
         None,
         "Channels of the generator.",
         minimum=1,
-        otherwise="as many as make a forward pass cost about as much as the teacher's",
+        otherwise="as many as make a forward pass cost at most as much as the teacher's",
     )
     replay: float = option(
-        0.8, "Share of each batch that is structured noise; it limits forgetting.", minimum=0, maximum=1
+        0.8,
+        "Share of each batch that is structured noise; it limits catastrophic forgetting.",
+        minimum=0,
+        maximum=1,
     )
-    pool: int = option(20_000, "Structured images kept for reuse.", minimum=100)
+    pool: int = option(20_000, "Structured images in the pool.", minimum=100)
     fresh: int = option(64, "New structured images per step; they replace the oldest.", minimum=0)
 
 
@@ -89,16 +88,17 @@ class PixelSettings:
     """Every setting of an inversion (DeepDream, DeepInversion and its adaptive form) of images of one shape.
 
     Attributes:
-        steps: Adam steps of a batch at full size; `coarse_steps` come before them at half the size, for teachers that
-            take it; `adapt_steps` are those of a batch that starts from images of the pool.
+        steps: Adam steps of a batch at full size.
+        coarse_steps: steps before these at half the size; none for a teacher that accepts one image size only.
+        adapt_steps: Adam steps of a batch that starts from images of the pool.
         lr, beta1, beta2: of Adam on normalized pixels.
-        warmup: steps in which the rate rises; it then falls along a cosine. 0: the rate is constant.
-        jitter: largest shift in pixels each way, around the edges.
-        flip: whether every other batch, at random, is mirrored.
-        init: what images start from, one of `INITS`.
+        warmup: steps in which the learning rate rises, before it falls along a cosine; 0: a constant rate.
+        jitter: largest cyclic shift in pixels in each direction.
+        flip: whether the batch is mirrored at a random half of the steps.
+        init: the first images, one of `INITS`.
         ce, tv, tv_l1, l2, bn, compete: weights of the terms of the loss; `first_bn` multiplies the first layer's part
             of `bn`.
-        from_noise: batches of a pool that start from noise; 0: all.
+        from_noise: number of first batches of a pool that start from noise; 0: all batches.
     """
 
     steps: int
@@ -133,7 +133,7 @@ PRESETS = {
 }  # fmt: skip
 """Settings of inversion: as published for two data sets (Yin et al. 2020), and ours for small grey images on a CPU."""
 LIVE_PRESETS = PRESETS | {"small": replace(PRESETS["small"], compete=100.0)}
-"""The same for a live pool, whose images may lose the class that they were begun for: the teacher's answer counts."""
+"""The same for a live pool: its targets are the teacher's logits, so images need not keep their first class."""
 
 
 def usual_preset(shape: tuple[int, int, int]) -> str:
@@ -146,41 +146,41 @@ def usual_preset(shape: tuple[int, int, int]) -> str:
 
 def by_preset(presets: Mapping[str, Any], name: str) -> str:
     """Return what each preset sets an option to, for help: `cifar 2000, imagenet 1000, small 60`."""
-    said = {preset: _spelled(getattr(settings, name)) for preset, settings in presets.items()}
+    said = {preset: _option_text(getattr(settings, name)) for preset, settings in presets.items()}
     return ", ".join(f"{preset} {value}" for preset, value in said.items())
 
 
-def _spelled(value: Any) -> str:
+def _option_text(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _default(name: str) -> str:
+def _preset_default(name: str) -> str:
     return f"by --preset: {by_preset(PRESETS, name)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class InversionOptions(OptionSet):
-    """Base of the options of an inversion: what is not given is the preset's."""
+    """Base of the options of an inversion; options that are not given have the values of the preset."""
 
     presets: ClassVar[Mapping[str, PixelSettings]] = PRESETS
 
     preset: str | None = option(
         None,
         "Source of the settings that are not given: cifar or imagenet, as published, or small, ours for small grey "
-        "images; imagenet starts with steps at half the size if the teacher takes it.",
+        "images; imagenet starts with steps at half the size if the teacher accepts it.",
         choices=sorted(PRESETS),
         otherwise="imagenet from 96 pixels per side on, else cifar for colour and small for grey images",
     )
 
     def given(self) -> dict[str, Any]:
-        """Return the settings that the options decide, by their names in `PixelSettings`; None: the preset decides."""
+        """Return the settings that the options determine, by name in `PixelSettings`; None: the preset's value."""
         return {}
 
 
 def resolve(config: InversionOptions, shape: tuple[int, int, int]) -> PixelSettings:
-    """Return every setting of an inversion: as given, or as the preset for images of this shape has it.
+    """Return every setting of an inversion: the given ones, and the preset's for images of this shape.
 
     Args:
         shape: (channels, height, width).
@@ -191,109 +191,109 @@ def resolve(config: InversionOptions, shape: tuple[int, int, int]) -> PixelSetti
 
 @dataclass(frozen=True, kw_only=True)
 class DreamTerms(InversionOptions):
-    """Class and smoothness, and how images are shown to the teacher. There are no other terms."""
+    """The terms for class and smoothness, and the random changes before each forward pass; no other terms."""
 
     init: str | None = option(
         None,
         "Images before the first step; normal is N(0, 1) in the teacher's normalized coordinates.",
         choices=INITS,
-        otherwise=_default("init"),
+        otherwise=_preset_default("init"),
     )
     warmup: int | None = option(
         None,
         "Steps of linear warm-up before the learning rate falls along a cosine; 0: constant rate.",
         minimum=0,
-        otherwise=_default("warmup"),
+        otherwise=_preset_default("warmup"),
     )
     jitter: int | None = option(
         None,
-        "Shift the batch at random by up to N pixels at every step, around the edges.",
+        "Shift the batch at random and cyclically by up to N pixels at every step.",
         minimum=0,
-        otherwise=_default("jitter"),
+        otherwise=_preset_default("jitter"),
     )
     ce: float = option(1.0, "Weight of the teacher's cross-entropy with the wanted class.", minimum=0)
     tv: float | None = option(
         None,
         "Weight of the total variation (TV): the Euclidean norms of differences in four directions over the batch.",
         minimum=0,
-        otherwise=_default("tv"),
+        otherwise=_preset_default("tv"),
     )
 
     def given(self) -> dict[str, Any]:
-        """The options of this class; terms that a subclass adds weigh nothing here."""
+        """Return the options of this class; terms of subclasses have the weight 0."""
         own = {name: getattr(self, name) for name in ("init", "warmup", "jitter", "ce", "tv")}
         return super().given() | own | {"bn": 0.0, "compete": 0.0, "from_noise": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepInversionTerms(DreamTerms):
-    """With the batch normalization (BN) statistics of the teacher's layers."""
+    """As `DreamTerms`, with the term for the batch normalization (BN) statistics of the teacher's layers."""
 
     bn: float | None = option(
         None,
         "Weight of the distance to the teacher's batch normalization (BN) statistics.",
         minimum=0,
-        otherwise=_default("bn"),
+        otherwise=_preset_default("bn"),
     )
 
     def given(self) -> dict[str, Any]:
-        """With the weight of the statistics."""
+        """As the base class, with the weight of the statistics."""
         return super().given() | {"bn": self.bn}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveTerms(DeepInversionTerms):
-    """With the competition of teacher and student."""
+    """As `DeepInversionTerms`, with the competition term of teacher and student."""
 
     compete: float | None = option(
         None,
         "Weight of the teacher-student competition term (ADI, eq. 8).",
         minimum=0,
-        otherwise=_default("compete"),
+        otherwise=_preset_default("compete"),
     )
 
     def given(self) -> dict[str, Any]:
-        """With the weight of the competition."""
+        """As the base class, with the weight of the competition."""
         return super().given() | {"compete": self.compete}
 
 
 def _steps() -> Any:
-    return option(None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=_default("steps"))
+    return option(None, "Adam steps per batch of images, at full size.", minimum=1, otherwise=_preset_default("steps"))
 
 
 def _lr() -> Any:
-    return option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=_default("lr"))
+    return option(None, "Learning rate of Adam on normalized pixels.", above=0, otherwise=_preset_default("lr"))
 
 
 def _flip() -> Any:
-    return option(None, "Mirror the batch at half of the steps, at random.", otherwise=_default("flip"))
+    return option(None, "Mirror the batch at half of the steps, at random.", otherwise=_preset_default("flip"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSteps(InversionOptions):
-    """The steps of an objective."""
+    """The optimizer steps of an objective."""
 
     steps: int | None = _steps()
     lr: float | None = _lr()
     flip: bool | None = _flip()
 
     def given(self) -> dict[str, Any]:
-        """The steps."""
+        """Return the steps, too."""
         return super().given() | {"steps": self.steps, "lr": self.lr, "flip": self.flip}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowingPool(InversionOptions):
-    """The steps of a live method, where the student has steps of its own, and how the pool grows."""
+class GrowingPoolOptions(InversionOptions):
+    """The optimizer steps of a live method, named apart from those of the student, and the growth of the pool."""
 
     presets: ClassVar[Mapping[str, PixelSettings]] = LIVE_PRESETS
 
     pixel_steps: int | None = _steps()
     pixel_lr: float | None = _lr()
     pixel_flip: bool | None = _flip()
-    pool_batch: int = option(256, "Images per batch that joins the pool.", minimum=2)
+    pool_batch: int = option(256, "Images per batch that is added to the pool.", minimum=2)
     period: int = option(50, "Student steps between two batches.", minimum=1)
 
     def given(self) -> dict[str, Any]:
-        """The steps."""
+        """Return the steps, too."""
         return super().given() | {"steps": self.pixel_steps, "lr": self.pixel_lr, "flip": self.pixel_flip}

@@ -1,4 +1,5 @@
-"""Training loops and what they are fed with: steps, schedules, losses, augmentation, sources of images, evaluation.
+"""Training loops: steps, schedules, losses, augmentation, sources of images, evaluation.
 
-Nothing here knows where images come from or where results are stored: a loop sees a `Source` and a `CheckpointSaver`.
+This package depends neither on how images are made nor on how results are stored: a loop gets a `Source` and a
+`CheckpointSaver`.
 """

@@ -1,4 +1,4 @@
-"""Images by class: which classes come next so that all come equally often, and random images of given classes."""
+"""Images by class: labels that contain all classes equally often, and random images of given classes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 
 
 def labels_in_turn(first: int, count: int, num_classes: int) -> torch.Tensor:
-    """Return the classes of `count` images, the first of which is image number `first` of all: int64 [count].
+    """Return the labels of images `first` to `first + count - 1`: the number modulo `num_classes`, int64 [count].
 
-    Classes take turns over all images, wherever batches begin: no class has two images more than another one.
+    Over any sequence of batches, the numbers of images of two classes differ by at most 1.
     """
     return torch.arange(first, first + count) % num_classes
 
 
 class ClassIndex:
-    """Looks up images by their class.
+    """Finds images of a class.
 
     Args:
         classes: class of each image, int64 [N], on the CPU.
-        num_classes: K; a class may have no image.
+        num_classes: K; a class may have no images.
     """
 
     def __init__(self, classes: torch.Tensor, num_classes: int) -> None:
@@ -26,12 +26,12 @@ class ClassIndex:
         self.counts = torch.bincount(classes, minlength=num_classes)
         self._starts = self.counts.cumsum(0) - self.counts
 
-    def draw(self, classes: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Return, for each of the classes, the number of a random image of it: int64, shaped as `classes`.
+    def draw(self, classes: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """Return the index of a random image of each of the classes: int64, in the shape of `classes`.
 
         Args:
-            classes: int64 [batch], each of a class that has images.
-            random: on the CPU.
+            classes: int64 [batch]; each of these classes must have images.
+            rng: on the CPU.
         """
-        within = (torch.rand(len(classes), generator=random) * self.counts[classes]).long()
+        within = (torch.rand(len(classes), generator=rng) * self.counts[classes]).long()
         return self._by_class[self._starts[classes] + within]

@@ -1,4 +1,4 @@
-"""The distillation loop: a student learns a frozen teacher's answers on whatever a `Source` gives."""
+"""The distillation loop: a student is trained on the logits of a frozen teacher for the images of a `Source`."""
 
 from __future__ import annotations
 
@@ -20,55 +20,84 @@ from .sources import Source
 
 @dataclass(frozen=True)
 class DistillationLossOptions:
-    """Which loss of `losses.DISTILLATION_LOSSES`, at which temperature, scaled to keep the gradient's size or not."""
+    """A loss between logits.
+
+    Attributes:
+        kind: a name in `losses.DISTILLATION_LOSSES`.
+        temperature: T > 0, by which logits are divided.
+        scale: whether the loss is multiplied so that the size of gradients does not depend on T.
+    """
 
     kind: str
     temperature: float
     scale: bool
 
 
+@dataclass(frozen=True)
+class DistillationOptions:
+    """How a student is trained.
+
+    Attributes:
+        batch_size: images per step.
+        schedule: the steps, their learning rates, and the optimizer.
+        loss: the loss between the logits of student and teacher.
+        augmenter: changes every batch before both networks get it.
+        batch_norm: mode of the student's batch normalization. `train`: it normalizes with the statistics of the batch.
+            `frozen`: it normalizes with its running statistics, which do not change. `frozen-affine`: its scales and
+            shifts do not change either.
+    """
+
+    batch_size: int
+    schedule: Schedule
+    loss: DistillationLossOptions
+    augmenter: Augmenter
+    batch_norm: str = "train"
+
+
 def distill(
     teacher: Classifier,
     student: Classifier,
     source: Source,
-    batch_size: int,
-    schedule: Schedule,
-    loss_options: DistillationLossOptions,
-    augmenter: Augmenter,
+    options: DistillationOptions,
     checkpoints: CheckpointSaver,
     reporter: Reporter,
     monitor: Monitor[Classifier] | None = None,
-    batch_norm: str = "train",
     in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[Row]:
-    """Train `student`, in place, to answer like `teacher`; its last weights are the result.
+    """Train `student`, in place, to give the logits of `teacher`; the weights after the last step are kept.
 
-    `batch_norm` says what the student's batch normalization does: `train`; `frozen`, it normalizes with the statistics
-    that it has; `frozen-affine`, it keeps its scales and shifts as well. `in_source` makes a block around what the
-    source does, for books of its time.
+    The teacher is frozen and in evaluation mode. Targets that the source supplies are used as they are unless the
+    images are augmented; otherwise the teacher computes targets for the images that the student gets.
 
-    The teacher is frozen and in evaluation mode. Targets that the source already knows are used as they are unless
-    the images are augmented; otherwise the teacher is asked about the very images that the student sees. Returns the
-    metric rows of `training.take_steps`.
+    Args:
+        source: supplies the images.
+        monitor: measures the student between steps, and may change the end of the schedule.
+        in_source: returns a context manager that is entered while the source works, to measure its time.
+
+    Returns:
+        The metric rows of `loop.take_steps`.
+
+    Raises:
+        DivergedError: the loss or a weight is not finite.
     """
     teacher.frozen()
     student.train().requires_grad_(True)
-    if batch_norm != "train":
+    if options.batch_norm != "train":
         for layer in batch_norm_layers(student):
-            student.get_submodule(layer).eval().requires_grad_(batch_norm == "frozen")
-    loss_function = DISTILLATION_LOSSES[loss_options.kind]
+            student.get_submodule(layer).eval().requires_grad_(options.batch_norm == "frozen")
+    loss_function, augmenter = DISTILLATION_LOSSES[options.loss.kind], options.augmenter
 
     def loss() -> torch.Tensor:
         with in_source():
             source.update(student)
-            batch = source.sample(batch_size)
+            batch = source.sample(options.batch_size)
         images, targets = augmenter(batch.images), batch.targets
         if targets is None or augmenter.active:
             with torch.no_grad(), teacher.queries.purpose(TARGETS):
                 targets = teacher(images)
-        return loss_function(student(images), targets, loss_options.temperature, loss_options.scale)
+        return loss_function(student(images), targets, options.loss.temperature, options.loss.scale)
 
     members: dict[str, Stateful] = {"source": source, "augmenter": augmenter}
-    rows = take_steps(student, loss, schedule, members, checkpoints, reporter, "distill", monitor)
+    rows = take_steps(student, loss, options.schedule, members, checkpoints, reporter, "distill", monitor)
     student.eval().requires_grad_(True)
     return rows

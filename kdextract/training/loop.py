@@ -1,11 +1,11 @@
-"""The loop that takes optimizer steps, and the supervised training and evaluation of classifiers."""
+"""The loop that takes optimizer steps, its schedule of learning rates, and its checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ..errors import DivergedError
 from .budget import Replan
 from .progress import Reporter
 from .soap import Soap
-from .sources import State
+from .sources import State, Tensors, with_prefix
 
 OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.Optimizer]] = {
     "adam": lambda parameters, schedule: torch.optim.AdamW(
@@ -27,47 +27,48 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor], Schedule], torch.optim.O
 }
 METRIC_ROWS = 200
 CPU_RANDOM, GPU_RANDOM = "torch_rng", "cuda_rng"
-"""Names of PyTorch's random states in a checkpoint."""
-LANDING_SHARE = 0.2
+"""Names of PyTorch's global random states in a checkpoint."""
+COOLDOWN_SHARE = 0.2
+"""Steps of a cooldown, as a share of the steps before it."""
 
 Row = dict[str, float]
 
 
 class CheckpointSaver(Protocol):
-    """Where a loop saves its state: `checkpoints.Checkpoints` is one."""
+    """Saves and loads the state of a loop, as `checkpoints.Checkpoints` does."""
 
-    def load(self) -> tuple[State, dict[str, list[Row]]] | None:
-        """Return what was saved last, or None."""
+    def load(self) -> State | None:
+        """Return the state that was saved last, None if there is none."""
         ...
 
-    def offer(self, state: Callable[[], tuple[State, dict[str, list[Row]]]]) -> None:
-        """Save `state()` if it is time to."""
+    def offer(self, state: Callable[[], State]) -> None:
+        """Save `state()` if a checkpoint is due."""
         ...
 
 
 class Stateful(Protocol):
-    """Anything besides weights and optimizer that a loop has to restore."""
+    """An object besides network and optimizer whose state a checkpoint must hold."""
 
     def state(self) -> State:
-        """Return tensors that describe it."""
+        """Return all that `restore` needs."""
         ...
 
     def restore(self, state: State) -> None:
-        """Continue from them."""
+        """Continue from `state`."""
         ...
 
 
 class Trainee(Protocol):
-    """What a loop trains: a `Classifier`, or a generator with whatever learns beside it."""
+    """What a loop trains: a `Classifier`, or a generator with its auxiliary networks."""
 
     @property
     def network(self) -> nn.Module:
-        """Holds all weights that are trained."""
+        """The module of all weights that are trained."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of these weights."""
         ...
 
 
@@ -76,68 +77,75 @@ TraineeT_contra = TypeVar("TraineeT_contra", bound=Trainee, contravariant=True)
 
 
 class Monitor(Stateful, Protocol[TraineeT_contra]):
-    """Looks at what learns, between two steps."""
+    """Measures what is trained, between two steps, and may change the end of the schedule."""
 
     @property
-    def landing(self) -> int | None:
-        """The step from which on the rate should fall to zero, None while it need not."""
+    def cooldown_start(self) -> int | None:
+        """The step at which the learning rate begins to fall to zero before its time; None: as planned."""
         ...
 
     @property
     def replan(self) -> Replan | None:
-        """How the rest of the schedule is spread, None while it goes on as planned."""
+        """Another last step, over which the rest of the schedule is spread; None: as planned."""
         ...
 
-    def look(self, trainee: TraineeT_contra, step: int, /) -> Row:
-        """Measure it after `step` steps, and return what the metric row should say besides."""
+    def on_step(self, trainee: TraineeT_contra, step: int, /) -> Row:
+        """Return what is measured after `step` steps, for the metric row; it may be empty."""
         ...
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` steps of rate `lr`: a linear warm-up of `warmup` steps, then (`cosine`) a fall to zero.
+    """The learning rate of each step, and the optimizer.
 
-    `optimizer` is one of `OPTIMIZERS`. `weight_decay` is for adam, decoupled from the gradient (Loshchilov and Hutter
-    2019), and for sgd. `clip` is the largest norm of the gradient; longer ones are shortened.
-    `landing` is the step from which on a schedule that ends early falls to zero instead. `replan` spreads what is left
-    of the schedule over fewer or more steps.
+    Attributes:
+        steps: number of steps that are planned.
+        lr: highest learning rate. The rate falls from it to zero along a half cosine over all steps.
+        warmup: number of first steps in which the rate is also multiplied by a factor that rises linearly to 1.
+        cooldown_start: a step at which the rate begins to fall to zero along a half cosine of its own, in
+            `COOLDOWN_SHARE` of the steps so far; None: there is no cooldown.
+        optimizer: a name in `OPTIMIZERS`.
+        clip: largest norm of the gradient; larger gradients are scaled down to it. None: no limit.
+        weight_decay: for adam (decoupled from the gradient, Loshchilov and Hutter 2019) and sgd.
+        replan: spreads the rest of the schedule over fewer or more steps; None: as planned.
     """
 
     steps: int
     lr: float
-    kind: str = "cosine"
     warmup: int = 0
-    landing: int | None = None
+    cooldown_start: int | None = None
     optimizer: str = "adam"
     clip: float | None = None
     weight_decay: float = 0.0
     replan: Replan | None = None
 
     def rate(self, step: int) -> float:
-        """Learning rate of step number `step`, counted from 0."""
-        if self.landing is not None and step >= self.landing:
-            return self._planned_rate(self.landing) * _fall((step - self.landing) / (self.last - self.landing))
+        """Return the learning rate of step number `step`, counted from 0."""
+        if self.cooldown_start is not None and step >= self.cooldown_start:
+            return self._planned_rate(self.cooldown_start) * _fall(
+                (step - self.cooldown_start) / (self.last - self.cooldown_start)
+            )
         return self._planned_rate(step)
 
     @property
     def last(self) -> int:
-        """Number of steps that are taken: `steps`, those of another plan, or fewer after an early landing."""
+        """Number of steps that are taken: `steps`, or those of `replan`, or fewer because of a cooldown."""
         planned = self.steps if self.replan is None else self.replan.last
-        if self.landing is None:
+        if self.cooldown_start is None:
             return planned
-        return min(planned, self.landing + max(1, round(self.landing * LANDING_SHARE)))
+        return min(planned, self.cooldown_start + max(1, round(self.cooldown_start * COOLDOWN_SHARE)))
 
     def progress(self, step: int) -> float:
-        """Where in the schedule, in [0, 1], a step is, landings aside."""
+        """Return the position of a step in the schedule, in [0, 1], without regard to a cooldown."""
         return step / self.steps if self.replan is None else self.replan.progress_at(step)
 
     def _planned_rate(self, step: int) -> float:
         rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
-        return rate if self.kind == "constant" else rate * _fall(self.progress(step))
+        return rate * _fall(self.progress(step))
 
 
 def _fall(share: float) -> float:
-    """Half a cosine: 1 at 0, 0 at 1."""
+    """Return (1 + cos(pi * share)) / 2, which falls from 1 at 0 to 0 at 1."""
     return 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -151,19 +159,20 @@ def take_steps(
     title: str,
     monitor: Monitor[TraineeT] | None = None,
 ) -> list[Row]:
-    """Minimize a loss over a network's weights; resume from the last checkpoint if there is one.
+    """Minimize a loss over a network's weights; go on from the last checkpoint if there is one.
 
     Args:
-        loss_of_next_batch: draws the next batch and returns its scalar loss.
-        stateful: everything that `loss_of_next_batch` draws from, by name, so that it continues after a resume.
-        monitor: looks at the network now and then, and may change the end of the schedule; it is stateful as well.
+        loss_of_next_batch: draws the next batch and returns its loss, a scalar.
+        stateful: every object whose state `loss_of_next_batch` depends on, by name; checkpoints hold these states.
+        title: name of the work in progress lines and errors.
+        monitor: called after every `steps` / `METRIC_ROWS` steps; its state is in checkpoints as well.
 
     Returns:
-        Metric rows {step, loss, lr} and what the monitor measured: about `METRIC_ROWS` of them, losses averaged over
-        the steps between.
+        About `METRIC_ROWS` metric rows {step, loss, lr}, with what the monitor measured; each loss is the mean over the
+        steps since the row before.
 
     Raises:
-        DivergedError: the loss stopped being finite.
+        DivergedError: the loss or a weight is not finite.
     """
     weights = list(trainee.network.parameters())
     optimizer = OPTIMIZERS[schedule.optimizer](weights, schedule)
@@ -175,8 +184,8 @@ def take_steps(
     total = torch.zeros((), device=trainee.device)
     with reporter.task(title, schedule.steps) as task:
         task.advance(step)
-        while step < _landed(schedule, monitor).last:
-            reported, schedule = step, _landed(schedule, monitor)
+        while step < _with_changes(schedule, monitor).last:
+            reported, schedule = step, _with_changes(schedule, monitor)
             task.expect(schedule.last)
             while step < min(schedule.last, reported + every):
                 optimizer.param_groups[0]["lr"] = schedule.rate(step)
@@ -192,7 +201,7 @@ def take_steps(
             if not math.isfinite(mean):
                 raise DivergedError(f"{title}: the loss is not finite at step {step}; try a smaller --lr")
             row = {"step": step, "loss": round(mean, 6), "lr": schedule.rate(step - 1)}
-            rows.append(row | monitor.look(trainee, step) if monitor is not None else row)
+            rows.append(row | monitor.on_step(trainee, step) if monitor is not None else row)
             total.zero_()
             task.advance(step - reported, f"loss {mean:.4f}")
             checkpoints.offer(lambda: _state(trainee, optimizer, stateful, rows))
@@ -201,21 +210,21 @@ def take_steps(
     return rows
 
 
-def _landed(schedule: Schedule, monitor: Monitor[TraineeT] | None) -> Schedule:
-    """Return the schedule with the landing and the other plan that the monitor asks for, if it does."""
+def _with_changes(schedule: Schedule, monitor: Monitor[TraineeT] | None) -> Schedule:
+    """Return the schedule with the cooldown and the other last step that the monitor sets."""
     if monitor is None:
         return schedule
-    return replace(schedule, landing=monitor.landing, replan=monitor.replan)
+    return replace(schedule, cooldown_start=monitor.cooldown_start, replan=monitor.replan)
 
 
-def _state(
-    trainee: Trainee, optimizer: torch.optim.Optimizer, stateful: dict[str, Stateful], rows: list[Row]
-) -> tuple[State, dict[str, list[Row]]]:
+def _state(trainee: Trainee, optimizer: torch.optim.Optimizer, stateful: dict[str, Stateful], rows: list[Row]) -> State:
     tensors = {f"network.{name}": value for name, value in trainee.network.state_dict().items()}
     tensors |= {f"moment.{name}": value for name, value in optimizer_state(optimizer).items()}
+    states: dict[str, Any] = {}
     for owner, member in stateful.items():
-        tensors |= {f"state.{owner}.{name}": value for name, value in member.state().items()}
-    return tensors | random_states(trainee.device), {"rows": rows}
+        own, states[owner] = member.state()
+        tensors |= {f"state.{owner}.{name}": value for name, value in own.items()}
+    return tensors | random_states(trainee.device), {"rows": rows, "states": states}
 
 
 def _restore(
@@ -225,48 +234,44 @@ def _restore(
     checkpoints: CheckpointSaver,
     rows: list[Row],
 ) -> int:
-    """Put everything back into the state of the last checkpoint, and return the number of steps it had done."""
+    """Restore everything from the last checkpoint, and return the number of its finished steps; 0 without one."""
     saved = checkpoints.load()
     if saved is None:
         return 0
     tensors, values = saved
-
-    def below(prefix: str) -> State:
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-    trainee.network.load_state_dict(below("network."))
-    restore_optimizer(optimizer, below("moment."))
+    trainee.network.load_state_dict(with_prefix(tensors, "network."))
+    restore_optimizer(optimizer, with_prefix(tensors, "moment."))
     for owner, member in stateful.items():
-        member.restore(below(f"state.{owner}."))
+        member.restore((with_prefix(tensors, f"state.{owner}."), values["states"][owner]))
     set_random_states(tensors, trainee.device)
     rows += values["rows"]
     return int(rows[-1]["step"])
 
 
-def random_states(device: torch.device) -> State:
-    """Return PyTorch's random state on the CPU and, if `device` is a GPU, the one that dropout there draws from."""
+def random_states(device: torch.device) -> Tensors:
+    """Return PyTorch's global random state of the CPU and, if `device` is a GPU, that of the GPU, for dropout."""
     states = {CPU_RANDOM: torch.get_rng_state()}
     if device.type == "cuda":
         states[GPU_RANDOM] = torch.cuda.get_rng_state(device)
     return states
 
 
-def set_random_states(saved: State, device: torch.device) -> None:
-    """Continue from what `random_states` returned; a checkpoint of a CPU says nothing of a GPU."""
+def set_random_states(saved: Tensors, device: torch.device) -> None:
+    """Set the states that `random_states` returned; those of a CPU run hold none of a GPU, which is then not set."""
     torch.set_rng_state(saved[CPU_RANDOM])
     if device.type == "cuda" and GPU_RANDOM in saved:
         torch.cuda.set_rng_state(saved[GPU_RANDOM], device)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
-    """Return an optimizer's moments and step counts, named `index.name` by the parameter's index; not copies."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return an optimizer's moments and step counts, not copied, named `index.name` by the parameter's index."""
     states = optimizer.state_dict()["state"].items()
     return {f"{index}.{name}": value for index, state in states for name, value in state.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: State) -> None:
-    """Continue from what `optimizer_state` returned."""
-    moments: dict[int, State] = {}
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Tensors) -> None:
+    """Restore what `optimizer_state` returned."""
+    moments: dict[int, Tensors] = {}
     for name, tensor in saved.items():
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
@@ -275,7 +280,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: State) -> None:
 
 
 def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments of a weight's shape its memory layout, too: Adam's fused step walks both by address."""
+    """Give moments the memory layout of their weight: Adam's fused step reads both in the order of addresses."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape:

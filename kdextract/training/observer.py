@@ -1,9 +1,9 @@
-"""Watches a student while it learns: agreement on held-out synthetic images, when to stop, snapshots."""
+"""Measures a student in training: agreement on held-out synthetic images, an early end, snapshots."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -15,22 +15,25 @@ from .budget import Replan, Timetable
 from .sources import State
 from .supervised import predict
 
-LOOKS = 40
-"""How often a student is looked at on its way."""
+NUM_EVALUATIONS = 40
+"""Number of evaluations of a student during its training."""
 HELD_OUT_IMAGES = 1000
+"""Number of held-out images; a source may have fewer."""
 DISTORTION = 0.1
-"""Of the images that `Probe.stability` is measured on; see `images.warp`."""
+"""Strength of the distortion for `Probe.stability`, `amount` of `augmentation.warp`."""
 IMPROVEMENT = 0.5
-"""A smaller gain of agreement does not count as one, in held-out images: a source may have fewer than asked for."""
+"""Number of held-out images by which agreement must grow to count as improved."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Images that no student learns from, and the teacher's answers to them.
+    """Images that no student is trained on, with the teacher's predictions.
 
-    `images` are uint8 [N, channels, height, width], in random order; `answers` are the teacher's classes, int64 [N];
-    `stability` is the share of images whose answer stays the same when they are distorted a little, how easy they are;
-    None for rows of a table, which have no neighbours to be moved to.
+    Attributes:
+        images: uint8 [N, channels, height, width].
+        answers: the classes that the teacher predicts, int64 [N].
+        stability: share of the images, in [0, 1], for which the teacher predicts the same class after a small random
+            distortion; it is high for easy images. None for rows of a table, which cannot be distorted.
     """
 
     images: torch.Tensor
@@ -39,19 +42,19 @@ class Probe:
 
     @classmethod
     def of(cls, teacher: Classifier, images: torch.Tensor) -> Probe:
-        """Ask the teacher about images, uint8 [N, channels, height, width], as they are and slightly distorted."""
-        generator = torch.Generator().manual_seed(0)
+        """Return images, uint8 [N, channels, height, width], with the teacher's predictions and their stability."""
+        rng = torch.Generator().manual_seed(0)
         answers = predict(teacher, images).argmax(1)
         if teacher.is_table:
             return cls(images, answers, None)
-        distorted = torch.cat([to_uint8(warp(to_pixels(part), DISTORTION, generator)) for part in images.split(500)])
+        distorted = torch.cat([to_uint8(warp(to_pixels(part), DISTORTION, rng)) for part in images.split(500)])
         stable = predict(teacher, distorted).argmax(1) == answers
         return cls(images, answers, float(stable.float().mean()))
 
     def agreement(self, student: Classifier) -> float:
-        """Return the share of the images that the student, too, gives to the teacher's class.
+        """Return the share of the images, in [0, 1], for which the student predicts the teacher's class.
 
-        Every module of the student is left in the mode, training or evaluation, that it was in.
+        The training or evaluation mode of each module of the student is not changed.
         """
         with evaluation_mode(student), torch.inference_mode():
             equal = [
@@ -63,7 +66,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A student after `step` steps, as the bytes of a classifier file, `seconds` after the loop began."""
+    """A student after `step` steps, `seconds` after the start of the loop; `content` are the bytes of its file."""
 
     step: int
     seconds: float
@@ -71,19 +74,19 @@ class Snapshot:
 
     @property
     def file_name(self) -> str:
-        """Name of its file in the student's artifact."""
+        """Name of the file in the student's artifact."""
         return f"snapshot-{self.step:06d}.safetensors"
 
 
 class Observer:
-    """A `training.Monitor` of students.
+    """A `loop.Monitor` that evaluates a student, takes snapshots, and changes the end of the schedule.
 
     Args:
         probe: held-out images.
         steps: number of steps that are planned.
-        patience: land when the agreement has not grown at this many looks in a row; None: never.
-        num_snapshots: so many snapshots, evenly spaced, none of them at the end.
-        timetable: says whether the rest of the schedule has to be spread over fewer or more steps; None: never.
+        patience: the cooldown starts after this number of evaluations in a row without improvement; None: never.
+        num_snapshots: number of snapshots, evenly spaced, none of them at the end.
+        timetable: computes another last step where the loop would not end in time; None: the plan is kept.
     """
 
     def __init__(
@@ -96,46 +99,46 @@ class Observer:
     ) -> None:
         self._probe, self._patience = probe, patience
         self._steps, self._timetable = steps, timetable
-        self._every = max(1, steps // LOOKS)
+        self._every = max(1, steps // NUM_EVALUATIONS)
         self._snapshot_steps = [round(steps * (i + 1) / (num_snapshots + 1)) for i in range(num_snapshots)]
-        self._next_look = self._every
-        self._best, self._looks_since = -1.0, 0
-        self._landing: int | None = None
+        self._next_evaluation = self._every
+        self._best, self._evaluations_since_best = -1.0, 0
+        self._cooldown_start: int | None = None
         self._replan: Replan | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
         self.snapshots: list[Snapshot] = []
 
     @property
-    def landing(self) -> int | None:
-        """The step at which the patience ran out."""
-        return self._landing
+    def cooldown_start(self) -> int | None:
+        """The step at which the cooldown starts, once it is decided."""
+        return self._cooldown_start
 
     @property
     def replan(self) -> Replan | None:
-        """How the rest of the schedule is spread to end in time, if it is not as planned."""
+        """The change of the schedule that makes the loop end in time; None: as planned."""
         return self._replan
 
     @property
     def seconds(self) -> float:
-        """Seconds since the loop began, those before an interruption included."""
+        """Seconds in the loop, those before an interruption included."""
         return self._earlier_seconds + time.monotonic() - self._started
 
-    def look(self, student: Classifier, step: int) -> dict[str, float]:
-        """Take a snapshot and measure agreement, each when it is due; see whether the steps end in time."""
+    def on_step(self, student: Classifier, step: int) -> dict[str, float]:
+        """Take a snapshot and measure agreement where these are due; change the last step where it is necessary."""
         if len(self.snapshots) < len(self._snapshot_steps) and step >= self._snapshot_steps[len(self.snapshots)]:
             self.snapshots.append(Snapshot(step, round(self.seconds, 3), encode_classifier(student)))
-        if self._timetable is not None and self._landing is None:
+        if self._timetable is not None and self._cooldown_start is None:
             self._keep_to(self._timetable, step)
-        if step < self._next_look:
+        if step < self._next_evaluation:
             return {}
-        self._next_look = step + self._every
+        self._next_evaluation = step + self._every
         agreement = self._probe.agreement(student)
         improved = agreement > self._best + IMPROVEMENT / len(self._probe.images)
-        self._looks_since = 0 if improved else self._looks_since + 1
+        self._evaluations_since_best = 0 if improved else self._evaluations_since_best + 1
         self._best = max(self._best, agreement)
-        out_of_patience = self._patience is not None and self._looks_since >= self._patience
-        if self._landing is None and out_of_patience:
-            self._landing = step
+        out_of_patience = self._patience is not None and self._evaluations_since_best >= self._patience
+        if self._cooldown_start is None and out_of_patience:
+            self._cooldown_start = step
         return {"agreement": round(agreement, 6)}
 
     def _keep_to(self, timetable: Timetable, step: int) -> None:
@@ -146,29 +149,31 @@ class Observer:
             self._replan = Replan(step, progress, last)
 
     def state(self) -> State:
-        """All of it but the probe."""
-        numbers = [self._next_look, self._best, self._looks_since, -1 if self._landing is None else self._landing]
-        state = {"numbers": torch.tensor([*numbers, self.seconds], dtype=torch.float64)}
-        if self._replan is not None:
-            state["replan"] = torch.tensor(astuple(self._replan), dtype=torch.float64)
-        for snapshot in self.snapshots:
-            content = torch.frombuffer(bytearray(snapshot.content), dtype=torch.uint8)
-            state[f"snapshot.{snapshot.step}.{snapshot.seconds}"] = content
-        return state
+        """Return the counters, the changes of the schedule, and the snapshots, but not the probe."""
+        snapshots = {
+            f"snapshot.{snapshot.step}": torch.frombuffer(bytearray(snapshot.content), dtype=torch.uint8)
+            for snapshot in self.snapshots
+        }
+        values = {
+            "next_evaluation": self._next_evaluation,
+            "best_agreement": self._best,
+            "evaluations_since_best": self._evaluations_since_best,
+            "cooldown_start": self._cooldown_start,
+            "replan": None if self._replan is None else asdict(self._replan),
+            "seconds": self.seconds,
+            "snapshots": [{"step": snapshot.step, "seconds": snapshot.seconds} for snapshot in self.snapshots],
+        }
+        return snapshots, values
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        next_look, self._best, since, landing, self._earlier_seconds = state["numbers"].tolist()
-        self._next_look, self._looks_since = int(next_look), int(since)
-        self._landing = None if landing < 0 else int(landing)
-        self._started = time.monotonic()
-        self._replan = None
-        if "replan" in state:
-            begun, progress, last = state["replan"].tolist()
-            self._replan = Replan(int(begun), progress, int(last))
-        self.snapshots = []
-        for name, content in state.items():
-            if name.startswith("snapshot."):
-                _, step, seconds = name.split(".", 2)
-                self.snapshots.append(Snapshot(int(step), float(seconds), content.numpy().tobytes()))
-        self.snapshots.sort(key=lambda snapshot: snapshot.step)
+        tensors, values = state
+        self._next_evaluation, self._best = values["next_evaluation"], values["best_agreement"]
+        self._evaluations_since_best = values["evaluations_since_best"]
+        self._cooldown_start = values["cooldown_start"]
+        self._replan = None if values["replan"] is None else Replan(**values["replan"])
+        self._started, self._earlier_seconds = time.monotonic(), values["seconds"]
+        self.snapshots = [
+            Snapshot(taken["step"], taken["seconds"], tensors[f"snapshot.{taken['step']}"].numpy().tobytes())
+            for taken in values["snapshots"]
+        ]

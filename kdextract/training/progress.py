@@ -1,4 +1,4 @@
-"""The one place that reports: bars on a terminal, a line now and then elsewhere. Everything goes to stderr."""
+"""Progress on stderr: bars on a terminal, one line every `LINE_SECONDS` seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_SECONDS = 10.0
 
 
 class Task:
-    """One piece of work of known length. `advance` counts it; `note` shows a figure beside it."""
+    """Work of a known number of units, whose progress is shown."""
 
     def __init__(self, title: str, total: int, reporter: Reporter) -> None:
         self._title, self._total, self._reporter = title, total, reporter
@@ -22,14 +22,14 @@ class Task:
         self._bar = reporter.bars.add_task(title, total=total, note="") if reporter.bars else None
 
     def expect(self, total: int) -> None:
-        """Change the units of work that there are."""
+        """Change the total number of units."""
         if total != self._total:
             self._total = total
             if self._bar is not None and self._reporter.bars is not None:
                 self._reporter.bars.update(self._bar, total=total)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count `amount` more units as done; `note` is a short figure such as `loss 0.123`."""
+        """Count `amount` more units as done; `note` is a short text beside the progress, such as `loss 0.123`."""
         self._done += amount
         self._note = note or self._note
         if self._bar is not None and self._reporter.bars is not None:
@@ -40,11 +40,11 @@ class Task:
 
 
 class Reporter:
-    """Reports on one command: `line` for sentences, `task` for work that takes a while.
+    """Reports on one command: `line` prints a sentence, `task` shows progress.
 
     Args:
-        quiet: say nothing.
-        terminal: draw bars; by default, whether stderr is a terminal.
+        quiet: print nothing.
+        terminal: whether bars are drawn; by default, if stderr is a terminal.
     """
 
     def __init__(self, quiet: bool = False, terminal: bool | None = None) -> None:
@@ -59,7 +59,7 @@ class Reporter:
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Task]:
-        """Show progress of `total` units of work while the block runs."""
+        """Show the progress of `total` units of work while the block runs."""
         if not self._use_bars:
             yield Task(title, total, self)
             return

@@ -1,6 +1,6 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321, algorithm 3).
 
-PyTorch has no SOAP, and a package of optimizers would be a dependency for this one class.
+PyTorch has no SOAP; a package of optimizers would be one more dependency for one class.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 MAX_SIDE = 256
-"""A side of a weight matrix that is longer is not rotated: its eigenvectors would cost more than the network."""
+"""A longer side of a weight matrix is not rotated: its eigenvectors would cost more than the network."""
 REFRESH = 10
-"""Steps between two refreshments of the eigenvectors (the paper's frequency)."""
+"""Steps between two updates of the eigenvectors (the paper's frequency)."""
 BETA = 0.95
 """Decay of all moving averages (the paper's)."""
 EPSILON = 1e-8
@@ -22,15 +22,15 @@ SIDES = ("left", "right")
 
 
 class Soap(torch.optim.Optimizer):
-    """For small networks: a step costs a few small matrix products more than Adam's, and is worth several of them.
+    """SOAP for small networks: a step needs some more small matrix products than Adam's, but fewer steps are needed.
 
     A weight [out, ...] is taken as a matrix [out, rest]. For each of its sides a moving average of the gradients'
-    second moments is kept, with its eigenvectors; Adam's moments live in the basis that they span. Biases and sides
-    longer than `MAX_SIDE` are not rotated. The first step only measures.
+    second moments is kept, with its eigenvectors; Adam's moments are in the basis of these. Biases and sides longer
+    than `MAX_SIDE` are not rotated. The first step only initializes the moving averages.
 
     Args:
         params: weights, as for any optimizer.
-        lr: learning rate, of the size that suits Adam.
+        lr: learning rate, about as large as for Adam.
     """
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float) -> None:
@@ -38,7 +38,7 @@ class Soap(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients that are there."""
+        """Take one step with the present gradients; weights without a gradient are not changed."""
         for group in self.param_groups:
             begun = []
             for parameter in group["params"]:
@@ -54,7 +54,7 @@ class Soap(torch.optim.Optimizer):
 
 
 def _update(begun: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]], lr: float) -> None:
-    """Adam in each weight's basis, then the averages that the next bases come from.
+    """Take a step of Adam in the basis of each weight, then update the averages from which the next bases are computed.
 
     Args:
         begun: weights, their gradients as matrices, and their states.
@@ -78,7 +78,7 @@ def _update(begun: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]], lr: 
 
 
 def _follow(gradient: torch.Tensor, state: dict[str, Any], refresh: bool) -> None:
-    """Move the second moments on; if it is time to, turn the bases after them, and the momentum with the bases."""
+    """Update the second moments; with `refresh`, also the bases, and express the momentum in the new bases."""
     sides = [side for side in SIDES if f"{side}_moment" in state]
     for side in sides:
         rows = gradient if side == "left" else gradient.T
@@ -92,9 +92,9 @@ def _follow(gradient: torch.Tensor, state: dict[str, Any], refresh: bool) -> Non
 
 
 def _begin(state: dict[str, Any], gradient: torch.Tensor) -> None:
-    """Fill a weight's state from its first gradient [out, rest].
+    """Initialize a weight's state from its first gradient [out, rest].
 
-    All of it is contiguous, as it will be when it is restored from a file: sums then run in the same order.
+    All tensors are contiguous, as they are after they were read from a file: the order of sums is then the same.
     """
     state["step"] = torch.zeros(())
     state["momentum"], state["square"] = (gradient.new_zeros(gradient.shape) for _ in range(2))
@@ -107,12 +107,12 @@ def _begin(state: dict[str, Any], gradient: torch.Tensor) -> None:
 
 
 def _eigenvectors(moment: torch.Tensor) -> torch.Tensor:
-    """Return the eigenvectors of a second moment, in double precision: in single, a first one of low rank may fail."""
+    """Return the eigenvectors of a second moment, computed in float64: in float32, low rank can make it fail."""
     return torch.linalg.eigh(moment.double()).eigenvectors.to(moment.dtype).contiguous()
 
 
 def _rotate(matrix: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    """Return the matrix in the basis of its sides' eigenvectors; the matrix itself where no side has one."""
+    """Return the matrix in the bases of its sides; a side without a basis is left as it is."""
     if "left_basis" in state:
         matrix = state["left_basis"].T @ matrix
     return matrix @ state["right_basis"] if "right_basis" in state else matrix

@@ -1,9 +1,9 @@
-"""What the distillation loop draws from."""
+"""Sources of images for the distillation loop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -12,31 +12,38 @@ from ..models.classifier import Classifier
 from ..models.pixels import to_pixels, to_uint8
 
 HELD_OUT = 20
-"""One image in so many of a pool is held out, at least one."""
+"""One image in this number of images of a pool is held out, and at least one."""
 HELD_OUT_SEED = 2**31 + 11
-"""Beyond all seeds that a user can give."""
+"""Larger than every seed that a user can give."""
 
-State = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
+State = tuple[Tensors, dict[str, Any]]
+"""The state of an object for a checkpoint: its tensors by name, and its other values, which JSON can hold."""
+
+
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [batch, channels, height, width], pixels in [0, 1]; the teacher's logits [batch, K] where known."""
+    """Images [batch, channels, height, width], pixels in [0, 1], and the teacher's logits [batch, K] where known."""
 
     images: torch.Tensor
     targets: torch.Tensor | None
 
 
 class Source(Protocol):
-    """A supply of images. `distill` never knows which kind it got."""
+    """Supplies batches of images to `distill`, which does not depend on how they are made."""
 
     @property
     def num_images(self) -> int:
-        """Different images that it holds, or has made so far."""
+        """Number of different images that it holds, or has made so far."""
         ...
 
     def update(self, student: Classifier) -> dict[str, float]:
-        """Improve what is sampled, using the student as it is; return what was measured, {} when frozen."""
+        """Make new images or train a generator, where due; return measurements. Called before each student step."""
         ...
 
     def sample(self, num_images: int) -> Batch:
@@ -44,11 +51,11 @@ class Source(Protocol):
         ...
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return up to `num_images` images of the same kind that `sample` never gives, uint8; always the same ones."""
+        """Return up to `num_images` images that `sample` never returns, uint8; every call returns the same images."""
         ...
 
     def state(self) -> State:
-        """Return all that `restore` needs to continue with the same samples."""
+        """Return the state from which `restore` continues with the same samples."""
         ...
 
     def restore(self, state: State) -> None:
@@ -58,11 +65,11 @@ class Source(Protocol):
 
 @runtime_checkable
 class Described(Protocol):
-    """A source that decided something by itself when it was opened."""
+    """A source that chose some of its settings itself when it was opened."""
 
     @property
     def facts(self) -> dict[str, int]:
-        """What it decided, by name."""
+        """These settings, by name."""
         ...
 
 
@@ -72,34 +79,34 @@ class Optimized(Protocol):
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """A loss and its terms over time: {batch or step, loss, term ...}; the first column is the time."""
+        """Rows {batch or step, loss, term ...} of the loss and its weighted terms; the first column is the time."""
         ...
 
 
 @runtime_checkable
 class Batched(Protocol):
-    """A source in which every `period`-th update makes a costly batch; the newest one took `batch_seconds`."""
+    """A source in which every `period`-th update makes a batch, which takes long."""
 
     @property
     def period(self) -> int:
-        """Updates from one batch to the next."""
+        """Number of updates per batch."""
         ...
 
     @property
     def batch_seconds(self) -> float:
-        """What the newest batch took."""
+        """Seconds that the newest batch took."""
         ...
 
 
 class ImagePool:
-    """Images kept in memory as uint8, drawn in epochs: each image once, in a new random order every time.
+    """Images in memory as uint8, drawn in epochs: each image once per epoch, in a new random order.
 
     Args:
         images: uint8 [N, channels, height, width].
-        targets: the teacher's logits [N, K], or None where they are not known yet.
+        targets: the teacher's logits [N, K], or labels, int64 [N]; None if they are not known.
         seed: fixes the order.
-        device: where batches are needed.
-        holds_out: whether one image in `HELD_OUT` is never drawn.
+        device: of the batches; the images are kept there.
+        holds_out: whether one image in `HELD_OUT` is held out, that is, never drawn.
     """
 
     def __init__(
@@ -112,7 +119,7 @@ class ImagePool:
     ) -> None:
         self._images = images.to(device)
         self._targets = None if targets is None else targets.to(device)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + 1))
         count = max(1, len(images) // HELD_OUT) if holds_out else 0
         self._held_out, self._drawn = shuffled[:count], shuffled[count:]
@@ -120,48 +127,49 @@ class ImagePool:
 
     @property
     def num_images(self) -> int:
-        """Images in the pool."""
+        """Number of images in the pool, held-out ones included."""
         return len(self._images)
 
     def update(self, student: Classifier) -> dict[str, float]:
-        """A pool does not change."""
+        """Do nothing: the images do not change."""
         return {}
 
     def sample(self, num_images: int) -> Batch:
         """Return the next images of the epoch; a batch may span several epochs."""
         while len(self._order) < num_images:
-            epoch = torch.randperm(len(self._drawn), generator=self._generator)
+            epoch = torch.randperm(len(self._drawn), generator=self._rng)
             self._order = torch.cat([self._order, self._drawn[epoch] if len(self._held_out) else epoch])
         rows, self._order = self._order[:num_images], self._order[num_images:]
         rows = rows.to(self._images.device)
         return Batch(to_pixels(self._images[rows]), None if self._targets is None else self._targets[rows])
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return images that are never drawn."""
+        """Return up to `num_images` of the held-out images."""
         return self._images[self._held_out[:num_images].to(self._images.device)]
 
     def state(self) -> State:
-        """The order of what is left of the epoch, and the generator of the next one."""
-        return {"order": self._order, "generator": self._generator.get_state()}
+        """Return the order of the rest of the epoch, and the random state that the next epoch is drawn from."""
+        return {"order": self._order, "rng": self._rng.get_state()}, {}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self._order = state["order"]
-        self._generator.set_state(state["generator"])
+        tensors, _ = state
+        self._order = tensors["order"]
+        self._rng.set_state(tensors["rng"])
 
 
 class Mixture:
-    """Draws a share of each batch from one pool and what is left from another; both have targets of one kind.
+    """Draws a share of each batch from one pool and the rest from another; both have targets of one kind.
 
     Args:
-        share: of the second pool, in [0, 1].
+        share: the second pool's share of each batch, in [0, 1].
     """
 
     def __init__(self, first: ImagePool, second: ImagePool, share: float) -> None:
         self._pools, self._share = {"first": first, "second": second}, share
 
     def sample(self, num_images: int) -> Batch:
-        """Return images of the first pool, then images of the second."""
+        """Return images of the first pool, followed by images of the second."""
         from_second = round(self._share * num_images)
         counts = {"first": num_images - from_second, "second": from_second}
         batches = [self._pools[name].sample(count) for name, count in counts.items() if count]
@@ -170,18 +178,20 @@ class Mixture:
         return Batch(images, torch.cat(targets) if targets else None)
 
     def state(self) -> State:
-        """Those of both pools."""
-        return {f"{name}.{key}": value for name, pool in self._pools.items() for key, value in pool.state().items()}
+        """Return the states of both pools."""
+        tensors: Tensors = {}
+        for name, pool in self._pools.items():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in pool.state()[0].items()}
+        return tensors, {}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
         for name, pool in self._pools.items():
-            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-            pool.restore(own)
+            pool.restore((with_prefix(state[0], f"{name}."), {}))
 
 
 class NoiseSource:
-    """Independent random pixels, fresh in every batch: the floor that any method has to beat.
+    """Independent random pixels, new in every batch: the baseline that any method should exceed.
 
     Args:
         kind: `normal` (standard normal in the teacher's normalized coordinates, clipped to valid pixels) or
@@ -192,40 +202,41 @@ class NoiseSource:
         self._kind = kind
         self._shape: InputShape = teacher.input_shape
         self._mean, self._std = teacher.mean, teacher.std
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._drawn = 0
 
     @property
     def num_images(self) -> int:
-        """Images drawn so far."""
+        """Number of images drawn so far."""
         return self._drawn
 
     def update(self, student: Classifier) -> dict[str, float]:
-        """Noise does not change."""
+        """Do nothing: the distribution of the noise does not change."""
         return {}
 
     def sample(self, num_images: int) -> Batch:
-        """Return fresh noise."""
+        """Return new noise."""
         self._drawn += num_images
-        pixels = self._noise(num_images, self._generator)
+        pixels = self._noise(num_images, self._rng)
         return Batch(pixels.contiguous(memory_format=torch.channels_last), None)
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return noise from a generator of its own."""
+        """Return noise from another random number generator with a fixed seed."""
         return to_uint8(self._noise(num_images, torch.Generator().manual_seed(HELD_OUT_SEED)))
 
-    def _noise(self, num_images: int, generator: torch.Generator) -> torch.Tensor:
+    def _noise(self, num_images: int, rng: torch.Generator) -> torch.Tensor:
         shape = (num_images, *self._shape)
         if self._kind == "uniform":
-            return torch.rand(shape, generator=generator).to(self._mean.device)
-        noise = torch.randn(shape, generator=generator).to(self._mean.device)
+            return torch.rand(shape, generator=rng).to(self._mean.device)
+        noise = torch.randn(shape, generator=rng).to(self._mean.device)
         return (noise * self._std + self._mean).clamp_(0, 1)
 
     def state(self) -> State:
-        """The generator, and how much was drawn from it."""
-        return {"generator": self._generator.get_state(), "drawn": torch.tensor(self._drawn)}
+        """Return the random state, and the number of images drawn."""
+        return {"rng": self._rng.get_state()}, {"drawn": self._drawn}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self._generator.set_state(state["generator"])
-        self._drawn = int(state["drawn"])
+        tensors, values = state
+        self._rng.set_state(tensors["rng"])
+        self._drawn = int(values["drawn"])

@@ -1,4 +1,4 @@
-"""Training on labels, and the classes that a classifier gives to images."""
+"""Training on labels, and the logits of a classifier for stored images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ def fit(
     checkpoints: CheckpointSaver,
     reporter: Reporter,
 ) -> list[Row]:
-    """Train a classifier with cross-entropy; `pool`'s targets are labels, int64 [N], or probabilities [N, K].
+    """Train a classifier, in place, with cross-entropy, and return the metric rows of `loop.take_steps`.
 
-    The weights at the end are the last step's; nothing is selected on any other data.
+    The weights after the last step are kept: nothing is selected on other data.
+
+    Args:
+        pool: images with targets: labels, int64 [N], or probabilities [N, K].
+        batch_size: images per step.
+
+    Raises:
+        DivergedError: the loss or a weight is not finite.
     """
     classifier.train().requires_grad_(True)
 
@@ -44,8 +51,7 @@ def predict(classifier: Classifier, images: torch.Tensor, batch_size: int | None
     """Return the logits [N, K] of stored images (uint8 [N, channels, height, width]), on the CPU.
 
     Args:
-        batch_size: images per forward pass; None for `classifier.images_per_pass`. It changes the result by rounding
-            only.
+        batch_size: images per forward pass; None: `classifier.images_per_pass`. It changes the result by rounding only.
     """
     assert not classifier.training
     batch_size = batch_size or classifier.images_per_pass

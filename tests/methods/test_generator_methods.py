@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import cache
@@ -226,7 +227,7 @@ def test_a_source_goes_on_where_it_was_and_holds_out_other_images(teacher_run: P
 
     first, second = source(), source()
     first.sample(5)
-    state = {name: value.clone() for name, value in first.state().items()}
+    state = copy.deepcopy(first.state())
     following = first.sample(6).images
     second.restore(state)
     assert torch.equal(second.sample(6).images, following)
@@ -320,7 +321,7 @@ def normalized_teacher() -> Classifier:
 def loss_of(teacher: Classifier, method: str, samples: Samples | None = None, **options: Any) -> float:
     """Return the first loss of a method."""
     chosen = generator_method(method)
-    training = chosen.set_up(teacher, chosen.config(batch_size=8, **options), 0, samples)
+    training = chosen.build_training(teacher, chosen.config(batch_size=8, **options), 0, samples)
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in training.network.train().parameters():
@@ -348,7 +349,7 @@ def fresh_training(network: str, shape: InputShape, data: tuple[float, float]) -
     teacher = Classifier(ClassifierSpec("hinton800", shape, tuple("abcd"), mean, std)).frozen()
     options = dict(TRAINED_BY[network])
     method = generator_method(options.pop("method"))
-    training = method.set_up(teacher, method.config(batch_size=8, width=8, **options), 0, None)
+    training = method.build_training(teacher, method.config(batch_size=8, width=8, **options), 0, None)
     training.network.train()
     return teacher, training
 
@@ -440,7 +441,7 @@ def test_samples_enter_with_their_weight(normalized_teacher: Classifier) -> None
 def test_a_flow_remembers_samples_and_makes_others_like_them(normalized_teacher: Classifier) -> None:
     samples = Samples(drawings(2, (1, 32, 32)), torch.tensor([2, 1]))
     method = generator_method("keflow")
-    training = method.set_up(normalized_teacher, method.config(noise_scale=0.8, widen=2.0), 0, samples)
+    training = method.build_training(normalized_teacher, method.config(noise_scale=0.8, widen=2.0), 0, samples)
     training.finish()
     generator = training.generator
     assert (generator.spec.noise_scale, generator.spec.widen) == (0.8, 2.0)
@@ -544,7 +545,7 @@ def test_drawings_are_redrawn_by_default(brightness: float, redraw: bool) -> Non
 def test_presets_set_what_is_not_given(normalized_teacher: Classifier) -> None:
     for preset, settings in PRESETS.items():
         config = generator_method("kegnet").config(preset=preset)
-        training = generator_method("kegnet").set_up(normalized_teacher, config, 0, None)
+        training = generator_method("kegnet").build_training(normalized_teacher, config, 0, None)
         assert training.lr == settings["lr"]
     assert PRESETS["diverse"] != PRESETS["mnist"]
     assert loss_of(normalized_teacher, "kegnet", preset="fashion", beta=0.0, decoder_layers=1) == pytest.approx(
@@ -603,10 +604,10 @@ def test_presets_run_on_small_files_of_their_data(
 @pytest.mark.parametrize("method", generator_names())
 def test_terms_are_logged_between_looks(method: str, normalized_teacher: Classifier) -> None:
     chosen = generator_method(method)
-    training = chosen.set_up(normalized_teacher, chosen.config(batch_size=8), 0, None)
+    training = chosen.build_training(normalized_teacher, chosen.config(batch_size=8), 0, None)
     training.network.train()
     losses = [float(training.loss().detach()) for _ in range(3)]
-    row = training.log.look(training, 3)
+    row = training.log.on_step(training, 3)
     assert len(row) >= 2
     assert sum(row.values()) == pytest.approx(sum(losses) / 3, rel=1e-3, abs=1e-4)
-    assert training.log.look(training, 4) == {}
+    assert training.log.on_step(training, 4) == {}

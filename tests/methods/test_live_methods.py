@@ -19,7 +19,7 @@ from kdextract.stages.distill.budget import NoCheckpoints
 from kdextract.stages.distill.settings import USUAL_SETTINGS
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.training.augmentation import Augmenter
-from kdextract.training.distill import DistillationLossOptions, distill
+from kdextract.training.distill import DistillationLossOptions, DistillationOptions, distill
 from kdextract.training.loop import Schedule
 from kdextract.training.progress import Reporter
 from kdextract.training.sources import Batch, Described
@@ -127,10 +127,10 @@ def test_goes_on_after_a_restore(
     source = opened(name, teacher)
     drawn(source, student, steps)
     state = source.state()
-    (tmp_path / "state").write_bytes(encode_safetensors(state, {}))
+    (tmp_path / "state").write_bytes(encode_safetensors(*state))
     expected, num_images = drawn(source, student), source.num_images
     fresh = opened(name, teacher)
-    fresh.restore(read_safetensors(tmp_path / "state")[0])
+    fresh.restore(read_safetensors(tmp_path / "state"))
     assert same(drawn(fresh, student), expected)
     assert fresh.num_images == num_images
     source.restore(state)
@@ -150,8 +150,8 @@ def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int
         student = classifier(seed=1)
         torch.manual_seed(3)
         source, augmenter = opened(name, teacher), Augmenter(settings["shift"], False, settings["warp"], 1)
-        arguments = (teacher, student, source, 10, Schedule(9, 1e-3), loss, augmenter, checkpoints)
-        distill(*arguments, Reporter(quiet=True))
+        options = DistillationOptions(10, Schedule(9, 1e-3), loss, augmenter)
+        distill(teacher, student, source, options, checkpoints, Reporter(quiet=True))
         return weights(student)
 
     with pytest.raises(Interrupted):
@@ -184,7 +184,9 @@ def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, s
     known = {declared.name for declared in option_fields(live_method(name).config)}
     options = {option: value for option, value in SMALL.items() if option in known}
     method = live_method(name)
-    source = method.open_source(Given(teacher, statistics if method.inverts else None), method.config(**options), 0)
+    source = method.open_source(
+        Given(teacher, statistics if method.matches_batch_norm else None), method.config(**options), 0
+    )
     drawn(source, classifier(shape, batch_norm=batch_norm, seed=1).train())
     with teacher.queries.purpose("probe"):
         source.held_out(12)
@@ -214,7 +216,7 @@ def test_declares_where_it_comes_from(name: str) -> None:
     assert method.name == name
     assert len(method.source) > 10
     assert method.summary.endswith(".")
-    assert method.needs == ("teacher with batch norm, or statistics" if method.inverts else "teacher")
+    assert method.needs == ("teacher with batch norm, or statistics" if method.matches_batch_norm else "teacher")
     assert issubclass(method.config, OptionSet)
     assert all(option_info(field).help for field in option_fields(method.config))
     assert method.settings.keys() <= USUAL_SETTINGS.keys()

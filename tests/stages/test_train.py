@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_mixture_goes_on_after_a_restore() -> None:
 
     first, second = mixture(), mixture()
     first.sample(6)
-    second.restore({name: tensor.clone() for name, tensor in first.state().items()})
+    second.restore(copy.deepcopy(first.state()))
     for _ in range(4):
         (one, other) = (m.sample(6).targets for m in (first, second))
         assert one is not None

@@ -17,8 +17,15 @@ from kdextract.methods import live_method
 from kdextract.models.classifier import Classifier
 from kdextract.models.hooks import count_multiply_adds
 from kdextract.storage.artifacts import read_manifest
-from kdextract.synthesis.adversarial_game import Answers, Game, Rules, open_game
-from kdextract.synthesis.generators.game_networks import LATENT, MAKERS, NARROWEST, WIDEST, fitting_width, multiply_adds
+from kdextract.synthesis.adversarial_game import AdversarialSource, GameSchedule, NetworkOutputs, open_game
+from kdextract.synthesis.generators.game_networks import (
+    GAME_GENERATORS,
+    LATENT,
+    NARROWEST,
+    WIDEST,
+    fitting_width,
+    game_multiply_adds,
+)
 from kdextract.synthesis.losses import Terms, class_imbalance, one_hot_error
 from kdextract.synthesis.options import STARTS, GameConfig
 from kdextract.synthesis.structured_noise.by_class import structured_pool
@@ -42,8 +49,8 @@ def student() -> Classifier:
     return classifier(seed=1).train()
 
 
-def difference(answers: Answers) -> Terms:
-    return {"l1": -logit_l1(answers.student, answers.teacher, 1.0, False)}
+def difference(outputs: NetworkOutputs) -> Terms:
+    return {"l1": -logit_l1(outputs.student, outputs.teacher, 1.0, False)}
 
 
 # ---- generators ---------------------------------------------------------------------------------------------------
@@ -54,7 +61,7 @@ def difference(answers: Answers) -> Terms:
 @pytest.mark.parametrize("count", [1, 6])
 def test_generators_make_pixels_of_any_shape(start: str, shape: tuple[int, int, int], count: int) -> None:
     torch.manual_seed(0)
-    generator = MAKERS[start](shape, 5)
+    generator = GAME_GENERATORS[start](shape, 5)
     inputs = torch.randn((count, *generator.noise_shape))
     if generator.edits:
         inputs = torch.cat([torch.rand((count, *shape)), inputs], 1)
@@ -69,17 +76,19 @@ def test_generators_make_pixels_of_any_shape(start: str, shape: tuple[int, int, 
 @every_shape
 def test_the_editor_begins_by_changing_nothing(shape: tuple[int, int, int]) -> None:
     images = torch.rand((3, *shape))
-    assert torch.equal(MAKERS["structured"](shape, 4)(torch.cat([images, torch.randn(3, 1, *shape[1:])], 1)), images)
+    assert torch.equal(
+        GAME_GENERATORS["structured"](shape, 4)(torch.cat([images, torch.randn(3, 1, *shape[1:])], 1)), images
+    )
 
 
 @every_start
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 33, 20)])
 def test_a_generator_costs_what_is_affordable(start: str, shape: tuple[int, int, int]) -> None:
-    generator = MAKERS[start](shape, 9)
+    generator = GAME_GENERATORS[start](shape, 9)
     inputs = torch.zeros((2, LATENT) if start == "noise" else (2, shape[0] + 1, *shape[1:]))
-    assert multiply_adds(start, shape, 9) == count_multiply_adds(generator, inputs)
+    assert game_multiply_adds(start, shape, 9) == count_multiply_adds(generator, inputs)
     for width in (NARROWEST, 7, 30):
-        cost = multiply_adds(start, shape, width)
+        cost = game_multiply_adds(start, shape, width)
         assert fitting_width(start, shape, cost) == width
         assert fitting_width(start, shape, cost + 1) == width
         assert fitting_width(start, shape, cost - 1) == max(NARROWEST, width - 1)
@@ -89,14 +98,14 @@ def test_a_generator_costs_what_is_affordable(start: str, shape: tuple[int, int,
 @every_start
 def test_the_width_suits_the_teacher_and_is_told(start: str, teacher: Classifier) -> None:
     game = opened("dfad", teacher, start=start)
-    assert isinstance(game, Game)
+    assert isinstance(game, AdversarialSource)
     cost = count_multiply_adds(teacher, torch.zeros(1, 1, 28, 28))
     assert game.facts["teacher_multiply_adds"] == cost
     assert game.facts["generator_width"] == fitting_width(start, (1, 28, 28), cost)
     chosen = opened("dfad", teacher, start=start, generator_width=11)
-    assert isinstance(chosen, Game)
+    assert isinstance(chosen, AdversarialSource)
     assert chosen.facts["generator_width"] == 11
-    assert chosen.facts["generator_multiply_adds"] == multiply_adds(start, (1, 28, 28), 11)
+    assert chosen.facts["generator_multiply_adds"] == game_multiply_adds(start, (1, 28, 28), 11)
 
 
 # ---- the start, and what is replayed ------------------------------------------------------------------------------
@@ -255,7 +264,7 @@ def test_dafl_reaches_each_of_its_aims(start: str, teacher: Classifier) -> None:
 def test_the_loss_of_dafl_is_the_sum_of_its_terms(teacher: Classifier, student: Classifier) -> None:
     """Each computed here from the images that the generator made, by the paper's formulas in NumPy."""
     game = opened("dafl", teacher, student_steps=1, generator_batch=16, oh=0.7, act=0.3, ie=2.0)
-    assert isinstance(game, Game)
+    assert isinstance(game, AdversarialSource)
     seen: list[torch.Tensor] = []
     teacher.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     game.update(student)
@@ -281,7 +290,7 @@ def test_batch_norm_counts_where_there_is_any() -> None:
         losses = []
         for weight in (1.0, 2.0):
             game = opened("dfq", teacher, student_steps=1, bn=weight)
-            assert isinstance(game, Game)
+            assert isinstance(game, AdversarialSource)
             assert game.facts["batch_norm_layers"] == layers
             game.update(student)
             losses.append(game.update(student)["generator_loss"])
@@ -291,29 +300,29 @@ def test_batch_norm_counts_where_there_is_any() -> None:
 def test_a_game_that_does_not_watch_batch_norm_does_not_see_it(teacher: Classifier, student: Classifier) -> None:
     seen = []
 
-    def terms(answers: Answers) -> Terms:
-        seen.append(len(answers.batch_norm))
-        assert answers.student.shape == answers.teacher.shape == (6, 4)
-        return difference(answers)
+    def terms(outputs: NetworkOutputs) -> Terms:
+        seen.append(len(outputs.batch_norm))
+        assert outputs.student.shape == outputs.teacher.shape == (6, 4)
+        return difference(outputs)
 
     config = GameConfig(pool=100, fresh=4, generator_batch=6)
     for watches in (False, True):
-        drawn(open_game(teacher, Rules(terms, 1, watches_batch_norm=watches), config, 0), student, steps=2)
+        drawn(open_game(teacher, GameSchedule(terms, 1, uses_batch_norm=watches), config, 0), student, steps=2)
     assert seen == [0, 2]
 
 
 def test_gradients_are_clipped(teacher: Classifier, student: Classifier) -> None:
     """Adam's first moment is a tenth of the first gradient."""
     config = GameConfig(start="noise", replay=0.0, generator_batch=6)
-    game = open_game(teacher, Rules(lambda answers: {"l1": 1e4 * difference(answers)["l1"]}, 1), config, 0)
+    game = open_game(teacher, GameSchedule(lambda outputs: {"l1": 1e4 * difference(outputs)["l1"]}, 1), config, 0)
     drawn(game, student, steps=2)
-    moments = [tensor.square().sum() for name, tensor in game.state().items() if name.endswith("exp_avg")]
+    moments = [tensor.square().sum() for name, tensor in game.state()[0].items() if name.endswith("exp_avg")]
     assert float(torch.stack(moments).sum().sqrt()) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(teacher: Classifier, student: Classifier) -> None:
     config = GameConfig(start="noise", replay=0.0, generator_batch=6)
-    game = open_game(teacher, Rules(lambda answers: {"l1": difference(answers)["l1"] / 0}, 1), config, 0)
+    game = open_game(teacher, GameSchedule(lambda outputs: {"l1": difference(outputs)["l1"] / 0}, 1), config, 0)
     with pytest.raises(DivergedError, match="--generator-lr"):
         drawn(game, student, steps=2)
 
@@ -325,7 +334,7 @@ def test_a_batch_of_another_size_is_not_the_kept_one(teacher: Classifier, studen
 
 def test_the_curve_has_every_step_and_term(teacher: Classifier, student: Classifier) -> None:
     game = opened("dafl", teacher, student_steps=2)
-    assert isinstance(game, Game)
+    assert isinstance(game, AdversarialSource)
     assert game.curve == []
     told = [game.update(student).get("generator_loss") for _ in range(7)]
     losses = [loss for loss in told if loss is not None]
@@ -335,14 +344,14 @@ def test_the_curve_has_every_step_and_term(teacher: Classifier, student: Classif
         assert row.keys() == {"generator step", "loss", "oh", "ie", "act"}
         assert row["oh"] + row["ie"] + row["act"] == pytest.approx(row["loss"], rel=1e-5)
     other = opened("dafl", teacher, student_steps=2)
-    assert isinstance(other, Game)
+    assert isinstance(other, AdversarialSource)
     other.restore(game.state())
     assert other.curve == game.curve
 
 
 def test_rules_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Rules(difference, 1).repeat = 2  # type: ignore[misc]
+        GameSchedule(difference, 1).repeat = 2  # type: ignore[misc]
 
 
 # ---- in a run -----------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from kdextract.synthesis.losses import (
     agreed_kl,
     class_imbalance,
+    diversity_penalty,
     one_hot_error,
-    sameness,
     standardized_error,
     statistics_distance,
     total_variation,
@@ -240,8 +240,8 @@ def test_sameness_equals_numpy_over_all_pairs(batch: int, seed: int) -> None:
     noise = torch.randn((batch, 5), generator=generator, dtype=torch.float64)
     x, z = images.numpy().reshape(batch, -1), noise.numpy()
     products = [((z[i] - z[j]) ** 2).mean() * np.abs(x[i] - x[j]).mean() for i in range(batch) for j in range(batch)]
-    assert float(sameness(images, noise)) == pytest.approx(np.exp(-np.mean(products)), rel=1e-9)
-    assert float(sameness(images[:1].expand_as(images), noise)) == 1.0
+    assert float(diversity_penalty(images, noise)) == pytest.approx(np.exp(-np.mean(products)), rel=1e-9)
+    assert float(diversity_penalty(images[:1].expand_as(images), noise)) == 1.0
 
 
 def test_one_row_has_no_variation_downwards() -> None:

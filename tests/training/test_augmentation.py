@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import drawings, seeded
@@ -69,7 +71,7 @@ def test_the_augmenter_remixes_first_and_resumes() -> None:
     augmenter = Augmenter(shift=0, flip=False, warp=0.0, seed=3, background=0.0)
     assert augmenter.active
     assert torch.equal(augmenter(images), redrawn(images, 0.0, seeded(3)))
-    saved = {name: tensor.clone() for name, tensor in augmenter.state().items()}
+    saved = copy.deepcopy(augmenter.state())
     following = augmenter(images)
     augmenter.restore(saved)
     assert torch.equal(augmenter(images), following)

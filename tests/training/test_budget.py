@@ -24,7 +24,7 @@ from kdextract.training.budget import (
     parse_duration,
 )
 from kdextract.training.loop import Row, Schedule, take_steps
-from kdextract.training.observer import LOOKS, Observer, Probe
+from kdextract.training.observer import NUM_EVALUATIONS, Observer, Probe
 from kdextract.training.progress import Reporter
 
 
@@ -102,7 +102,7 @@ class Simulation:
         self.loop(TRIAL_STEPS, times)
         trial = self.now - self.opening
         costs = Costs(times.usual + extra, self.look, self.closing)
-        steps = costs.steps_within(AIM * self.budget - self.now, LOOKS)
+        steps = costs.steps_within(AIM * self.budget - self.now, NUM_EVALUATIONS)
         rows = self.loop(
             steps, Observer(Silent(self.wait), steps, None, 0, Timetable(self.budget, self.now, self.closing))
         )
@@ -173,9 +173,9 @@ def test_a_loop_that_is_late_gets_no_step_more(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_few_steps_have_a_look_each() -> None:
-    assert Costs(step=1.0, look=1.0, closing=10.0).steps_within(30.0, 40) == 10
-    assert Costs(step=1.0, look=0.1, closing=10.0).steps_within(114.0, 40) == 100
-    assert Costs(step=1.0, look=0.1, closing=10.0).steps_within(3.0, 40) == 1
+    assert Costs(step=1.0, evaluation=1.0, closing=10.0).steps_within(30.0, 40) == 10
+    assert Costs(step=1.0, evaluation=0.1, closing=10.0).steps_within(114.0, 40) == 100
+    assert Costs(step=1.0, evaluation=0.1, closing=10.0).steps_within(3.0, 40) == 1
 
 
 @pytest.mark.parametrize("last", [700, 1300])

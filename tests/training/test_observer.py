@@ -10,7 +10,7 @@ import torch
 from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.training.budget import Timetable
 from kdextract.training.loop import Schedule
-from kdextract.training.observer import LOOKS, Observer, Probe
+from kdextract.training.observer import NUM_EVALUATIONS, Observer, Probe
 
 
 def make_classifier(seed: int) -> Classifier:
@@ -46,42 +46,46 @@ def test_a_classifier_agrees_with_itself_and_less_with_another(images: torch.Ten
     assert student.training, "the mode is left as it was"
 
 
-def test_patience_lands_when_agreement_stops_growing() -> None:
+def test_the_cooldown_starts_when_agreement_stops_growing() -> None:
     student = make_classifier(0)
-    observer = Observer(Scripted([0.1, 0.5, 0.5, 0.4, 0.5003, 0.6]), steps=10 * LOOKS, patience=3, num_snapshots=0)
-    landings = []
-    for look in range(1, 7):
-        assert "agreement" in observer.look(student, 10 * look)
-        landings.append(observer.landing)
-    assert landings == [None, None, None, None, 50, 50], "a gain of 0.0003 is none"
+    observer = Observer(
+        Scripted([0.1, 0.5, 0.5, 0.4, 0.5003, 0.6]), steps=10 * NUM_EVALUATIONS, patience=3, num_snapshots=0
+    )
+    cooldown_starts = []
+    for evaluation in range(1, 7):
+        assert "agreement" in observer.on_step(student, 10 * evaluation)
+        cooldown_starts.append(observer.cooldown_start)
+    assert cooldown_starts == [None, None, None, None, 50, 50], "a gain of 0.0003 is none"
 
 
-@pytest.mark.parametrize(("num_images", "landing"), [(1000, None), (64, 30)])
-def test_a_gain_of_less_than_half_an_image_is_none(num_images: int, landing: int | None) -> None:
-    observer = Observer(Scripted([0.5, 0.502, 0.504], num_images), steps=10 * LOOKS, patience=2, num_snapshots=0)
-    for look in range(1, 4):
-        observer.look(make_classifier(0), 10 * look)
-    assert observer.landing == landing
+@pytest.mark.parametrize(("num_images", "cooldown_start"), [(1000, None), (64, 30)])
+def test_a_gain_of_less_than_half_an_image_is_none(num_images: int, cooldown_start: int | None) -> None:
+    observer = Observer(
+        Scripted([0.5, 0.502, 0.504], num_images), steps=10 * NUM_EVALUATIONS, patience=2, num_snapshots=0
+    )
+    for evaluation in range(1, 4):
+        observer.on_step(make_classifier(0), 10 * evaluation)
+    assert observer.cooldown_start == cooldown_start
 
 
-def test_without_patience_it_never_lands() -> None:
-    observer = Observer(Scripted([0.5] * 30), steps=10 * LOOKS, patience=None, num_snapshots=0)
-    for look in range(1, 31):
-        observer.look(make_classifier(0), 10 * look)
-    assert observer.landing is None
+def test_without_patience_no_cooldown_starts() -> None:
+    observer = Observer(Scripted([0.5] * 30), steps=10 * NUM_EVALUATIONS, patience=None, num_snapshots=0)
+    for evaluation in range(1, 31):
+        observer.on_step(make_classifier(0), 10 * evaluation)
+    assert observer.cooldown_start is None
 
 
-def test_it_looks_only_now_and_then() -> None:
-    observer = Observer(Scripted([0.5] * LOOKS), steps=10 * LOOKS, patience=None, num_snapshots=0)
-    looked = [step for step in range(1, 10 * LOOKS + 1) if observer.look(make_classifier(0), step)]
-    assert looked == [10 * (look + 1) for look in range(LOOKS)]
+def test_agreement_is_measured_every_few_steps_only() -> None:
+    observer = Observer(Scripted([0.5] * NUM_EVALUATIONS), steps=10 * NUM_EVALUATIONS, patience=None, num_snapshots=0)
+    looked = [step for step in range(1, 10 * NUM_EVALUATIONS + 1) if observer.on_step(make_classifier(0), step)]
+    assert looked == [10 * (evaluation + 1) for evaluation in range(NUM_EVALUATIONS)]
 
 
 def test_snapshots_are_classifiers_of_their_moment(tmp_path: Path, images: torch.Tensor) -> None:
     observer = Observer(Scripted([0.5] * 100), steps=100, patience=None, num_snapshots=3)
     students = {step: make_classifier(step) for step in range(5, 101, 5)}
     for step, student in students.items():
-        observer.look(student, step)
+        observer.on_step(student, step)
     assert [snapshot.step for snapshot in observer.snapshots] == [25, 50, 75]
     assert [s.seconds for s in observer.snapshots] == sorted(s.seconds for s in observer.snapshots)
     for snapshot in observer.snapshots:
@@ -96,15 +100,15 @@ def test_a_restored_observer_goes_on_as_if_nothing_had_happened() -> None:
     values = [0.1, 0.5, 0.5, 0.5, 0.5, 0.5]
 
     def walk(stop: int | None) -> tuple[list[int | None], list[int]]:
-        observer, landings = Observer(Scripted(values), 10 * LOOKS, 3, 30), []
-        for look in range(1, 7):
-            if look == stop:
+        observer, cooldown_starts = Observer(Scripted(values), 10 * NUM_EVALUATIONS, 3, 30), []
+        for evaluation in range(1, 7):
+            if evaluation == stop:
                 state = observer.state()
-                observer = Observer(Scripted(values[look - 1 :]), 10 * LOOKS, 3, 30)
+                observer = Observer(Scripted(values[evaluation - 1 :]), 10 * NUM_EVALUATIONS, 3, 30)
                 observer.restore(state)
-            observer.look(make_classifier(0), 10 * look)
-            landings.append(observer.landing)
-        return landings, [snapshot.step for snapshot in observer.snapshots]
+            observer.on_step(make_classifier(0), 10 * evaluation)
+            cooldown_starts.append(observer.cooldown_start)
+        return cooldown_starts, [snapshot.step for snapshot in observer.snapshots]
 
     for stop in (2, 4, 6):
         assert walk(stop) == walk(None)
@@ -114,24 +118,24 @@ def test_another_plan_is_kept_with_the_state(monkeypatch: pytest.MonkeyPatch) ->
     now = 0.0
     monkeypatch.setattr("kdextract.training.budget.time.monotonic", lambda: now)
     timetable = Timetable(budget=100.0, spent=0.0, closing=0.0)
-    observer = Observer(Scripted([0.5] * 20), 10 * LOOKS, None, 0, timetable)
+    observer = Observer(Scripted([0.5] * 20), 10 * NUM_EVALUATIONS, None, 0, timetable)
     for step in range(10, 110, 10):
         now += 5.0
-        observer.look(make_classifier(0), step)
+        observer.on_step(make_classifier(0), step)
     assert observer.replan is not None
     assert 180 <= observer.replan.last <= 200, "half a second each, and 46.5 are left"
-    restored = Observer(Scripted([0.5]), 10 * LOOKS, None, 0, timetable)
+    restored = Observer(Scripted([0.5]), 10 * NUM_EVALUATIONS, None, 0, timetable)
     restored.restore(observer.state())
     assert restored.replan == observer.replan
 
 
-def test_a_landing_falls_from_where_the_rate_was_to_zero() -> None:
-    for kind in ("constant", "cosine"):
-        planned, landed = Schedule(1000, 0.1, kind), Schedule(1000, 0.1, kind, landing=500)
-        assert landed.last == 600
-        assert [landed.rate(step) for step in (0, 250, 499)] == [planned.rate(step) for step in (0, 250, 499)]
-        rates = [landed.rate(step) for step in range(500, 601)]
+def test_in_a_cooldown_the_rate_falls_from_where_it_was_to_zero() -> None:
+    for warmup in (0, 600):
+        planned, cooled = Schedule(1000, 0.1, warmup), Schedule(1000, 0.1, warmup, cooldown_start=500)
+        assert cooled.last == 600
+        assert [cooled.rate(step) for step in (0, 250, 499)] == [planned.rate(step) for step in (0, 250, 499)]
+        rates = [cooled.rate(step) for step in range(500, 601)]
         assert rates[0] == planned.rate(500)
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] == pytest.approx(0, abs=1e-12)
-    assert Schedule(1000, 0.1, landing=950).last == 1000, "a landing never takes longer than was planned"
+    assert Schedule(1000, 0.1, cooldown_start=950).last == 1000, "a cooldown never takes longer than was planned"

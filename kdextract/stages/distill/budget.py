@@ -60,7 +60,7 @@ def plan_steps(
         estimates: whether the student's accuracy will be estimated.
     """
     from ...training.loop import random_states, set_random_states
-    from ...training.observer import LOOKS
+    from ...training.observer import NUM_EVALUATIONS
 
     began, state, random = time.monotonic(), source.state(), random_states(teacher.device)
     with teacher.queries.purpose(TRIAL):
@@ -78,13 +78,13 @@ def plan_steps(
         )
     if context.elapsed > budget:
         context.reporter.line(f"--budget {budget:g}s: {context.elapsed:.0f} s passed before the first step")
-    look = looked * len(probe.images)
-    closing = CLOSING_SECONDS + look + PICTURED_IMAGES * made
+    evaluation = looked * len(probe.images)
+    closing = CLOSING_SECONDS + evaluation + PICTURED_IMAGES * made
     left = AIM * budget - context.elapsed
-    steps = Costs(times.usual + extra, look, closing).steps_within(left, LOOKS)
+    steps = Costs(times.usual + extra, evaluation, closing).steps_within(left, NUM_EVALUATIONS)
     if estimates:
         closing += _estimate_seconds(steps * batch_size, made, looked)
-        steps = Costs(times.usual + extra, look, closing).steps_within(left, LOOKS)
+        steps = Costs(times.usual + extra, evaluation, closing).steps_within(left, NUM_EVALUATIONS)
     return {"steps": steps, "closing": closing}
 
 

@@ -38,21 +38,15 @@ class Loop:
         in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> list[Row]:
         """Train the student, in place, for `steps` steps; return the metric rows of `training.distill.distill`."""
-        from ...training.distill import DistillationLossOptions, distill
+        from ...training.distill import DistillationLossOptions, DistillationOptions, distill
         from ...training.loop import Schedule
 
         config, settings = self.config, self.settings
-        return distill(
-            self.teacher,
-            student,
-            self.source,
+        options = DistillationOptions(
             settings.batch_size,
             Schedule(steps, settings.lr, warmup=round(WARMUP_SHARE * steps), optimizer=config.optimizer),
             DistillationLossOptions(settings.loss, settings.temperature, scale=True),
             settings.augmenter(config.flip, self.teacher, config.seed + 1),
-            checkpoints,
-            reporter,
-            monitor,
             config.batch_norm or "train",
-            in_source,
         )
+        return distill(self.teacher, student, self.source, options, checkpoints, reporter, monitor, in_source)

@@ -125,7 +125,7 @@ class TransferSetImages(ImageSource):
         made_for = str(artifact.manifest.config.get("objective"))
         generated = artifact.manifest.stage == "generate"
         structured = made_for == "structured_noise"
-        inverted = made_for in objective_names() and objective(made_for).images_only and not structured
+        inverted = made_for in objective_names() and not objective(made_for).supports_tables and not structured
         return cls(
             name=artifact.name,
             learned_from=TRAINED_GENERATORS if generated else made_for,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.tables import is_table
 from ...errors import ArtifactError, ConfigError
-from ...methods import TWO_WAYS, Given, LiveMethod, Method, Objective
+from ...methods import TWO_WAYS, Given, LiveMethod, Objective, SynthesisMethod
 from ...storage.artifacts import BATCH_NORM_KEY, Input, read_manifest, read_safetensors_header, strongest
 from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, RunDir
 from ..running.runner import StageContext
@@ -73,18 +73,18 @@ def find_method_inputs(method: Objective | LiveMethod, run: RunDir, student: str
     return MethodInputs(*(None if ref is None else run.artifact(ref) for ref in (statistics, competitor)))
 
 
-def missing_inputs(method: Method, run: RunDir) -> str:
+def missing_inputs(method: SynthesisMethod, run: RunDir) -> str:
     """Return in words what is missing in the run for the method; '' if the method can be used."""
     try:
         shape = tuple(_header(run)["classifier"]["input_shape"])
     except ConfigError as error:
         return str(error)
     try:
-        if method.images_only and is_table(shape):
+        if not method.supports_tables and is_table(shape):
             return "images: the teacher takes rows of a table"
         if isinstance(method, Objective | LiveMethod):
             _statistics_for(method, run)
-        if isinstance(method, Objective) and method.competes and not run.artifacts("student"):
+        if isinstance(method, Objective) and method.needs_student and not run.artifacts("student"):
             return f"{run.root} has no student; make one with: kdx distill"
     except (ConfigError, ArtifactError) as error:
         return str(error)
@@ -96,7 +96,7 @@ def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef 
     record = method.record if isinstance(method, Objective) else None
     if record is not None:
         return _with_record(run, method.name, record)
-    if not method.inverts or _has_batch_norm(run):
+    if not method.matches_batch_norm or _has_batch_norm(run):
         return None
     statistics = run.place("statistics")
     if not statistics.directory.is_dir():

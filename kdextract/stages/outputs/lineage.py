@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from ...methods import Method, generator_method, generator_names, live_method, live_names, objective, objective_names
+from ...methods import (
+    SynthesisMethod,
+    generator_method,
+    generator_names,
+    live_method,
+    live_names,
+    objective,
+    objective_names,
+)
 from ...storage.artifacts import Input, Manifest
 from ...storage.run_dir import PLACES, ArtifactRef, RunDir, manifest_of
 
@@ -194,7 +202,7 @@ def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
     return f"{method.name}: {method.summary} ({method.source})"
 
 
-def _method_of(student: Manifest, sources: dict[str, Manifest]) -> Method | None:
+def _method_of(student: Manifest, sources: dict[str, Manifest]) -> SynthesisMethod | None:
     """Return the method that made a student's images; None if no method or an unknown one did."""
     for made in _synthesis(student, sources):
         name = str(made.config.get("objective", made.config.get("method")))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_FILE = "checkpoint.safetensors"
+CHECKPOINT_FORMAT = 2
+"""Number of the layout of checkpoints; the work of a checkpoint with another number begins anew."""
 
 Json = dict[str, Any]
 

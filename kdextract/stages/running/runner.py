@@ -32,7 +32,7 @@ from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...storage.version import __version__
 from ...training.progress import Reporter
 from .attempts import Attempts, peak_memory, reset_peak_memory
-from .checkpoints import CHECKPOINT_FILE, Checkpoints
+from .checkpoints import CHECKPOINT_FILE, CHECKPOINT_FORMAT, Checkpoints
 from .outcome import Outcome as Outcome
 from .outcome import Plan as Plan
 from .outcome import ResolvedT
@@ -273,6 +273,7 @@ def _prepare_partial(stage: str, plan: Plan[Any], record: Json, reporter: Report
         {
             "stage": stage,
             "kdx_version": __version__,
+            "checkpoint_format": CHECKPOINT_FORMAT,
             "config": record,
             "inputs": [[i.role, i.sha256] for i in plan.inputs],
         },

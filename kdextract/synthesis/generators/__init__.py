@@ -1,4 +1,4 @@
-"""Networks that make images, those of a game and those that are kept as artifacts, and how they are trained.
+"""Generators: networks of adversarial training, networks that are kept as artifacts, and their training.
 
-Losses that one method alone has belong into its file.
+A loss that only one method has is in the file of this method.
 """

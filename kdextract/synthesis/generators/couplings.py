@@ -1,4 +1,4 @@
-"""Coupling layers of flows, and the networks inside them: each moves half of the values, as the other half tells it."""
+"""Coupling layers of flows, which transform half of the values by functions of the other half, and their networks."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import nn
 
 
 class Step(nn.Module, ABC):
-    """One invertible map between tensors of equal shape; `forward` is the direction that generates.
+    """An invertible map between tensors of equal shape; `forward` is the direction from noise to pixels.
 
     Both directions take values [batch, ...] and a condition [batch, classes], the one-hot labels. They return the new
-    values, and log |det| of the Jacobian of the direction taken, [batch].
+    values, and log |det| of the Jacobian of this direction, [batch].
     """
 
     @abstractmethod
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the values one step nearer to pixels, and the log-determinant."""
+        """Return the values after this step towards pixels, and the log-determinant."""
 
     @abstractmethod
     def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the values one step nearer to noise, and the log-determinant."""
+        """Return the values after this step towards noise, and the log-determinant."""
 
 
 class DenseNetwork(nn.Module):
-    """Two hidden layers of `width` with leaky ReLU, the label added to each; it starts by returning zeros.
+    """Two hidden layers of `width` with leaky ReLU and a bias per label; at initialization, the output is zero.
 
     Values [batch, inputs] and condition [batch, classes] -> [batch, outputs].
     """
@@ -45,7 +45,7 @@ class DenseNetwork(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """RealNVP's network without normalization: a convolution, `blocks` residual blocks, a 1x1 convolution of zeros.
+    """RealNVP's network without normalization: a convolution, `blocks` residual blocks, a 1x1 convolution set to zero.
 
     Values [batch, inputs, height, width] and condition [batch, classes] -> [batch, outputs, height, width].
     """
@@ -58,14 +58,14 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return [batch, outputs, height, width]."""
-        hidden = self.enter(values) + _everywhere(self.enter_label(condition))
+        hidden = self.enter(values) + _per_channel(self.enter_label(condition))
         for block in self.blocks:
             hidden = block(hidden, condition)
         return self.leave(F.leaky_relu(hidden))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity (He et al. 2016), the label added between them."""
+    """A residual block of two 3x3 convolutions (He et al. 2016), with a bias per label between them."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the shape of `hidden`, [batch, width, height, width of the image]."""
-        inner = self.first(F.leaky_relu(hidden)) + _everywhere(self.label(condition))
+        inner = self.first(F.leaky_relu(hidden)) + _per_channel(self.label(condition))
         return hidden + self.second(F.leaky_relu(inner))
 
 
 class PlainNetwork(nn.Module):
-    """Glow's network without normalization (section 3.3): convolutions of 3x3, 1x1, and 3x3 that starts as zeros.
+    """Glow's network without normalization (section 3.3): convolutions of 3x3, 1x1, and 3x3, the last set to zero.
 
     Values [batch, inputs, height, width] and condition [batch, classes] -> [batch, outputs, height, width].
     """
@@ -92,19 +92,19 @@ class PlainNetwork(nn.Module):
 
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return [batch, outputs, height, width]."""
-        hidden = F.leaky_relu(self.enter(values) + _everywhere(self.enter_label(condition)))
-        hidden = F.leaky_relu(self.middle(hidden) + _everywhere(self.middle_label(condition)))
+        hidden = F.leaky_relu(self.enter(values) + _per_channel(self.enter_label(condition)))
+        hidden = F.leaky_relu(self.middle(hidden) + _per_channel(self.middle_label(condition)))
         return self.leave(hidden)
 
 
 class Coupling(Step):
-    """Keep a part of the values; scale and shift the rest as a network says that sees only the kept part.
+    """A coupling: one part of the values is kept; the other is scaled and shifted by functions of the kept part.
 
     RealNVP's affine coupling (Dinh et al. 2017, section 3.2), with log-scale `factor` * tanh(.), which bounds it, and a
-    factor learned from 1; or, without factor, the additive one of NICE (Dinh et al. 2014, section 3.2).
+    trained factor that starts at 1; or, without factor, NICE's additive coupling (Dinh et al. 2014, section 3.2).
 
     Args:
-        network: (what is seen of the kept part, condition) -> shifts, or log-scales and shifts side by side.
+        network: (kept values, condition) -> shifts or, with a factor, log-scales and shifts, concatenated.
         factor_shape: shape of the factor of one image, or None for an additive coupling.
     """
 
@@ -124,24 +124,24 @@ class Coupling(Step):
         return (values - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(dim=1)
 
     def _scale_and_shift(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both in the shape of `values`, zero where these are kept."""
-        answer = self.network(self._seen(values), condition)
+        """Return log-scales and shifts in the shape of `values`, zero for the kept values."""
+        output = self.network(self._network_values(values), condition)
         if self.factor is None:
-            return torch.zeros_like(values), self._placed(answer, values)
-        raw, shift = answer.chunk(2, dim=1)
+            return torch.zeros_like(values), self._placed(output, values)
+        raw, shift = output.chunk(2, dim=1)
         return self._placed(self.factor * raw.tanh(), values), self._placed(shift, values)
 
     @abstractmethod
-    def _seen(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what the network sees."""
+    def _network_values(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the input of the network: the kept values."""
 
     @abstractmethod
     def _placed(self, part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return one number per moved value in the shape of `values`, zero at the kept ones."""
+        """Return one number per changed value in the shape of `values`, zero for the kept values."""
 
 
 class InterleavedCoupling(Coupling):
-    """Values [batch, size], size >= 2: the odd ones move and the even ones stay (`turn` 0), or the reverse (1)."""
+    """Values [batch, size], size >= 2: the odd ones change, the even ones are kept (`turn` 0), or the reverse (1)."""
 
     def __init__(self, size: int, num_classes: int, width: int, turn: int, affine: bool) -> None:
         kept = (size + 1 - turn) // 2
@@ -151,7 +151,7 @@ class InterleavedCoupling(Coupling):
         )
         self._turn = turn
 
-    def _seen(self, values: torch.Tensor) -> torch.Tensor:
+    def _network_values(self, values: torch.Tensor) -> torch.Tensor:
         return values[:, self._turn :: 2]
 
     def _placed(self, part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -161,10 +161,10 @@ class InterleavedCoupling(Coupling):
 
 
 class CheckerboardCoupling(Coupling):
-    """Images: pixels move where row + column + `turn` is odd (Dinh et al. 2017, section 3.4).
+    """Images: pixels change where row + column + `turn` is odd (Dinh et al. 2017, section 3.4).
 
     Args:
-        network: from channels to twice as many.
+        network: from C channels to 2 * C.
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, int, int], turn: int) -> None:
@@ -174,7 +174,7 @@ class CheckerboardCoupling(Coupling):
         self.register_buffer("moved", moved.to(torch.get_default_dtype()), persistent=False)
         self.moved: torch.Tensor
 
-    def _seen(self, values: torch.Tensor) -> torch.Tensor:
+    def _network_values(self, values: torch.Tensor) -> torch.Tensor:
         return values * (1 - self.moved)
 
     def _placed(self, part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -182,17 +182,17 @@ class CheckerboardCoupling(Coupling):
 
 
 class ChannelCoupling(Coupling):
-    """Images of an even number of channels: the second half moves and the first stays (`turn` 0), or the reverse (1).
+    """Images of an even number of channels: the second half changes, the first is kept (`turn` 0), or the reverse (1).
 
     Args:
-        network: from half of `channels` to `channels`.
+        network: from `channels` / 2 to `channels` channels.
     """
 
     def __init__(self, network: nn.Module, channels: int, turn: int) -> None:
         super().__init__(network, (channels // 2, 1, 1))
         self._turn = turn
 
-    def _seen(self, values: torch.Tensor) -> torch.Tensor:
+    def _network_values(self, values: torch.Tensor) -> torch.Tensor:
         return values.chunk(2, dim=1)[self._turn]
 
     def _placed(self, part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -201,17 +201,17 @@ class ChannelCoupling(Coupling):
 
 
 def _label_bias(num_classes: int, width: int) -> nn.Linear:
-    """Return what turns one-hot labels into one bias per hidden unit."""
+    """Return a layer from one-hot labels to one bias per hidden unit."""
     return nn.Linear(num_classes, width, bias=False)
 
 
-def _everywhere(bias: torch.Tensor) -> torch.Tensor:
+def _per_channel(bias: torch.Tensor) -> torch.Tensor:
     """Return biases [batch, channels] as [batch, channels, 1, 1]."""
     return bias[:, :, None, None]
 
 
 def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """Return a layer, its weights and its bias set to zero."""
+    """Set the weights and the bias of a layer to zero, and return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -1,4 +1,4 @@
-"""Noise from which a flow makes given images, kept so that it can make others like them."""
+"""Noise from which a flow makes given images, stored so that it can also make similar images."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 SHARE = 0.5
-"""Of the noise that is drawn near encodings, where the class has any."""
+"""Share of the noise that is drawn near encodings, for a class that has any."""
 FARTHEST = 0.4
-"""Largest part, as a deviation, that new noise has in what is drawn near encodings."""
+"""Largest standard deviation of the new noise in noise that is drawn near encodings."""
 
 
 class Encodings(nn.Module):
-    """Noise of `count` images with their labels; the images can be made from it, so it is to be kept like them.
+    """Noise of `count` real images, with their labels. The flow restores the images from it: it is real data.
 
-    Buffers are `noise`, [count, *noise_shape], and `labels`, int64 [count], in ascending order.
+    The buffers are `noise`, [count, *noise_shape], and `labels`, int64 [count], in ascending order.
     """
 
     noise: torch.Tensor
@@ -27,7 +27,7 @@ class Encodings(nn.Module):
 
     @classmethod
     def of(cls, noise: torch.Tensor, labels: torch.Tensor) -> Encodings:
-        """Return the encodings of these labels, in any order."""
+        """Return encodings of noise [count, *noise_shape] and labels, int64 [count], which may be in any order."""
         made = cls(len(noise), tuple(noise.shape[1:])).to(noise.device)
         order = labels.argsort(stable=True)
         made.noise.copy_(noise[order])
@@ -35,32 +35,33 @@ class Encodings(nn.Module):
         return made
 
     def check(self, num_classes: int) -> None:
-        """Raise `ValueError` unless labels are those of classes, in ascending order."""
+        """Raise `ValueError` unless the labels are in ascending order and in [0, `num_classes`)."""
         if bool((self.labels.diff() < 0).any()) or self.labels.min() < 0 or self.labels.max() >= num_classes:
-            raise ValueError("labels of encodings are not those of classes, in ascending order")
+            raise ValueError("the labels of encodings are not classes in ascending order")
 
     def mixed_in(
-        self, fresh: torch.Tensor, labels: torch.Tensor, random: torch.Generator, share: float = SHARE
+        self, fresh: torch.Tensor, labels: torch.Tensor, rng: torch.Generator, share: float = SHARE
     ) -> torch.Tensor:
-        """Replace a share of the fresh noise by noise near encodings of the class wanted, where there are any.
+        """Replace a share of the new noise by noise near encodings of the wanted class, if it has any.
 
-        Such noise is a point between two encodings of the class and, as much as keeps the variance, the fresh noise.
+        Such noise is the weighted sum of a point between two encodings of the class and of the new noise; the squares
+        of the two weights add up to 1, which keeps the variance.
 
         Args:
-            fresh: [batch, *noise_shape].
-            labels: classes wanted, int64 [batch].
-            random: on the CPU.
-            share: in [0, 1].
+            fresh: new noise, [batch, *noise_shape].
+            labels: wanted classes, int64 [batch].
+            rng: on the CPU.
+            share: probability of the replacement, in [0, 1].
         """
         own, wanted = self.labels.cpu(), labels.cpu()
         counts = torch.bincount(own, minlength=int(wanted.max()) + 1)
         starts = counts.cumsum(0) - counts
 
         def per_image() -> torch.Tensor:
-            return torch.rand((len(wanted), *[1] * (fresh.dim() - 1)), generator=random)
+            return torch.rand((len(wanted), *[1] * (fresh.dim() - 1)), generator=rng)
 
         def some() -> torch.Tensor:
-            chosen = starts[wanted] + (torch.rand(len(wanted), generator=random) * counts[wanted]).long()
+            chosen = starts[wanted] + (torch.rand(len(wanted), generator=rng) * counts[wanted]).long()
             return self.noise[chosen.clamp_max(len(own) - 1).to(self.noise.device)]
 
         between, part = per_image().to(fresh.device), (FARTHEST * per_image()).to(fresh.device)

@@ -1,6 +1,6 @@
-"""Invertible steps of flows that need no network: the smooth start, scales, mixtures of channels, and their order.
+"""Invertible steps of flows without networks: a prior of smooth images, scales, mixtures of channels, compositions.
 
-Libraries of flows have no start at smooth images (a prior over cosines), which is why the flows are written here.
+Libraries of flows have no prior over cosine amplitudes; therefore the flows are written here.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ...models.architectures import InputShape
 from .couplings import Step
 
 CONTRAST = 4.0
-"""Standard deviation of v in a fresh flow of images, for noise of deviation 1."""
+"""Standard deviation of v (see `flows.Flow`) in an untrained flow of images, for noise of standard deviation 1."""
 WIDE = 0.5
-"""Half cycles per pixel at which waves have a sixteenth of the full amplitude; half of it is left at 0.44 of that."""
+"""Frequency, in half cycles per pixel, at which the amplitude has fallen to 1/16; at 0.44 of it, it is 1/2."""
 ROUGHEST = 0.02
-"""Amplitude of the finest waves of a fresh flow, as a share of the widest."""
+"""Smallest amplitude, at high frequencies, as a share of the amplitude at frequency 0."""
 
 
-class Waves(Step):
-    """Values are the amplitudes of cosines, wide ones strong and fine ones weak: white noise becomes a smooth field.
+class CosinePrior(Step):
+    """A fixed map from white noise to smooth random fields: values are the amplitudes of cosines.
 
-    A fixed map: a diagonal scale, (1 + (f / `WIDE`)^2)^-4 for f half cycles per pixel but at least `ROUGHEST`, then
-    the inverse of the orthonormal discrete cosine transform. White noise of deviation 1 becomes a field of deviation
-    `CONTRAST`. A flow that begins with white noise keeps it, for the log-determinant rewards that, and its images look
-    like nothing.
+    A diagonal scale, (1 + (f / `WIDE`)^2)^-4 for f half cycles per pixel but at least `ROUGHEST`, is followed by the
+    inverse of the orthonormal discrete cosine transform. White noise of standard deviation 1 becomes a field of
+    standard deviation `CONTRAST`. Without this map, a flow starts with images of white noise, and the log-determinant
+    in the loss keeps it there.
     """
 
     scale: torch.Tensor
@@ -48,7 +48,7 @@ class Waves(Step):
             self.register_buffer(name, matrix, persistent=False)
 
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the field of amplitudes, in the shape of `values`."""
+        """Return the field with these amplitudes, in the shape of `values`."""
         scaled = values.reshape(-1, *self._shape) * self.scale.to(values)
         return (self.down.T.to(values) @ scaled @ self.across.to(values)).view_as(values), self._logdet(values)
 
@@ -62,12 +62,12 @@ class Waves(Step):
 
 
 def has_neighbours(shape: InputShape) -> bool:
-    """Say whether images of a shape have neighbours in both directions: whether smoothness means anything."""
+    """Return whether images of a shape have more than one row and more than one column."""
     return min(shape[1:]) > 1
 
 
 def _cosines(size: int) -> torch.Tensor:
-    """Return the orthonormal discrete cosine transform (type 2), [frequency, place], in float64."""
+    """Return the matrix of the orthonormal discrete cosine transform (type 2), [frequency, position], in float64."""
     places = (torch.arange(size, dtype=torch.float64) + 0.5) * torch.pi / size
     waves = torch.cos(torch.arange(size, dtype=torch.float64).view(-1, 1) * places) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
@@ -75,7 +75,7 @@ def _cosines(size: int) -> torch.Tensor:
 
 
 class Chain(Step):
-    """Steps one after the other, in the order of generation."""
+    """A composition of steps, in the order from noise to pixels."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ class Chain(Step):
 
 
 class Squeezed(Step):
-    """Steps on images of half the sides and four times the channels, which are made of blocks of 2x2 pixels.
+    """A step on images of half the height and width and four times the channels: blocks of 2x2 pixels become channels.
 
-    The first half of those channels is the upper row of each block, in all colours (Dinh et al. 2017, section 3.6).
+    The first half of the new channels are the upper rows of all blocks, in all colours (Dinh et al. 2017, section 3.6).
     """
 
     def __init__(self, inner: Step) -> None:
@@ -109,41 +109,41 @@ class Squeezed(Step):
         self.inner = inner
 
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squeeze, take the inner step, and undo the squeezing."""
+        """Squeeze, apply the inner step, and undo the squeezing."""
         values, logdet = self.inner(_squeeze(values), condition)
         return _unsqueeze(values), logdet
 
     def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squeeze, undo the inner step, and undo the squeezing."""
+        """Squeeze, apply the inverse of the inner step, and undo the squeezing."""
         values, logdet = self.inner.inverse(_squeeze(values), condition)
         return _unsqueeze(values), logdet
 
 
-class HalfOf(Step):
-    """Steps on the first half of the channels; the other half is factored out, that is, it joins as pure noise."""
+class FactorOut(Step):
+    """A step on the first half of the channels; the other half is factored out, that is, it stays noise."""
 
     def __init__(self, inner: Step) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the inner step on one half."""
+        """Apply the inner step to the first half of the channels."""
         going_on, joining = values.chunk(2, dim=1)
         going_on, logdet = self.inner(going_on, condition)
         return torch.cat([going_on, joining], dim=1), logdet
 
     def inverse(self, values: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Undo the inner step on one half."""
+        """Apply the inverse of the inner step to the first half of the channels."""
         going_on, leaving = values.chunk(2, dim=1)
         going_on, logdet = self.inner.inverse(going_on, condition)
         return torch.cat([going_on, leaving], dim=1), logdet
 
 
 class Scaling(Step):
-    """A learned scale and shift, the same for all images, that start as the identity.
+    """A trained scale and shift, equal for all images, which start as the identity.
 
-    With shape [size], and no shift, it is the diagonal scale of NICE (section 3.3); with shape [channels, 1, 1], and a
-    shift, the ActNorm of Glow (section 3.1), which starts without data here.
+    With shape [size] and without shift, it is the diagonal scale of NICE (section 3.3); with shape [channels, 1, 1] and
+    a shift, it is the ActNorm of Glow (section 3.1), here without data-dependent initialization.
     """
 
     def __init__(self, shape: tuple[int, ...], shifts: bool) -> None:
@@ -168,9 +168,9 @@ class Scaling(Step):
 class ChannelRotation(Step):
     """Glow's invertible 1x1 convolution (section 3.2): one matrix mixes the channels.
 
-    At first it reverses their order, so that the halves of a coupling take turns; a random rotation, as published,
-    would break up the smooth field that a flow begins with. It multiplies where images are generated, which is where
-    most time goes, and inverts for densities.
+    At initialization it reverses the order of channels, so that couplings change each half in turn; a random rotation,
+    as published, would destroy the smooth fields of an untrained flow. From noise to pixels, which is needed most
+    often, it multiplies by the matrix; in the other direction it inverts the matrix.
     """
 
     def __init__(self, channels: int) -> None:

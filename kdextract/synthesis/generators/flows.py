@@ -1,4 +1,4 @@
-"""Conditional normalizing flows: noise and pixels are one-to-one, given the label, and densities are exact.
+"""Conditional normalizing flows: invertible maps from noise to pixels, given the label, with exact densities.
 
 Four of them: NICE with additive couplings (Dinh et al. 2014) and with affine ones, RealNVP (Dinh et al. 2017), and Glow
 (Kingma and Dhariwal 2018). None has batch normalization, whose batch statistics would make the two directions differ.
@@ -15,28 +15,28 @@ from torch import nn
 from ...errors import ConfigError
 from ...models.architectures import InputShape
 from .couplings import ChannelCoupling, CheckerboardCoupling, InterleavedCoupling, PlainNetwork, ResidualNetwork, Step
-from .flow_steps import CONTRAST, Chain, ChannelRotation, HalfOf, Scaling, Squeezed, Waves, has_neighbours
+from .flow_steps import CONTRAST, Chain, ChannelRotation, CosinePrior, FactorOut, Scaling, Squeezed, has_neighbours
 
 DARKEST = 0.02
-"""A fresh flow is no darker than this on average, and no brighter than 1 minus this."""
+"""Least mean pixel of an untrained flow; the largest is 1 minus this."""
 PROBIT = 1.702
-"""The logistic function is nearly that of a normal distribution of this deviation."""
+"""Standard deviation of the normal distribution that is closest to the logistic distribution."""
 MARGIN = 0.01
-"""How near to 0 and 1 pixels of real images come, once dequantized."""
+"""Least distance of dequantized pixels from 0 and 1."""
 
 
 class Flow(nn.Module):
     """Noise [batch, size] <-> pixels [batch, channels, height, width] in (0, 1), for labels int64 [batch].
 
-    Generation takes noise through the steps to values v of any sign, and pixels = sigmoid(v + `centre`), which is one
-    number per channel, 0 unless it is set. In float32, pixels turned into noise and back are the same within 1e-4; the
-    noise itself loses digits where |v| > 6, for pixels are then close to 0 or 1, and from v = 17 on they are 1.
+    The steps map noise to values v, and pixels = sigmoid(v + `centre`), where `centre` is one number per channel, 0 by
+    default. In float32, pixels that are mapped to noise and back are equal within 1e-4. The noise is less precise where
+    |v| > 6, since pixels are then close to 0 or 1; from v = 17 on they are 1.
 
     Args:
-        shape: of one image.
+        shape: of one image, (channels, height, width).
         num_classes: number of labels.
         steps: the map from noise to v.
-        flat: whether the steps take [batch, size] instead of [batch, *shape].
+        flat: whether the values of the steps have the shape [batch, size] instead of [batch, *shape].
     """
 
     conditional = True
@@ -47,15 +47,16 @@ class Flow(nn.Module):
         super().__init__()
         self.noise_shape = (math.prod(shape),)
         self.steps = steps
-        self.prior = Waves(shape) if has_neighbours(shape) else None
+        self.prior = CosinePrior(shape) if has_neighbours(shape) else None
         self.register_buffer("centre", torch.zeros(shape[0], 1, 1), persistent=False)
         self._shape, self._num_classes = shape, num_classes
         self._inner_shape = self.noise_shape if flat else shape
 
     def set_brightness(self, mean: torch.Tensor) -> None:
-        """Let images of a fresh flow have these mean pixels, [channels, 1, 1] in (0, 1).
+        """Set `centre` so that images of an untrained flow have these mean pixels, [channels, 1, 1] in (0, 1).
 
-        The mean of sigmoid(v) for normal v of mean c and deviation s is about Phi(c / sqrt(s^2 + 1.7^2)) (MacKay 1992).
+        For normal v of mean c and standard deviation s, the mean of sigmoid(v) is about Phi(c / sqrt(s^2 + 1.7^2))
+        (MacKay 1992).
         """
         spread = CONTRAST if self.prior is not None else 1.0
         self.centre.copy_(torch.special.ndtri(mean.clamp(DARKEST, 1 - DARKEST)) * math.hypot(spread, PROBIT))
@@ -72,8 +73,9 @@ class Flow(nn.Module):
     def transform_with_divergence(self, noise: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return pixels in (0, 1), and log q - log p of each image, [batch], whose mean is KL(q || p).
 
-        q is the density of the flow's images given the label; p is that of a fresh flow, which makes smooth fields of
-        the usual brightness, or uniform in (0, 1) where there are no neighbours to be like. Errors as of `transform`.
+        q is the density of the flow's images given the label. p is the density of an untrained flow, that is, of smooth
+        fields around `centre`; for images of one row or column it is uniform in (0, 1). Errors are those of
+        `transform`.
         """
         values, logdet = self._values(noise, labels)
         log_noise = -0.5 * (noise.square().sum(dim=1) + noise.shape[1] * math.log(2 * math.pi))
@@ -93,7 +95,7 @@ class Flow(nn.Module):
     def inverse(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the noise that gives these pixels, and log |det d noise / d pixels| of each image, [batch].
 
-        Pixels nearer to 0 or 1 than `edge` are moved away to it first.
+        Pixels closer to 0 or 1 than `edge` are first moved to this distance.
 
         Raises:
             ConfigError: the pixels are not [batch, channels, height, width] of the flow's shape.
@@ -105,13 +107,13 @@ class Flow(nn.Module):
         return noise.flatten(1), logdet - _sigmoid_logdet(values)
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return pixels in (0, 1); errors as of `transform`."""
+        """Return pixels in (0, 1). Errors are those of `transform`."""
         return self.transform(noise, labels)[0]
 
     def log_prob(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the natural logarithm of each image's density given its label, [batch], for standard normal noise.
 
-        It is a density over the open unit cube of pixels; errors as of `inverse`.
+        It is a density over the open unit cube of pixels. Errors are those of `inverse`.
         """
         noise, logdet = self.inverse(pixels, labels)
         return logdet - 0.5 * (noise.square().sum(dim=1) + noise.shape[1] * math.log(2 * math.pi))
@@ -121,46 +123,46 @@ class Flow(nn.Module):
 
 
 def nice(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flow:
-    """Return NICE (Dinh et al. 2014): additive couplings of all values in a row, with a diagonal scale at the noise.
+    """Return NICE (Dinh et al. 2014): additive couplings of the flattened values, with a diagonal scale at the noise.
 
-    The values are amplitudes of `Waves`, which come last; for tables, they are the features themselves.
+    For images, these values are amplitudes of `CosinePrior`, which is the last step; for tables, they are the features.
 
     Args:
-        shape: any of at least 2 values.
-        couplings: how many; even and odd values move in turn, so that all move from 2 on.
-        width: of the two hidden layers of each.
+        shape: of images of at least 2 values.
+        couplings: their number; they change even and odd values in turn, so that 2 of them change all values.
+        width: units of the two hidden layers of each coupling.
 
     Raises:
-        ConfigError: images of one value, which has no other half.
+        ConfigError: the images have only one value.
     """
     size = _size_to_halve("nice", shape)
     moves = [InterleavedCoupling(size, num_classes, width, turn=i % 2, affine=False) for i in range(couplings)]
-    return Flow(shape, num_classes, Chain([Scaling((size,), shifts=False), *moves, *_waves(shape)]), flat=True)
+    return Flow(shape, num_classes, Chain([Scaling((size,), shifts=False), *moves, *_cosine_prior(shape)]), flat=True)
 
 
 def nice_affine(shape: InputShape, num_classes: int, couplings: int, width: int) -> Flow:
-    """Return affine couplings of all values in a row, the flow that KeFlow's published numbers come from.
+    """Return affine couplings of the flattened values, the flow of KeFlow's published results.
 
-    Arguments and errors are those of `nice`; KeFlow has 8 couplings of width 1500.
+    Arguments and errors are those of `nice`; KeFlow uses 8 couplings of width 1500.
     """
     size = _size_to_halve("nice_affine", shape)
     moves = [InterleavedCoupling(size, num_classes, width, turn=i % 2, affine=True) for i in range(couplings)]
-    return Flow(shape, num_classes, Chain([*moves, *_waves(shape)]), flat=True)
+    return Flow(shape, num_classes, Chain([*moves, *_cosine_prior(shape)]), flat=True)
 
 
 def realnvp(shape: InputShape, num_classes: int, width: int, blocks: int) -> Flow:
     """Return RealNVP of two scales (Dinh et al. 2017, section 3.6).
 
-    From pixels on: 3 checkerboard couplings; squeeze; 3 couplings of channels; half of the channels leaves as noise; 4
-    checkerboard couplings of the rest.
+    In the direction from pixels to noise: 3 checkerboard couplings; squeeze; 3 couplings of channels; half of the
+    channels is factored out; 4 checkerboard couplings of the rest.
 
     Args:
-        shape: images with even sides of at least 4 pixels.
+        shape: of images whose height and width are even and at least 4.
         width: channels of the hidden layers.
         blocks: residual blocks of each coupling's network.
 
     Raises:
-        ConfigError: other sides.
+        ConfigError: the images have another height or width.
     """
     channels, height, columns = shape
     if min(height, columns) < 4 or height % 2 or columns % 2:
@@ -177,25 +179,25 @@ def realnvp(shape: InputShape, num_classes: int, width: int, blocks: int) -> Flo
         return ChannelCoupling(network, 4 * channels, turn % 2)
 
     last = (2 * channels, height // 2, columns // 2)
-    coarse = Chain([HalfOf(Chain(board(last, turn) for turn in range(4))), *(halves(turn) for turn in range(3))])
+    coarse = Chain([FactorOut(Chain(board(last, turn) for turn in range(4))), *(halves(turn) for turn in range(3))])
     boards = (board(shape, turn) for turn in range(3))
-    return Flow(shape, num_classes, Chain([*_waves(shape), Squeezed(coarse), *boards]), flat=False)
+    return Flow(shape, num_classes, Chain([*_cosine_prior(shape), Squeezed(coarse), *boards]), flat=False)
 
 
 def glow(shape: InputShape, num_classes: int, width: int, levels: int, steps: int) -> Flow:
     """Return Glow (Kingma and Dhariwal 2018, section 3 and figure 2).
 
-    From pixels on, at each level: squeeze; `steps` times ActNorm, invertible 1x1 convolution and affine coupling; half
-    of the channels leaves as noise, but at the last level.
+    In the direction from pixels to noise, at each level: squeeze; `steps` times ActNorm, invertible 1x1 convolution,
+    affine coupling; half of the channels is factored out, except at the last level.
 
     Args:
-        shape: images whose sides can be halved `levels` times.
+        shape: of images whose height and width are multiples of 2^`levels`.
         width: channels of the hidden layers.
-        levels: at least 1.
-        steps: per level.
+        levels: number of levels, at least 1.
+        steps: number of steps per level.
 
     Raises:
-        ConfigError: other sides.
+        ConfigError: the images have another height or width.
     """
     channels, height, columns = shape
     unit = 2**levels
@@ -211,34 +213,34 @@ def glow(shape: InputShape, num_classes: int, width: int, levels: int, steps: in
 
     def level(before: int, left: int) -> Step:
         squeezed = 4 * before
-        coarser: list[Step] = [HalfOf(level(squeezed // 2, left - 1))] if left > 1 else []
+        coarser: list[Step] = [FactorOut(level(squeezed // 2, left - 1))] if left > 1 else []
         return Squeezed(Chain(coarser + [part for _ in range(steps) for part in one_step(squeezed)]))
 
-    return Flow(shape, num_classes, Chain([*_waves(shape), level(channels, levels)]), flat=False)
+    return Flow(shape, num_classes, Chain([*_cosine_prior(shape), level(channels, levels)]), flat=False)
 
 
-def dequantized(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Return real images as a density on the open interval can have made them: pixels in [MARGIN, 1 - MARGIN].
+def dequantized(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Return real images as samples of a continuous distribution, with pixels in [MARGIN, 1 - MARGIN].
 
     Pixels x of 256 grey levels become (255 x + u) / 256 with u uniform in [0, 1), so that each level is an interval
-    (Theis et al. 2016), and those are squeezed away from 0 and 1, where densities of a sigmoid end.
+    (Theis et al. 2016); the result is scaled to this range, since the density of a sigmoid's output ends at 0 and 1.
 
     Args:
         images: [...] in [0, 1], float.
-        random: on the CPU.
+        rng: on the CPU.
     """
-    noise = torch.rand(images.shape, generator=random, dtype=images.dtype).to(images.device)
+    noise = torch.rand(images.shape, generator=rng, dtype=images.dtype).to(images.device)
     return MARGIN + (1 - 2 * MARGIN) * (255 * images + noise) / 256
 
 
 def edge(dtype: torch.dtype) -> float:
-    """Return how near to 0 and 1 pixels may be that are turned into noise: 1e-6 in single precision."""
+    """Return the least distance from 0 and 1 of pixels that are mapped to noise: 1e-6 in float32."""
     return 8 * torch.finfo(dtype).eps
 
 
-def _waves(shape: InputShape) -> list[Step]:
-    """Return the step that makes fields smooth, for shapes that have neighbours in both directions."""
-    return [Waves(shape)] if has_neighbours(shape) else []
+def _cosine_prior(shape: InputShape) -> list[Step]:
+    """Return the step to smooth fields, for images of more than one row and column; else no step."""
+    return [CosinePrior(shape)] if has_neighbours(shape) else []
 
 
 def _size_to_halve(name: str, shape: InputShape) -> int:

@@ -1,4 +1,4 @@
-"""Small networks that make images for a game, sized to the classifier that they are to serve."""
+"""Small generators for adversarial training, as wide as the cost of the teacher allows."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ LATENT = 100
 NARROWEST, WIDEST = 4, 64
 """Bounds of a generator's width: 64 is the published one for images of 32x32 pixels."""
 SLOPE = 0.2
-"""Of the leaky ReLU, as published."""
+"""Slope of the leaky ReLU for negative values, as published."""
 
 
 class ImageMaker(nn.Module):
-    """A generator: a network from inputs to images with pixels in [0, 1].
+    """A generator: a network whose outputs are images with pixels in [0, 1].
 
-    `edits` says that its input is an image with noise as one more channel; otherwise it is noise alone. `noise_shape`
-    is the shape of that noise, per image.
+    Attributes:
+        edits: whether its input is an image with noise as one more channel; otherwise it is noise.
+        noise_shape: shape of the noise of one image.
     """
 
     edits: bool
     noise_shape: tuple[int, ...]
 
 
-class Editor(ImageMaker):
-    """Changes an image: clip(image + change) to [0, 1], the change being zero before any training.
+class ImageEditor(ImageMaker):
+    """Changes an image: clip(image + change) to [0, 1]; at initialization the change is zero.
 
-    An encoder of two strided convolutions and a decoder with one skip connection, so that a change follows the strokes
-    and areas of the image, not single pixels.
+    An encoder of two strided convolutions and a decoder with one skip connection, so that changes depend on strokes and
+    areas of the image instead of single pixels.
 
     Args:
-        shape: (channels, height, width) of the images, any size.
+        shape: (channels, height, width) of the images, of any size.
         width: channels of the first layer.
     """
 
@@ -58,7 +59,7 @@ class Editor(ImageMaker):
         nn.init.zeros_(self.change.bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return images [batch, channels, height, width] for images and one channel of noise, side by side."""
+        """Return images [batch, channels, height, width] for inputs with one more channel, of noise."""
         images = inputs[:, :-1]
         shallow = F.leaky_relu(self.encode(inputs), SLOPE)
         deep = F.leaky_relu(self.deepen(shallow), SLOPE)
@@ -68,8 +69,8 @@ class Editor(ImageMaker):
         return (images + change).clamp(0, 1)
 
 
-class Decoder(ImageMaker):
-    """The usual generator of the field: a latent vector becomes a coarse grid, which is enlarged twice.
+class LatentDecoder(ImageMaker):
+    """The usual generator in the literature: a latent vector is mapped to a coarse grid, which is enlarged twice.
 
     Linear layer, batch normalization, two times (enlarge, 3x3 convolution, batch normalization, leaky ReLU), 3x3
     convolution, sigmoid.
@@ -77,8 +78,8 @@ class Decoder(ImageMaker):
     Args:
         shape: (channels, height, width) of the images, any size.
         width: channels of the last hidden layer; the layers before have twice as many (published: 64).
-        keeps_statistics: whether batch normalization has running statistics, for images that do not depend on what
-            else is in the batch once the network is in evaluation mode; otherwise it always takes the batch's own.
+        keeps_statistics: whether batch normalization has running statistics, so that in evaluation mode an image does
+            not depend on the rest of its batch; otherwise it always uses the statistics of the batch.
     """
 
     edits = False
@@ -101,7 +102,7 @@ class Decoder(ImageMaker):
         return torch.sigmoid(self.values(inputs))
 
     def values(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return what the sigmoid takes, numbers of any sign."""
+        """Return the inputs of the sigmoid."""
         grid = self.start(inputs).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
         half = (-(-self._height // 2), -(-self._rows // 2))
         grid = self.conv2(F.interpolate(self.norm1(grid), half))
@@ -109,19 +110,22 @@ class Decoder(ImageMaker):
         return self.conv4(F.leaky_relu(self.norm3(grid), SLOPE))
 
 
-MAKERS: dict[str, Callable[[InputShape, int], ImageMaker]] = {"structured": Editor, "noise": Decoder}
-"""`--start` -> the generator that begins there, from (image shape, width)."""
+GAME_GENERATORS: dict[str, Callable[[InputShape, int], ImageMaker]] = {
+    "structured": ImageEditor,
+    "noise": LatentDecoder,
+}
+"""Value of `--start` -> (image shape, width) -> the generator."""
 
 
-def multiply_adds(kind: str, shape: InputShape, width: int) -> int:
-    """Return the multiply-adds per image of a generator; nothing is computed for it."""
+def game_multiply_adds(kind: str, shape: InputShape, width: int) -> int:
+    """Return the multiply-adds per image of a generator, without computing an image."""
     with torch.device("meta"):
-        generator = MAKERS[kind](shape, width)
+        generator = GAME_GENERATORS[kind](shape, width)
         channels, height, rows = shape
         inputs = torch.empty((2, channels + 1, height, rows) if kind == "structured" else (2, LATENT))
         return count_multiply_adds(generator, inputs)
 
 
 def fitting_width(kind: str, shape: InputShape, affordable: int) -> int:
-    """Return the largest width whose generator needs at most `affordable` multiply-adds, within the bounds."""
-    return largest_width(lambda width: multiply_adds(kind, shape, width), affordable, NARROWEST, WIDEST)
+    """Return the largest width within the bounds whose generator needs at most `affordable` multiply-adds."""
+    return largest_width(lambda width: game_multiply_adds(kind, shape, width), affordable, NARROWEST, WIDEST)

@@ -1,4 +1,4 @@
-"""`Generator`: a network from noise and labels to images that carries everything needed to rebuild it."""
+"""`Generator`: a network from noise and labels to images, with all data that is needed to rebuild it from a file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from .flows import Flow
 from .networks import NETWORKS
 
 ENCODINGS = "encodings."
-"""What names of tensors begin with that are no weights."""
+"""Prefix of the names of tensors that are encodings."""
 
 
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """What a generator's file says about it, besides the weights.
+    """What a generator's file holds besides the weights.
 
-    `network` is one of `networks.NETWORKS`, built with `options`. `mean` and `std` hold one value per channel, those of
-    the teacher's training data in pixel units of [0, 1]. `noise_scale` is the standard deviation of the noise that it
-    was trained with; students learn from noise `widen` times as wide. `encoded` is the number of encodings that it
-    keeps (`encodings.Encodings`).
+    Attributes:
+        network: a key of `networks.NETWORKS`.
+        input_shape: (channels, height, width) of the images.
+        num_classes: K.
+        options: arguments with which the network is built.
+        mean, std: one value per channel, of the teacher's training data, for pixels in [0, 1].
+        noise_scale: standard deviation of the noise in training.
+        widen: factor of this standard deviation when a student is trained.
+        encoded: number of stored encodings (`encodings.Encodings`).
     """
 
     network: str
@@ -40,18 +45,17 @@ class GeneratorSpec:
     encoded: int = 0
 
     def build(self) -> nn.Module:
-        """Return the network, freshly initialized."""
+        """Return the network, newly initialized."""
         return NETWORKS[self.network](self.input_shape, self.num_classes, **self.options)
 
 
 class Generator(nn.Module):
     """Noise [batch, *noise_shape] and labels (int64 [batch]) -> pixels [batch, channels, height, width] in [0, 1].
 
-    A network whose `conditional` is False takes no notice of the labels. Images of a `standardized` one are in the
-    teacher's normalized coordinates, and many of their values are no pixels: outside [0, 1] once they have the mean and
-    the standard deviation of the teacher's data. Such a generator is trained through `normalized`, where these values
-    have gradients; calling the generator clips them, for files and for students. A flow's images are pixels, about as
-    bright as the teacher's data at first.
+    A network whose `conditional` is False ignores labels. The output of a `standardized` network is in the teacher's
+    normalized coordinates; many of its values correspond to pixels outside [0, 1]. Such a generator is trained through
+    `normalized`, where all values have gradients; `forward` clips pixels, for files and for students. The output of a
+    flow are pixels; an untrained flow has the mean brightness of the teacher's data.
     """
 
     mean: torch.Tensor
@@ -74,7 +78,7 @@ class Generator(nn.Module):
 
     @property
     def conditional(self) -> bool:
-        """Whether the label has a say."""
+        """Whether images depend on the labels."""
         return bool(self.network.conditional)
 
     @property
@@ -84,44 +88,45 @@ class Generator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.network.parameters()).device
 
     def draw(
         self,
         count: int,
-        random: torch.Generator,
+        rng: torch.Generator,
         scale: float | None = None,
         labels: torch.Tensor | None = None,
         near: float = SHARE,
     ) -> torch.Tensor:
-        """Return normal noise [count, *noise_shape] on the generator's device; `random` is on the CPU.
+        """Return normal noise [count, *noise_shape] on the generator's device.
 
         Args:
-            scale: its standard deviation; the default is that of training.
-            labels: the classes that it is for, int64 [count]; a share of it then lies near encodings, if there are any.
-            near: this share; the default is `encodings.SHARE`.
+            rng: on the CPU.
+            scale: standard deviation; None: that of training.
+            labels: wanted classes, int64 [count]; a share of the noise is then drawn near encodings, if there are any.
+            near: this share, in [0, 1].
         """
-        noise = torch.randn((count, *self.noise_shape), generator=random)
+        noise = torch.randn((count, *self.noise_shape), generator=rng)
         noise = noise.mul_(self.spec.noise_scale if scale is None else scale).to(self.device)
         if labels is None or self.encodings is None:
             return noise
-        return self.encodings.mixed_in(noise, labels, random, near)
+        return self.encodings.mixed_in(noise, labels, rng, near)
 
     def remember(self, noise: torch.Tensor, labels: torch.Tensor) -> None:
-        """Keep encodings of images: noise [N, *noise_shape] and labels [N]; `draw` makes others like them."""
+        """Store encodings of images, noise [N, *noise_shape] and labels [N], from which `draw` makes similar noise."""
         self.encodings = Encodings.of(noise, labels)
         self.spec = replace(self.spec, encoded=len(noise))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return what is kept of it in a file, by name."""
+        """Return the tensors of the generator's file, by name."""
         own = self.network.state_dict()
         if self.encodings is not None:
             own |= {f"{ENCODINGS}{name}": value for name, value in self.encodings.state_dict().items()}
         return own
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `tensors` returned. Raises `ValueError` for labels of encodings that are none."""
+        """Load what `tensors` returned. Raises `ValueError` if labels of encodings are not classes."""
         if self.encodings is not None:
             kept = {name: value for name, value in tensors.items() if name.startswith(ENCODINGS)}
             self.encodings.load_state_dict({name.removeprefix(ENCODINGS): value for name, value in kept.items()})
@@ -135,7 +140,7 @@ class Generator(nn.Module):
         return images if self.network.standardized else (images - self.mean) / self.std
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return pixels, clipped to [0, 1] as in a file of uint8, but not rounded."""
+        """Return pixels, clipped to [0, 1] but not rounded to 256 levels."""
         images = self.network(noise, labels.to(noise.device))
         return (self.mean + self.std * images).clamp(0, 1) if self.network.standardized else images
 
@@ -145,14 +150,14 @@ class Generator(nn.Module):
 
 
 def new_generator(spec: GeneratorSpec, seed: int) -> Generator:
-    """Return a generator whose initial weights depend on the seed alone."""
+    """Return an untrained generator whose weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Generator(spec)
 
 
 def encode_generator(generator: Generator) -> bytes:
-    """Return the bytes of the file that rebuilds this generator."""
+    """Return the bytes of the generator's file."""
     return encode_safetensors(generator.tensors(), {"generator": asdict(generator.spec)})
 
 
@@ -164,7 +169,7 @@ def load_generator(path: Path) -> Generator:
     """
     tensors, metadata = read_safetensors(path)
     with rebuilding(path, "generator"):
-        spec = _spec_from_record(metadata["generator"])
+        spec = _generator_spec(metadata["generator"])
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in Generator(spec).tensors().items()}
         if {name: tensor.shape for name, tensor in tensors.items()} != expected:
@@ -174,7 +179,7 @@ def load_generator(path: Path) -> Generator:
     return generator.frozen()
 
 
-def _spec_from_record(record: dict[str, Any]) -> GeneratorSpec:
+def _generator_spec(record: dict[str, Any]) -> GeneratorSpec:
     channels, height, width = (int(n) for n in record["input_shape"])
     return GeneratorSpec(
         network=str(record["network"]),

@@ -1,4 +1,4 @@
-"""The networks of KegNet (Yoo et al. 2019): two generators, and the decoder that finds the noise again."""
+"""The networks of KegNet (Yoo et al. 2019): generators, and the decoder that predicts the noise of an image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...models.architectures import InputShape
 NOISE = 10
 """Length of the noise, as published."""
 VARIANCE_FLOOR = 1e-5
-"""Added to the variance of an image: one without contrast stays finite."""
+"""Added to the variance of an image, so that an image without contrast stays finite."""
 STRIDE = 8
-"""How much larger an image is than the grid that it starts as."""
+"""Ratio of the height of an image to the height of its coarse grid."""
 
 
 class _CoarseToFine(nn.Module):
-    """What both generators of images begin and end with: linear layers and a coarse grid; tanh and standardization."""
+    """First and last layers of both generators of images: linear layers to a coarse grid; tanh and standardization."""
 
     conditional = True
     standardized = True
@@ -37,17 +37,17 @@ class _CoarseToFine(nn.Module):
 
     def _grid(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the coarse grid, [batch, 4 width, height / STRIDE, width / STRIDE]."""
-        hidden = self.fc2(self.fc1(_joined(noise, labels, self._num_classes)))
+        hidden = self.fc2(self.fc1(_noise_and_labels(noise, labels, self._num_classes)))
         grid = self.start(hidden).view(-1, *self._coarse).contiguous(memory_format=torch.channels_last)
         return torch.relu(self.bn1(grid))
 
     def _finished(self, grid: torch.Tensor) -> torch.Tensor:
-        """Return the middle of a grid that is large enough, as standardized images."""
+        """Return the centre of a grid that is at least as large as the images, as standardized images."""
         return _standardized(_centre_of(grid, self._height, self._rows))
 
 
 class StridedImages(_CoarseToFine):
-    """KegNet's generator of images: two linear layers, a coarse grid, and transposed convolutions that enlarge it.
+    """KegNet's generator of images: two linear layers to a coarse grid, and transposed convolutions that enlarge it.
 
     Noise and one-hot label - 256 - 128 - 4 `width` x coarse - `width` x 2 coarse - `width` / 4 x 4 coarse - channels x
     8 coarse, with batch normalization and ReLU between, tanh, and a standardization of each channel of each image. With
@@ -74,12 +74,12 @@ class StridedImages(_CoarseToFine):
 
 
 class ResizedImages(_CoarseToFine):
-    """Images as smooth as photographs of things are: every enlargement is bilinear, and convolutions come after it.
+    """A generator of smoother images: every enlargement is bilinear and followed by a convolution.
 
     Noise and one-hot label - 256 - 128 - 4 `width` x coarse - 2 `width` x 2 coarse - `width` x 4 coarse - channels x 4
     coarse - enlarged to the image, with batch normalization and ReLU between; then tanh and a standardization of each
-    channel of each image, as in `StridedImages`. Transposed convolutions leave a checkerboard in which a teacher sees
-    any class (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts").
+    channel of each image, as in `StridedImages`. Transposed convolutions make checkerboards, for which a teacher
+    may predict any class (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts").
     """
 
     def __init__(self, shape: InputShape, num_classes: int, width: int) -> None:
@@ -121,12 +121,12 @@ class DenseImages(nn.Module):
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return images [batch, channels, height, width] for noise [batch, 10] and labels [batch]."""
-        features = self.features(self.hidden(_joined(noise, labels, self._num_classes)))
+        features = self.features(self.hidden(_noise_and_labels(noise, labels, self._num_classes)))
         return self.norm(features).view(-1, *self._shape)
 
 
 class NoiseDecoder(nn.Module):
-    """KegNet's decoder: (`width`, ELU, batch normalization) x (1 + `layers`) from all values, then the noise."""
+    """KegNet's decoder: (`width`, ELU, batch normalization) x (1 + `layers`), then a linear layer to the noise."""
 
     def __init__(self, shape: InputShape, layers: int, width: int) -> None:
         super().__init__()
@@ -134,12 +134,12 @@ class NoiseDecoder(nn.Module):
         self.noise = nn.Linear(width, NOISE)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return [batch, 10] for images [batch, channels, height, width]."""
+        """Return the predicted noise [batch, 10] for images [batch, channels, height, width]."""
         return self.noise(self.hidden(images.flatten(1)))
 
 
-def _joined(noise: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return noise and one-hot labels side by side."""
+def _noise_and_labels(noise: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return noise and one-hot labels, concatenated."""
     return torch.cat([noise, F.one_hot(labels, num_classes).to(noise)], dim=1)
 
 
@@ -148,7 +148,7 @@ def _enlarged(grid: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def _centre_of(grid: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Return the `height` x `width` pixels in the middle."""
+    """Return the central `height` x `width` pixels."""
     top, left = (grid.shape[2] - height) // 2, (grid.shape[3] - width) // 2
     return grid[:, :, top : top + height, left : left + width]
 

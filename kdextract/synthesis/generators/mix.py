@@ -1,4 +1,4 @@
-"""One or several generators that take turns."""
+"""A set of generators that make images in turn."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .generator import Generator
 
 
 class GeneratorMix:
-    """Makes images with several generators: image i of a batch comes from generator i modulo their number.
+    """Makes images with several generators: image i of a batch is made by generator i modulo their number.
 
     Args:
-        generators: at least one, for images of one shape and as many classes, on one device.
+        generators: at least one, for images of equal shape and an equal number of classes, on one device.
 
     Raises:
-        ConfigError: they are for different images or classes.
+        ConfigError: their image shapes or numbers of classes differ.
     """
 
     def __init__(self, generators: list[Generator]) -> None:
@@ -28,18 +28,18 @@ class GeneratorMix:
 
     @property
     def conditional(self) -> bool:
-        """Whether labels have a say in every one of them."""
+        """Whether the images of all generators depend on the labels."""
         return all(generator.conditional for generator in self._generators)
 
     def sample(
-        self, labels: torch.Tensor, random: torch.Generator, scale: float | None = None, widened: bool = False
+        self, labels: torch.Tensor, rng: torch.Generator, scale: float | None = None, widened: bool = False
     ) -> torch.Tensor:
         """Return pixels [batch, channels, height, width] in [0, 1], one image for each of the labels [batch].
 
         Args:
-            random: draws the noise, on the CPU.
-            scale: standard deviation of the noise; the default is that of each generator's training.
-            widened: take noise as much wider as each generator says that students should learn from.
+            rng: draws the noise, on the CPU.
+            scale: standard deviation of the noise; None: that of each generator's training.
+            widened: use the standard deviation for students, `noise_scale` * `widen` of each generator, instead.
         """
         count = len(self._generators)
         parts: list[torch.Tensor] = []
@@ -49,7 +49,7 @@ class GeneratorMix:
                 own = torch.arange(index, len(labels), count)
                 if len(own):
                     width = generator.spec.noise_scale * generator.spec.widen if widened else scale
-                    parts.append(generator(generator.draw(len(own), random, width, labels[own]), labels[own]))
+                    parts.append(generator(generator.draw(len(own), rng, width, labels[own]), labels[own]))
                     rows.append(own)
         images = torch.empty((len(labels), *parts[0].shape[1:]), device=parts[0].device)
         images[torch.cat(rows).to(images.device)] = torch.cat(parts)

@@ -11,51 +11,52 @@ from .mix import GeneratorMix
 
 
 class GeneratorSource:
-    """Draws labels evenly and noise afresh for each batch, as wide as is good for students; generators do not change.
+    """Makes every batch from new uniform labels and new noise of the standard deviation for students.
 
-    Images are pixels, clipped to [0, 1], as a transfer set of the same generators holds them.
+    The generators do not change. Images are pixels, clipped to [0, 1], as in a transfer set.
 
     Args:
         mix: the generators, on the teacher's device.
-        seed: fixes labels and noise.
+        seed: of labels and noise.
     """
 
     def __init__(self, mix: GeneratorMix, teacher: Classifier, seed: int) -> None:
         self._mix, self._num_classes = mix, teacher.num_classes
-        self._random = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(seed)
         self._drawn = 0
 
     @property
     def num_images(self) -> int:
-        """Images made so far."""
+        """Number of images made so far."""
         return self._drawn
 
     def update(self, student: Classifier) -> dict[str, float]:
-        """Finished generators do not change."""
+        """Do nothing: the generators do not change."""
         return {}
 
     def sample(self, num_images: int) -> Batch:
         """Return new images."""
         self._drawn += num_images
-        return Batch(self._make(num_images, self._random), None)
+        return Batch(self._make(num_images, self._rng), None)
 
     def held_out(self, num_images: int) -> torch.Tensor:
-        """Return images from noise of their own."""
-        random = torch.Generator().manual_seed(HELD_OUT_SEED)
-        return torch.cat([to_uint8(self._make(count, random)) for count in _chunks(num_images)])
+        """Return images from labels and noise of another random number generator with a fixed seed."""
+        rng = torch.Generator().manual_seed(HELD_OUT_SEED)
+        return torch.cat([to_uint8(self._make(count, rng)) for count in _chunks(num_images)])
 
-    def _make(self, count: int, random: torch.Generator) -> torch.Tensor:
-        labels = torch.randint(self._num_classes, (count,), generator=random)
-        return self._mix.sample(labels, random, widened=True)
+    def _make(self, count: int, rng: torch.Generator) -> torch.Tensor:
+        labels = torch.randint(self._num_classes, (count,), generator=rng)
+        return self._mix.sample(labels, rng, widened=True)
 
     def state(self) -> State:
-        """The random state, and how much was drawn from it."""
-        return {"random": self._random.get_state(), "drawn": torch.tensor(self._drawn)}
+        """Return the random state, and the number of images made."""
+        return {"rng": self._rng.get_state()}, {"drawn": self._drawn}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self._random.set_state(state["random"])
-        self._drawn = int(state["drawn"])
+        tensors, values = state
+        self._rng.set_state(tensors["rng"])
+        self._drawn = int(values["drawn"])
 
 
 def _chunks(total: int, size: int = 500) -> list[int]:

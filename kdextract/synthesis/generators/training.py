@@ -1,4 +1,4 @@
-"""What it takes to train a generator: the network, what learns beside it, and the loss of the next batch."""
+"""The training of a generator: its network, auxiliary networks, and the loss of the next batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ...synthesis.losses import Terms
 from ...training.augmentation import augment, warp
 from ...training.loop import Schedule
 from ...training.sources import State
-from ..losses import total
+from ..losses import sum_terms
 from ..options import GeneratorConfig
 from .generator import Generator, GeneratorSpec, new_generator
 from .width import largest_width
 
 NARROWEST, WIDEST = 4, 256
 COPY_SHIFT, COPY_WARP = 2, 0.3
-"""How copies of samples differ: by pixels in each direction, and as in `images.warp`."""
+"""Random changes of copies of samples: largest shift in pixels, and `amount` of `augmentation.warp`."""
 
 
 @dataclass(frozen=True)
@@ -33,66 +33,68 @@ class Samples:
 
 
 class Draws:
-    """Noise and labels of the batches that a generator is trained on, from a random state of their own."""
+    """Draws noise and labels of the batches on which a generator is trained, with its own random number generator."""
 
     def __init__(self, generator: Generator, batch_size: int, seed: int) -> None:
         self._generator, self._batch_size = generator, batch_size
-        self.random = torch.Generator().manual_seed(seed)
+        self.rng = torch.Generator().manual_seed(seed)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noise [batch, *noise_shape] and labels [batch], each class equally likely, on the device."""
-        labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.random)
-        return self._generator.draw(self._batch_size, self.random), labels.to(self._generator.device)
+        labels = torch.randint(self._generator.spec.num_classes, (self._batch_size,), generator=self.rng)
+        return self._generator.draw(self._batch_size, self.rng), labels.to(self._generator.device)
 
     def state(self) -> State:
-        """The random state."""
-        return {"random": self.random.get_state()}
+        """Return the random state."""
+        return {"rng": self.rng.get_state()}, {}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
-        self.random.set_state(state["random"])
+        self.rng.set_state(state[0]["rng"])
 
 
 class TermLog:
-    """A `training.Monitor` that says what the terms of a loss were in the mean since the last look."""
+    """A `loop.Monitor` that returns the mean of each term of the loss since its last call."""
 
-    landing = replan = None
+    cooldown_start = replan = None
 
     def __init__(self) -> None:
         self._sums: Terms = {}
         self._count = 0
 
     def add(self, terms: Terms) -> None:
-        """Remember the terms of a step, on their device."""
+        """Add the terms of a step to the sums, on their device."""
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
         self._count += 1
 
-    def look(self, training: object, step: int, /) -> dict[str, float]:
-        """Return the means, and forget them."""
+    def on_step(self, training: object, step: int, /) -> dict[str, float]:
+        """Return the means, and reset the sums."""
         means = {name: round(float(value) / self._count, 6) for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
 
     def state(self) -> State:
-        """Nothing: it is saved right after a look."""
-        return {}
+        """Return an empty state: checkpoints are saved right after `on_step`, which leaves nothing."""
+        return {}, {}
 
     def restore(self, state: State) -> None:
-        """There is nothing to restore."""
+        """Do nothing: the state is empty."""
 
 
 @dataclass(frozen=True)
 class GeneratorTraining:
-    """A generator in training; `training.take_steps` moves its weights and those of its `helpers`.
+    """A generator in training; `loop.take_steps` changes its weights and those of its `helpers`.
 
     Attributes:
-        terms: draws the next batch from `draws` and returns the terms of its loss.
+        generator: on the teacher's device.
+        draws: noise and labels of the batches.
+        terms: draws the next batch from `draws` and returns the weighted terms of its loss.
         lr: first learning rate.
-        clip: largest norm of the gradient, None for any.
-        helpers: what learns beside the generator and is thrown away afterwards.
-        finish: what is to be done once the generator has its last weights.
-        log: what the terms were.
+        clip: largest norm of the gradient; None: no limit.
+        helpers: auxiliary networks that are trained with the generator and not kept, by name.
+        finish: called once after the last step.
+        log: means of the terms.
     """
 
     generator: Generator
@@ -106,42 +108,44 @@ class GeneratorTraining:
 
     @property
     def network(self) -> nn.Module:
-        """All that learns."""
+        """The generator's network and the auxiliary networks."""
         return nn.ModuleDict({"generator": self.generator.network, **self.helpers})
 
     @property
     def device(self) -> torch.device:
-        """Where it learns."""
+        """Device of the generator."""
         return self.generator.device
 
     def loss(self) -> torch.Tensor:
         """Return the loss of the next batch, and log its terms."""
         terms = self.terms()
         self.log.add(terms)
-        return total(terms)
+        return sum_terms(terms)
 
     def schedule(self, steps: int) -> Schedule:
-        """Adam, its rate falling to zero along a cosine."""
+        """Return a schedule of Adam whose learning rate falls to zero along a cosine."""
         return Schedule(steps, self.lr, clip=self.clip)
 
 
-def copies_of(samples: Samples, total: int, random: torch.Generator, flat: bool) -> Samples:
-    """Return copies of the samples, shifted and warped, `total` or a little less, but each at least once.
+def copies_of(samples: Samples, total: int, rng: torch.Generator, flat: bool) -> Samples:
+    """Return copies of the samples, randomly shifted and warped.
 
     Args:
-        random: on the CPU.
-        flat: rows of a table, which stay as they are.
+        total: number of copies; it is rounded down to a multiple of the number of samples, but each is copied at least
+            once.
+        rng: on the CPU.
+        flat: whether the samples are rows of a table, which are copied without changes.
     """
     times = max(1, total // len(samples.images))
     labels = samples.labels.repeat(times)
     images = samples.images.repeat(times, 1, 1, 1)
     if not flat:
-        images = warp(augment(images, COPY_SHIFT, False, random), COPY_WARP, random)
+        images = warp(augment(images, COPY_SHIFT, False, rng), COPY_WARP, rng)
     return Samples(images, labels)
 
 
 def multiply_adds(spec: GeneratorSpec) -> int:
-    """Return the multiply-adds per image of a generator; nothing is computed for it."""
+    """Return the multiply-adds per image of a generator, without computing an image."""
     with torch.device("meta"):
         generator = Generator(spec).eval()
         noise, labels = torch.empty((2, *generator.noise_shape)), torch.zeros(2, dtype=torch.int64)
@@ -157,14 +161,15 @@ def sized_generator(
     noise_scale: float = 1.0,
     widen: float = 1.0,
 ) -> Generator:
-    """Return a fresh generator for a teacher's images and classes, on its device.
+    """Return an untrained generator for a teacher's images and classes, on its device.
 
     Args:
-        network: one of `generators.networks.NETWORKS`.
-        options: of the network, without its width.
+        network: a key of `generators.networks.NETWORKS`.
+        options: arguments of the network, except `width`.
         noise_scale: standard deviation of the noise in training.
         widen: see `GeneratorSpec`.
-        width: None for the largest one that costs no more multiply-adds than the teacher.
+        width: of the network; None: the largest one that needs no more multiply-adds per image than the teacher.
+        seed: of the first weights.
     """
 
     def spec(width: int) -> GeneratorSpec:
@@ -181,5 +186,5 @@ def sized_generator(
 
 
 def draws_for(generator: Generator, config: GeneratorConfig, seed: int) -> Draws:
-    """Return the batches that the options ask for."""
+    """Return the draws of batches of the size in the options."""
     return Draws(generator, config.batch_size, seed)

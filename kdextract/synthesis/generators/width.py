@@ -1,4 +1,4 @@
-"""How large a generator may be: about as costly as the classifier that it serves."""
+"""The width of a generator whose cost is limited by that of a classifier."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 
 def largest_width(cost: Callable[[int], int], affordable: int, narrowest: int, widest: int) -> int:
-    """Return the largest width within the bounds that costs at most `affordable`; the narrowest if none does.
+    """Return the largest width within the bounds whose cost is at most `affordable`; the smallest if there is none.
 
     Args:
-        cost: width -> multiply-adds, growing with the width.
+        cost: width -> multiply-adds; it must increase with the width.
     """
     low, high = narrowest, widest
     while low < high:

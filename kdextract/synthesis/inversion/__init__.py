@@ -1,4 +1,4 @@
-"""Pixels that are optimized against a frozen teacher, in batches and as a growing pool.
+"""Optimization of pixels with a frozen teacher, in single batches and for a growing pool.
 
-Every optimizer of pixels is `pixel_optimizer.PixelAdam`. Objectives belong into `methods`.
+The only optimizer of pixels is `pixel_optimizer.PixelAdam`. Objectives are in `methods`.
 """

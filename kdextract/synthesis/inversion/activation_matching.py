@@ -1,4 +1,4 @@
-"""Optimizing the pixels of a batch of images against a frozen classifier: what all inversion objectives share."""
+"""Images whose activations match recorded statistics (Lopes, Fenu and Starner 2017), and their first pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...models.hooks import record_activations
 from ...synthesis.losses import Terms
 from ...training.augmentation import binomial_blur
 from ..interface import Inverted
-from ..losses import standardized_error, total, total_variation
+from ..losses import standardized_error, sum_terms, total_variation
 from ..options import PixelConfig
 from ..statistics.recorded import LAYERS, Statistics
 from ..structured_noise.patterns import level_lines, smooth_fields, structured_images
@@ -23,61 +23,62 @@ Activations = dict[str, torch.Tensor]
 Initializer = Callable[[tuple[int, ...], float, torch.Generator], torch.Tensor]
 
 
-def normal_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
-    """Independent pixels from N(0.15, 0.1^2), as Lopes et al. 2017 start on MNIST."""
-    return torch.randn(shape, generator=generator).mul_(0.1).add_(0.15).clamp_(0, 1)
+def normal_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
+    """Return independent pixels from N(0.15, 0.1^2), clipped to [0, 1], as in Lopes et al. 2017 for MNIST."""
+    return torch.randn(shape, generator=rng).mul_(0.1).add_(0.15).clamp_(0, 1)
 
 
-def uniform_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
-    """Independent pixels from U(0, 1)."""
-    return torch.rand(shape, generator=generator)
+def uniform_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
+    """Return independent pixels from U(0, 1)."""
+    return torch.rand(shape, generator=rng)
 
 
-def smooth_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
-    """Smooth random fields, each image with a brightness of its own, squashed to [0, 1]."""
+def smooth_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
+    """Return smooth random fields with a random brightness per image, mapped to [0, 1] by a sigmoid."""
     batch, channels, height, width = shape
-    level = torch.randn((batch, 1, 1, 1), generator=generator)
-    fields = smooth_fields(batch * channels, height, width, generator).view(shape)
+    level = torch.randn((batch, 1, 1, 1), generator=rng)
+    fields = smooth_fields(batch * channels, height, width, rng).view(shape)
     return torch.sigmoid(6 * (fields - 0.5 + 0.5 * level))
 
 
-def stroke_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
-    """Level lines of smooth random fields, another set of lines in each channel."""
+def stroke_noise(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
+    """Return level lines of smooth random fields, different ones in each channel."""
     batch, channels, height, width = shape
-    return level_lines(batch * channels, height, width, generator).view(shape)
+    return level_lines(batch * channels, height, width, rng).view(shape)
 
 
-def structured_noise(shape: tuple[int, ...], brightness: float, generator: torch.Generator) -> torch.Tensor:
-    """Lines, shapes and textures of every kind; see `patterns.structured_images`."""
+def structured_patterns(shape: tuple[int, ...], brightness: float, rng: torch.Generator) -> torch.Tensor:
+    """Return lines, shapes and textures of every kind; see `patterns.structured_images`."""
     batch, channels, height, width = shape
-    return structured_images(batch, (channels, height, width), brightness, generator)
+    return structured_images(batch, (channels, height, width), brightness, rng)
 
 
 OF_IMAGES = ("smooth", "strokes", "structured")
-"""Those that need more than one row of pixels."""
+"""First images that need more than one row of pixels."""
 
-# Each returns pixels in [0, 1] of the given shape; `brightness` is the mean pixel that the teacher expects.
 INITIALIZERS: dict[str, Initializer] = {
     "normal": normal_noise,
     "uniform": uniform_noise,
     "smooth": smooth_noise,
     "strokes": stroke_noise,
-    "structured": structured_noise,
+    "structured": structured_patterns,
 }
+"""Name -> (shape, brightness, rng) -> pixels in [0, 1]; `brightness` is the mean with which the teacher normalizes."""
 
 
 CURVE_POINTS = 40
+"""About the number of rows of a curve."""
 
 
 class Curve:
-    """Keeps the terms of a loss at some of its steps, on their device."""
+    """Keeps the terms of a loss at about `CURVE_POINTS` of `steps` steps, on their device."""
 
     def __init__(self, steps: int) -> None:
         self._every, self._steps = max(1, steps // CURVE_POINTS), steps
         self._points: list[tuple[int, Terms]] = []
 
     def offer(self, step: int, terms: Terms) -> None:
-        """Keep the terms of step number `step`, counted from 1, if it is one to keep."""
+        """Keep the terms of step number `step`, counted from 1, if it is among these steps."""
         if step % self._every == 0 or step in (1, self._steps):
             self._points.append((step, {name: term.detach() for name, term in terms.items()}))
 
@@ -97,25 +98,28 @@ def match_record(
     values: Callable[[Activations], Activations],
     labels: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Inverted:
-    """Make images whose activations are those that a record of their class would give.
+    """Make images whose activations match targets drawn from a record.
 
-    One target per image and block is drawn from the record, and stays fixed; the loss is the squared error to it, in
-    units of the block's recorded variance, so that each block counts the same whatever its size and scale.
+    One target per image and block is drawn from the record of the image's class, and is fixed; the loss is the squared
+    error to it, divided by the block's recorded variance, so that it depends neither on the size nor on the scale of
+    the block.
 
     Args:
-        record_name: the record of `statistics` that targets are drawn from.
-        values: activations of one forward pass, by layer name -> what to compare, by block name of the record.
+        record_name: the record of `statistics` from which targets are drawn.
+        values: activations of one forward pass, by layer name -> values to compare, by block name of the record.
         labels: class of each image, int64 [batch].
+        rng: on the CPU.
 
     Raises:
-        ConfigError: the options are for images, and the teacher takes rows of a table.
+        ConfigError: the options are for images but the teacher takes rows of a table, or the record does not exist.
+        DivergedError: the loss is not finite.
     """
     if teacher.is_table and (config.init in OF_IMAGES or config.blur_every):
-        raise ConfigError("rows of a table cannot be blurred, nor start from lines; use --init normal or uniform")
+        raise ConfigError("rows of a table cannot be blurred or start from lines; use --init normal or uniform")
     record = statistics.record(record_name)
-    targets, variance = record.sample(labels, generator), record.variance()
+    targets, variance = record.sample(labels, rng), record.variance()
     layers = [layer.name for layer in statistics.layers]
     with record_activations(teacher.network, layers) as activations:
 
@@ -127,7 +131,7 @@ def match_record(
             return torch.stack(errors).sum()
 
         shape = (len(labels), *teacher.input_shape)
-        start = INITIALIZERS[config.init](shape, float(teacher.mean.mean()), generator).to(teacher.device)
+        start = INITIALIZERS[config.init](shape, float(teacher.mean.mean()), rng).to(teacher.device)
         return optimize_pixels(loss, start, config)
 
 
@@ -136,19 +140,21 @@ def match_layers(
     statistics: Statistics,
     labels: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Inverted:
     """Make images that match the pre-activations of every layer of the joint record (Lopes et al. 2017, section 3.2).
 
-    The paper compares what remains after ReLU; pre-activations determine the image far better: 97.8 % against 86.3 %
-    for `lenet_half` on MNIST in one run of 10,000 images, all else equal.
+    The paper compares activations after ReLU. Pre-activations give better students: an accuracy of 97.8 % instead of
+    86.3 % for `lenet_half` on MNIST in one run of 10,000 images, with otherwise equal options.
+
+    Arguments and errors are those of `match_record`.
     """
     names = [name for name, _ in statistics.record(LAYERS).blocks]
 
     def values(activations: Activations) -> Activations:
         return {name: activations[name].flatten(1) for name in names}
 
-    return match_record(teacher, statistics, LAYERS, values, labels, config, generator)
+    return match_record(teacher, statistics, LAYERS, values, labels, config, rng)
 
 
 def match_spectra(
@@ -157,32 +163,39 @@ def match_spectra(
     name: str,
     labels: torch.Tensor,
     config: PixelConfig,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Inverted:
-    """Make images that match the spectra of the graphs called `name`, and the logits, which pin the class."""
+    """Make images that match the spectra of the graphs called `name`, and the logits, which determine the class.
+
+    Arguments and errors are those of `match_record`.
+    """
 
     def values(activations: Activations) -> Activations:
         spectra = {graph.name: graph.spectrum(activations, labels) for graph in statistics.graphs[name]}
         return {**spectra, statistics.logits: activations[statistics.logits]}
 
-    return match_record(teacher, statistics, name, values, labels, config, generator)
+    return match_record(teacher, statistics, name, values, labels, config, rng)
 
 
 class DropoutMasks:
-    """One Bernoulli mask per image and layer, drawn at first use and then fixed; survivors are scaled by 1 / keep.
+    """One Bernoulli mask per image and layer, drawn at first use and then fixed; kept inputs are scaled by 1 / keep.
 
-    A mean over masks is therefore the unmasked input. (The 2017 code scales unmasked networks instead, although
-    TensorFlow's dropout already is scaled while training.)
+    The mean over masks is therefore the unmasked input. (The 2017 code scales networks without masks instead, although
+    TensorFlow's dropout already scales during training.)
+
+    Args:
+        keep: layer name -> share of its inputs that are kept, in (0, 1].
+        rng: on the CPU.
     """
 
-    def __init__(self, keep: dict[str, float], generator: torch.Generator) -> None:
-        self._keep, self._generator = keep, generator
+    def __init__(self, keep: dict[str, float], rng: torch.Generator) -> None:
+        self._keep, self._rng = keep, rng
         self._masks: dict[str, torch.Tensor] = {}
 
     def __call__(self, layer: str, inputs: torch.Tensor) -> torch.Tensor:
         """Return the masked input of `layer`, [batch, ...]."""
         if layer not in self._masks:
-            kept = torch.rand(inputs.shape, generator=self._generator) < self._keep[layer]
+            kept = torch.rand(inputs.shape, generator=self._rng) < self._keep[layer]
             self._masks[layer] = kept.to(inputs).div_(self._keep[layer])
         return inputs * self._masks[layer]
 
@@ -192,15 +205,17 @@ def optimize_pixels(
     start: torch.Tensor,
     config: PixelConfig,
 ) -> Inverted:
-    """Minimize `loss(pixels)` over a batch of images and return them with the last loss.
+    """Minimize `loss(pixels)` over a batch of images, and return them with the mean loss per image of the last step.
+
+    Pixels are clipped to [0, 1] after every step.
 
     Args:
-        loss: pixels [batch, channels, height, width] -> sum over the batch of each image's loss, so that the images
-            do not depend on each other.
-        start: pixels of the batch to begin with, on the teacher's device.
+        loss: pixels [batch, channels, height, width] -> sum of the losses of the images, a scalar; as a sum, it makes
+            the images independent of each other.
+        start: the first pixels, on the teacher's device.
 
     Raises:
-        DivergedError: the loss stopped being finite.
+        DivergedError: the loss or a pixel is not finite.
     """
     optimizer = PixelAdam(start, config.lr)
     images = optimizer.values
@@ -211,16 +226,13 @@ def optimize_pixels(
         if config.tv:
             terms["tv"] = config.tv * total_variation(images)
         curve.offer(step, terms)
-        last = total(terms)
+        last = sum_terms(terms)
         optimizer.step(last, config.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps)))
         with torch.no_grad():
             if config.blur_every and step % config.blur_every == 0:
                 images.copy_(binomial_blur(images))
-            if config.clip:
-                images.clamp_(0, 1)
+            images.clamp_(0, 1)
     value = float(last.detach())
     if not torch.isfinite(images).all() or value != value:
-        raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
-    return Inverted(
-        images.detach().clamp_(0, 1), value / len(images), len(images) * config.steps, curve.rows(1 / len(images))
-    )
+        raise DivergedError("the loss of the images is not finite; try a smaller --lr")
+    return Inverted(images.detach(), value / len(images), len(images) * config.steps, curve.rows(1 / len(images)))

@@ -1,8 +1,9 @@
-"""DeepDream, DeepInversion and Adaptive DeepInversion (Yin et al. 2020): images from a teacher's own statistics.
+"""DeepDream, DeepInversion and Adaptive DeepInversion (Yin et al. 2020).
 
-Pixels are optimized in the teacher's normalized coordinates, where a step is as long in every channel, for a sum of
-terms: the class, smoothness, the means and variances of the teacher's layers, and a student's disagreement. Both
-networks are frozen and in evaluation mode; hooks are gone when a batch is done.
+Pixels are optimized in the teacher's normalized coordinates, so that steps have the same scale in every channel. The
+loss is a sum of terms: cross-entropy to the class, smoothness, distance to the means and variances of the teacher's
+layers, and disagreement of a student. Both networks are frozen and in evaluation mode; hooks are removed after each
+batch.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from ...models.hooks import BatchStatistics, batch_norm_layers, record_activatio
 from ...models.queries import BLANK
 from ...synthesis.losses import Terms
 from ..interface import TWO_WAYS, Given, Inverted
-from ..losses import likeness, mean_variation, pixel_variation, statistics_distance, total
-from ..options import GrowingPool, InversionOptions, resolve
+from ..losses import js_similarity, mean_variation, pixel_variation, statistics_distance, sum_terms
+from ..options import GrowingPoolOptions, InversionOptions, resolve
 from ..statistics.recorded import Statistics
 from .activation_matching import INITIALIZERS, Curve
 from .pixel_optimizer import PixelAdam
-from .pool import InversionPool
+from .pool import GrowingPool
 
 COMPETITION_TEMPERATURE = 3.0
-"""As published."""
+"""Temperature T of the competition term, as published."""
 
 Watch = Callable[[], list[BatchStatistics]]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What each term weighs; see `terms_of`. `first_bn` multiplies the first layer's part of `bn`."""
+class TermWeights:
+    """Weights of the terms of `terms_of`; `first_bn` also multiplies the first layer's part of the term `bn`."""
 
     ce: float
     tv: float
@@ -53,13 +54,14 @@ class PixelSchedule:
     """How a batch is optimized.
 
     Attributes:
-        steps: at full size.
-        coarse_steps: before these, at half the size; none for a teacher that takes images of one size alone.
-        lr: of Adam; `betas` are its decays.
-        warmup: steps in which the rate rises; after them it falls along a cosine. 0 for a constant rate.
-        jitter: largest shift in pixels each way, around the edges, half as much at half the size.
-        flip: whether every other batch, at random, is shown mirrored.
-        clip: whether pixels stay in [0, 1] after every step; they always do at the end.
+        steps: number of steps at full size.
+        lr: highest learning rate of Adam.
+        betas: decays of Adam.
+        coarse_steps: number of steps at half the size, before the others; left out for a teacher that accepts one image
+            size only.
+        warmup: steps in which the rate rises linearly; after them it falls along a cosine. 0: a constant rate.
+        jitter: largest cyclic shift in pixels in each direction; half as much at half the size.
+        flip: whether the batch is mirrored at a random half of the steps.
     """
 
     steps: int
@@ -69,10 +71,9 @@ class PixelSchedule:
     warmup: int = 0
     jitter: int = 0
     flip: bool = False
-    clip: bool = True
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step number `step` of `steps`, counted from 0."""
+        """Return the learning rate of step number `step` of `steps`, counted from 0."""
         if not self.warmup:
             return self.lr
         if step < self.warmup:
@@ -82,13 +83,13 @@ class PixelSchedule:
 
 @contextmanager
 def watch_statistics(teacher: Classifier, statistics: Statistics | None) -> Iterator[Watch]:
-    """Yield a function that says, after a forward pass, which statistics each layer had and which it should have.
+    """Yield a function that returns, after a forward pass, the statistics of each layer and those to match.
 
-    These are those of what enters the teacher's batch normalization layers or, in a teacher without any, those of what
-    `statistics` recorded, per channel over all classes; layers are in the order in which they run.
+    The layers are the inputs of the teacher's batch normalization layers or, in a teacher without any, the layers of
+    `statistics`, with statistics per channel over all classes. They are in the order in which they run.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: the teacher has no batch normalization, and `statistics` is None.
     """
     if batch_norm_layers(teacher.network):
         with record_batch_statistics(teacher.network) as recorded:
@@ -111,9 +112,9 @@ def watch_statistics(teacher: Classifier, statistics: Statistics | None) -> Iter
 
 
 def channel_statistics(statistics: Statistics) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return mean and variance, [channels] each, of every recorded layer but the logits, over all classes.
+    """Return mean and variance, [channels] each, of every recorded layer except the logits, over all classes.
 
-    It is what batch normalization in place of the layer's nonlinearity would keep of the same images.
+    They equal the running statistics of batch normalization after that layer, for the same images.
     """
     hidden = [layer.name for layer in statistics.layers[:-1]]
     return {name: (statistics.means[name], statistics.variances[name]) for name in hidden}
@@ -124,7 +125,7 @@ def terms_of(
     student: Classifier | None,
     values: torch.Tensor,
     labels: torch.Tensor,
-    weights: Weights,
+    weights: TermWeights,
     watch: Watch | None,
 ) -> Terms:
     """Return the weighted terms of the loss of a batch, by name (Yin et al. 2020, equations 1 to 9).
@@ -132,7 +133,7 @@ def terms_of(
     Args:
         values: normalized pixels [batch, channels, height, width].
         labels: int64 [batch].
-        watch: what `watch_statistics` yields; None where `bn` weighs nothing.
+        watch: the function that `watch_statistics` yields; None if the weight `bn` is 0.
     """
     logits = teacher.of_normalized(values)
     terms = {"ce": weights.ce * F.cross_entropy(logits, labels)}
@@ -147,7 +148,7 @@ def terms_of(
         terms["bn"] = weights.bn * torch.stack(distances).sum()
     if student is not None and weights.compete:
         pixels = teacher.mean + teacher.std * values
-        terms["compete"] = weights.compete * likeness(student(pixels), logits, COMPETITION_TEMPERATURE)
+        terms["compete"] = weights.compete * js_similarity(student(pixels), logits, COMPETITION_TEMPERATURE)
     return terms
 
 
@@ -156,34 +157,36 @@ def invert(
     student: Classifier | None,
     statistics: Statistics | None,
     labels: torch.Tensor,
-    weights: Weights,
+    weights: TermWeights,
     schedule: PixelSchedule,
-    random: torch.Generator,
+    rng: torch.Generator,
     start: torch.Tensor | None = None,
     init: str = "normal",
 ) -> Inverted:
-    """Make one image per label from noise, or from `start`, and keep the batch of the lowest loss.
+    """Make one image per label, and return the batch of the lowest loss at full size.
+
+    Pixels are clipped to [0, 1] after every step.
 
     Args:
-        student: whom images compete with, where `compete` weighs anything; in evaluation mode, and not changed.
-        statistics: for a teacher without batch normalization.
+        student: for the competition term; in evaluation mode, and not changed.
+        statistics: for a teacher without batch normalization; not used otherwise.
         labels: int64 [batch].
-        random: on the CPU.
-        start: pixels in [0, 1], [batch, channels, height, width], to begin from instead of noise.
-        init: which noise: `normal` is N(0, 1) in normalized coordinates, others are those of `inversion.INITIALIZERS`.
+        rng: on the CPU.
+        start: the first images, pixels in [0, 1], [batch, channels, height, width]; None: noise.
+        init: kind of this noise: `normal` is N(0, 1) in normalized coordinates, others are keys of `INITIALIZERS`.
 
     Raises:
         ConfigError: there are no statistics to match, or the images are smaller than 2 x 2.
-        DivergedError: the loss stopped being finite.
+        DivergedError: the loss or a pixel is not finite.
     """
     _, height, width = teacher.input_shape
     if min(height, width) < 2:
-        raise ConfigError("these objectives are for images of at least 2 x 2 pixels, not for rows of a table")
+        raise ConfigError("this method makes images of at least 2 x 2 pixels, not rows of a table")
     labels = labels.to(teacher.device)
-    first = _first_values(teacher, len(labels), random, init) if start is None else _normalized(teacher, start)
+    first = _first_values(teacher, len(labels), rng, init) if start is None else _normalized(teacher, start)
     if schedule.coarse_steps and not _takes_half_size(teacher):
         schedule = replace(schedule, coarse_steps=0)
-    batch = _PixelBatch(teacher, first, schedule, random)
+    batch = _PixelBatch(teacher, first, schedule, rng)
     with torch.enable_grad(), _watching(teacher, statistics, weights) as watch:
 
         def terms(shown: torch.Tensor) -> Terms:
@@ -194,16 +197,16 @@ def invert(
         batch.take_steps(schedule.steps, 1, terms)
     loss = float(batch.least)
     if not math.isfinite(loss) or not bool(torch.isfinite(batch.values).all()):
-        raise DivergedError("the loss on the images is not finite any more; try a smaller --lr")
+        raise DivergedError("the loss of the images is not finite; try a smaller --lr")
     images = (teacher.mean + teacher.std * batch.best).clamp_(0, 1)
     return Inverted(images, loss, len(labels) * batch.taken, batch.curve.rows())
 
 
 class _PixelBatch:
-    """Normalized pixels in optimization: `values`, and `best`, those of the `least` loss at full size so far."""
+    """Normalized pixels during optimization: `values`, and `best`, those of the lowest loss so far, `least`."""
 
     def __init__(
-        self, teacher: Classifier, values: torch.Tensor, schedule: PixelSchedule, random: torch.Generator
+        self, teacher: Classifier, values: torch.Tensor, schedule: PixelSchedule, rng: torch.Generator
     ) -> None:
         self._optimizer = PixelAdam(values, schedule.lr, schedule.betas)
         self.values = self._optimizer.values
@@ -212,33 +215,32 @@ class _PixelBatch:
         self.curve = Curve(schedule.coarse_steps + schedule.steps)
         self.taken = 0
         self._bounds = -teacher.mean / teacher.std, (1 - teacher.mean) / teacher.std
-        self._schedule, self._random = schedule, random
+        self._schedule, self._random = schedule, rng
 
     def take_steps(self, steps: int, shrink: int, terms_of_shown: Callable[[torch.Tensor], Terms]) -> None:
-        """Take Adam steps with images of 1 / `shrink` of the size; nothing waits for the device."""
+        """Take Adam steps with images of 1 / `shrink` of the size, without waiting for the device."""
         schedule, values = self._schedule, self.values
         self._optimizer.restart(schedule.lr, schedule.betas)
         for step in range(steps):
-            terms = terms_of_shown(_shown(values, shrink, schedule, self._random))
+            terms = terms_of_shown(_network_input(values, shrink, schedule, self._random))
             self.taken += 1
             self.curve.offer(self.taken, terms)
-            loss = total(terms)
+            loss = sum_terms(terms)
             with torch.no_grad():
                 if shrink == 1:
                     torch.where(loss < self.least, values, self.best, out=self.best)
                     torch.minimum(loss, self.least, out=self.least)
             self._optimizer.step(loss, schedule.rate(step, steps))
-            if schedule.clip:
-                with torch.no_grad():
-                    values.clamp_(*self._bounds)
+            with torch.no_grad():
+                values.clamp_(*self._bounds)
 
 
-def _first_values(teacher: Classifier, count: int, random: torch.Generator, init: str) -> torch.Tensor:
-    """Return the normalized pixels [count, channels, height, width] that optimization begins with."""
+def _first_values(teacher: Classifier, count: int, rng: torch.Generator, init: str) -> torch.Tensor:
+    """Return the first normalized pixels, [count, channels, height, width]."""
     shape = (count, *teacher.input_shape)
     if init == "normal":
-        return torch.randn(shape, generator=random).to(teacher.device)
-    pixels = INITIALIZERS[init](shape, float(teacher.mean.mean()), random).to(teacher.device)
+        return torch.randn(shape, generator=rng).to(teacher.device)
+    pixels = INITIALIZERS[init](shape, float(teacher.mean.mean()), rng).to(teacher.device)
     return _normalized(teacher, pixels)
 
 
@@ -247,7 +249,7 @@ def _normalized(teacher: Classifier, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _watching(teacher: Classifier, statistics: Statistics | None, weights: Weights) -> Iterator[Watch | None]:
+def _watching(teacher: Classifier, statistics: Statistics | None, weights: TermWeights) -> Iterator[Watch | None]:
     if not weights.bn:
         yield None
         return
@@ -256,7 +258,7 @@ def _watching(teacher: Classifier, statistics: Statistics | None, weights: Weigh
 
 
 def _takes_half_size(teacher: Classifier) -> bool:
-    """Say whether the teacher takes images of half its size, as networks with a global average do."""
+    """Return whether the teacher accepts images of half its size, as networks with global average pooling do."""
     channels, height, width = teacher.input_shape
     try:
         with torch.no_grad(), teacher.queries.purpose(BLANK):
@@ -266,14 +268,14 @@ def _takes_half_size(teacher: Classifier) -> bool:
     return True
 
 
-def _shown(values: torch.Tensor, shrink: int, schedule: PixelSchedule, random: torch.Generator) -> torch.Tensor:
-    """Return what the networks see of a batch: shrunk, shifted round the edges, perhaps mirrored."""
+def _network_input(values: torch.Tensor, shrink: int, schedule: PixelSchedule, rng: torch.Generator) -> torch.Tensor:
+    """Return the batch as the networks get it: shrunk, shifted cyclically, and mirrored at random."""
     shown = F.avg_pool2d(values, shrink) if shrink > 1 else values
     limit = schedule.jitter // shrink
     if limit:
-        down, right = torch.randint(-limit, limit + 1, (2,), generator=random).tolist()
+        down, right = torch.randint(-limit, limit + 1, (2,), generator=rng).tolist()
         shown = torch.roll(shown, (down, right), dims=(2, 3))
-    if schedule.flip and float(torch.rand((), generator=random)) < 0.5:
+    if schedule.flip and float(torch.rand((), generator=rng)) < 0.5:
         shown = shown.flip(3)
     return shown
 
@@ -282,12 +284,12 @@ def invert_as(
     config: InversionOptions,
     given: Given,
     labels: torch.Tensor,
-    random: torch.Generator,
+    rng: torch.Generator,
     start: torch.Tensor | None = None,
 ) -> Inverted:
-    """Make one image per label as the options of an objective say. Raises as `invert` does."""
+    """Make one image per label with the options of an objective. Arguments and errors are those of `invert`."""
     settings = resolve(config, given.teacher.input_shape)
-    weights = Weights(
+    weights = TermWeights(
         ce=settings.ce,
         tv=settings.tv,
         tv_l1=settings.tv_l1,
@@ -305,18 +307,16 @@ def invert_as(
         jitter=settings.jitter,
         flip=settings.flip,
     )
-    return invert(
-        given.teacher, given.student, given.statistics, labels, weights, schedule, random, start, settings.init
-    )
+    return invert(given.teacher, given.student, given.statistics, labels, weights, schedule, rng, start, settings.init)
 
 
-def growing_pool(config: GrowingPool, given: Given, seed: int) -> InversionPool:
-    """Return a pool of images that are made as the options of a live method say. Raises as `invert` does."""
+def growing_pool(config: GrowingPoolOptions, given: Given, seed: int) -> GrowingPool:
+    """Return a pool of images that are made with the options of a live method. Batches raise what `invert` raises."""
 
     def make(
-        labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+        labels: torch.Tensor, student: Classifier | None, rng: torch.Generator, start: torch.Tensor | None
     ) -> Inverted:
-        return invert_as(config, replace(given, student=student), labels, random, start)
+        return invert_as(config, replace(given, student=student), labels, rng, start)
 
     from_noise = resolve(config, given.teacher.input_shape).from_noise
-    return InversionPool(make, given.teacher, config.pool_batch, config.period, seed, from_noise)
+    return GrowingPool(make, given.teacher, config.pool_batch, config.period, seed, from_noise)

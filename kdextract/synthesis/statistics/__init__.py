@@ -1,1 +1,1 @@
-"""Statistics of a teacher's activations: recording, storing, spectra, and the memory that they take."""
+"""Statistics of a teacher's activations: recording, storing, spectra, and memory estimates."""

@@ -1,4 +1,4 @@
-"""How many bytes recording statistics takes, from the shapes of a teacher's layers alone."""
+"""The memory that recording statistics takes, computed from the shapes of a teacher's layers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from itertools import pairwise
 
 from ...models.architectures import InputShape
 from ...models.channel_moments import ChannelSums
-from .recorded import Recorded, StatisticsOptions
+from .recorded import RecordedLayers, StatisticsOptions
 from .spectra import num_eigenvectors
 
 FLOAT, DOUBLE = 4, 8
-"""Bytes."""
+"""Bytes of a number in float32 and in float64."""
 ALLOCATORS = 0.1
-"""Share of the memory in use that allocators hold besides."""
+"""Share of the used memory that allocators hold in addition."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What statistics are recorded of.
+    """The sizes on which the memory depends.
 
     Attributes:
         input_shape: (channels, height, width) of the teacher's images.
         num_classes: number of classes, K.
-        weights: numbers in the teacher, parameters and buffers.
-        images: number of images, which are held as uint8.
-        largest_class: images of the class that has most.
+        weights: number of values in the teacher's parameters and buffers.
+        images: number of images, which are in memory as uint8.
+        largest_class: number of images of the most frequent class.
         batch_size: images per forward pass.
     """
 
@@ -41,14 +41,14 @@ class Work:
 
 @dataclass(frozen=True)
 class StatisticsMemory:
-    """Bytes: `kept` of the statistics themselves, `most` of everything at the same time, an upper bound of it."""
+    """Bytes: `kept` of the statistics themselves; `most`, an upper bound of all memory in use at any time."""
 
     kept: int
     most: int
 
 
-def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -> StatisticsMemory:
-    """Return what `statistics.compute_statistics` takes, and writing its result to a file after it."""
+def statistics_memory(found: RecordedLayers, options: StatisticsOptions, work: Work) -> StatisticsMemory:
+    """Return the memory of `recorded.compute_statistics` and of writing its result to a file."""
     sizes = [layer.units for layer in found.joined]
     records = work.num_classes * _numbers_per_class(sizes, options)
     kept = FLOAT * (records + 2 * sum(layer.channels for layer in found.layers)) + DOUBLE * work.num_classes
@@ -62,7 +62,7 @@ def statistics_memory(found: Recorded, options: StatisticsOptions, work: Work) -
 
 
 def _numbers_per_class(sizes: list[int], options: StatisticsOptions) -> int:
-    """Return the numbers of all records and graphs of one class, for layers of these numbers of units."""
+    """Return the number of values in all records and graphs of one class, for layers of these numbers of units."""
     total = _record_numbers(sum(sizes), options.rank)
     if options.spectra is None or len(sizes) == 1:
         return total
@@ -77,11 +77,11 @@ def _record_numbers(size: int, rank: int) -> int:
     return size * (1 + min(rank, size))
 
 
-def _forward_pass(found: Recorded, work: Work) -> int:
-    """Return the bytes of one forward pass without gradients, in which outputs are reduced as soon as they are there.
+def _forward_pass(found: RecordedLayers, work: Work) -> int:
+    """Return an upper bound of the bytes of one forward pass without gradients.
 
-    As if the outputs of all layers stayed, which is more than what stays in most networks; in one of few layers, the
-    largest is there three times: what enters, the output, and what normalization makes of it.
+    It assumes that the outputs of all layers stay in memory, which is more than in most networks. In a network of few
+    layers, three tensors of the size of the largest output are needed: input, output, and normalized output.
     """
     outputs = [layer.units for layer in found.layers]
     images = work.batch_size * (FLOAT * 3) * math.prod(work.input_shape)
@@ -90,7 +90,7 @@ def _forward_pass(found: Recorded, work: Work) -> int:
 
 
 def _making_records(sizes: list[int], options: StatisticsOptions, count: int) -> int:
-    """Return the bytes of the work on the records of a class of `count` images, besides their values."""
+    """Return the bytes of computing the records of a class of `count` images, without their values."""
     nodes, rank = sum(sizes), min(options.rank, sum(sizes))
     columns = nodes if nodes <= 1024 else rank + 20
     factor = 3 * FLOAT * count * nodes + FLOAT * nodes * (rank + 4 * columns) + DOUBLE * 3 * columns**2

@@ -1,13 +1,13 @@
-"""Recorded activation statistics of a teacher: what `compute-stats` hands over instead of the data.
+"""Activation statistics of a teacher, which `compute-stats` records from its training data.
 
-All of activations before the nonlinearity. Of every layer, whatever its size, over all images:
+All statistics are of activations before the nonlinearity. For every layer, over all images:
 
-* mean and variance per channel, which is what batch normalization in its place would keep.
+* mean and variance per channel, which are the running statistics of batch normalization after this layer.
 
-Of the layers of few units, per class c (Lopes, Fenu and Starner 2017):
+For the layers of at most `max_units` units, per class c (Lopes, Fenu and Starner 2017):
 
-* `Record`s: a mean and a covariance factor F (covariance = F F^T) over several blocks of numbers at once, so that
-  targets drawn for different layers belong to the same imagined image;
+* `ActivationRecord`s: a mean and a covariance factor F (covariance = F F^T) of several blocks of numbers, so that
+  targets drawn for different layers are consistent;
 * `spectra.Graph`s: the bases of the two spectral objectives.
 """
 
@@ -28,16 +28,20 @@ from ...models.pixels import to_pixels
 from .records import LAYERS as LAYERS
 from .records import SPECTRAL_ALL as SPECTRAL_ALL
 from .records import SPECTRAL_PAIRS as SPECTRAL_PAIRS
+from .records import ActivationRecord as ActivationRecord
 from .records import ClassRecords, Tensors
-from .records import Record as Record
 from .spectra import Graph, SpectralOptions
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A recorded layer: its name in the network, its output shape per image, its number of units.
+    """A recorded layer.
 
-    `channel_axis` says which entry of `shape` counts channels: the first in a convolution, the last in a linear layer.
+    Attributes:
+        name: of the module in the network.
+        shape: of its output for one image.
+        units: number of values in this output.
+        channel_axis: index of the channels in `shape`: the first in a convolution, the last in a linear layer.
     """
 
     name: str
@@ -53,17 +57,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything `compute-stats` records. `layers` are in the order in which they run; the last is the logits.
+    """All that `compute-stats` records.
 
-    `counts` is int64 [K]; `means` and `variances` hold [channels] per layer name, over the images of all classes and
-    all places. A variance is the biased one.
+    Attributes:
+        layers: in the order in which they run; the last one gives the logits.
+        counts: images per class, int64 [K].
+        means, variances: [channels] per layer name, over all images and positions; variances are the biased ones.
+        records: by name, see `records.ActivationRecord`.
+        graphs: by the name of their record, see `spectra.Graph`.
     """
 
     layers: tuple[Layer, ...]
     counts: torch.Tensor
     means: Tensors
     variances: Tensors
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, ActivationRecord] = field(default_factory=dict)
     graphs: dict[str, tuple[Graph, ...]] = field(default_factory=dict)
 
     @property
@@ -71,11 +79,11 @@ class Statistics:
         """Name of the last layer."""
         return self.layers[-1].name
 
-    def record(self, name: str) -> Record:
-        """Return the record called `name`; raises `ConfigError` when it was not made."""
+    def record(self, name: str) -> ActivationRecord:
+        """Return the record called `name`. Raises `ConfigError` if it was not recorded."""
         if name not in self.records:
             raise ConfigError(
-                f"the statistics of this run hold no {name} record; make one with: "
+                f"the statistics of this run have no record {name}; record it with: "
                 f"kdx compute-stats --force{' --spectral' if name != LAYERS else ''}"
             )
         return self.records[name]
@@ -119,20 +127,23 @@ class Statistics:
             expected += [(graph.basis, (classes, nodes, kept)), (graph.eigenvalues, (classes, kept))]
         for tensor, shape in expected:
             if tuple(tensor.shape) != shape:
-                raise ValueError(f"tensor of shape {tuple(tensor.shape)} where {shape} belongs")
+                raise ValueError(f"tensor of shape {tuple(tensor.shape)}, which must be {shape}")
 
     @staticmethod
     def from_tensors(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> Statistics:
-        """Inverse of `to_tensors`; it also takes what version 0.1 wrote, with figures per unit and class.
+        """Return the statistics of a file: the inverse of `to_tensors`.
 
-        Raises `ArtifactError` when the two do not belong together.
+        It also reads files of version 0.1, with statistics per unit and class.
+
+        Raises:
+            ArtifactError: tensors and metadata are not those of one statistics file.
         """
         try:
             layers = tuple(_layer_from_record(entry) for entry in metadata["layers"])
             if any(f"mean.{layer.name}" in tensors for layer in layers):
                 tensors = _with_channels(tensors, layers)
             records = {
-                name: Record(
+                name: ActivationRecord(
                     tuple((block, size) for block, size in entry["blocks"]),
                     tensors[f"record.{name}.mean"],
                     tensors[f"record.{name}.factor"],
@@ -168,9 +179,9 @@ def _layer_from_record(entry: dict[str, Any]) -> Layer:
 
 
 def _with_channels(tensors: Tensors, layers: tuple[Layer, ...]) -> Tensors:
-    """Return the tensors of a file of version 0.1 with figures per channel in place of those per class and unit.
+    """Return the tensors of a file of version 0.1 with statistics per channel instead of those per class and unit.
 
-    It holds means and standard deviations `mean.LAYER` and `std.LAYER`, [K, units] each.
+    The file holds means and standard deviations `mean.LAYER` and `std.LAYER`, [K, units] each.
     """
     shares = (tensors["counts"].double() / tensors["counts"].sum()).unsqueeze(1)
     reduced = dict(tensors)
@@ -190,9 +201,12 @@ def _with_channels(tensors: Tensors, layers: tuple[Layer, ...]) -> Tensors:
 
 @dataclass(frozen=True)
 class StatisticsOptions:
-    """What to record. Layers of more than `max_units` units get figures per channel only, and no part in records.
+    """What is recorded.
 
-    `rank` bounds the columns of a covariance factor; without `spectra` no spectral record is made.
+    Attributes:
+        max_units: layers of more units have statistics per channel only, and are not part of records.
+        rank: largest number of columns of a covariance factor.
+        spectra: options of the spectral records; None: they are not made.
     """
 
     max_units: int
@@ -201,20 +215,20 @@ class StatisticsOptions:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """The layers of a teacher, in the order in which they run, and those of them that are part of the records."""
+class RecordedLayers:
+    """The layers of a teacher in the order in which they run, and those that are part of the records (`joined`)."""
 
     layers: tuple[Layer, ...]
     joined: tuple[Layer, ...]
 
 
-def recorded_layers(teacher: Classifier, max_units: int) -> Recorded:
-    """Find the layers of a teacher; one image of zeros goes through it.
+def recorded_layers(teacher: Classifier, max_units: int) -> RecordedLayers:
+    """Find the layers of a teacher by a forward pass of one image of zeros.
 
-    Part of the records are those that have at most `max_units` units and put out one row per image.
+    Layers with at most `max_units` units and one output row per image are part of the records.
 
     Raises:
-        ConfigError: the last layer is not among these.
+        ConfigError: the teacher has no convolution or linear layer, or the last one is not part of the records.
     """
     layers, joined = [], []
     teacher.queries.add_blank(1)
@@ -227,7 +241,7 @@ def recorded_layers(teacher: Classifier, max_units: int) -> Recorded:
         raise ConfigError("the teacher has no convolution and no linear layer, of which statistics could be recorded")
     if layers[-1] not in joined:
         raise ConfigError(f"--max-units must be at least {layers[-1].units}: the logits are always recorded")
-    return Recorded(tuple(layers), tuple(joined))
+    return RecordedLayers(tuple(layers), tuple(joined))
 
 
 def compute_statistics(
@@ -238,16 +252,17 @@ def compute_statistics(
     advance: Callable[[int], None],
     batch_size: int | None = None,
 ) -> Statistics:
-    """Record a teacher's statistics in one pass: each image goes through the teacher once, class by class.
+    """Record a teacher's statistics with one forward pass per image, class by class.
 
-    Outputs of layers are reduced to sums while the forward pass runs, in double precision; only those of the layers
-    that are part of the records are kept, of one class at a time.
+    Outputs of layers are added up in float64 during the forward pass; only the outputs of layers that are part of the
+    records are kept, for one class at a time.
 
     Args:
         images: uint8 [N, channels, height, width] of the teacher's input shape.
         labels: int64 [N]; every class in [0, K) appears at least twice.
-        advance: called with the number of images done since the last call.
-        batch_size: images per forward pass; None for `teacher.images_per_pass`. It changes the result by rounding only.
+        options: what is recorded.
+        advance: called with the number of images since its last call.
+        batch_size: images per forward pass; None: `teacher.images_per_pass`. It changes the result by rounding only.
     """
     found = recorded_layers(teacher, options.max_units)
     sums = {layer.name: ChannelSums(layer.channels, layer.channel_axis + 1, teacher.device) for layer in found.layers}
@@ -275,7 +290,7 @@ def _class_values(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Tensors:
-    """Add the images of a class to the sums of all layers, and return [n, units] of those that records are made of."""
+    """Add the images of a class to the sums of all layers; return the values [n, units] of the layers of records."""
     values = {layer.name: torch.empty(len(images), layer.units, device=teacher.device) for layer in joined}
     done = 0
 

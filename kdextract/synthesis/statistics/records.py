@@ -1,4 +1,4 @@
-"""Records of the activations of each class, from which targets for images are drawn (Lopes, Fenu and Starner 2017)."""
+"""Records of activations per class, from which targets of images are drawn (Lopes, Fenu and Starner 2017)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Record:
-    """Mean [K, M] and covariance factor [K, M, R] of M numbers, which are `blocks` laid end to end.
+class ActivationRecord:
+    """Mean and covariance factor of M values per class.
 
-    `blocks` holds (name, size) pairs; `explained` is the share of the variance that the factor keeps.
+    Attributes:
+        blocks: (name, size) of the parts that are concatenated to the M values.
+        mean: [K, M].
+        factor: F, [K, M, R]; the covariance is F F^T.
+        explained: share of the variance that the factor represents, in [0, 1].
     """
 
     blocks: tuple[tuple[str, int], ...]
@@ -24,13 +28,13 @@ class Record:
     factor: torch.Tensor
     explained: float = 1.0
 
-    def sample(self, labels: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def sample(self, labels: torch.Tensor, rng: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw one target per label: t = mean_c + F_c g with g ~ N(0, I), which has the covariance F_c F_c^T.
 
-        Returns block name -> [len(labels), size]. (The 2017 code multiplies g by the covariance itself.)
+        Returns block name -> [len(labels), size]; `rng` is on the CPU. (The 2017 code multiplies g by the covariance.)
         """
         device = self.mean.device
-        noise = torch.randn(len(labels), self.factor.shape[2], generator=generator).to(device)
+        noise = torch.randn(len(labels), self.factor.shape[2], generator=rng).to(device)
         drawn = self.mean[labels].clone()
         for label in labels.unique():
             rows = labels == label
@@ -38,18 +42,18 @@ class Record:
         return self.split(drawn)
 
     def split(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cut [..., M] into block name -> [..., size]."""
+        """Split [..., M] into block name -> [..., size]."""
         names = [name for name, _ in self.blocks]
         return dict(zip(names, values.split([size for _, size in self.blocks], dim=-1), strict=True))
 
     def variance(self) -> dict[str, torch.Tensor]:
-        """Block name -> mean over classes and units of the recorded variance (a scalar > 0)."""
+        """Return block name -> mean over classes and units of the recorded variance, a scalar > 0."""
         total = self.factor.square().sum(dim=2)
         return {name: part.mean().clamp_min(1e-12) for name, part in self.split(total).items()}
 
 
 class ClassRecords:
-    """The records and graphs of all classes, on the CPU, each in memory that is taken once for all of them."""
+    """Collects the records and graphs of all classes on the CPU, in tensors that are allocated once."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -63,10 +67,10 @@ class ClassRecords:
 
         Args:
             logits: name of the last layer.
-            rank: bound of the columns of covariance factors.
-            spectra: how graphs are made; None for none.
+            rank: largest number of columns of covariance factors.
+            spectra: options of graphs; None: no graphs are made.
         """
-        with torch.no_grad():  # what is made in inference mode could take no part in gradients later
+        with torch.no_grad():  # tensors of inference mode could not be used with gradients later
             self._keep_record(LAYERS, label, _make_record(values, rank))
             if spectra is None or len(values) == 1:
                 return
@@ -80,23 +84,23 @@ class ClassRecords:
                 blocks = {graph.name: graph.spectrum(values, zeros) for graph in members}
                 self._keep_record(name, label, _make_record({**blocks, logits: values[logits]}, rank))
 
-    def _keep_record(self, name: str, label: int, record: Record) -> None:
+    def _keep_record(self, name: str, label: int, record: ActivationRecord) -> None:
         self._blocks[name] = record.blocks
         self._explained[name] = self._explained.get(name, 0.0) + record.explained / self._num_classes
         self._keep(f"record.{name}.mean", label, record.mean)
         self._keep(f"record.{name}.factor", label, record.factor)
 
     def _keep(self, name: str, label: int, row: torch.Tensor) -> None:
-        """Copy a tensor [1, ...] of one class to its place in [K, ...]."""
+        """Copy a tensor [1, ...] of one class to its row of the tensor [K, ...]."""
         if name not in self._tensors:
             self._tensors[name] = torch.empty(self._num_classes, *row.shape[1:])
         self._tensors[name][label] = row[0]
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, ActivationRecord]:
         """Return the records of all classes, by name."""
         tensors = self._tensors
         return {
-            name: Record(
+            name: ActivationRecord(
                 blocks, tensors[f"record.{name}.mean"], tensors[f"record.{name}.factor"], self._explained[name]
             )
             for name, blocks in self._blocks.items()
@@ -113,10 +117,10 @@ class ClassRecords:
         }
 
 
-def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
+def _make_record(values: dict[str, torch.Tensor], rank: int) -> ActivationRecord:
     """Return mean [1, M] and the best factor of `rank` columns over blocks of [n, size] values.
 
-    Blocks are scaled to equal total variance first, so that a wide layer does not crowd out a narrow one.
+    Blocks are first scaled to equal total variance, so that layers have equal weight whatever their width.
     """
     means = {name: part.mean(0) for name, part in values.items()}
     centered = {name: values[name] - means[name] for name in values}
@@ -132,4 +136,4 @@ def _make_record(values: dict[str, torch.Tensor], rank: int) -> Record:
     columns = min(rank, stacked.shape[1])  # the same for every class, however few images it has
     factor = torch.nn.functional.pad(factor, (0, columns - factor.shape[1]))
     blocks = tuple((name, part.shape[1]) for name, part in values.items())
-    return Record(blocks, torch.cat(list(means.values())).unsqueeze(0), factor.unsqueeze(0), explained)
+    return ActivationRecord(blocks, torch.cat(list(means.values())).unsqueeze(0), factor.unsqueeze(0), explained)

@@ -1,16 +1,16 @@
 """Spectra of a teacher's activation graph: the bases of the two spectral objectives (Lopes, Fenu and Starner 2017).
 
-The paper speaks of graph spectra of the network's activations and leaves the operator open. Our reading:
+The paper uses graph spectra of the network's activations without defining the operator. Our definition:
 
 * nodes are units; the weight between units i, j of adjacent layers is E_c[relu(a_i) relu(a_j)];
 * the basis holds the eigenvectors of the normalized Laplacian L = I - D^(-1/2) W D^(-1/2) whose eigenvalues are
   farthest from 1 (most of W's energy);
-* the spectrum of an image is basis^T a, of its pre-activations a: what remains after ReLU determines an image far less
-  (`inversion.match_layers` has the figure).
+* the spectrum of an image is basis^T a with its pre-activations a, which give better images than activations after
+  ReLU (see `activation_matching.match_layers`).
 
-As only adjacent layers are joined, the graph is bipartite (odd and even layers), and L's eigenvectors (u, +v)/sqrt(2),
+As only adjacent layers are connected, the graph is bipartite (odd and even layers). L's eigenvectors (u, +v)/sqrt(2),
 (u, -v)/sqrt(2) with eigenvalues 1 -+ s come from the singular triplets (u, s, v) of the odd-even block of
-D^(-1/2) W D^(-1/2): exact, and small enough to compute.
+D^(-1/2) W D^(-1/2). This is exact, and the block is small enough to compute them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ import torch
 
 @dataclass(frozen=True)
 class SpectralOptions:
-    """Keep ceil(`fraction` * V) of a graph's eigenvectors, at most `maximum`, chosen by `order` (energy or smooth)."""
+    """How many eigenvectors of a graph of V nodes are kept: about ceil(`fraction` * V), and at most `maximum`.
+
+    They are those of the eigenvalues farthest from 1, in pairs of eigenvalues 1 - s and 1 + s.
+    """
 
     fraction: float
     maximum: int
-    order: str
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One spectral basis per class: [K, V, k] over the units of `layers` laid end to end; eigenvalues [K, k] of L."""
+    """One spectral basis per class, [K, V, k], over the V units of `layers`, concatenated; eigenvalues [K, k] of L."""
 
     name: str
     layers: tuple[str, ...]
@@ -41,7 +43,7 @@ class Graph:
     eigenvalues: torch.Tensor
 
     def spectrum(self, activations: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """Return basis_c^T a for each image: [batch, k]. `labels` picks the basis, class by class."""
+        """Return basis_c^T a for each image, [batch, k], with the basis of the class c in `labels`, int64 [batch]."""
         nodes = torch.cat([activations[name].flatten(1) for name in self.layers], dim=1)
         spectrum = nodes.new_zeros(len(labels), self.basis.shape[2])
         for label in labels.unique():
@@ -51,7 +53,7 @@ class Graph:
 
 
 def class_graphs(values: dict[str, torch.Tensor], options: SpectralOptions) -> tuple[Graph, list[Graph]]:
-    """Return one class's graphs over layers of values [n, units]: one over all, and one per adjacent pair."""
+    """Return the graphs of one class from the values [n, units] of its layers: one over all, one per adjacent pair."""
     names = list(values)
     active = {name: part.relu() for name, part in values.items()}
     weights = [(active[a].T @ active[b]) / len(active[a]) for a, b in pairwise(names)]
@@ -63,7 +65,7 @@ def class_graphs(values: dict[str, torch.Tensor], options: SpectralOptions) -> t
 
 
 def _make_graph(name: str, layers: tuple[str, ...], weights: list[torch.Tensor], options: SpectralOptions) -> Graph:
-    """Return the spectral basis of a chain of layers, of which `weights` [units, units] joins each to the next."""
+    """Return the spectral basis of a chain of layers; `weights` [units, units] are those of each layer and the next."""
     sizes = [weights[0].shape[0], *(block.shape[1] for block in weights)]
     degrees = [weights[0].new_zeros(size) for size in sizes]
     for index, block in enumerate(weights):
@@ -88,24 +90,21 @@ def num_eigenvectors(sizes: list[int], options: SpectralOptions) -> int:
     nodes = sum(sizes)
     keep = max(2, min(options.maximum, math.ceil(nodes * options.fraction), nodes))
     sides = sum(sizes[0::2]), sum(sizes[1::2])
-    return 2 * min(keep // 2, *sides) if options.order == "energy" else min(keep, *sides)
+    return 2 * min(keep // 2, *sides)
 
 
 def _basis_of(
     name: str, layers: tuple[str, ...], joined: torch.Tensor, even: list[int], odd: list[int], options: SpectralOptions
 ) -> Graph:
-    """Turn the singular triplets of the even-odd block into eigenvectors of the normalized Laplacian."""
-    both_signs = options.order == "energy"
+    """Return the eigenvectors of the normalized Laplacian from the singular triplets of the even-odd block."""
     kept = num_eigenvectors([len(even), len(odd)], options)
-    triplets = kept // 2 if both_signs else kept
+    triplets = kept // 2
     left, singular, right = _singular_triplets(joined, triplets)
     half = 0.5**0.5
     basis = torch.zeros(len(even) + len(odd), kept, device=joined.device)
     basis[even, :triplets], basis[odd, :triplets] = left * half, right * half
-    eigenvalues = 1 - singular
-    if both_signs:
-        basis[even, triplets:], basis[odd, triplets:] = left * half, -right * half
-        eigenvalues = torch.cat([eigenvalues, 1 + singular])
+    basis[even, triplets:], basis[odd, triplets:] = left * half, -right * half
+    eigenvalues = torch.cat([1 - singular, 1 + singular])
     return Graph(name, layers, basis.unsqueeze(0), eigenvalues.unsqueeze(0))
 
 

@@ -1,1 +1,1 @@
-"""Images from formulas, sorted by the class that the teacher gives them, and a pool of them."""
+"""Images from formulas, sorted by the class that the teacher predicts, and a pool of them."""

@@ -43,7 +43,7 @@ def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
 
 def with_statistics(run: Path, method: str) -> None:
     """Record statistics if the method matches them, the teacher having no batch normalization."""
-    if live_method(method).inverts:
+    if live_method(method).matches_batch_norm:
         api.compute_stats(run=run, spectral=False, covariance_rank=4, threads=1)
 
 
@@ -68,7 +68,7 @@ def test_every_method_makes_a_student_from_the_teacher_alone(
     run = straight(name)
     manifest = read_manifest(run / "students" / "made")
     assert manifest.metrics["source"] == name
-    assert manifest.needs == ("teacher+statistics" if live_method(name).inverts else "teacher")
+    assert manifest.needs == ("teacher+statistics" if live_method(name).matches_batch_norm else "teacher")
     assert not manifest.real_data
     assert manifest.budget["images"] > 0
     assert manifest.budget["teacher_queries"] > 0

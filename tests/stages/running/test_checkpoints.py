@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,10 +20,10 @@ from kdextract import api
 from kdextract.errors import ArtifactError
 from kdextract.options.declare import spelling
 from kdextract.stages.running import checkpoints
-from kdextract.stages.running.checkpoints import CHECKPOINT_FILE, Checkpoints
+from kdextract.stages.running.checkpoints import CHECKPOINT_FILE, CHECKPOINT_FORMAT, Checkpoints
 from kdextract.stages.running.runner import KEY_FILE
 from kdextract.storage.artifacts import partial_path
-from kdextract.storage.tensor_files import read_safetensors_metadata
+from kdextract.storage.tensor_files import encode_safetensors, read_safetensors_metadata
 
 CHECKPOINT_AT_EVERY_OFFER = "from kdextract.stages.running import checkpoints; checkpoints.CHECKPOINT_SECONDS = 0.0"
 PLACES = {"train": "teacher", "optimize-dataset": "transfer-sets/made", "distill": "students/made"}
@@ -232,6 +233,21 @@ def test_a_damaged_checkpoint_is_ignored(
 
 def test_a_checkpoint_of_other_work_is_not_used(run_copy: Path, uninterrupted: Callable[..., dict[str, str]]) -> None:
     target = crashed(run_copy, "distill", 3, seed=4)
+    function_of("distill")(run=run_copy, **SHORT["distill"])
+    assert sha256s(target) == uninterrupted("distill")
+
+
+def test_a_checkpoint_of_an_earlier_layout_is_not_used(
+    run_copy: Path, uninterrupted: Callable[..., dict[str, str]]
+) -> None:
+    target = crashed(run_copy, "distill", 3)
+    key = partial_path(target) / KEY_FILE
+    written = json.loads(key.read_bytes())
+    assert written.pop("checkpoint_format") == CHECKPOINT_FORMAT
+    key.write_text(json.dumps(written, sort_keys=True))
+    values: dict[str, Any] = {"rows": [{"step": 3}]}
+    content = encode_safetensors({}, {**values, "sha256": checkpoints._digest({}, values)})
+    (partial_path(target) / CHECKPOINT_FILE).write_bytes(content)
     function_of("distill")(run=run_copy, **SHORT["distill"])
     assert sha256s(target) == uninterrupted("distill")
 

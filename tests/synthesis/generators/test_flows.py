@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdextract.errors import ConfigError
-from kdextract.synthesis.generators.flow_steps import CONTRAST, Waves
+from kdextract.synthesis.generators.flow_steps import CONTRAST, CosinePrior
 from kdextract.synthesis.generators.flows import MARGIN, Flow, dequantized, edge, glow, nice, nice_affine, realnvp
 
 CLASSES = 3
@@ -158,7 +158,7 @@ def test_a_fresh_flow_is_a_sigmoid_of_waves(name: str, shape: Shape) -> None:
     flow = BUILDERS[name](shape).double().requires_grad_(False)
     noise, labels = some_input(flow, 4, torch.float64)
     pixels, logdet = flow.transform(noise, labels)
-    waves = [step for step in flow.steps.modules() if isinstance(step, Waves)]
+    waves = [step for step in flow.steps.modules() if isinstance(step, CosinePrior)]
     assert len(waves) == (min(shape[1:]) > 1)
     field, of_waves = waves[0](noise, labels) if waves else (noise, torch.zeros(1))
     torch.testing.assert_close(pixels.flatten(1), field.sigmoid())
@@ -179,7 +179,7 @@ def test_divergence_is_that_of_densities_and_zero_for_a_fresh_flow_of_images(nam
 
 def test_waves_make_smooth_fields_of_the_same_contrast_at_any_size() -> None:
     for shape in ((1, 32, 32), (3, 16, 24)):
-        waves = Waves(shape)
+        waves = CosinePrior(shape)
         noise = torch.randn(500, math.prod(shape), generator=torch.Generator().manual_seed(0))
         field, logdet = waves(noise, noise)
         assert float(field.std()) == pytest.approx(CONTRAST, rel=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -33,15 +34,15 @@ from kdextract.synthesis.interface import Inverted
 from kdextract.synthesis.inversion.activation_matching import INITIALIZERS
 from kdextract.synthesis.inversion.deep_inversion import (
     PixelSchedule,
-    Weights,
-    _shown,
+    TermWeights,
+    _network_input,
     channel_statistics,
     invert,
     terms_of,
     watch_statistics,
 )
-from kdextract.synthesis.inversion.pool import InversionPool
-from kdextract.synthesis.losses import likeness, mean_variation, pixel_variation
+from kdextract.synthesis.inversion.pool import GrowingPool
+from kdextract.synthesis.losses import js_similarity, mean_variation, pixel_variation
 from kdextract.synthesis.options import INITS, PRESETS, resolve
 from kdextract.synthesis.statistics.recorded import StatisticsOptions, compute_statistics
 
@@ -82,8 +83,8 @@ def test_likeness_is_one_minus_the_divergence_of_scipy(batch: int, classes: int,
     one, other = (3 * torch.randn((batch, classes), generator=seeded(k), dtype=torch.float64) for k in (classes, 99))
     p, q = ((logits / temperature).softmax(1).numpy() for logits in (one, other))
     expected = 1 - np.mean([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
-    assert float(likeness(one, other, temperature)) == pytest.approx(expected, abs=1e-9)
-    assert float(likeness(one, one, temperature)) == pytest.approx(1)
+    assert float(js_similarity(one, other, temperature)) == pytest.approx(expected, abs=1e-9)
+    assert float(js_similarity(one, one, temperature)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -92,7 +93,7 @@ def test_terms_are_those_of_a_forward_pass_by_hand(batch_norm: bool) -> None:
     statistics = None if batch_norm else statistics_of(teacher)
     values = torch.randn((6, *teacher.input_shape), generator=seeded(1))
     labels = torch.arange(6) % teacher.num_classes
-    weights = Weights(ce=2.0, tv=0.3, tv_l1=0.7, l2=0.1, bn=5.0, first_bn=3.0, compete=4.0)
+    weights = TermWeights(ce=2.0, tv=0.3, tv_l1=0.7, l2=0.1, bn=5.0, first_bn=3.0, compete=4.0)
     with torch.no_grad(), watch_statistics(teacher, statistics) as watch:
         terms = terms_of(teacher, student, values, labels, weights, watch)
     pixels = values * teacher.std + teacher.mean
@@ -107,7 +108,7 @@ def test_terms_are_those_of_a_forward_pass_by_hand(batch_norm: bool) -> None:
         "tv": 0.3 * float(norms) + 0.7 * float(means),
         "l2": 0.1 * np.sqrt((values.numpy() ** 2).sum()),
         "bn": 5 * by_hand(teacher, pixels, 3.0, None if statistics is None else channel_statistics(statistics)),
-        "compete": 4 * float(likeness(answers, torch.from_numpy(logits).float(), 3.0)),
+        "compete": 4 * float(js_similarity(answers, torch.from_numpy(logits).float(), 3.0)),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -187,7 +188,7 @@ def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
     schedule = PixelSchedule(steps=1, lr=0.1, betas=(0.9, 0.999), jitter=2, flip=True)
     seen = set()
     for seed in range(60):
-        shown = _shown(values, 1, schedule, seeded(seed))
+        shown = _network_input(values, 1, schedule, seeded(seed))
         found = [
             (down, right, mirrored)
             for down in range(-2, 3)
@@ -201,7 +202,7 @@ def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
     assert len({down for down, _, _ in seen}) == len({right for _, right, _ in seen}) == 5
     assert {mirrored for _, _, mirrored in seen} == {False, True}
     still = PixelSchedule(steps=1, lr=0.1, betas=(0.9, 0.999))
-    halved = _shown(values, 2, still, seeded())
+    halved = _network_input(values, 2, still, seeded())
     assert torch.allclose(halved[:, :, 0, 0], values[:, :, :2, :2].mean((2, 3)))
 
 
@@ -209,7 +210,7 @@ def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
 @pytest.mark.parametrize("num_classes", [2, 11])
 def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: int) -> None:
     teacher = classifier((channels, 16, 16), num_classes).frozen()
-    weights = Weights(ce=1.0, tv=1e-3, tv_l1=0.0, l2=1e-3, bn=1.0)
+    weights = TermWeights(ce=1.0, tv=1e-3, tv_l1=0.0, l2=1e-3, bn=1.0)
     labels = torch.arange(9) % num_classes
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     made = invert(teacher, None, None, labels, weights, PixelSchedule(steps=30, lr=0.5, betas=(0.9, 0.999)), seeded(2))
@@ -229,13 +230,13 @@ def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: i
 def test_hooks_are_gone_after_an_error() -> None:
     teacher = classifier().frozen()
     with pytest.raises(IndexError):
-        invert(teacher, None, None, torch.full((3,), 999), Weights(1, 0, 0, 0, bn=1.0), PLAIN, seeded())
+        invert(teacher, None, None, torch.full((3,), 999), TermWeights(1, 0, 0, 0, bn=1.0), PLAIN, seeded())
     assert num_hooks(teacher) == 0
 
 
 def test_half_size_comes_first_and_other_images_of_it() -> None:
     teacher = classifier((1, 16, 16)).frozen()
-    weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=1.0)
+    weights = TermWeights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=1.0)
     labels = torch.arange(8) % teacher.num_classes
     plain = invert(teacher, None, None, labels, weights, PLAIN, seeded())
     coarse = PixelSchedule(steps=5, lr=0.1, betas=(0.9, 0.999), coarse_steps=7)
@@ -247,7 +248,7 @@ def test_half_size_comes_first_and_other_images_of_it() -> None:
 
 def test_half_size_is_left_out_for_a_teacher_of_one_size() -> None:
     teacher = statistics_teacher(architecture("lenet").build((1, 32, 32), 10), (1, 32, 32), 10).frozen()
-    weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0)
+    weights = TermWeights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0)
     plain, coarse = (
         invert(teacher, None, None, torch.arange(8), weights, schedule, seeded())
         for schedule in (PLAIN, dataclasses.replace(PLAIN, coarse_steps=7))
@@ -262,10 +263,10 @@ def test_competition_finds_images_on_which_the_student_differs() -> None:
     schedule = PixelSchedule(steps=60, lr=0.1, betas=(0.9, 0.999))
     apart = []
     for compete in (0.0, 10.0):
-        weights = Weights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=0.1, compete=compete)
+        weights = TermWeights(ce=1.0, tv=0.0, tv_l1=0.0, l2=0.0, bn=0.1, compete=compete)
         images = invert(teacher, student, None, labels, weights, schedule, seeded()).images
         with torch.no_grad():
-            apart.append(1 - float(likeness(student(images), teacher(images), 3.0)))
+            apart.append(1 - float(js_similarity(student(images), teacher(images), 3.0)))
     assert apart[1] > 1.5 * apart[0]
 
 
@@ -341,13 +342,13 @@ def test_every_class_is_made_equally_often(
     teacher.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, num_classes))
     teacher.spec = dataclasses.replace(teacher.spec, input_shape=shape)
     make = Counting(shape)
-    pool = InversionPool(make, teacher, batch, 1, 0, from_noise)
+    pool = GrowingPool(make, teacher, batch, 1, 0, from_noise)
     pool.sample(2)
     for index in range(1, batches):
         if resumed and index == batches // 2:
-            state = {name: value.clone() for name, value in pool.state().items()}
+            state = copy.deepcopy(pool.state())
             made = make.made
-            pool = InversionPool(make, teacher, batch, 1, 0, from_noise)
+            pool = GrowingPool(make, teacher, batch, 1, 0, from_noise)
             pool.restore(state)
             assert make.made == made
         pool.update(teacher)
@@ -363,7 +364,7 @@ def test_every_class_is_made_equally_often(
 def test_held_out_images_are_spread_over_the_classes(num_classes: int) -> None:
     teacher = classifier(num_classes=num_classes).frozen()
     make = Counting(teacher.input_shape)
-    pool = InversionPool(make, teacher, 64, 1, 0)
+    pool = GrowingPool(make, teacher, 64, 1, 0)
     assert len(pool.held_out(1000)) == 64
     counts = torch.bincount(labels_made(make), minlength=num_classes)
     assert counts.max() - counts.min() <= 1
@@ -383,7 +384,7 @@ def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
         seen.append(None if student is None else [p.requires_grad for p in student.parameters()])
         return Inverted(torch.zeros((len(labels), *teacher.input_shape)), 1.0, 0, [{"step": 1, "loss": 1.0}])
 
-    InversionPool(make, teacher, 8, 1, 0).update(student)
+    GrowingPool(make, teacher, 8, 1, 0).update(student)
     wanted = [parameter.requires_grad for parameter in student.network.parameters()]
     assert seen == [None, [False] * len(wanted)]
     assert not frozen.requires_grad
@@ -393,7 +394,7 @@ def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
 def test_a_new_batch_is_seen_first_and_then_all() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1).train()
     make = Counting(teacher.input_shape)
-    pool = InversionPool(make, teacher, batch=12, period=5, seed=0)
+    pool = GrowingPool(make, teacher, batch=12, period=5, seed=0)
     seen = []
     for _ in range(24):
         pool.update(student)
@@ -412,7 +413,7 @@ def test_a_new_batch_is_seen_first_and_then_all() -> None:
 def test_later_batches_begin_from_images_of_the_pool() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1)
     make = Counting(teacher.input_shape)
-    pool = InversionPool(make, teacher, batch=12, period=1, seed=0, from_noise=2)
+    pool = GrowingPool(make, teacher, batch=12, period=1, seed=0, from_noise=2)
     for _ in range(4):
         pool.update(student)
     assert [start is None for _, start in make.starts] == [True, True, False, False, False]
@@ -433,7 +434,7 @@ def test_a_batch_that_begins_from_images_stays_near_them() -> None:
     start = torch.rand((6, *teacher.input_shape), generator=seeded())
     schedule = PixelSchedule(steps=2, lr=1e-4, betas=(0.9, 0.999))
     labels = torch.arange(6) % teacher.num_classes
-    made = invert(teacher, None, None, labels, Weights(1, 0, 0, 0, bn=1.0), schedule, seeded(), start)
+    made = invert(teacher, None, None, labels, TermWeights(1, 0, 0, 0, bn=1.0), schedule, seeded(), start)
     moves = schedule.steps * schedule.lr * float(teacher.std.max())  # Adam's first steps are as long as its rate
     assert 0 < float((made.images - start).abs().max()) < 2 * moves
 
@@ -442,8 +443,8 @@ def test_a_batch_that_begins_from_images_stays_near_them() -> None:
 def test_where_images_start(init: str) -> None:
     teacher = classifier((1, 32, 32)).frozen()
     labels = torch.arange(64) % teacher.num_classes
-    schedule = PixelSchedule(steps=1, lr=1e-6, betas=(0.9, 0.999), clip=False)
-    images = invert(teacher, None, None, labels, Weights(1, 0, 0, 0), schedule, seeded(), init=init).images
+    schedule = PixelSchedule(steps=1, lr=1e-6, betas=(0.9, 0.999))
+    images = invert(teacher, None, None, labels, TermWeights(1, 0, 0, 0), schedule, seeded(), init=init).images
     if init == "normal":
         noise = torch.randn((64, 1, 32, 32), generator=seeded())
     else:
@@ -454,7 +455,7 @@ def test_where_images_start(init: str) -> None:
 
 def test_nothing_is_read_from_the_device_while_pixels_are_optimized() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1).frozen()
-    weights = Weights(ce=1.0, tv=0.1, tv_l1=0.1, l2=0.1, bn=1.0, compete=1.0)
+    weights = TermWeights(ce=1.0, tv=0.1, tv_l1=0.1, l2=0.1, bn=1.0, compete=1.0)
 
     def reads(steps: int) -> int:
         with Reads() as counted:

@@ -91,7 +91,7 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def statistics(teacher: Classifier) -> Statistics:
     random = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=random, dtype=torch.uint8)
-    options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8, "energy"))
+    options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8))
     return compute_statistics(teacher, images, torch.arange(len(images)) % NUM_CLASSES, options, lambda amount: None)
 
 
@@ -113,7 +113,7 @@ def chosen(config: Any, **options: Any) -> Any:
     return config(**{name: value for name, value in options.items() if name in known})
 
 
-@pytest.mark.parametrize("name", [name for name in objective_names() if not objective(name).blind])
+@pytest.mark.parametrize("name", [name for name in objective_names() if not objective(name).gradient_free])
 def test_pixels_of_every_objective(
     name: str, teacher: Classifier, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +128,7 @@ def test_pixels_of_every_objective(
     compare(make, 0.05, monkeypatch)
 
 
-@pytest.mark.parametrize("name", [name for name in live_names() if not live_method(name).blind])
+@pytest.mark.parametrize("name", [name for name in live_names() if not live_method(name).gradient_free])
 def test_images_of_every_live_method(
     name: str, teacher: Classifier, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +145,7 @@ def test_images_of_every_live_method(
             "replay": 0.5,
         }
         config = chosen(method.config, **options)
-        source = method.open_source(Given(teacher, statistics if method.inverts else None), config, 0)
+        source = method.open_source(Given(teacher, statistics if method.matches_batch_norm else None), config, 0)
         return torch.cat([batch.images for batch in drawn(source, ours("lenet_half"))])
 
     compare(make, 0.1 if method.config.__dataclass_fields__.get("pixel_lr") else 0.01, monkeypatch)
@@ -156,7 +156,7 @@ def test_images_of_every_generator(name: str, teacher: Classifier, monkeypatch: 
     method = generator_method(name)
 
     def make(lr: float) -> torch.Tensor:
-        training = method.set_up(teacher, chosen(method.config, batch_size=8, lr=lr, width=4, steps=5), 0, None)
+        training = method.build_training(teacher, chosen(method.config, batch_size=8, lr=lr, width=4, steps=5), 0, None)
         training.network.train()
         checkpoints, silent = NoCheckpoints(), Reporter(quiet=True)
         take_steps(training, training.loss, training.schedule(5), {}, checkpoints, silent, "test", training.log)

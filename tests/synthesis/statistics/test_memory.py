@@ -23,7 +23,7 @@ from kdextract.stages.compute_stats import ComputeStatsConfig
 from kdextract.synthesis.statistics.memory import Work, statistics_memory
 from kdextract.synthesis.statistics.recorded import (
     Layer,
-    Recorded,
+    RecordedLayers,
     StatisticsOptions,
     compute_statistics,
     recorded_layers,
@@ -35,18 +35,18 @@ DEFAULTS = ComputeStatsConfig()
 OPTIONS = StatisticsOptions(
     DEFAULTS.max_units,
     DEFAULTS.covariance_rank,
-    SpectralOptions(DEFAULTS.spectral_fraction, DEFAULTS.spectral_max, compute_stats.SPECTRAL_ORDER),
+    SpectralOptions(DEFAULTS.spectral_fraction, DEFAULTS.spectral_max),
 )
 
 
-def on_meta(network: Any, shape: tuple[int, int, int], num_classes: int, options: StatisticsOptions) -> Recorded:
+def on_meta(network: Any, shape: tuple[int, int, int], num_classes: int, options: StatisticsOptions) -> RecordedLayers:
     """Return the recorded layers of a network that takes no memory."""
     teacher = statistics_teacher(network.to("meta"), shape, num_classes)
     teacher.mean = teacher.mean.to("meta")
     return recorded_layers(teacher, options.max_units)
 
 
-def images_per_pass(found: Recorded) -> int:
+def images_per_pass(found: RecordedLayers) -> int:
     """As many as give 1 GB of outputs, up to 500."""
     return min(MOST_IMAGES, MOST_BYTES // (4 * sum(layer.units for layer in found.layers)))
 
@@ -100,8 +100,8 @@ class Bottlenecks(nn.Sequential):
 
 STAND_IN = (3, 96, 96), 40
 CASES = {
-    "large layers": (StatisticsOptions(8192, 100, SpectralOptions(0.1, 64, "energy")), 2, 250),
-    "records": (StatisticsOptions(9216, 100, SpectralOptions(0.1, 64, "energy")), 4, 8),
+    "large layers": (StatisticsOptions(8192, 100, SpectralOptions(0.1, 64)), 2, 250),
+    "records": (StatisticsOptions(9216, 100, SpectralOptions(0.1, 64)), 4, 8),
 }
 
 

@@ -24,7 +24,7 @@ from kdextract.synthesis.statistics.recorded import (
     LAYERS,
     SPECTRAL_ALL,
     SPECTRAL_PAIRS,
-    Record,
+    ActivationRecord,
     Statistics,
     StatisticsOptions,
     compute_statistics,
@@ -34,7 +34,7 @@ from kdextract.synthesis.statistics.spectra import SpectralOptions
 UNITS = {"conv1": 18, "fc1": 12, "fc2": 10, "logits": 3}
 PAIRS = [("conv1", "fc1"), ("fc1", "fc2"), ("fc2", "logits")]
 COUNTS = [60, 45, 80]
-SPECTRA = SpectralOptions(0.3, 64, "energy")
+SPECTRA = SpectralOptions(0.3, 64)
 OPTIONS = StatisticsOptions(max_units=1000, rank=200, spectra=SPECTRA)
 
 
@@ -346,7 +346,7 @@ def test_figures_per_channel_are_those_of_all_images_and_places(
     labels = torch.arange(num_classes).repeat_interleave(torch.arange(num_classes) % 3 + 2)
     labels = labels[torch.randperm(len(labels))]
     images = torch.randint(0, 256, (len(labels), channels, 6, 6), dtype=torch.uint8)
-    spectra = SpectralOptions(0.1, 4, "energy") if max_units == 100 else None
+    spectra = SpectralOptions(0.1, 4) if max_units == 100 else None
     statistics = compute_statistics(teacher, images, labels, StatisticsOptions(max_units, 3, spectra), nothing, 3)
     seen = outputs_by_hand(teacher, to_pixels(images))
     assert len(statistics.layers) == sum(map(len, seen.values())) == (4 if kind == "tokens" else 3)
@@ -409,7 +409,7 @@ def test_parts_of_a_batch_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- sampling ---------------------------------------------------------------------------------------------------
 
 
-def empirical_covariance(record: Record, label: int, count: int = 40_000) -> np.ndarray:
+def empirical_covariance(record: ActivationRecord, label: int, count: int = 40_000) -> np.ndarray:
     drawn = record.sample(torch.full((count,), label), torch.Generator().manual_seed(3))
     return np.cov(torch.cat(list(drawn.values()), dim=1).double().numpy(), rowvar=False, bias=True)
 
@@ -469,7 +469,7 @@ def test_variance_is_the_mean_of_the_units(statistics: Statistics, per_class: li
 
 
 def test_variance_of_a_constant_block_is_above_zero() -> None:
-    record = Record((("a", 2), ("b", 1)), torch.zeros(2, 3), torch.zeros(2, 3, 4))
+    record = ActivationRecord((("a", 2), ("b", 1)), torch.zeros(2, 3), torch.zeros(2, 3, 4))
     assert all(float(value) > 0 for value in record.variance().values())
 
 
@@ -493,12 +493,6 @@ def all_graphs(statistics: Statistics) -> list[Any]:
     return [graph for graphs in statistics.graphs.values() for graph in graphs]
 
 
-@pytest.fixture(scope="module", params=["energy", "smooth"])
-def ordered(request: pytest.FixtureRequest, teacher: Classifier) -> tuple[str, Statistics]:
-    options = replace(OPTIONS, spectra=replace(SPECTRA, order=request.param))
-    return request.param, compute_statistics(teacher, *tiny_images(), options, nothing)
-
-
 def test_graphs_are_one_over_all_layers_and_one_per_pair(statistics: Statistics) -> None:
     assert [graph.layers for graph in statistics.graphs[SPECTRAL_ALL]] == [tuple(UNITS)]
     assert [graph.layers for graph in statistics.graphs[SPECTRAL_PAIRS]] == PAIRS
@@ -510,9 +504,9 @@ def test_graphs_are_one_over_all_layers_and_one_per_pair(statistics: Statistics)
 
 
 def test_basis_holds_eigenvectors_of_the_laplacian(
-    ordered: tuple[str, Statistics], per_class: list[dict[str, np.ndarray]]
+    statistics: Statistics, per_class: list[dict[str, np.ndarray]]
 ) -> None:
-    for graph in all_graphs(ordered[1]):
+    for graph in all_graphs(statistics):
         for label, values in enumerate(per_class):
             laplacian = dense_laplacian(values, graph.layers)
             basis, eigenvalues = graph.basis[label].double().numpy(), graph.eigenvalues[label].double().numpy()
@@ -523,44 +517,36 @@ def test_basis_holds_eigenvectors_of_the_laplacian(
             assert eigenvalues.min() == pytest.approx(0, abs=1e-4), "a connected graph has the eigenvalue 0"
 
 
-def test_order_says_which_eigenvectors_are_kept(
-    ordered: tuple[str, Statistics], per_class: list[dict[str, np.ndarray]]
+def test_eigenvectors_of_the_eigenvalues_farthest_from_one_are_kept(
+    statistics: Statistics, per_class: list[dict[str, np.ndarray]]
 ) -> None:
-    order, statistics = ordered
     for graph in all_graphs(statistics):
         for label, values in enumerate(per_class):
             every = np.linalg.eigvalsh(dense_laplacian(values, graph.layers))
-            if order == "energy":
-                every = every[np.argsort(-np.abs(every - 1), kind="stable")]
+            every = every[np.argsort(-np.abs(every - 1), kind="stable")]
             kept = np.sort(graph.eigenvalues[label].double().numpy())
             np.testing.assert_allclose(kept, np.sort(every[: len(kept)]), atol=2e-3, err_msg=graph.name)
 
 
-def test_energy_order_keeps_more_of_the_weights_than_smooth_order(
+def test_few_eigenvectors_keep_more_of_the_weights_than_those_of_the_smallest_eigenvalues(
     teacher: Classifier, per_class: list[dict[str, np.ndarray]]
 ) -> None:
-    kept = {}
-    for order in ("energy", "smooth"):
-        options = replace(OPTIONS, spectra=replace(SPECTRA, order=order, maximum=4))
-        (graph,) = compute_statistics(teacher, *tiny_images(), options, nothing).graphs[SPECTRAL_ALL]
-        kept[order] = float((1 - graph.eigenvalues).square().sum())
-        assert (graph.eigenvalues > 1.5).any() == (order == "energy")
-    assert kept["energy"] > kept["smooth"]
+    options = replace(OPTIONS, spectra=replace(SPECTRA, maximum=4))
+    (graph,) = compute_statistics(teacher, *tiny_images(), options, nothing).graphs[SPECTRAL_ALL]
+    assert (graph.eigenvalues > 1.5).any()
+    smallest = [np.linalg.eigvalsh(dense_laplacian(values, graph.layers))[:4] for values in per_class]
+    assert float((1 - graph.eigenvalues).square().sum()) > np.square(1 - np.array(smallest)).sum()
 
 
-@pytest.mark.parametrize("order", ["energy", "smooth"])
 @pytest.mark.parametrize(("fraction", "most", "expected"), [(0.1, 64, 5), (0.3, 64, 13), (0.3, 6, 6), (0.3, 5, 5)])
 def test_fraction_and_limit_say_how_many_eigenvectors(
-    fraction: float, most: int, expected: int, order: Any, teacher: Classifier
+    fraction: float, most: int, expected: int, teacher: Classifier
 ) -> None:
-    options = replace(OPTIONS, spectra=SpectralOptions(fraction, most, order))
+    options = replace(OPTIONS, spectra=SpectralOptions(fraction, most))
     (graph,) = compute_statistics(teacher, *tiny_images(), options, nothing).graphs[SPECTRAL_ALL]
     kept = graph.basis.shape[2]
-    if order == "energy":
-        assert kept % 2 == 0, "by energy, eigenvectors come in pairs of eigenvalues 1 - s and 1 + s"
-        assert expected - 1 <= kept <= min(most, expected + 1)
-    else:
-        assert kept == expected
+    assert kept % 2 == 0, "eigenvectors come in pairs of eigenvalues 1 - s and 1 + s"
+    assert expected - 1 <= kept <= min(most, expected + 1)
 
 
 def test_unit_that_never_fires_is_left_out_of_the_graph() -> None:

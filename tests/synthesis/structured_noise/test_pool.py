@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import rounding
@@ -10,7 +12,7 @@ from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.models.pixels import to_pixels
 from kdextract.models.queries import Queries
 from kdextract.synthesis.structured_noise.by_class import images_of_classes, structured_pool
-from kdextract.synthesis.structured_noise.pool import FreshPool
+from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training.sources import ImagePool
 
 
@@ -27,8 +29,8 @@ def uniform(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.rand((count, 1, 32, 32), generator=generator)
 
 
-def make_pool(teacher: Classifier, period: int = 2, seed: int = 3) -> FreshPool:
-    return FreshPool(uniform, teacher, size=40, chunk=10, period=period, seed=seed)
+def make_pool(teacher: Classifier, period: int = 2, seed: int = 3) -> RefreshedPool:
+    return RefreshedPool(uniform, teacher, size=40, chunk=10, period=period, seed=seed)
 
 
 def test_it_knows_the_teachers_answers(teacher: Classifier) -> None:
@@ -77,7 +79,7 @@ def test_classes_are_drawn_equally_often() -> None:
         return torch.rand((count, 1, 4, 4), generator=generator)
 
     teacher = Bright().eval()
-    pool = FreshPool(make, teacher, size=2000, chunk=500, period=0, seed=0)  # type: ignore[arg-type]
+    pool = RefreshedPool(make, teacher, size=2000, chunk=500, period=0, seed=0)  # type: ignore[arg-type]
     share = float(pool.sample(4000).targets.argmax(1).float().mean())  # type: ignore[union-attr]
     assert share == pytest.approx(0.5, abs=0.03)
 
@@ -87,7 +89,7 @@ def test_a_restored_pool_continues_with_the_same_samples(teacher: Classifier) ->
     for _ in range(7):
         pool.update(teacher)
         pool.sample(5)
-    state = {name: value.clone() for name, value in pool.state().items()}
+    state = copy.deepcopy(pool.state())
     expected = []
     for _ in range(5):
         pool.update(teacher)
