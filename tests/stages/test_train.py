@@ -123,7 +123,7 @@ def test_shots_are_so_many_of_each_class_and_the_seed_decides_which() -> None:
     assert len(chosen.unique()) == 9
     assert torch.equal(chosen, few_images(data, 9, seed=0))
     assert not torch.equal(chosen, few_images(data, 9, seed=1))
-    with pytest.raises(ConfigError, match="class 'a' has 12 images, and 13 are needed"):
+    with pytest.raises(ConfigError, match="class 'a' has 12 images, fewer than the 13 that are needed"):
         few_images(data, 39, seed=0)
 
 
