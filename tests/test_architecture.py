@@ -288,3 +288,10 @@ def test_nothing_is_unpickled_or_run(module: str) -> None:
 def test_one_module_writes_files() -> None:
     writers = [module for module, path in MODULES.items() if writing_calls(path.read_text(encoding="utf-8"))]
     assert writers == ["storage.artifacts"]
+
+
+def test_every_test_file_stands_in_the_folder_of_what_it_tests() -> None:
+    """Tests of one package stand in a folder of its name; those of the whole stand above."""
+    tests = Path(__file__).parent
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (PACKAGE / folder / "__init__.py").is_file()] == []
