@@ -695,8 +695,11 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], str], str]] = {
     "a bomb": (lambda path: zipped(path, as_members(four_arrays(x_train=BOMB))), "more than 200 times"),
     "a bomb beside the arrays": (lambda path: zipped(path, as_members(four_arrays(y=BOMB))), "more than 200 times"),
     "a bomb of lzma": (lambda path: zipped(path, as_members(four_arrays(x_train=BOMB)), zipfile.ZIP_LZMA), "200 times"),
-    "bzip2": (lambda path: zipped(path, as_members(four_arrays()), zipfile.ZIP_BZIP2), "not compressed as numpy does"),
-    "lzma": (lambda path: zipped(path, as_members(four_arrays()), zipfile.ZIP_LZMA), "not compressed as numpy does"),
+    "bzip2": (
+        lambda path: zipped(path, as_members(four_arrays()), zipfile.ZIP_BZIP2),
+        "compressed unlike numpy does it",
+    ),
+    "lzma": (lambda path: zipped(path, as_members(four_arrays()), zipfile.ZIP_LZMA), "compressed unlike numpy does it"),
     "a name that climbs": (lambda path: zipped(path, {"../x_train.npy": b""}), "has a member"),
     "an absolute name": (lambda path: zipped(path, {"/tmp/x_train.npy": b""}), "has a member"),
     "a directory": (lambda path: zipped(path, as_members(four_arrays()) | {"more/": b""}), "has a member 'more/'"),
@@ -717,7 +720,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "a class name twice": (
         lambda path: zipped(path, as_members(four_arrays(class_names=np.array(list("abca"))))),
-        "each different",
+        "different texts",
     ),
     "an empty class name": (
         lambda path: zipped(path, as_members(four_arrays(class_names=np.array(["a", "b", "", "c"])))),

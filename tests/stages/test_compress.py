@@ -175,7 +175,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
     [
         ({"layers": "conv7"}, "conv7"),
         ({"layers": "relu1"}, "conv1, conv2"),
-        ({"tucker_ranks": "99,1"}, "cannot be 99 and 1"),
+        ({"tucker_ranks": "99,1"}, "ranks 99 and 1 do not fit"),
     ],
 )
 def test_what_does_not_fit_the_teacher_is_refused(run: Path, options: dict[str, str], says: str) -> None:

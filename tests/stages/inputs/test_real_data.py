@@ -154,9 +154,11 @@ def test_stages_that_use_labels_refuse_other_classes(
         raise AssertionError("work has begun")
 
     for work in (
-        "training.supervised.predict", "synthesis.statistics.recorded.compute_statistics",
-        "synthesis.nearest_real.nearest", "training.loop.take_steps",
-    ):  # fmt: skip
+        "training.supervised.predict",
+        "synthesis.statistics.recorded.compute_statistics",
+        "synthesis.nearest_real.nearest",
+        "training.loop.take_steps",
+    ):
         monkeypatch.setattr(f"kdextract.{work}", never)
     before = set(run.rglob("manifest.json"))
     with pytest.raises(ConfigError, match=says):
