@@ -206,7 +206,7 @@ def test_teachers_of_other_accuracy_get_no_estimate(accuracy: float) -> None:
     assert "96 to 99.6 % accuracy" in why_not(teacher_of(), "dfq", TeacherAccuracy(accuracy, 0.0))
     for inside in ACCURACIES:
         assert why_not(teacher_of(), "dfq", TeacherAccuracy(inside, 0.0)) == ""
-    assert "--teacher-accuracy says it" in why_not(teacher_of(), "dfq", None)
+    assert "give it with --teacher-accuracy" in why_not(teacher_of(), "dfq", None)
 
 
 @pytest.mark.parametrize(("agreement", "steps", "estimated"), [
