@@ -116,13 +116,13 @@ def _check_tensors(header: Json, types: Mapping[str, int], refuse: Callable[[str
             raise refuse(f"tensor name {name[:40]!r} is not allowed")
         try:
             item_bytes, shape, (begin, end) = types[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            sound = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
-            sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-            sound = sound and math.prod(max(n, 1) for n in shape) < MAX_ELEMENTS  # an empty tensor has strides
-            sound = sound and end - begin == math.prod(shape) * item_bytes
+            valid = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+            valid = valid and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            valid = valid and math.prod(max(n, 1) for n in shape) < MAX_ELEMENTS  # an empty tensor has strides, too
+            valid = valid and end - begin == math.prod(shape) * item_bytes
         except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise refuse(f"tensor {name!r} has an unknown type or a shape that does not fit its offsets")
         spans.append((begin, end))
     position = 0

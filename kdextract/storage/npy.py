@@ -62,8 +62,8 @@ def read_npy_header(
     except _UNSOUND as error:
         raise refusal(f"{where} is not a sound .npy file: {_first_line(error)}") from error
     dtype = header.dtype
-    sound = dtype.kind in _TEXT_KINDS or (dtype.kind in _NUMBER_KINDS and dtype.itemsize <= _MAX_NUMBER_BYTES)
-    if not sound or not dtype.itemsize:
+    valid = dtype.kind in _TEXT_KINDS or (dtype.kind in _NUMBER_KINDS and dtype.itemsize <= _MAX_NUMBER_BYTES)
+    if not valid or not dtype.itemsize:
         raise refusal(f"{where} holds elements of type {dtype}, neither numbers nor text")
     if len(header.shape) > _MAX_AXES:
         raise refusal(f"{where} declares an array of {len(header.shape)} axes, the limit is {_MAX_AXES}")

@@ -152,7 +152,7 @@ class RunDir:
         """Return an artifact of the run, every file of it checked.
 
         Raises:
-            ArtifactError: a file is missing or was changed, or it is not the artifact that belongs there.
+            ArtifactError: a file is missing or was changed, or the directory contains another artifact.
         """
         artifact = self.artifact_at(ref.directory)
         _require_place(ref, artifact.manifest)
