@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdextract.storage.headers import MAX_HEADER_BYTES, MAX_NAME_LENGTH, MAX_TENSORS
+from kdextract.storage.safetensors_header import MAX_HEADER_BYTES, MAX_NAME_LENGTH, MAX_TENSORS
 
 # ---- safetensors ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ArtifactError
 from ..options.former import present_record
-from .headers import ARTIFACT_TYPES, METADATA_KEY, check_safetensors_file, own_metadata
+from .safetensors_header import ARTIFACT_TYPES, METADATA_KEY, check_safetensors_file, own_metadata
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -20,8 +20,15 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 
 from ..errors import ArtifactError, KdxError
-from .headers import ARTIFACT_TYPES, METADATA_KEY, Json, check_safetensors, check_safetensors_file, own_metadata
 from .npy import read_array
+from .safetensors_header import (
+    ARTIFACT_TYPES,
+    METADATA_KEY,
+    Json,
+    check_safetensors,
+    check_safetensors_file,
+    own_metadata,
+)
 
 _ARRAY_TYPES = frozenset(map(np.dtype, ("|u1", "<i8", "<f4", "<f8")))
 

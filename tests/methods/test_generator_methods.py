@@ -26,7 +26,7 @@ from kdextract.models.architectures import InputShape
 from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.models.hooks import count_multiply_adds
 from kdextract.models.pixels import to_uint8
-from kdextract.stages.distill.command import DistillConfig
+from kdextract.stages.distill.config import DistillConfig
 from kdextract.stages.distill.settings import fill_in
 from kdextract.stages.distill.source import (
     GeneratorImages,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from ...storage.headers import MAX_DIMENSIONS, MAX_ELEMENTS
+from ...storage.safetensors_header import MAX_DIMENSIONS, MAX_ELEMENTS
 
 MAX_STEPS = 200_000  # one tensor takes about 24
 

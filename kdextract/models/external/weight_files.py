@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import ArtifactError
-from ...storage.headers import MAX_HEADER_BYTES, MAX_TENSORS, check_safetensors_file, is_safetensors, open_file
+from ...storage.safetensors_header import (
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    check_safetensors_file,
+    is_safetensors,
+    open_file,
+)
 from .pickles import PickleCheck, PickleRefused, Storage, why_not_read
 
 MAX_PICKLE_BYTES = 32 * 2**20

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...errors import ArtifactError, ConfigError
-from ...storage.headers import MAX_TENSORS
+from ...storage.safetensors_header import MAX_TENSORS
 from .pickles import IGNORED_GLOBALS
 from .weight_files import check_weights_file
 

@@ -6,26 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
-from ...methods import live_method, live_names
 from ...models.queries import HELD_OUT, PROBE
-from ...options.declare import (
-    DataAccess,
-    MethodStageConfig,
-    NetworkConfig,
-    OptionSet,
-    TeacherConfig,
-    VerifierConfig,
-    option,
-)
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...training.budget import Timetable, parse_duration
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
 from .budget import plan_steps
+from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
-from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS, fill_in
-from .source import AUTO, ImageSource, choose_source
+from .settings import USUAL_SETTINGS, fill_in
+from .source import ImageSource, choose_source
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:
@@ -34,156 +25,6 @@ if TYPE_CHECKING:
     from ...training.loop import Row
     from ...training.observer import Probe, Snapshot
     from ...training.sources import Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierConfig, DataAccess):
-    """Train a student to reproduce the teacher's outputs.
-
-    It learns from a transfer set, images made during training, real data or noise. Without --data and --method, the
-    run's only transfer set or generators are used; in a run without any, --method auto selects a method that needs only
-    the teacher. The weights after the last step are kept: nothing is selected on real data. The number of steps does
-    not depend on the source of images, so that a student from noise (floor) or from real data (ceiling) is comparable.
-    At the end, the student's accuracy on real images is estimated without real images.
-
-    --student takes a name of `kdx models`, half:SPEC, width:N, torchvision/NAME, timm/NAME or FILE.py:NAME, or weights
-    to start from: compressed/NAME or FILE.safetensors.
-
-    Examples:
-
-      kdx distill --student lenet_half
-      kdx distill --student lenet5_half --budget 120s
-      kdx distill --method structured_noise --patience 8
-      kdx distill --data noise:normal --name floor
-      kdx distill --data mnist --name ceiling
-      kdx distill --student compressed/tucker
-    """
-
-    student: str = option(
-        "lenet_half",
-        "Network, or weights to start from, as described above.",
-        metavar="SPEC",
-        panel="Student",
-    )
-    data: str | None = option(
-        None,
-        "Images: transfer set or generators (name or path), noise:normal, noise:uniform or real data.",
-        metavar="SPEC",
-        panel="Source",
-    )
-    method: str | None = option(
-        None,
-        "Method that makes images; `kdx methods` lists them.",
-        choices=lambda: [AUTO, *live_names()],
-        metavar="NAME",
-        panel="Source",
-    )
-    budget: str | None = option(
-        None,
-        "Wall-clock time of the stage, such as 120s or 2m.",
-        metavar="TIME",
-        panel="Schedule",
-    )
-    patience: int | None = option(
-        None,
-        "Stop early after N evaluations without improvement.",
-        minimum=1,
-        panel="Schedule",
-    )
-    snapshots: int = option(0, "Also store N intermediate students.", minimum=0, panel="Output")
-    steps: int | None = option(
-        None, "Optimizer steps.", minimum=1, panel="Schedule", otherwise=str(USUAL_SETTINGS["steps"])
-    )
-    batch_size: int | None = option(
-        None, "Images per step.", minimum=2, panel="Schedule", otherwise=str(USUAL_SETTINGS["batch_size"])
-    )
-    lr: float | None = option(
-        None,
-        "Peak learning rate.",
-        above=0,
-        panel="Schedule",
-        otherwise=f"{CONVOLUTION_RATE:g}; MLPs: {LINEAR_RATE:g}",
-    )
-    optimizer: str = option("soap", "Optimizer; soap needs fewer images.", choices=["soap", "adam"], panel="Schedule")
-    loss: str | None = option(
-        None,
-        "Loss between the outputs.",
-        choices=["kl", "ce", "l1", "mse"],
-        panel="Loss",
-        otherwise=f"{USUAL_SETTINGS['loss']}, or by method",
-    )
-    temperature: float | None = option(
-        None,
-        "Temperature of kl and ce.",
-        above=0,
-        panel="Loss",
-        otherwise=f"{USUAL_SETTINGS['temperature']:g}, or by method",
-    )
-    shift: int | None = option(
-        None,
-        "Shift up to N pixels.",
-        minimum=0,
-        panel="Augmentation",
-        otherwise=f"{USUAL_SETTINGS['shift']}, or by method",
-    )
-    warp: float | None = option(
-        None,
-        "Rotate, scale and shear.",
-        minimum=0,
-        panel="Augmentation",
-        otherwise=f"{USUAL_SETTINGS['warp']:g}, or by method",
-    )
-    flip: bool = option(False, "Mirror half of the images.", panel="Augmentation")
-    redraw: bool | None = option(
-        None,
-        "Augment drawings.",
-        panel="Augmentation",
-        otherwise="on for generated drawings",
-    )
-    inherit: bool = option(
-        True,
-        "Copy the teacher's strongest units.",
-        panel="Student",
-    )
-    batch_norm: str | None = option(
-        None,
-        "Batch norm: train, frozen (statistics) or frozen-affine (scale and shift too).",
-        choices=["train", "frozen", "frozen-affine"],
-        panel="Student",
-        otherwise="train",
-    )
-    teacher_accuracy: float | None = option(
-        None,
-        "Accuracy of the teacher, to estimate the student's.",
-        above=0,
-        maximum=1,
-        panel="Output",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss in ("l1", "mse") and self.temperature is not None:
-            raise UsageError(f"--temperature has no effect on --loss {self.loss}")
-        if self.budget is not None:
-            parse_duration(self.budget)
-            if self.steps is not None:
-                raise UsageError("--budget and --steps both set the number of steps; give one of them")
-
-    def chosen_method(self) -> tuple[str, type[OptionSet]]:
-        """The live method, if one is named, and the class of its options."""
-        if self.method in (None, AUTO):
-            return ("distill without --method" if self.method is None else "--method auto"), OptionSet
-        return f"--method {self.method}", live_method(str(self.method)).config
-
-    @classmethod
-    def methods(cls) -> dict[str, type[OptionSet]]:
-        """The options of every live method, by name."""
-        return {name: live_method(name).config for name in live_names()}
-
-    @classmethod
-    def method_defaults(cls, name: str) -> dict[str, Any]:
-        """The defaults of `distill` that the live method changes; none for `auto`."""
-        return {} if name == AUTO else live_method(name).settings
 
 
 @dataclass(frozen=True)

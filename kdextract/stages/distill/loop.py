@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...models.classifier import Classifier
     from ...training.loop import CheckpointSaver, Monitor, Row
     from ...training.sources import Source
-    from .command import DistillConfig
+    from .config import DistillConfig
 
 WARMUP_SHARE = 0.05
 

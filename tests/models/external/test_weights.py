@@ -53,7 +53,7 @@ from kdextract.models.external.pickles import IGNORED_GLOBALS
 from kdextract.models.external.weight_files import check_pickle_file, check_weights_file
 from kdextract.models.external.weights import WRAPPERS, StateDict, fit_weights, read_weights
 from kdextract.storage.artifacts import read_safetensors_header
-from kdextract.storage.headers import check_safetensors_file
+from kdextract.storage.safetensors_header import check_safetensors_file
 
 SECONDS = 1.0  # of this process, so that others on the machine do not count
 MANY = settings(repeatable, max_examples=300)
