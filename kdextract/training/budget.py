@@ -6,9 +6,12 @@ import re
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .sources import State
+
+if TYPE_CHECKING:
+    from .sources import State
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 

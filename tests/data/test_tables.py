@@ -379,7 +379,7 @@ def test_distill_from_noise_works_and_estimates_nothing(run: Path) -> None:
 
 @pytest.mark.parametrize("method", ["auto", None, "structured_noise", "dafl", "dfq"])
 def test_structured_noise_is_refused_for_tables(method: str | None, run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no structured noise; make a generator: .*noise:uniform") as caught:
+    with pytest.raises(ConfigError, match=r"no structured noise; train a generator with: .*noise:uniform") as caught:
         api.distill(run=run, method=method, student="kegnet_mlp", steps=1, name="refused", threads=1)
     assert caught.value.exit_code == 3
     assert not (run / "students" / "refused").exists()

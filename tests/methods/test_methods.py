@@ -233,7 +233,7 @@ def test_missing_record_is_refused_with_the_command_that_makes_it(
     record = objective(name).record
     assert record in statistics.records
     rest = {other: value for other, value in statistics.records.items() if other != record}
-    with pytest.raises(ConfigError, match=f"no {record} record.*kdx compute-stats"):
+    with pytest.raises(ConfigError, match=f"no record {record}.*kdx compute-stats"):
         make(name, teacher, dataclasses.replace(statistics, records=rest), torch.arange(2), steps=1)
     assert num_hooks(teacher) == 0
 

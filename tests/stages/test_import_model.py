@@ -215,7 +215,7 @@ def test_files_of_kdx_are_teachers_as_they_are(tmp_path: Path) -> None:
         assert again.manifest.identity == first.manifest.identity
     with pytest.raises(UsageError, match="--mean has no effect"):
         imported(tmp_path, path, mean="0.5")
-    with pytest.raises(ArtifactError, match=r"holds no model\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"is a directory without model\.safetensors"):
         imported(tmp_path, tmp_path)
 
 
@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     [
         ("lenet6", "unknown model 'lenet6'. Did you mean 'lenet'"),
         ("lenet5", "comes without weights; give them with --weights FILE$"),
-        ("torchvision/resnet18", "--weights FILE, or --download"),
+        ("torchvision/resnet18", "--weights FILE, or download the library's own with --download"),
         ("torchvision/resnet81", "Did you mean 'resnet18'"),
         ("net.py", "a file of code; name a function or class in it, such as net.py:build"),
         ("old/net.pth.tar", "a file of weights; name the network as MODEL"),

@@ -533,7 +533,7 @@ def test_programs_that_are_none_are_refused(tmp_path: Path) -> None:
     network = Fixed(8)
     for content, match in (
         (b"PK\x05\x06" + bytes(18), "cannot load it as a program"),
-        (exported(network, torch.zeros(2, 1, 8, 8), dynamic=False), "batches of 2 alone"),
+        (exported(network, torch.zeros(2, 1, 8, 8), dynamic=False), "batches of 2 images only"),
         (exported(nn.Bilinear(3, 3, 2), torch.zeros(2, 3), torch.zeros(2, 3)), "one batch of images"),
     ):
         consent.allow(content, parse_name("x.pt2"), tmp_path)

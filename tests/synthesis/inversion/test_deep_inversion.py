@@ -482,7 +482,7 @@ class Reads(TorchDispatchMode):
 def test_a_teacher_without_batch_normalization_needs_statistics(teacher_run: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "threads": 1}
     few = {"images_per_class": 2, "steps": 3}
-    with pytest.raises(ConfigError, match=r"no batch normalization.*kdx compute-stats, or take a method"):
+    with pytest.raises(ConfigError, match=r"no batch normalization.*kdx compute-stats, or use a method"):
         api.optimize_dataset(objective="deep_inversion", **few, **options)
     with pytest.raises(ConfigError, match="no batch normalization"):
         api.distill(method="adaptive_deep_inversion", steps=2, **options)
@@ -523,7 +523,7 @@ def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, ver
     assert made.manifest.needs == plain.manifest.needs == "teacher"
     assert sha256s(made.directory)["images.npy"] == sha256s(plain.directory)["images.npy"]
     assert [entry.role for entry in made.manifest.inputs][-1] == "verifier"
-    with pytest.raises(ConfigError, match="the teacher itself"):
+    with pytest.raises(ConfigError, match="--verifier is the teacher, for which"):
         make(**options, name="own", verifier=str(teacher_run / "teacher" / "model.safetensors"))
     with pytest.raises(ArtifactError, match="does not exist"):
         make(**options, name="none", verifier="nowhere.safetensors")
