@@ -132,10 +132,10 @@ def show_methods(config: MethodsConfig, record: Json, output: OutputOptions) -> 
             print_line(("\n" if number else "") + f"kdx {row['command']} {row['method']}")
             for name in ("does", "needs", "source", "missing"):
                 if row.get(name):
-                    print_line(f"  {name:<8} {row[name]}")
+                    print_line(layout([(name, row[name])]))
             if "defaults" in row:
                 words = [f"{spelling(name)} {value_text(value)}" for name, value in row["defaults"].items()]
-                print_line(f"  defaults {' '.join(words)}")
+                print_line(layout([("defaults", " ".join(words))]))
             print_line(layout([(entry["option"], entry["effect"]) for entry in row["options"]]))
 
 

@@ -145,6 +145,8 @@ def _score_snapshots(
     if chosen.artifact is None or chosen.artifact.kind != "student":
         return []
     files = {int(m[1]): file for name, file in chosen.artifact.files.items() if (m := _SNAPSHOT.fullmatch(name))}
+    if not files:
+        return []
     curve: list[dict[str, float]] = []
     with context.reporter.task("evaluate snapshots", len(files)) as task:
         for step in sorted(files):

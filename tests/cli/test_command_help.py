@@ -132,7 +132,7 @@ def test_methods_lists_one_with_its_options(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "kdx train-generator dafl" in done.stdout
     assert "kdx distill --method dafl" in done.stdout
-    assert "defaults --loss kl --temperature 1 --shift 0 --warp 0" in done.stdout
+    assert "  defaults                --loss kl --temperature 1 --shift 0 --warp 0\n" in done.stdout
     assert re.search(r"^  --act N +Weight", done.stdout, re.MULTILINE)
     document = json.loads(kdx("methods", "dafl", "--json", cwd=tmp_path).stdout)
     assert {row["method"] for row in document["methods"]} == {"dafl"}
