@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import kdextract
 
@@ -120,7 +121,7 @@ def test_the_package_has_few_entries_and_each_has_its_layer() -> None:
 
 
 def test_the_page_about_the_architecture_has_this_table() -> None:
-    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z]+)(?:\.py)?` \|", page, flags=re.MULTILINE)
     assert rows == [entry for layer in LAYERS for entry in layer]
 
