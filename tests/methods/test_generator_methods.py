@@ -563,6 +563,7 @@ def test_few_images_are_evenly_spread(tmp_path: Path, teacher_run: Path) -> None
 
 
 @pytest.mark.usefixtures("known_checksums")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "spec", "shape"), [("fashion", "fashion_mnist", (1, 32, 32)), ("svhn", "svhn", (3, 32, 32))]
 )

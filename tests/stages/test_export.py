@@ -184,6 +184,7 @@ class Lowly(InTwos):
         return self.layer(images.flatten(1))
 
 
+@pytest.mark.slow
 def test_networks_of_elsewhere() -> None:
     import torchvision
 

@@ -136,6 +136,7 @@ def measure(case: str) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_computed_is_what_a_process_takes(case: str) -> None:
     """An upper bound, and not many times too high: a plan of ten times the truth would say nothing.
