@@ -34,19 +34,6 @@ Done = subprocess.CompletedProcess[str]
 Here = Callable[..., Done]
 
 
-LONGEST = (
-    "test_generator_methods", "test_benchmark", "test_cli", "test_docs", "test_checkpoints", "test_distill",
-    "test_honest", "test_export", "test_live_methods", "test_examples", "test_memory", "test_pixel_optimizer",
-)  # fmt: skip
-"""Files that take longest: they begin first, so that no process ends long after the other."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the longest files first; the order within a file stays."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-
-
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment with one thread and without kdx's own variables, plus `extra`."""
     kept = {name: value for name, value in os.environ.items() if name not in SPEAKS_OF_THE_MACHINE}
