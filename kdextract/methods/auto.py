@@ -16,7 +16,7 @@ def pick(teacher: Classifier) -> tuple[str, str]:
 
     On small grey images, structured noise gave the best students per second (docs/notes.md). For photographs nothing
     was measured; there a teacher's batch normalization, if it has any, contains information about the training data
-    that structured noise lacks.
+    that structured noise does not contain.
 
     Raises:
         ConfigError: the teacher takes rows of a table.

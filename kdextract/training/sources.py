@@ -190,7 +190,38 @@ class Mixture:
             pool.restore((with_prefix(state[0], f"{name}."), {}))
 
 
-class NoiseSource:
+class FreshImages:
+    """What sources have in common whose every image is new and does not depend on the student.
+
+    Args:
+        seed: of everything that is drawn at random.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = torch.Generator().manual_seed(seed)
+        self._drawn = 0
+
+    @property
+    def num_images(self) -> int:
+        """Number of images made so far."""
+        return self._drawn
+
+    def update(self, student: Classifier) -> dict[str, float]:
+        """Do nothing: the images do not depend on the student."""
+        return {}
+
+    def state(self) -> State:
+        """Return the random state, and the number of images made."""
+        return {"rng": self._rng.get_state()}, {"drawn": self._drawn}
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        tensors, values = state
+        self._rng.set_state(tensors["rng"])
+        self._drawn = int(values["drawn"])
+
+
+class NoiseSource(FreshImages):
     """Independent random pixels, new in every batch: the baseline that any method should exceed.
 
     Args:
@@ -202,17 +233,7 @@ class NoiseSource:
         self._kind = kind
         self._shape: InputShape = teacher.input_shape
         self._mean, self._std = teacher.mean, teacher.std
-        self._rng = torch.Generator().manual_seed(seed)
-        self._drawn = 0
-
-    @property
-    def num_images(self) -> int:
-        """Number of images drawn so far."""
-        return self._drawn
-
-    def update(self, student: Classifier) -> dict[str, float]:
-        """Do nothing: the distribution of the noise does not change."""
-        return {}
+        super().__init__(seed)
 
     def sample(self, num_images: int) -> Batch:
         """Return new noise."""
@@ -230,13 +251,3 @@ class NoiseSource:
             return torch.rand(shape, generator=rng).to(self._mean.device)
         noise = torch.randn(shape, generator=rng).to(self._mean.device)
         return (noise * self._std + self._mean).clamp_(0, 1)
-
-    def state(self) -> State:
-        """Return the random state, and the number of images drawn."""
-        return {"rng": self._rng.get_state()}, {"drawn": self._drawn}
-
-    def restore(self, state: State) -> None:
-        """Continue from `state`."""
-        tensors, values = state
-        self._rng.set_state(tensors["rng"])
-        self._drawn = int(values["drawn"])

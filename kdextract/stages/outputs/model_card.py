@@ -24,7 +24,7 @@ USE = {
 REMARKS = {
     "onnx": "`pixels` is a NumPy array. Class names are in the file's metadata, under `class_names`.",
     "pt2": "`pixels` is a tensor. Class names are in the file's `kdx.json` (`extra_files` of `torch.export.load`). "
-    "PyTorch's reader can run code that a stranger put into such a file: check where yours is from.",
+    "PyTorch's reader can run code that such a file contains: check where yours is from.",
     "safetensors": "`pixels` is a tensor. Class names are in `classifier.spec.class_names`.",
 }
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|&~#$!])")

@@ -6,11 +6,11 @@ import torch
 
 from ...models.classifier import Classifier
 from ...models.pixels import to_uint8
-from ...training.sources import HELD_OUT_SEED, Batch, State
+from ...training.sources import HELD_OUT_SEED, Batch, FreshImages
 from .mix import GeneratorMix
 
 
-class GeneratorSource:
+class GeneratorSource(FreshImages):
     """Makes every batch from new uniform labels and new noise of the standard deviation for students.
 
     The generators do not change. Images are pixels, clipped to [0, 1], as in a transfer set.
@@ -22,17 +22,7 @@ class GeneratorSource:
 
     def __init__(self, mix: GeneratorMix, teacher: Classifier, seed: int) -> None:
         self._mix, self._num_classes = mix, teacher.num_classes
-        self._rng = torch.Generator().manual_seed(seed)
-        self._drawn = 0
-
-    @property
-    def num_images(self) -> int:
-        """Number of images made so far."""
-        return self._drawn
-
-    def update(self, student: Classifier) -> dict[str, float]:
-        """Do nothing: the generators do not change."""
-        return {}
+        super().__init__(seed)
 
     def sample(self, num_images: int) -> Batch:
         """Return new images."""
@@ -47,16 +37,6 @@ class GeneratorSource:
     def _make(self, count: int, rng: torch.Generator) -> torch.Tensor:
         labels = torch.randint(self._num_classes, (count,), generator=rng)
         return self._mix.sample(labels, rng, widened=True)
-
-    def state(self) -> State:
-        """Return the random state, and the number of images made."""
-        return {"rng": self._rng.get_state()}, {"drawn": self._drawn}
-
-    def restore(self, state: State) -> None:
-        """Continue from `state`."""
-        tensors, values = state
-        self._rng.set_state(tensors["rng"])
-        self._drawn = int(values["drawn"])
 
 
 def _chunks(total: int, size: int = 500) -> list[int]:
