@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +115,19 @@ def rounding(expected: torch.Tensor) -> float:
     import torch
 
     return 1000 * torch.finfo(expected.dtype).eps * float(expected.detach().abs().max())
+
+
+@cache
+def soon() -> float:
+    """Return the CPU seconds within which a hostile file is refused: 150 times those of counting to a million.
+
+    A refusal that reads a million operations takes less than 20 times as long as counting; what a file that gets its
+    way would do takes minutes.
+    """
+    started = time.process_time()
+    for _ in range(10**6):
+        pass
+    return 150 * (time.process_time() - started)
 
 
 @pytest.fixture(scope="session")

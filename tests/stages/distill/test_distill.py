@@ -189,7 +189,7 @@ def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -
     distill(teacher_run, "structured_noise", steps=1, name="one")
     alone = read_manifest(teacher_run / "students" / "one").budget["seconds"]["total"]
     metrics = distill(teacher_run, "structured_noise", steps=None, budget=f"{4 * alone + 4:.0f}s")
-    assert metrics["steps"] > 20, "opening takes far longer than a step"
+    assert metrics["steps"] >= 3, "after as long as `alone`, time for at least three steps is left"
     seconds = read_manifest(teacher_run / "students" / "made").budget["seconds"]
     assert seconds["trial"] > 0
     distill(teacher_run, "structured_noise", steps=metrics["steps"], name="by_steps")
