@@ -36,6 +36,8 @@ repeatable = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 """The same examples in every run, each of which may write into the directory of its test."""
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+"""The kinds of device that this machine has."""
 IDX_NAMES = {"train": "train", "test": "t10k"}
 """Split -> how the names of MNIST's files begin."""
 

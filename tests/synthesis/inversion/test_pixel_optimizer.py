@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SMALL, drawn
+from helpers import DEVICES, SMALL, drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,27 +64,34 @@ class PlainAdamW(torch.optim.AdamW):
         super().__init__(parameters, **{**options, "fused": False, "foreach": False})
 
 
-def ours(architecture: str) -> Classifier:
+def ours(architecture: str, device: torch.device) -> Classifier:
     torch.manual_seed(0)
     names = tuple(map(str, range(NUM_CLASSES)))
     made = Classifier(ClassifierSpec(architecture, SHAPE, names, (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)))
-    return made.placed(torch.device("cpu"))
+    return made.placed(device)
 
 
-def imported(folder: Path) -> Classifier:
+def imported(folder: Path, device: torch.device) -> Classifier:
     """A network that somebody else wrote for contiguous images."""
     torch.manual_seed(0)
     (folder / "contiguous.py").write_text(CONTIGUOUS)
     options = ModelOptions(f"{folder / 'contiguous.py'}:Net", input_size="3x32x32", mean="0.5", std="0.3")
-    return read_model(options, Findings()).placed(torch.device("cpu"))
+    return read_model(options, Findings()).placed(device)
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="module", params=["lenet", "resnet14_half", "imported"])
-def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+def teacher(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: torch.device
+) -> Classifier:
     """Without batch normalization; with it; of another origin."""
     if request.param == "imported":
-        return imported(tmp_path_factory.mktemp("code")).frozen()
-    return ours(request.param).frozen()
+        return imported(tmp_path_factory.mktemp("code"), device).frozen()
+    return ours(request.param, device).frozen()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +99,8 @@ def statistics(teacher: Classifier) -> Statistics:
     random = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=random, dtype=torch.uint8)
     options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8))
-    return compute_statistics(teacher, images, torch.arange(len(images)) % NUM_CLASSES, options, lambda amount: None)
+    labels = torch.arange(len(images)) % NUM_CLASSES
+    return compute_statistics(teacher, images, labels, options, lambda amount: None).to(teacher.device)
 
 
 def compare(make: Callable[[float], torch.Tensor], lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +125,7 @@ def chosen(config: Any, **options: Any) -> Any:
 def test_pixels_of_every_objective(
     name: str, teacher: Classifier, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, student = objective(name), ours("lenet_half").frozen()
+    method, student = objective(name), ours("lenet_half", teacher.device).frozen()
     labels = torch.arange(8) % NUM_CLASSES
 
     def make(lr: float) -> torch.Tensor:
@@ -146,7 +154,7 @@ def test_images_of_every_live_method(
         }
         config = chosen(method.config, **options)
         source = method.open_source(Given(teacher, statistics if method.matches_batch_norm else None), config, 0)
-        return torch.cat([batch.images for batch in drawn(source, ours("lenet_half"))])
+        return torch.cat([batch.images for batch in drawn(source, ours("lenet_half", teacher.device))])
 
     compare(make, 0.1 if method.config.__dataclass_fields__.get("pixel_lr") else 0.01, monkeypatch)
 
@@ -180,6 +188,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 """What happens to images before a loss; some of it changes the layout of the gradient."""
 
 
+@pytest.mark.parametrize("on", DEVICES)
 @settings(derandomize=True, database=None, deadline=None, max_examples=60)
 @given(
     batch=st.integers(1, 3),
@@ -191,11 +200,18 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     restart=st.booleans(),
 )
 def test_a_gradient_of_any_layout_moves_the_pixels_that_it_is_of(
-    batch: int, channels: int, height: int, width: int, start_layout: torch.memory_format, change: str, restart: bool
+    on: str,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    start_layout: torch.memory_format,
+    change: str,
+    restart: bool,
 ) -> None:
     random = torch.Generator().manual_seed(channels)
-    start = torch.rand((batch, channels, height, width), generator=random).contiguous(memory_format=start_layout)
-    target = torch.rand(start.shape, generator=random)
+    start = torch.rand((batch, channels, height, width), generator=random).to(on, memory_format=start_layout)
+    target = torch.rand(start.shape, generator=random).to(on)
     kept = start.clone()
 
     def loss(images: torch.Tensor) -> torch.Tensor:
