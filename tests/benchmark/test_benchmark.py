@@ -29,7 +29,11 @@ from kdextract.storage.run_dir import RunDir
 
 DIGITS = ROOT / "benchmarks" / "digits.toml"
 FILES = ("results.json", "results.md", "report.html")
-QUICK = (("epochs = 12", "epochs = 4"), ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"))
+QUICK = (
+    ("epochs = 12", "epochs = 4"),
+    ("[budgets.100]\nsteps = 100", "[budgets.100]\nsteps = 30"),
+    ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"),
+)
 ONE_SEED = ("seeds = [0, 1]", "seeds = [0]")
 CELL = "lenet_half.all_layers.100"
 FORKED_COMMANDS = """
@@ -220,7 +224,7 @@ def test_the_commands_are_those_that_ran(finished: Finished) -> None:
         "evaluate",
     ]
     assert cell["commands"][2].startswith("kdx distill ")
-    assert "--data all_layers --snapshots 4 --student lenet_half --steps 100" in cell["commands"][2]
+    assert "--data all_layers --snapshots 4 --student lenet_half --steps 30" in cell["commands"][2]
     assert "--run RUN --data-dir DIR --threads 1" in cell["commands"][2]
 
 
@@ -394,7 +398,7 @@ REFUSED = {
     "unknown data": (('data = "digits"\nseeds', 'data = "digit"\nseeds'), 2, "Did you mean 'digits'?"),
     "unknown source": (('"noise:normal"', '"noise:norml"'), 2, "Did you mean 'noise:normal'?"),
     "data that is not there": (('data = "digits"\nseeds', 'data = "npz:none.npz"\nseeds'), 4, "none.npz"),
-    "a mistake": (("steps = 100", "step = 200"), 2, "Did you mean 'steps'?"),
+    "a mistake": (("steps = 30", "step = 200"), 2, "Did you mean 'steps'?"),
 }
 
 
@@ -459,7 +463,7 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
     results = finished.results
     for cell in results["cells"]:
         curve = cell["curve"]
-        assert [point["step"] for point in curve] == [20, 40, 60, 80, 100]
+        assert [point["step"] for point in curve] == [6, 12, 18, 24, 30]
         assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
         assert curve[0]["seconds"] > cell["seconds"]["synthesis"]
         total = cell["seconds"]["synthesis"] + cell["seconds"]["distillation"]
@@ -482,12 +486,12 @@ def test_a_curve_of_snapshots_that_were_better(bench: Bench, suite: Path, work: 
         manifest = read_manifest(student)
         outputs = tuple(output for output in manifest.outputs if not output.file.startswith("snapshot-"))
         write_manifest(student, dataclasses.replace(manifest, outputs=outputs))
-        add_snapshots(student, (50,), [work / run / "teacher" / "model.safetensors"])
+        add_snapshots(student, (15,), [work / run / "teacher" / "model.safetensors"])
     done = bench(suite, "--work", work)
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["evaluate"] * 2
     cell = next(cell for cell in read(work)["cells"] if cell["method"] == "floor")
-    assert [point["step"] for point in cell["curve"]] == [50, 100]
-    assert cell["best_snapshot_on_test_data"] == {"step": 50, "accuracy": cell["teacher_accuracy"]}
+    assert [point["step"] for point in cell["curve"]] == [15, 30]
+    assert cell["best_snapshot_on_test_data"] == {"step": 15, "accuracy": cell["teacher_accuracy"]}
     assert cell["accuracy"] < cell["teacher_accuracy"]
     assert cell["seconds"]["end_to_end"] is None, "the student is not what the command of the books made"

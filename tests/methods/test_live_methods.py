@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +200,24 @@ def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, s
 OPTIONS = [(name, field.name) for name in live_names() for field in option_fields(live_method(name).config)]
 
 
+@cache
+def with_usual_options(name: str, steps: int) -> list[Batch]:
+    """What a method draws for new networks like `teacher` and `student`."""
+    return drawn(opened(name, classifier().frozen()), classifier(seed=1, dropout=0.3).train(), steps)
+
+
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, student: Classifier) -> None:
     (declared,) = [field for field in option_fields(live_method(name).config) if field.name == option]
     usual = SMALL.get(option, declared.default)
     changed = {option: other_value(declared, usual)}
     steps = 24  # in structured noise, new images come every 20 steps
-    assert not same(
-        drawn(opened(name, teacher), student, steps), drawn(opened(name, teacher, **changed), student, steps)
-    )
+    assert not same(with_usual_options(name, steps), drawn(opened(name, teacher, **changed), student, steps))
+
+
+@every_method
+def test_what_options_are_compared_with_is_the_same_again(name: str, teacher: Classifier, student: Classifier) -> None:
+    assert same(with_usual_options(name, 24), drawn(opened(name, teacher), student, 24))
 
 
 @every_method

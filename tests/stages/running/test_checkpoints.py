@@ -31,14 +31,14 @@ LONG: dict[str, dict[str, Any]] = {  # some seconds of work
     "train": {"epochs": 2, "batch_size": 24, "threads": 1, "seed": 3},
     "optimize-dataset": {
         "objective": "all_layers",
-        "images_per_class": 30,
+        "images_per_class": 16,
         "batch_size": 10,
         "steps": 20,
         "name": "made",
         "threads": 1,
         "seed": 3,
     },
-    "distill": {"data": "all_layers", "steps": 180, "batch_size": 24, "name": "made", "threads": 1, "seed": 3},
+    "distill": {"data": "all_layers", "steps": 100, "batch_size": 24, "name": "made", "threads": 1, "seed": 3},
 }
 SHORT: dict[str, dict[str, Any]] = {  # a few checkpoints
     "train": {"epochs": 2, "batch_size": 450, "threads": 1, "seed": 3},
@@ -111,8 +111,8 @@ class Process:
 
 INTERRUPTIONS = {
     "train": [(2, signal.SIGKILL), (40, signal.SIGTERM), (80, signal.SIGKILL)],
-    "optimize-dataset": [(1, signal.SIGKILL), (9, signal.SIGINT), (18, signal.SIGKILL)],
-    "distill": [(2, signal.SIGKILL), (50, signal.SIGTERM), (90, signal.SIGKILL), (130, signal.SIGINT)],
+    "optimize-dataset": [(1, signal.SIGKILL), (5, signal.SIGINT), (10, signal.SIGKILL)],
+    "distill": [(2, signal.SIGKILL), (25, signal.SIGTERM), (45, signal.SIGKILL), (70, signal.SIGINT)],
 }
 EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
