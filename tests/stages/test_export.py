@@ -316,7 +316,7 @@ def test_a_second_time_it_is_cached_until_something_changes(run_copy: Path) -> N
     assert status(atol=1e-3) == "cached", "an evaluation with the same figures is nothing new"
     shutil.rmtree(run_copy / "evaluations")
     assert status(atol=1e-3) == "made"
-    assert "was not evaluated" in (run_copy / "exports" / "lenet_half-pt2" / "README.md").read_text()
+    assert "Not evaluated" in (run_copy / "exports" / "lenet_half-pt2" / "README.md").read_text()
     assert export(run_copy, format="pt2", name="release")[0] == run_copy / "exports" / "release"
 
 
@@ -344,7 +344,7 @@ def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Pat
         directory, manifest = export(run_copy, artifact=label, format="pt2")
         assert directory.name == name
         assert manifest.inputs[0].path == label
-        assert "not made in the run" not in (directory / "README.md").read_text()
+        assert "are not known" not in (directory / "README.md").read_text()
     student = run_copy / "students" / "lenet_half"
     assert export(run_copy, artifact=str(student), format="pt2")[1].inputs[0].path == "students/lenet_half"
     by_file, manifest = export(run_copy, artifact=str(student / "model.safetensors"), format="pt2")
@@ -357,7 +357,7 @@ def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Pat
         assert directory == run / "exports" / "elsewhere-pt2"
         assert [entry.role for entry in manifest.inputs] == ["classifier"]
         card = (directory / "README.md").read_text()
-        assert "nothing is known of its teacher or its data" in card
+        assert "its teacher and its training data are not known" in card
         assert "kdx evaluate FILE" in card
         assert str(tmp_path) not in card
     other_name = shutil.copy(elsewhere, elsewhere.with_name("snapshot-000400.safetensors"))
@@ -384,7 +384,7 @@ def test_what_is_not_there(run_copy: Path, teacher_run: Path) -> None:
 
 
 def facts_of(card: str) -> dict[str, str]:
-    """Return what the card says of its origin, without backslashes."""
+    """Return the texts of the section Origin by name, without backslashes."""
     found = re.findall(r"^- \*\*(.+?)\.\*\* (.+)$", card, re.M)
     return {name: text.replace("\\", "") for name, text in found}
 
@@ -399,18 +399,18 @@ def test_the_card_of_a_student(run_copy: Path) -> None:
     facts = facts_of(card)
     accuracy = 100 * teacher.metrics["validation_accuracy"]
     assert facts["Teacher"] == (
-        "lenet, 61,706 parameters, trained on digits (1,370 images); "
-        f"accuracy {accuracy:.2f} % on 72 of its images that were set aside."
+        "lenet, 61,706 parameters, trained on 1,370 images of digits; "
+        f"validation accuracy {accuracy:.2f} % (72 images that were not used for training)."
     )
     assert facts["Method"].startswith("all_layers: Match the pre-activations")
     assert "Lopes et al. 2017" in facts["Method"]
-    assert facts["Learned from"] == "40 synthetic images of transfer-sets/all_layers."
+    assert facts["Training images"] == "40 synthetic images of transfer-sets/all_layers."
     blank, targets, made = 1, 20 * 128, 40 * 3 + 40
-    assert facts["Teacher queries"].startswith(f"The teacher was shown {targets + 4 + blank:,} images by kdx distill")
-    assert f"and {made + blank} before that" in facts["Teacher queries"]
-    assert facts["Training"].startswith("20 steps of 128 images, optimizer soap, loss kl at temperature 4.")
-    assert facts["Access to data"].startswith("The teacher, and statistics of its activations")
-    assert facts["Real data opened on the way"] == (
+    assert facts["Teacher queries"].startswith(f"The teacher processed {targets + 4 + blank:,} images in kdx distill")
+    assert f"and {made + blank} in the stages that made the training images" in facts["Teacher queries"]
+    assert facts["Training"].startswith("20 steps of 128 images, optimizer soap, loss kl at temperature 4;")
+    assert facts["Data used"].startswith("The teacher, and statistics of its activations")
+    assert facts["Real data read"] == (
         "digits (train) by teacher for training; digits (train) by statistics for statistics."
     )
     assert facts["Seeds"] == "teacher 0, transfer-sets/all_layers 0, students/lenet_half 0."
@@ -433,10 +433,10 @@ def test_the_card_follows_the_hashes(run_copy: Path) -> None:
     facts = facts_of(card)
     assert [entry.role for entry in manifest.inputs] == ["classifier"]
     assert "Teacher" not in facts
-    assert facts["Method"] == "Knowledge distillation: it learned to give the teacher's answers."
-    assert facts["Learned from"] == "40 synthetic images of transfer-sets/all_layers."
-    assert facts["Real data opened on the way"] == "none that the manifests tell of."
-    assert "It was not evaluated" in card
+    assert facts["Method"] == "Knowledge distillation: trained to reproduce the teacher's outputs."
+    assert facts["Training images"] == "40 synthetic images of transfer-sets/all_layers."
+    assert facts["Real data read"] == "none is recorded."
+    assert "Not evaluated" in card
 
 
 def test_the_card_of_other_students(teacher_run: Path) -> None:
@@ -448,18 +448,18 @@ def test_the_card_of_other_students(teacher_run: Path) -> None:
 
     live, card = facts("live", method="structured_noise", pool=200, fresh=0)
     assert live["Method"].startswith("structured_noise: Random lines")
-    assert live["Learned from"].endswith("synthetic images, made while it learned.")
-    assert live["Access to data"].startswith("The teacher alone")
+    assert live["Training images"].endswith("synthetic images, made during training.")
+    assert live["Data used"].startswith("Only the teacher")
     made = read_manifest(teacher_run / "students" / "live").metrics
-    assert ("kdx estimated an accuracy of" in card) == ("estimated_accuracy" in made)
+    assert ("Estimated accuracy on real images" in card) == ("estimated_accuracy" in made)
     noise, _ = facts("floor", data="noise:normal", inherit=False)
-    assert noise["Learned from"].endswith("images of normal noise.")
+    assert noise["Training images"].endswith("images of normal noise.")
     assert noise["Method"].startswith("Knowledge distillation")
-    assert noise["Training"].endswith("It started with random weights.")
+    assert noise["Training"].endswith("Initial weights: random.")
     real, _ = facts("ceiling", data="digits")
-    assert real["Learned from"] == "1,442 real images of digits."
-    assert real["Access to data"] == "The teacher, and real images."
-    assert "digits (train) by students/ceiling for distillation" in real["Real data opened on the way"]
+    assert real["Training images"] == "1,442 real images of digits."
+    assert real["Data used"] == "The teacher, and real images."
+    assert "digits (train) by students/ceiling for distillation" in real["Real data read"]
     api.train_generator(run=teacher_run, method="kegnet", generators=1, steps=2, batch_size=8, threads=1)
     api.generate(run=teacher_run, images_per_class=2, name="drawn", threads=1)
     drawn, _ = facts("drawn", data="transfer-sets/drawn")
@@ -467,10 +467,10 @@ def test_the_card_of_other_students(teacher_run: Path) -> None:
     sources = [teacher_run / "generators" / "kegnet", teacher_run / "transfer-sets" / "drawn"]
     asked = sum(read_manifest(source).budget["teacher_queries"] for source in sources)
     assert asked > 2 * 8 + 20
-    assert f"and {asked} before that" in drawn["Teacher queries"]
+    assert f"and {asked} in the stages" in drawn["Teacher queries"]
     api.compress(run=teacher_run, threads=1)
     started, _ = facts("started", student="compressed/tucker", data="transfer-sets/drawn")
-    assert "It started as compressed/tucker." in started["Training"]
+    assert "Initial weights: those of compressed/tucker." in started["Training"]
 
 
 def test_the_card_names_no_folder_and_escapes_names(run_copy: Path, tmp_path: Path) -> None:
@@ -481,12 +481,13 @@ def test_the_card_names_no_folder_and_escapes_names(run_copy: Path, tmp_path: Pa
     write_manifest(directory, dataclasses.replace(manifest, config=config, real_data=opened))
     exported, _ = export(run_copy, artifact="teacher", format="safetensors")
     card = (exported / "README.md").read_text()
-    assert "trained on npz:faces.npz" in card
+    assert "images of npz:faces.npz" in card
     assert str(tmp_path) not in card
     write_manifest(directory, dataclasses.replace(manifest, stage="import-model", config={"seed": 0}, real_data=()))
     exported, _ = export(run_copy, artifact="teacher", format="safetensors", force=True)
     imported = facts_of((exported / "README.md").read_text())
-    assert imported["Import"].startswith("lenet, 61,706 parameters, made by kdx import-model")
+    said = "lenet, 61,706 parameters, imported by kdx import-model; training data not stated"
+    assert imported["Import"].startswith(said)
     assert "Seeds" not in imported
     spec = classifier_of((1, 32, 32), num_classes=SHOWN_CLASSES + 5).spec
     nasty = ("<script>|`*x*`\n# [a](b)", *spec.class_names[1:])
@@ -496,7 +497,7 @@ def test_the_card_names_no_folder_and_escapes_names(run_copy: Path, tmp_path: Pa
     exported, _ = export(run_copy, artifact=str(file), format="safetensors")
     card = (exported / "README.md").read_text()
     assert r"| 0 | \<script\>\|\`\*x\*\` \# \[a\](b) |" in card.splitlines()
-    assert "and 5 more, named in the file." in card
+    assert "and 5 more classes, whose names are in the file." in card
     assert len(re.findall(r"^\| \d+ \| ", card, re.M)) == SHOWN_CLASSES
 
 
