@@ -158,7 +158,7 @@ def packages_without_docstring() -> list[str]:
     return [module_name(path) for path in inits if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
 
 
-def test_every_package_says_what_belongs_in_it() -> None:
+def test_every_package_has_a_docstring_of_what_belongs_in_it() -> None:
     assert packages_without_docstring() == []
 
 
@@ -170,14 +170,14 @@ def methods_of_the_package() -> list[str]:
 
 
 @pytest.mark.parametrize("module", methods_of_the_package())
-def test_a_method_knows_no_other_method_no_artifacts_and_no_data(module: str) -> None:
+def test_a_method_imports_no_other_method_no_artifacts_and_no_data(module: str) -> None:
     of_its_package = {name for name in IMPORTS[module] if name.startswith("methods")}
     assert of_its_package <= {"methods.registry"}
     assert not {name.split(".")[0] for name in IMPORTS[module]} & {"data", "stages", "storage"}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("models.architectures.")])
-def test_a_model_family_knows_no_other(module: str) -> None:
+def test_a_model_family_imports_no_other(module: str) -> None:
     shared = {f"models.architectures.{name}" for name in ("registry", "initialization", "pooling")}
     assert IMPORTS[module] <= {"errors", "options.registry", *shared}
 
@@ -189,7 +189,7 @@ def commands_of_stages() -> list[str]:
 
 
 @pytest.mark.parametrize("module", [*commands_of_stages(), "stages.distill.command"])
-def test_stages_meet_only_through_artifacts(module: str) -> None:
+def test_stages_import_no_other_stage(module: str) -> None:
     assert not IMPORTS[module] & {*commands_of_stages(), "stages.distill.command"}
 
 
@@ -252,7 +252,7 @@ def writing_calls(source: str) -> list[str]:
     return found
 
 
-def test_the_scans_find_what_they_are_for() -> None:
+def test_the_scans_find_unsafe_code_and_writing_calls() -> None:
     for source in (
         "import pickle",
         "from pickle import loads",

@@ -29,7 +29,7 @@ def pixels(network: Classifier, count: int = 16) -> torch.Tensor:
     return torch.rand((count, *network.input_shape), generator=torch.Generator().manual_seed(0))
 
 
-def test_bfloat16_rounds_and_answers_in_float32() -> None:
+def test_bfloat16_rounds_and_returns_float32() -> None:
     network = classifier().frozen()
     x = pixels(network)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("compiles")
-def test_a_compiled_network_answers_alike_and_calls_its_hooks() -> None:
+def test_a_compiled_network_returns_equal_logits_and_calls_its_hooks() -> None:
     network, plain = classifier().frozen(), classifier().frozen()
     x = pixels(network).requires_grad_(True)
     network.placed(CPU, compiled=True)
@@ -115,13 +115,13 @@ def test_stages_compile(finished_run: Path, tmp_path: Path) -> None:
         assert torch.allclose(ours(x), theirs(x), rtol=1e-2, atol=1e-2)
 
 
-def test_without_a_compiler_it_says_so(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named_in_the_error(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runner, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(ConfigError, match="--compile needs a C\\+\\+ compiler"):
         api.distill(run=run_copy, data="all_layers", name="x", steps=2, compile=True, threads=1)
 
 
-def test_artifacts_of_before_stay_good(run_copy: Path) -> None:
+def test_earlier_artifacts_stay_valid(run_copy: Path) -> None:
     kept = read_manifest(run_copy / "teacher").config
     assert kept["precision"] is None
     done = kdx("train", "--run", run_copy, "--epochs", "3", "--threads", "1", cwd=run_copy.parent)

@@ -66,7 +66,7 @@ def test_every_path_of_the_architecture_page_exists() -> None:
         assert (ROOT / path).exists() or (ROOT / "kdextract" / path).exists(), path
 
 
-def test_the_pipeline_is_four_lines_to_the_letter() -> None:
+def test_the_pipeline_has_exactly_these_four_lines() -> None:
     assert PIPELINE in README
     assert PIPELINE in (ROOT / "examples" / "digits.sh").read_text(encoding="utf-8")
 

@@ -115,7 +115,7 @@ def test_cut_idx_file_is_refused(kind: str, length: int, idx_dir: Any) -> None:
 
 
 @pytest.mark.usefixtures("known_checksums")
-def test_svhn_is_read_and_ten_means_zero(tmp_path: Path) -> None:
+def test_svhn_is_read_and_label_10_is_digit_0(tmp_path: Path) -> None:
     images = random_images(6, 3, 32, 32)
     labels = np.array([[10], [1], [2], [9], [10], [5]], dtype=np.uint8)
     scipy.io.savemat(tmp_path / "train_32x32.mat", {"X": images.transpose(2, 3, 1, 0), "y": labels})
@@ -191,7 +191,7 @@ def test_cifar_files_that_are_not_the_published_ones_are_never_unpickled(tmp_pat
 
 
 @pytest.mark.parametrize("spec", ["mnist", "mnist_conv", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100"])
-def test_missing_data_set_names_the_ways_out(spec: str, tmp_path: Path) -> None:
+def test_missing_data_set_names_the_options_that_help(spec: str, tmp_path: Path) -> None:
     for open_it in (lambda: load_data(spec, "train", tmp_path), lambda: fingerprint(spec, "train", tmp_path)):
         with pytest.raises(DataError, match=r"--data-dir.*--download") as caught:
             open_it()
@@ -441,7 +441,7 @@ def test_few_huge_images_do_not_make_many_small_ones_huge(tmp_path: Path, monkey
         load_data(f"folder:{tmp_path}", "train", NOWHERE)
 
 
-def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_waiting(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_images(tmp_path / name, random_images(1, 4, 4))
     os.mkfifo(tmp_path / "b" / "pipe.png")
@@ -652,7 +652,7 @@ def test_npz_with_a_changed_byte_is_refused_or_read_the_same(flip: int, tmp_path
 
 
 @pytest.mark.parametrize("shape", [(10**6, 6, 5), (10**13,), (2**62, 4), (-1, 6, 5)], ids=str)
-def test_array_whose_header_lies_about_its_size_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_array_whose_header_has_a_wrong_size_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"shape": shape, "fortran_order": False, "descr": "|u1"})
     arrays = four_arrays()
@@ -747,7 +747,7 @@ def test_bad_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_member_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     members = as_members(four_arrays())
     spec = zipped(tmp_path / "set.npz", members)
     with zipfile.ZipFile(tmp_path / "set.npz", "a") as archive:
@@ -779,7 +779,7 @@ def test_member_that_declares_much_is_not_unpacked(tmp_path: Path) -> None:
         load_data(spec, "train", NOWHERE)
 
 
-def test_arrays_of_other_names_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_other_names_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write_npz(tmp_path / "set.npz", four_arrays(x_val=random_images(3, 6, 5), note=np.array("made by hand")))
     read: list[str] = []
     original = archives.read_array
@@ -809,7 +809,7 @@ def save_pair(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
     return f"npy:{folder / 'images.npy'},{folder / 'labels.npy'}"
 
 
-def test_npy_pair_is_what_the_same_arrays_of_an_npz_are(tmp_path: Path) -> None:
+def test_npy_pair_equals_the_same_arrays_of_an_npz(tmp_path: Path) -> None:
     labels = np.repeat([0, 1, 2], 11).astype(np.int16)
     for images in (random_images(33, 4, 5), random_images(33, 4, 5, 3), np.asfortranarray(random_images(33, 3, 4, 5))):
         spec, archive = save_pair(tmp_path, images, labels), tmp_path / "set.npz"
@@ -950,7 +950,7 @@ def test_missing_npy_is_refused(tmp_path: Path) -> None:
 # ---- names and fingerprints ------------------------------------------------------------------------------------
 
 
-def test_unknown_data_set_is_answered_with_the_near_name() -> None:
+def test_unknown_data_set_is_refused_with_the_most_similar_name() -> None:
     for ask in (
         lambda: check_spec("mnits"),
         lambda: load_data("mnits", "train", NOWHERE),
@@ -962,7 +962,7 @@ def test_unknown_data_set_is_answered_with_the_near_name() -> None:
 
 
 @pytest.mark.parametrize("spec", ["folder:", "npz:", "npy:", "hf:", "npy:images.npy", "npy:images.npy,", "npy:,b.npy"])
-def test_spelling_that_names_nothing_is_refused(spec: str) -> None:
+def test_incomplete_spec_is_refused(spec: str) -> None:
     for ask in (
         check_spec,
         lambda spec: load_data(spec, "train", NOWHERE),
@@ -976,12 +976,12 @@ def test_spelling_that_names_nothing_is_refused(spec: str) -> None:
     ("typed", "meant"),
     [("npyy:a.npy,b.npy", "npy:"), ("nzp:a", "npz:"), ("floder:photos", "folder:"), ("hff:me/pets", "hf:")],
 )
-def test_a_prefix_that_is_nearly_right_is_answered_with_its_spelling(typed: str, meant: str) -> None:
+def test_a_misspelled_prefix_is_refused_with_the_correct_one(typed: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"Did you mean '{meant}"):
         check_spec(typed)
 
 
-def test_real_data_is_told_from_everything_else() -> None:
+def test_real_data_is_distinguished_from_other_specs() -> None:
     assert all(is_real_data(name) for name in data_names())
     assert not any(is_real_data(name) for name in ("noise:normal", "all_layers", "runs/a", "", "digit"))
     assert all(is_real_data(spec) for spec in ("folder:photos", "npz:a.npz", "npy:a.npy,b.npy", "hf:me/pets@small"))
@@ -1010,7 +1010,7 @@ def test_fingerprint_does_not_depend_on_the_place(idx_dir: Any, tmp_path: Path) 
     assert fingerprint("mnist", "train", tmp_path / "copy") == fingerprint("mnist", "train", idx_dir[0])
 
 
-def test_fingerprint_of_a_folder_notices_every_change(tmp_path: Path) -> None:
+def test_fingerprint_of_a_folder_changes_with_every_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_images(tmp_path / name, random_images(3, 4, 4, seed=ord(name)))
     prints = [fingerprint(f"folder:{tmp_path}", "train", NOWHERE)]

@@ -163,7 +163,7 @@ def test_moons_and_circles_are_those_of_sklearn(name: str, factor: float | None)
 # ---- names and fingerprints ------------------------------------------------------------------------------------
 
 
-def test_every_name_is_known() -> None:
+def test_every_name_is_a_data_set() -> None:
     assert set(EVERY_NAME) <= set(data_names())
     for spec in EVERY_NAME:
         check_spec(spec)
@@ -181,7 +181,7 @@ def test_data_and_fingerprints_are_the_same_every_time(spec: str) -> None:
     assert len(prints[0]) == 64
 
 
-def test_fingerprints_tell_sets_splits_and_versions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprints_differ_between_sets_splits_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     prints = [fingerprint(spec, "train", NOWHERE) for spec in [*EVERY_NAME, "digits"]]
     prints += [fingerprint(spec, "test", NOWHERE) for spec in PLANE_NAMES]
     monkeypatch.setattr("kdextract.data.load.FORMULAS_VERSION", planes.FORMULAS_VERSION + 1)
@@ -190,7 +190,7 @@ def test_fingerprints_tell_sets_splits_and_versions_apart(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("2d:mooons", "2d:moons"), ("2d:piza", "2d:pizza"), ("irs", "iris")])
-def test_unknown_names_are_answered_with_the_near_one(typed: str, meant: str) -> None:
+def test_unknown_names_are_refused_with_the_most_similar_one(typed: str, meant: str) -> None:
     for ask in (fingerprint, load_data):
         with pytest.raises(UsageError, match=f"'{typed}'.* Did you mean '{meant}'"):
             ask(typed, "train", NOWHERE)
@@ -334,7 +334,9 @@ def test_other_fully_connected_networks_take_tables_of_any_width(model: str, tmp
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_in_one_line(options: dict[str, str], says: str, tmp_path: Path) -> None:
+def test_images_and_tables_that_do_not_fit_are_refused_in_one_line(
+    options: dict[str, str], says: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         api.train(run=tmp_path / "run", threads=1, **options)
     assert "\n" not in str(caught.value)
@@ -355,7 +357,7 @@ def test_rows_are_never_resized(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("preset", "rank"), [("kegnet-1", 10), ("kegnet-2", 5)])
-def test_presets_take_the_hidden_layers_of_kegnets_network_apart(preset: str, rank: int, run: Path) -> None:
+def test_presets_decompose_the_hidden_layers_of_kegnets_network(preset: str, rank: int, run: Path) -> None:
     rules = CompressConfig(preset=preset).rules_by_layer("kegnet_mlp", 1)
     network = architecture("kegnet_mlp").build((1, 1, 4), 3)
     assert choose_ranks(network, rules, "evbmf") == [(f"fc{index}", rank, rank) for index in range(2, 11)]
@@ -418,7 +420,7 @@ def test_the_objective_of_structured_noise_is_refused_for_tables(run: Path) -> N
         api.optimize_dataset(run=run, objective="structured_noise", images_per_class=2, threads=1)
 
 
-def test_auto_says_so_whatever_the_teacher() -> None:
+def test_auto_is_refused_for_tables_of_every_teacher() -> None:
     spec = ClassifierSpec("bdnf_mlp", (1, 1, 2), ("0", "1"), (0.5,), (0.3,))
     with pytest.raises(ConfigError, match="rows of a table"):
         pick(Classifier(spec))

@@ -132,7 +132,7 @@ def test_takes_labels_in_any_order(name: str, teacher: Classifier, statistics: S
 
 
 @every_method
-def test_teacher_is_left_bit_for_bit_as_it_was(name: str, teacher: Classifier, statistics: Statistics) -> None:
+def test_teacher_is_unchanged_in_every_bit(name: str, teacher: Classifier, statistics: Statistics) -> None:
     before = contents(teacher)
     tensors = {name: value.clone() for name, value in statistics.to_tensors()[0].items()}
     make(name, teacher, statistics, torch.arange(5), steps=3)
@@ -155,7 +155,7 @@ def test_images_that_diverge_are_an_error_and_leave_no_hook(
 
 
 @every_method
-def test_seed_decides_the_images(name: str, teacher: Classifier, statistics: Statistics) -> None:
+def test_images_depend_on_the_seed(name: str, teacher: Classifier, statistics: Statistics) -> None:
     labels = torch.arange(6)
     torch.manual_seed(1)
     once = make(name, teacher, statistics, labels, seed=4, steps=4)
@@ -175,7 +175,7 @@ def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> N
 
 
 @every_method
-def test_teacher_comes_to_see_the_class(name: str, teacher: Classifier, statistics: Statistics) -> None:
+def test_teacher_predicts_the_class_more_often(name: str, teacher: Classifier, statistics: Statistics) -> None:
     """Twice as often as in noise, and as the class that was asked for of another image."""
     labels = torch.arange(100) % 10
     images = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0, ce=30.0).images
@@ -217,7 +217,7 @@ def test_values_out_of_range_are_refused(name: str, option: str, value: Any) -> 
 
 
 @every_method
-def test_declares_where_it_comes_from(name: str) -> None:
+def test_declares_its_source(name: str) -> None:
     chosen = objective(name)
     assert chosen.name == name
     assert len(chosen.source) > 10
@@ -238,7 +238,7 @@ def test_missing_record_is_refused_with_the_command_that_makes_it(
     assert num_hooks(teacher) == 0
 
 
-def test_unknown_method_is_answered_with_the_near_name() -> None:
+def test_unknown_method_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match=r"'all_layer'.* Did you mean 'all_layers'"):
         objective("all_layer")
 

@@ -131,7 +131,7 @@ def test_no_hook_is_left_when_a_layer_does_not_exist(lenet: nn.Module) -> None:
     assert num_hooks(lenet) == 0
 
 
-def test_transform_inputs_replaces_what_a_layer_sees(lenet: nn.Module, images: torch.Tensor) -> None:
+def test_transform_inputs_replaces_the_input_of_a_layer(lenet: nn.Module, images: torch.Tensor) -> None:
     seen: list[str] = []
 
     def halve(name: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -258,7 +258,7 @@ def test_features_are_what_enters_the_last_linear_layer() -> None:
     assert len(features) == 2, "the hook is gone"
 
 
-def test_a_layer_that_is_not_there_has_no_features() -> None:
+def test_a_missing_layer_has_no_features() -> None:
     with pytest.raises(ConfigError, match=r"no layer 'fcc'.*Did you mean 'fc'"):
         record_features(nn.Sequential(OrderedDict(fc=nn.Linear(1, 2))), "fcc").__enter__()
 

@@ -137,7 +137,7 @@ def test_fit_images_resizes_like_pillow(size: tuple[int, int], target: tuple[int
         assert np.abs(difference).mean() < 0.2
 
 
-def test_fit_images_leaves_fitting_images_alone() -> None:
+def test_fit_images_keeps_fitting_images() -> None:
     stored = torch.randint(0, 256, (5, 3, 9, 8), generator=seeded(11), dtype=torch.uint8)
     assert fit_images(stored, (3, 9, 8)) is stored
 

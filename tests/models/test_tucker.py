@@ -32,7 +32,7 @@ def low_rank(rows: int, columns: int, rank: int, noise: float, seed: int = 0) ->
     data=st.data(),
     seed=st.integers(0, 2**31),
 )
-def test_shapes_and_the_error_that_is_told(
+def test_shapes_and_the_reported_error(
     outputs: int, inputs: int, kernel: tuple[int, ...], data: st.DataObject, seed: int
 ) -> None:
     weight = torch.randn((outputs, inputs, *kernel), generator=seeded(seed), dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_a_matrix_is_cut_like_its_singular_values(rank: int) -> None:
     np.testing.assert_allclose(rebuilt(tucker2(weight, rank, rank)).numpy(), best, atol=1e-9)
 
 
-def test_a_weight_of_zeros_is_no_trouble() -> None:
+def test_a_weight_of_zeros_can_be_decomposed() -> None:
     parts = tucker2(torch.zeros(4, 3, 2, 2), 2, 2)
     assert parts.error == 0
     assert float(rebuilt(parts).abs().max()) == 0
@@ -91,7 +91,7 @@ def test_evbmf_finds_nothing_in_noise() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(rank=st.integers(0, 8), scale=st.floats(1e-4, 1e4), seed=st.integers(0, 2**31))
-def test_evbmf_knows_neither_scale_nor_orientation(rank: int, scale: float, seed: int) -> None:
+def test_evbmf_does_not_depend_on_scale_or_orientation(rank: int, scale: float, seed: int) -> None:
     matrix = low_rank(30, 70, rank, noise=0.5, seed=seed) if rank else torch.randn((30, 70), generator=seeded(seed))
     assert evbmf_rank(matrix) == evbmf_rank(scale * matrix) == evbmf_rank(matrix.T)
 

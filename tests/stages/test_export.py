@@ -75,7 +75,7 @@ def export(run: Path, **options: Any) -> tuple[Path, Manifest]:
 # ---- programs ------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_model_of_every_family() -> None:
+def test_every_family_has_a_model_here() -> None:
     families = {architecture(name).builder.__module__ for name in model_names()}
     assert {architecture(name).builder.__module__ for name in MODELS} == families
 
@@ -83,7 +83,7 @@ def test_there_is_a_model_of_every_family() -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in MODELS]
 )
-def test_programs_answer_like_the_classifier_at_any_batch_size(name: str) -> None:
+def test_programs_return_the_classifiers_logits_at_any_batch_size(name: str) -> None:
     classifier = classifier_of(MODELS[name], name)
     onnx_file, pt2_file = to_onnx(classifier), to_pt2(classifier)
     onnx.checker.check_model(onnx.load_from_string(onnx_file), full_check=True)
@@ -106,7 +106,7 @@ def test_inputs_and_outputs_have_names_types_and_sizes() -> None:
     assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 10])
 
 
-def test_files_say_what_they_are() -> None:
+def test_files_contain_metadata() -> None:
     expected = {
         "kdx_version": kdextract.__version__,
         "class_names": json.dumps([f"class {number}" for number in range(10)]),
@@ -131,7 +131,7 @@ def test_a_program_keeps_the_names_of_its_layers() -> None:
 
 
 @pytest.mark.parametrize("write", [to_onnx, to_pt2])
-def test_equal_classifiers_give_equal_bytes_without_a_word_of_this_machine(write: Any) -> None:
+def test_equal_classifiers_give_equal_bytes_without_paths_of_this_machine(write: Any) -> None:
     content = exported(write)
     assert content == write(classifier_of((1, 32, 32)))
     assert [trace for trace in TRACES if trace in content] == []
@@ -141,7 +141,7 @@ def test_equal_classifiers_give_equal_bytes_without_a_word_of_this_machine(write
     assert content != write(other)
 
 
-def test_how_a_classifier_is_placed_leaves_no_mark() -> None:
+def test_the_placement_of_a_classifier_does_not_change_the_file() -> None:
     classifier = classifier_of((3, 32, 32), "resnet14_half")
     usual = to_onnx(classifier)
     placed = classifier_of((3, 32, 32), "resnet14_half").placed(torch.device("cpu"), torch.bfloat16).train()
@@ -185,7 +185,7 @@ class Lowly(InTwos):
 
 
 @pytest.mark.slow
-def test_networks_of_elsewhere() -> None:
+def test_networks_that_are_not_of_kdx() -> None:
     import torchvision
 
     networks = {
@@ -206,7 +206,7 @@ def test_networks_of_elsewhere() -> None:
             assert found.largest_logit > 1e-3
 
 
-def test_what_cannot_be_written_is_said_in_a_line() -> None:
+def test_networks_that_cannot_be_exported_are_refused_in_one_line() -> None:
     fixed = classifier_of((1, 8, 8), "torchvision/of_elsewhere", InTwos())
     with pytest.raises(ConfigError, match=r"^the network cannot be written as ONNX for batches of any size: .+"):
         to_onnx(fixed)
@@ -216,7 +216,7 @@ def test_what_cannot_be_written_is_said_in_a_line() -> None:
         open_onnx(to_onnx(classifier_of((1, 8, 8), "torchvision/of_elsewhere", Lowly())))
 
 
-def test_libraries_keep_quiet(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_libraries_print_nothing(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
     classifier = classifier_of((1, 32, 32))
     for program in (open_onnx(to_onnx(classifier)), open_pt2(to_pt2(classifier))):
         program(torch.zeros(1, 1, 32, 32))
@@ -225,7 +225,7 @@ def test_libraries_keep_quiet(capfd: pytest.CaptureFixture[str], recwarn: pytest
 
 
 @pytest.mark.parametrize("package", exporting.ONNX_PACKAGES)
-def test_packages_that_are_not_there(package: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(package: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"needs {package}: pip install 'kdextract\[export\]'"):
         export(run_copy, dry_run=True)
@@ -281,7 +281,7 @@ def logits_of(directory: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2", "safetensors"])
-def test_every_format_answers_like_the_student(run_copy: Path, format: str) -> None:
+def test_every_format_returns_the_students_logits(run_copy: Path, format: str) -> None:
     directory, manifest = export(run_copy, format=format)
     assert directory == run_copy / "exports" / f"lenet_half-{format}"
     assert sorted(path.name for path in directory.iterdir()) == ["README.md", "manifest.json", f"model.{format}"]
@@ -320,7 +320,7 @@ def test_a_second_time_it_is_cached_until_something_changes(run_copy: Path) -> N
     assert export(run_copy, format="pt2", name="release")[0] == run_copy / "exports" / "release"
 
 
-def test_what_answers_otherwise_is_not_written(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_logits_is_not_written(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, _ = export(run_copy, format="pt2")
     before = sha256s(kept)
     student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors")
@@ -337,7 +337,7 @@ def test_what_answers_otherwise_is_not_written(run_copy: Path, monkeypatch: pyte
     assert export(run_copy, format="pt2", atol=0.3, name="other")[1].metrics["largest_difference"] == 0.25
 
 
-def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Path) -> None:
+def test_teachers_compressed_networks_and_other_files(run_copy: Path, tmp_path: Path) -> None:
     api.compress(run=run_copy, threads=1)
     names = {"teacher": "teacher-pt2", "compressed/tucker": "tucker-compressed-pt2"}
     for label, name in names.items():
@@ -367,7 +367,7 @@ def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Pat
     assert [entry.role for entry in manifest.inputs] == ["classifier", "evaluation"]
 
 
-def test_what_is_not_there(run_copy: Path, teacher_run: Path) -> None:
+def test_missing_artifacts_are_refused(run_copy: Path, teacher_run: Path) -> None:
     with pytest.raises(UsageError, match=r"no artifact 'lenet_haf'.*students/lenet_half"):
         export(run_copy, artifact="lenet_haf")
     with pytest.raises(UsageError, match=r"'onx'.*Did you mean 'onnx'"):

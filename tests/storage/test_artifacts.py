@@ -108,7 +108,7 @@ def test_publishing_again_replaces_everything(published: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), OSError(28, "full"), KeyboardInterrupt()])
-def test_a_failing_build_leaves_the_old_artifact_alone(published: Path, error: BaseException) -> None:
+def test_a_failing_build_keeps_the_old_artifact(published: Path, error: BaseException) -> None:
     def fail(directory: Path) -> Manifest:
         write_file(directory / "model.bin", b"half")
         raise error
@@ -119,7 +119,7 @@ def test_a_failing_build_leaves_the_old_artifact_alone(published: Path, error: B
     assert [p.name for p in published.parent.iterdir()] == ["small"]
 
 
-def test_leftovers_of_a_killed_build_do_not_get_into_the_next_one(published: Path) -> None:
+def test_files_of_a_killed_build_are_not_in_the_next_one(published: Path) -> None:
     staged_path(published).mkdir()
     (staged_path(published) / "stale.bin").write_bytes(b"stale")
     publish(published, build(NEW))
@@ -317,7 +317,7 @@ def change_manifest(directory: Path, change: Callable[[dict[str, Any]], Any]) ->
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_a_newer_format_is_refused_and_says_what_made_it(published: Path) -> None:
+def test_a_newer_format_is_refused_with_the_version_of_kdx_that_wrote_it(published: Path) -> None:
     def newer(record: dict[str, Any]) -> None:
         record |= {"format_version": FORMAT_VERSION + 1, "kdx_version": "7.8.9", "unheard_of": 1}
 

@@ -237,7 +237,7 @@ def test_malformed_npy_is_refused(content: bytes, tmp_path: Path) -> None:
     refusal(path, read_npy)
 
 
-def test_the_corpus_is_made_of_what_it_says(tmp_path: Path) -> None:
+def test_the_corpus_contains_the_defects_that_it_names(tmp_path: Path) -> None:
     """The untouched files are read, so that each bad one is refused for what is changed in it."""
     path = tmp_path / "good"
     path.write_bytes(GOOD_TENSOR)

@@ -74,7 +74,7 @@ def test_generators_make_pixels_of_any_shape(start: str, shape: tuple[int, int, 
 
 
 @every_shape
-def test_the_editor_begins_by_changing_nothing(shape: tuple[int, int, int]) -> None:
+def test_a_new_editor_changes_nothing(shape: tuple[int, int, int]) -> None:
     images = torch.rand((3, *shape))
     assert torch.equal(
         GAME_GENERATORS["structured"](shape, 4)(torch.cat([images, torch.randn(3, 1, *shape[1:])], 1)), images
@@ -96,7 +96,7 @@ def test_a_generator_costs_what_is_affordable(start: str, shape: tuple[int, int,
 
 
 @every_start
-def test_the_width_suits_the_teacher_and_is_told(start: str, teacher: Classifier) -> None:
+def test_the_width_depends_on_the_teacher_and_is_recorded(start: str, teacher: Classifier) -> None:
     game = opened("dfad", teacher, start=start)
     assert isinstance(game, AdversarialSource)
     cost = count_multiply_adds(teacher, torch.zeros(1, 1, 28, 28))
@@ -168,7 +168,7 @@ def test_images_are_repeated_and_the_teacher_asked_once(repeat: int, teacher: Cl
     assert teacher.queries.total - before == 10 * -(-7 // repeat)
 
 
-def test_published_turns_are_the_defaults() -> None:
+def test_published_values_are_the_defaults() -> None:
     turns = {name: live_method(name).config().student_steps for name in GAMES}  # type: ignore[attr-defined]
     assert turns == {"zskt": 10, "dfad": 5, "dfq": 10, "dafl": 1}
     dfq: Any = live_method("dfq").config()
@@ -206,7 +206,7 @@ def gap(name: str, teacher: Classifier, student: Classifier, images: torch.Tenso
 
 @pytest.mark.parametrize("name", ["zskt", "dfad"])
 @every_start
-def test_disagreement_rises_while_the_student_stands_still(name: str, start: str, teacher: Classifier) -> None:
+def test_disagreement_rises_while_the_student_is_fixed(name: str, start: str, teacher: Classifier) -> None:
     student = classifier(seed=1).eval()
     game = opened(name, teacher, start=start, replay=0.0, student_steps=1, generator_batch=32, generator_lr=5e-3)
     before = gap(name, teacher, student, game.sample(100).images)
@@ -297,7 +297,7 @@ def test_batch_norm_counts_where_there_is_any() -> None:
         assert (losses[0] < losses[1]) if batch_norm else (losses[0] == losses[1])
 
 
-def test_a_game_that_does_not_watch_batch_norm_does_not_see_it(teacher: Classifier, student: Classifier) -> None:
+def test_only_a_game_that_uses_batch_norm_gets_its_statistics(teacher: Classifier, student: Classifier) -> None:
     seen = []
 
     def terms(outputs: NetworkOutputs) -> Terms:
@@ -357,7 +357,7 @@ def test_rules_are_frozen() -> None:
 # ---- in a run -----------------------------------------------------------------------------------------------------
 
 
-def test_what_was_chosen_stands_in_the_manifest(run_copy: Path) -> None:
+def test_the_chosen_values_are_in_the_manifest(run_copy: Path) -> None:
     options: dict[str, Any] = {"method": "dfq", "steps": 12, "pool": 100, "fresh": 4, "batch_size": 10}
     outcome = api.distill(run=run_copy, name="game", threads=1, **options)
     metrics = read_manifest(outcome.directory).metrics

@@ -61,7 +61,7 @@ def test_more_agreement_means_more_accuracy(agreement: float, more: float) -> No
     assert made(agreement + more).accuracy > made(agreement).accuracy
 
 
-def test_other_images_make_the_same_agreement_worth_more() -> None:
+def test_other_images_increase_the_estimate_of_the_same_agreement() -> None:
     """A student that never saw structured noise and still agrees on it knows the teacher better."""
     assert made(0.7, structured=False).accuracy > made(0.7, structured=True).accuracy
 
@@ -90,7 +90,7 @@ def recorded(used: dict[str, Any]) -> tuple[float, float, float]:
     return result.accuracy, result.accuracy_error, used["accuracy"]
 
 
-def test_estimates_are_near_the_truth() -> None:
+def test_estimates_are_near_the_measured_accuracies() -> None:
     finished = [row for row in CALIBRATION["students"] if row["steps"] >= 400]
     students = [recorded(row) for row in finished if row["structured_agreement"] >= LEAST_AGREEMENT]
     near = sum(abs(guess - truth) <= 0.01 for guess, _, truth in students)
@@ -104,7 +104,7 @@ def classifier(seed: int) -> Classifier:
     return Classifier(ClassifierSpec("lenet_half", (1, 32, 32), tuple("abc"), (0.1,), (0.3,))).eval()
 
 
-def test_structured_agreement_leaves_everything_as_it_is() -> None:
+def test_structured_agreement_changes_no_state() -> None:
     teacher, student = classifier(0).frozen(), classifier(1)
     torch.manual_seed(5)
     before = torch.get_rng_state()

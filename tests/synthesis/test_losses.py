@@ -94,7 +94,7 @@ def test_gradient_equals_finite_differences(kind: str, scale: bool) -> None:
 @every_loss
 @given(**shapes, temperature=st.floats(0.5, 20))
 @repeatable
-def test_loss_is_smallest_at_the_teachers_answer(
+def test_loss_is_smallest_at_the_teachers_logits(
     kind: str, batch: int, classes: int, seed: int, temperature: float
 ) -> None:
     student, teacher = random_logits(batch, classes, seed)
@@ -134,7 +134,7 @@ def test_scaling_keeps_the_size_of_gradients(kind: str) -> None:
 
 
 @every_loss
-def test_no_gradient_is_lost_to_extreme_logits(kind: str) -> None:
+def test_gradients_at_extreme_logits_are_not_zero(kind: str) -> None:
     student = torch.tensor([[300.0, -300.0, 0.0]], requires_grad=True)
     loss = DISTILLATION_LOSSES[kind](student, torch.tensor([[-300.0, 300.0, 0.0]]), 1.0, True)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -251,7 +251,7 @@ def test_one_row_has_no_variation_downwards() -> None:
     assert float(total_variation(row[..., :1])) == 0.0
 
 
-def test_only_samples_of_one_opinion_count() -> None:
+def test_only_images_with_the_same_predicted_class_count() -> None:
     teacher = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
     student = torch.tensor([[1.0, 0.0], [0.0, 9.0]], requires_grad=True)
     value = agreed_kl(student, teacher)

@@ -93,7 +93,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("lenet_half", 35_820), ("lenet5_half", 15_738), ("lenet", 61_706)])
-def test_student_is_the_architecture_that_was_asked_for(
+def test_student_has_the_requested_architecture(
     name: str, parameters: int, teacher: Classifier, images: torch.Tensor
 ) -> None:
     """In the 2017 code the student was the teacher's architecture, whatever was asked for."""
@@ -127,7 +127,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
 
 
 @pytest.mark.parametrize("augmenter", [plain, shifting])
-def test_teacher_is_left_bit_for_bit_as_it_was(augmenter: Callable[[], Augmenter], images: torch.Tensor) -> None:
+def test_teacher_is_unchanged_in_every_bit(augmenter: Callable[[], Augmenter], images: torch.Tensor) -> None:
     teacher = make_teacher().train().requires_grad_(True)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     run(teacher, make_student(), ImagePool(images, None, 0, CPU), steps=4, augmenter=augmenter())
@@ -146,7 +146,7 @@ def watch(classifier: Classifier) -> list[torch.Tensor]:
     return seen
 
 
-def test_known_targets_are_used_and_the_teacher_is_not_asked(images: torch.Tensor) -> None:
+def test_given_targets_are_used_without_the_teacher(images: torch.Tensor) -> None:
     teacher = make_teacher()
     targets = predict(teacher, images)
     asked = watch(teacher)
@@ -162,7 +162,7 @@ def test_known_targets_are_used_and_the_teacher_is_not_asked(images: torch.Tenso
     assert distance(weights(cached), end) < 0.01 * distance(start, end), "apart by rounding alone"
 
 
-def test_targets_that_are_known_are_what_the_student_learns(teacher: Classifier, images: torch.Tensor) -> None:
+def test_the_student_learns_the_given_targets(teacher: Classifier, images: torch.Tensor) -> None:
     """The targets name each digit's successor, which the teacher knows nothing of."""
     wanted = (load_data("digits", "train", Path()).labels[:200] + 1) % 10
     student = make_student()
@@ -175,7 +175,7 @@ def test_targets_that_are_known_are_what_the_student_learns(teacher: Classifier,
     assert errors(student) < 0.5 * min(before, errors(teacher))
 
 
-def test_augmented_images_are_shown_to_the_teacher_as_the_student_sees_them(images: torch.Tensor) -> None:
+def test_teacher_and_student_get_the_same_augmented_images(images: torch.Tensor) -> None:
     teacher, student = make_teacher(), make_student()
     targets = predict(teacher, images)
     asked, shown = watch(teacher), watch(student)
@@ -437,7 +437,7 @@ def test_warm_up_rises_linearly_to_the_full_rate() -> None:
     assert all(warm.rate(step) < cosine.rate(step) for step in range(9))
 
 
-def test_augmenter_acts_only_when_asked_to() -> None:
+def test_augmenter_changes_images_only_with_its_options() -> None:
     pixels = torch.rand((40, 1, 12, 12), generator=torch.Generator().manual_seed(0))
     assert not plain().active
     assert plain()(pixels) is pixels
@@ -484,7 +484,7 @@ def test_predict_does_not_depend_on_the_batch(teacher: Classifier, images: torch
     [("train", True, True), ("frozen", False, True), ("frozen-affine", False, False)],
 )
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_batch_normalization_learns_what_it_may(
+def test_batch_normalization_updates_what_its_option_allows(
     teacher: Classifier,
     images: torch.Tensor,
     mode: str,
@@ -508,7 +508,7 @@ def test_batch_normalization_learns_what_it_may(
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_a_look_does_not_thaw_batch_normalization(teacher: Classifier, images: torch.Tensor) -> None:
+def test_an_evaluation_keeps_batch_normalization_frozen(teacher: Classifier, images: torch.Tensor) -> None:
     student = make_student()
     student.network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1024, 10))
     student.train()

@@ -56,7 +56,7 @@ def test_sides_that_are_long_or_single_are_not_rotated() -> None:
     assert bases == [{"left_basis"}, set(), {"left_basis", "right_basis"}]
 
 
-def test_it_goes_down_a_rotated_valley_faster_than_adam() -> None:
+def test_it_minimizes_a_rotated_quadratic_faster_than_adam() -> None:
     """A quadratic whose axes are turned: Adam scales coordinates alone and zigzags (0.12 against 0.0004)."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn((12, 12), generator=generator)).Q for _ in range(2))

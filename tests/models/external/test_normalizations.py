@@ -99,7 +99,7 @@ def applies(run: Path) -> str:
     return found.pop()
 
 
-def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
+def test_file_network_and_commands_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
     """Names of tensors do not tell instance normalization from batch normalization; it was once sent to a dead end."""
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]
     file = run / "teacher" / "model.safetensors"
@@ -119,13 +119,13 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", ["instance", "both"])
-def test_a_file_of_version_0_1_is_opened_to_see(norm: str, tmp_path: Path) -> None:
+def test_a_file_of_version_0_1_is_loaded_to_find_batch_normalization(norm: str, tmp_path: Path) -> None:
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]
     without_the_entry(run)
     assert ("no batch normalization" in missing(run)) is not batch_norm
 
 
-def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:
+def test_the_modules_of_a_program_are_distinguished(tmp_path: Path) -> None:
     """torch.export leaves one type for all modules; what they compute says what they are."""
     from kdextract.models.external.exported_program import Program
 

@@ -71,7 +71,7 @@ def test_grid_has_a_row_per_class_and_shows_its_images(channels: int) -> None:
             assert np.array_equal(tile(picture, row, column), np.broadcast_to(image, (TILE, TILE, 3)))
 
 
-def test_grid_frames_in_red_what_the_teacher_gives_to_another_class() -> None:
+def test_grid_frames_in_red_images_that_the_teacher_predicts_as_another_class() -> None:
     labels = torch.arange(20) % 2
     answers = labels.clone()
     answers[[0, 3, 18]] = 1 - answers[[0, 3, 18]]
@@ -82,7 +82,7 @@ def test_grid_frames_in_red_what_the_teacher_gives_to_another_class() -> None:
     assert not (agreeing == RED).all(axis=2).any()
 
 
-def test_grid_says_how_sure_the_teacher_is() -> None:
+def test_grid_captions_contain_the_confidence_of_the_teacher() -> None:
     """The captions differ when names, confidence or agreement do; the images beside them do not."""
     labels, images = torch.zeros(8, dtype=torch.int64), made_images(8)
     half = sure_of(labels, 2)

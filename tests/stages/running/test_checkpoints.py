@@ -181,7 +181,7 @@ def test_saving_checkpoints_changes_nothing(
     assert sha256s(target) == straight
 
 
-def test_a_resumed_stage_does_not_begin_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stage_starts_from_the_last_checkpoint(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashed(run_copy, "distill", 4)
     restored = []
     real = Checkpoints.load

@@ -149,7 +149,7 @@ def test_what_changes_after_it_was_hashed_is_not_used(file: str, how: str, run: 
     assert {str(p) for p in run.parent.rglob("manifest.json")} == before, "nothing was written"
 
 
-def test_a_file_is_hashed_once_however_it_is_spelled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_hashed_once_for_all_spellings_of_its_path(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     place = RunDir(run)
     typed = place.file(Path("teacher") / MODEL_FILE)
@@ -173,7 +173,7 @@ def test_an_artifact_found_by_its_path_must_be_in_its_place_too(run: Path) -> No
         place.artifact(moved)
 
 
-def test_a_plan_from_before_the_run_existed_is_the_one_that_is_carried_out(run: Path) -> None:
+def test_a_plan_made_before_the_run_existed_is_executed(run: Path) -> None:
     """The command plans before it makes a directory; what it found then is what it records."""
     plans: list[Any] = []
     stage = STAGES["train"]

@@ -183,7 +183,7 @@ def test_the_rate_rises_and_falls() -> None:
     assert {PLAIN.rate(step, 5) for step in range(5)} == {0.1}
 
 
-def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
+def test_the_teacher_gets_the_batch_rolled_and_mirrored() -> None:
     values = torch.randn((3, 2, 8, 9), generator=seeded())
     schedule = PixelSchedule(steps=1, lr=0.1, betas=(0.9, 0.999), jitter=2, flip=True)
     seen = set()
@@ -208,7 +208,7 @@ def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("num_classes", [2, 11])
-def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: int) -> None:
+def test_the_kept_batch_has_the_smallest_loss(channels: int, num_classes: int) -> None:
     teacher = classifier((channels, 16, 16), num_classes).frozen()
     weights = TermWeights(ce=1.0, tv=1e-3, tv_l1=0.0, l2=1e-3, bn=1.0)
     labels = torch.arange(9) % num_classes
@@ -227,7 +227,7 @@ def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: i
     assert num_hooks(teacher) == 0
 
 
-def test_hooks_are_gone_after_an_error() -> None:
+def test_no_hook_is_left_after_an_error() -> None:
     teacher = classifier().frozen()
     with pytest.raises(IndexError):
         invert(teacher, None, None, torch.full((3,), 999), TermWeights(1, 0, 0, 0, bn=1.0), PLAIN, seeded())
@@ -391,7 +391,7 @@ def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
     assert wanted == [False] + [True] * (len(wanted) - 1)
 
 
-def test_a_new_batch_is_seen_first_and_then_all() -> None:
+def test_the_first_samples_are_of_the_new_batch() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1).train()
     make = Counting(teacher.input_shape)
     pool = GrowingPool(make, teacher, batch=12, period=5, seed=0)
@@ -410,7 +410,7 @@ def test_a_new_batch_is_seen_first_and_then_all() -> None:
     assert len(pool.held_out(5)) == 5
 
 
-def test_later_batches_begin_from_images_of_the_pool() -> None:
+def test_later_batches_start_from_images_of_the_pool() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1)
     make = Counting(teacher.input_shape)
     pool = GrowingPool(make, teacher, batch=12, period=1, seed=0, from_noise=2)
@@ -505,7 +505,7 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["optimize_dataset", "generate"])
-def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, verifier: Path) -> None:
+def test_the_verifiers_agreement_is_recorded(stage: str, teacher_run: Path, verifier: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "images_per_class": 4, "threads": 1}
     if stage == "generate":
         api.train_generator(method="kegnet", run=teacher_run, generators=1, steps=3, width=4, threads=1)
@@ -529,7 +529,7 @@ def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, ver
         make(**options, name="none", verifier="nowhere.safetensors")
 
 
-def test_batch_normalization_goes_before_statistics(tmp_path: Path) -> None:
+def test_batch_normalization_is_preferred_to_statistics(tmp_path: Path) -> None:
     options: dict[str, Any] = {"run": tmp_path / "run", "threads": 1}
     api.train(model="lenet5_bn", epochs=1, **options)
     api.compute_stats(**options)
@@ -554,7 +554,7 @@ def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None
     assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics", "student"}
 
 
-def test_what_a_live_method_makes_is_shown(teacher_run: Path, verifier: Path) -> None:
+def test_images_of_a_live_method_are_drawn(teacher_run: Path, verifier: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "steps": 4, "batch_size": 8, "threads": 1, "verifier": str(verifier)}
     made = api.distill(method="deep_dream", period=2, pool_batch=16, pixel_steps=3, **options)
     assert 0 <= made.manifest.metrics["verifier_agrees_with_teacher"] <= 1
@@ -567,7 +567,7 @@ def test_what_a_live_method_makes_is_shown(teacher_run: Path, verifier: Path) ->
         api.distill(data="noise:normal", name="floor", **options)
 
 
-def test_methods_say_what_a_run_has_to_have(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
+def test_methods_list_what_a_run_needs(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
     def missing(run: Path) -> dict[tuple[str, str], str]:
         done = kdx("methods", "--json", "--run", run, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -138,7 +138,7 @@ def measure(case: str) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_computed_is_what_a_process_takes(case: str) -> None:
+def test_the_computed_memory_is_an_upper_bound_of_the_measured_one(case: str) -> None:
     """An upper bound, and not many times too high: a plan of ten times the truth would say nothing.
 
     What is measured is what comes on top of the memory that a first pass with few images took and may have given back.
@@ -164,7 +164,7 @@ def test_statistics_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch,
     assert not (teacher_run / "statistics").exists()
 
 
-def test_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, teacher_run: Path) -> None:
+def test_statistics_that_may_not_fit_are_reported_in_a_line(monkeypatch: pytest.MonkeyPatch, teacher_run: Path) -> None:
     lines: list[str] = []
     monkeypatch.setattr(Reporter, "line", lambda self, text: lines.append(text))
     monkeypatch.setattr(compute_stats, "_machine_memory", lambda: 40_000_000)
@@ -173,7 +173,7 @@ def test_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, teacher_run: 
     assert (teacher_run / "statistics").is_dir()
 
 
-def test_a_classifier_takes_as_many_images_as_its_layers_allow() -> None:
+def test_the_batch_size_depends_on_the_sizes_of_layers() -> None:
     tiny: Classifier = statistics_teacher(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2), 2)
     assert tiny.images_per_pass == MOST_IMAGES
     wide = nn.Sequential(nn.Conv2d(1, 100, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(100, 2))

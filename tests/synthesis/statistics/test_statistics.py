@@ -278,7 +278,7 @@ def test_class_of_equal_images_gives_finite_records(teacher: Classifier) -> None
         torch.testing.assert_close(target, means[name].expand(50, -1), rtol=1e-3, atol=1e-3)
 
 
-def test_teacher_is_left_as_it_was(teacher: Classifier) -> None:
+def test_teacher_is_unchanged(teacher: Classifier) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     compute_statistics(teacher, *tiny_images(), OPTIONS, nothing)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
@@ -365,7 +365,7 @@ def test_figures_per_channel_are_those_of_all_images_and_places(
     assert statistics.record(LAYERS).factor.shape == (num_classes, sum(joined), 3)
 
 
-def test_layers_that_put_out_several_rows_per_image_are_not_joined() -> None:
+def test_layers_with_several_rows_per_image_are_not_joined() -> None:
     """They once ended in an error of PyTorch's about tensors of different lengths."""
     torch.manual_seed(0)
     teacher = statistics_teacher(Windows(), (1, 4, 4), 2)
@@ -387,7 +387,7 @@ def test_a_teacher_in_double_precision_has_statistics() -> None:
     assert {tensor.dtype for name, tensor in tensors.items() if name != "counts"} == {torch.float32}
 
 
-def test_large_means_do_not_drown_small_deviations() -> None:
+def test_small_deviations_are_exact_beside_large_means() -> None:
     """Sums of squares in single precision would lose the variance here."""
     sums = ChannelSums(2, 1, torch.device("cpu"))
     values = torch.randn((40, 2, 50), generator=torch.Generator().manual_seed(0)) * 0.1 + 1000
@@ -549,7 +549,7 @@ def test_fraction_and_limit_say_how_many_eigenvectors(
     assert expected - 1 <= kept <= min(most, expected + 1)
 
 
-def test_unit_that_never_fires_is_left_out_of_the_graph() -> None:
+def test_unit_that_is_never_active_is_left_out_of_the_graph() -> None:
     teacher = tiny_teacher()
     with torch.no_grad():
         teacher.network.fc1.weight[4] = 0
@@ -625,7 +625,7 @@ def assert_same(one: Statistics, other: Statistics) -> None:
     assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
-def test_statistics_survive_a_file(statistics: Statistics, tmp_path: Path) -> None:
+def test_statistics_can_be_saved_and_loaded(statistics: Statistics, tmp_path: Path) -> None:
     path = tmp_path / "statistics.safetensors"
     path.write_bytes(encode_safetensors(*statistics.to_tensors()))
     restored = Statistics.from_tensors(*read_safetensors(path))
