@@ -1,4 +1,4 @@
-"""`kdextract.api`: the commands as functions, what they return, and that they leave the process as it was."""
+"""`kdextract.api`: the commands as functions, their results, and that they do not change the process."""
 
 from __future__ import annotations
 
@@ -296,11 +296,11 @@ def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: py
     assert "<table>" in cells._repr_html_()
 
 
-# ---- nothing is left behind ----------------------------------------------------------------------------------------
+# ---- the process is not changed ------------------------------------------------------------------------------------
 
 
 def process_state() -> dict[str, Any]:
-    """Return everything of the process that a stage might change."""
+    """Return every setting of the process that a stage might change."""
     return {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -321,7 +321,7 @@ def process_state() -> dict[str, Any]:
 
 @pytest.fixture
 def odd_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A process whose settings are none of kdx's, and that has drawn random numbers; gives its state."""
+    """The state of a process whose settings are not those of kdx, and that has drawn random numbers."""
     import torch._dynamo
 
     monkeypatch.delenv(CUBLAS, raising=False)
@@ -402,7 +402,7 @@ def test_settings_are_kept_whatever_a_block_does(odd_settings: dict[str, Any]) -
 
 
 def test_two_threads_make_the_bytes_of_the_command(tmp_path: Path, odd_settings: dict[str, Any]) -> None:
-    """The bytes are those of the command, in threads that are not the main one, both at work at a time."""
+    """In two threads at the same time, neither of which is the main thread."""
     made: dict[str, Outcome] = {}
 
     def work(name: str) -> None:

@@ -40,7 +40,7 @@ sys.addaudithook(_note)  # a hook cannot be removed; without a watched path it d
 
 @contextmanager
 def openings_of(path: Path) -> Iterator[list[str]]:
-    """List every opening of a file by Python code while the block runs."""
+    """Give a list of every opening of the file by Python code inside the block."""
     _watched.append((path, []))
     try:
         yield _watched[-1][1]
@@ -89,7 +89,7 @@ def results(run: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def with_data(npz_run: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What the stages make with the data in place, which they do not open."""
+    """The results of the stages while the data exists; they do not open it."""
     run, file = npz_run
     copy = shutil.copytree(run, tmp_path_factory.mktemp("with_data") / "run")
     with openings_of(file) as seen:
@@ -219,7 +219,7 @@ def test_budgets_are_counted(finished_run: Path) -> None:
     assert student["budget"]["attempts"] == 1
 
 
-# ---- one door to real data -----------------------------------------------------------------------------------------
+# ---- only one package opens real data ------------------------------------------------------------------------------
 
 
 DOORS = {  # what opens a data set or an image file

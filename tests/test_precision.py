@@ -1,4 +1,4 @@
-"""`--precision bf16` and `--compile`: the same results but for rounding, in every stage and method that has them."""
+"""`--precision bf16` and `--compile`: equal results except for rounding, in every stage and method that has them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_objectives_run_in_bfloat16(name: str, finished_run: Path, tmp_path: Pat
 
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamo's own tracing without a C++ compiler behind it: seconds instead of a minute."""
+    """Trace with Dynamo but do not compile with a C++ compiler: seconds instead of a minute."""
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     torch._dynamo.reset()

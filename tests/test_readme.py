@@ -1,4 +1,4 @@
-"""What the README says is so: its file tree, its commands, its options, its pipeline."""
+"""The README is right: its file tree, its commands, its options, its pipeline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def commands() -> dict[str, set[str]]:
 
 
 def paths_of(tree: str) -> list[str]:
-    """Return the paths of an indented list, whose folders end in / and hold the lines that are indented below them."""
+    """Return the paths of an indented list; folders end in / and contain the lines that are indented below them."""
     paths: list[str] = []
     folders: list[tuple[int, str]] = []
     for indent, name in re.findall(r"^( *)(\S+)(?: .*)?$", tree, flags=re.MULTILINE):

@@ -1,4 +1,4 @@
-"""`kdx benchmark` from end to end: interrupted and resumed, cached, failing, partly done."""
+"""`kdx benchmark` as a whole: interrupted and resumed, cached, failing, partly done."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Runner._call = call
 
 @dataclass(frozen=True)
 class Finished:
-    """The finished digits suite, made quick, and how its two halves went."""
+    """The finished digits suite with few steps, and the results of its interrupted and its resumed run."""
 
     suite: Path
     work: Path
@@ -57,7 +57,7 @@ class Finished:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What results.json holds."""
+        """The content of results.json."""
         return read(self.work)
 
 
@@ -68,7 +68,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def tree(root: Path) -> dict[str, int]:
-    """Return every file below `root` but the reports, with the time of its last change."""
+    """Return every file below `root` except the reports, with the time of its last change."""
     found = {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     return {name: changed for name, changed in found.items() if name not in FILES and "lock" not in name}
 
@@ -89,7 +89,7 @@ def here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def benchmark_here(suite: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`kdx benchmark` inside this process, its commands too; `.args` of the result lists those that it ran."""
+    """`kdx benchmark` and its commands inside this process; `.args` of the result lists the commands that it ran."""
     ran: list[list[str]] = []
 
     def command(runner: Runner, words: list[str]) -> tuple[int, str, str]:
@@ -105,10 +105,10 @@ def benchmark_here(suite: Path, *arguments: str | Path) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Start the suite, stop it after its first command, and go on to the end. Tests only read it.
+    """Start the suite, stop it after its first command, and resume it. Tests only read the result.
 
-    What is interrupted starts commands as it does for a user. What goes on starts them as processes that need not
-    import anything, and what is then left is made inside this process.
+    The interrupted run starts commands as it does for a user. The resumed run starts them as processes that need not
+    import anything; the remaining commands run inside this process.
     """
     folder = tmp_path_factory.mktemp("benchmark")
     suite, work = changed_suite(folder), folder / "work"
@@ -132,7 +132,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture
 def suite(finished: Finished) -> Path:
-    """The suite that is finished."""
+    """The file of the finished suite."""
     return finished.suite
 
 
@@ -150,7 +150,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
 
 
 def changed_suite(tmp_path: Path, *changes: tuple[str, str], more: str = "") -> Path:
-    """Return a quick variant of the digits suite, with the same name."""
+    """Return the file of a variant of the digits suite with few steps and the same name."""
     text = DIGITS.read_text(encoding="utf-8")
     for old, new in (*QUICK, *changes):
         assert old in text
@@ -161,7 +161,7 @@ def changed_suite(tmp_path: Path, *changes: tuple[str, str], more: str = "") -> 
     return path
 
 
-# ---- from end to end -----------------------------------------------------------------------------------------------
+# ---- the whole suite -----------------------------------------------------------------------------------------------
 
 
 def test_interrupted_and_resumed(finished: Finished) -> None:
@@ -267,7 +267,7 @@ def test_the_shipped_suite_runs_from_end_to_end(bench: Bench, tmp_path: Path) ->
     assert rows["all_layers"]["num_images"]["mean"] == 200
 
 
-# ---- partly there --------------------------------------------------------------------------------------------------
+# ---- missing artifacts ---------------------------------------------------------------------------------------------
 
 
 def test_report_only_lists_what_was_not_run(bench: Bench, suite: Path, work: Path, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_only_runs_what_matches(bench: Bench, suite: Path, work: Path) -> None:
     assert read(work)["counts"] == {"done": 2, "failed": 0, "not run": 6}
 
 
-# ---- failing -------------------------------------------------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------------------------
 
 WILD = '\n[methods.wild]\ndistill = { data = "noise:uniform", lr = 1e30 }\n'
 
@@ -435,7 +435,7 @@ def test_a_run_locked_by_another_process_stops_the_benchmark(bench: Bench, suite
     assert read(work)["counts"]["done"] == 8
 
 
-# ---- how it speaks -------------------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------------------------
 
 
 def test_json_is_the_results(bench: Bench, suite: Path, work: Path) -> None:
@@ -474,7 +474,7 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
 
 
 def test_a_curve_shows_a_snapshot_that_is_better_than_the_last_weights(bench: Bench, suite: Path, work: Path) -> None:
-    """A student of noise, which is far below its teacher; the teacher itself stands in the place of a snapshot."""
+    """A student of noise is far less accurate than its teacher; the file of the teacher is used as a snapshot."""
     for run in ("lenet-0", "lenet-1"):
         student = work / run / "students" / "lenet_half.floor.100"
         for old in student.glob("snapshot-*"):

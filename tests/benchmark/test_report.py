@@ -1,4 +1,4 @@
-"""Figures over seeds, and how tables and page show them."""
+"""Means and deviations over seeds, and their display in tables and in the HTML page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def point(step: int, accuracy: float) -> Json:
 
 
 def cell(method: str, seed: int, accuracy: float | None, anchor: bool = False, **more: Any) -> CellResult:
-    """Return the result of a cell; without an accuracy, of one that was not run. `more` are fields of its figures."""
+    """Return the result of a cell; without an accuracy, of a cell that was not run. `more` are further fields."""
     lines = [f"kdx compute-stats --seed {seed} --run RUN", f"kdx distill --name {method} --seed {seed} --run RUN"]
     missing = CellResult("big", "small", "1k", method, anchor, seed, lines)
     if accuracy is None:
@@ -95,7 +95,7 @@ def row(name: str, cells: list[CellResult] = CELLS) -> Json:
     return next(row for row in condense(cells) if row["method"] == name)
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------
+# ---- means and deviations ------------------------------------------------------------------------------------------
 
 
 def test_mean_and_sample_standard_deviation() -> None:

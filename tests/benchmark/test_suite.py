@@ -1,4 +1,4 @@
-"""Suite files: what they come down to, and one clear sentence for every mistake."""
+"""Suite files: their cells and commands, and one clear sentence for every error in a file."""
 
 from __future__ import annotations
 

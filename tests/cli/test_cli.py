@@ -1,4 +1,4 @@
-"""The command line: exit codes row by row, what goes to stdout and stderr, and the list of commands and options."""
+"""The command line: every exit code, the contents of stdout and stderr, and the list of commands and options."""
 
 from __future__ import annotations
 
@@ -510,7 +510,7 @@ def test_8_stdout_is_full(tmp_path: Path, arguments: tuple[str, ...]) -> None:
         error_of(kdx_from_scratch(*arguments, cwd=tmp_path, stdout=full), 8)
 
 
-# ---- 9: locked, 141: nobody reads ----------------------------------------------------------------------------------
+# ---- 9: locked, 141: a closed pipe ---------------------------------------------------------------------------------
 
 
 def test_9_locked(here: Here, run_copy: Path) -> None:
@@ -533,7 +533,7 @@ def test_141_a_closed_pipe(tmp_path: Path, arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-# ---- how it speaks -------------------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", AS_FINISHED)
@@ -704,7 +704,7 @@ print(json.dumps({"texts": texts, "modules": sorted(sys.modules)}))
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, Any]:
-    """The help of every command, and what was imported to build it."""
+    """The help of every command, and the modules that were imported to build it."""
     done = subprocess.run([sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert isinstance(result, dict)
@@ -796,7 +796,7 @@ COMMANDS = {
 
 
 def test_commands_and_options_are_these() -> None:
-    """A change of this list is a change for users: it goes into the changelog."""
+    """A change of this list concerns users: the changelog has to mention it."""
     found = {}
     for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
         found[name] = {

@@ -1,4 +1,4 @@
-"""The door to real data: every format, on files that the tests make, and what happens when a file is damaged."""
+"""Reading of real data: every format, with files that the tests make, and damaged files."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Unpickling it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -274,7 +274,7 @@ def test_folder_of_grey_and_coloured_images_keeps_the_colours(
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_folder_takes_every_common_kind_of_image(mode: str, tmp_path: Path) -> None:
-    """A picture that is white above and black below stays so."""
+    """An image that is white above and black below keeps these colours."""
     pixels = np.zeros((8, 8), dtype=np.uint8)
     pixels[:4] = 255
     picture = (
@@ -470,7 +470,7 @@ def test_folder_too_small_to_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_labels_mean_the_same_in_both_splits_of_a_folder(tmp_path: Path) -> None:
-    """A class without test images does not move the labels of those that follow it."""
+    """A class without test images does not change the labels of the classes after it."""
     for split, names in (("train", "abc"), ("test", "ac")):
         for name in names:
             save_images(tmp_path / split / name, random_images(2, 4, 4))
@@ -618,7 +618,7 @@ def test_missing_npz_is_refused() -> None:
 
 
 def reads_the_same_or_refuses(spec: str, expected: RealData) -> bool:
-    """Say whether the file was refused with the right error; a file that still is read gives the same images."""
+    """Return whether the file is refused with the right error; a file that is read must give the same images."""
     try:
         part = load_data(spec, "train", NOWHERE)
     except DataError:
@@ -766,7 +766,7 @@ def test_encrypted_member_is_refused(tmp_path: Path) -> None:
 
 
 def test_member_that_declares_much_is_not_unpacked(tmp_path: Path) -> None:
-    """1 TiB in a file of a few hundred bytes: neither the directory of the archive nor the header is believed."""
+    """1 TiB in a file of a few hundred bytes: memory is not allocated by what directory and header declare."""
     huge = npy((2**30, 32, 32))
     spec = zipped(tmp_path / "set.npz", {"images.npy": huge, "labels.npy": npy((2**30,))})
     with pytest.raises(DataError, match=r"declares an array of shape \(1073741824, 32, 32\)"):
@@ -844,7 +844,7 @@ def test_a_comma_may_be_in_the_name_of_the_images(tmp_path: Path) -> None:
 
 
 def npy(shape: Any, descr: Any = "|u1", data: bytes = b"", version: int = 1, fortran: Any = False) -> bytes:
-    """Return the bytes of a `.npy` file whose header says this."""
+    """Return the bytes of a `.npy` file with this header."""
     text = f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape!r}}}"
     return raw_npy(text.encode(), data, version)
 
@@ -904,7 +904,7 @@ def test_malformed_npy_is_refused_by_name_in_one_line(case: str, tmp_path: Path)
 
 @pytest.mark.parametrize("case", [name for name in BAD_NPY if name not in SOUND_BUT_NO_IMAGES])
 def test_malformed_member_is_refused_wherever_it_is(case: str, tmp_path: Path) -> None:
-    """Even one that is not read: its header is looked at, and its content left alone."""
+    """Even a member that is not needed: its header is checked, its content is not read."""
     path = tmp_path / "set.npz"
     np.savez(path, **four_arrays())
     with zipfile.ZipFile(path, "a") as archive:

@@ -1,4 +1,4 @@
-"""`hf:NAME`: directories of parquet files and images, the hub's cache, and no connection unless it is asked for."""
+"""`hf:NAME`: directories of parquet files and images, the hub's cache, and no connection without --download."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_configuration_is_chosen_by_name(tmp_path: Path) -> None:
 
 
 def fill_cache(cache: Path, parquet_dir: Path, name: str = "me--pets") -> None:
-    """Lay a directory into the hub's cache as the library does: files are links to where their content is."""
+    """Put a directory into the cache of the hub as the library does: files are links to their content."""
     store = cache / f"datasets--{name}"
     for path in sorted(parquet_dir.rglob("*.parquet")):
         link = store / "snapshots" / ("a" * 40) / path.relative_to(parquet_dir)
@@ -248,7 +248,7 @@ def test_no_module_opens_a_connection_when_it_is_imported(tmp_path: Path) -> Non
 
 @pytest.fixture
 def fetched(parquet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Let the hub give a directory instead of fetching it; list what it was asked for."""
+    """Replace the download by a directory; the list contains what was requested."""
     asked: list[dict[str, Any]] = []
 
     def snapshot_download(name: str, **options: Any) -> str:
@@ -307,7 +307,7 @@ def test_invalid_names_are_refused() -> None:
             load_data(spec, "train", NOWHERE)
 
 
-# ---- strangers' files ------------------------------------------------------------------------------------------
+# ---- untrusted files -------------------------------------------------------------------------------------------
 
 
 def write_card(root: Path, place: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables and points of the plane: the data, teachers of them, and what stages do or refuse to do with those."""
+"""Tables and points of the plane: the data, their teachers, and the stages that support or refuse them."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_test_rows_without_training_rows_to_scale_them_are_refused(x_train: np.n
         load_data(saved(tmp_path, table_arrays(x_train=x_train)), "test", NOWHERE)
 
 
-# ---- teachers and what is done with them -----------------------------------------------------------------------
+# ---- teachers and stages ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def share_of_errors(metrics: dict[str, Any], data: str) -> float:
-    """Return a classifier's errors on test data as a share of those of one that always says the commonest class."""
+    """Return the test errors of a classifier, divided by those of one that always predicts the most frequent class."""
     return (1 - metrics["accuracy"]) / errors_of_one_answer(load_data(data, "test", NOWHERE).labels)
 
 

@@ -1,4 +1,4 @@
-"""What `--method auto` picks."""
+"""The method that `--method auto` selects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract of every way to train generators: `kdx train-generator`, `kdx generate`, students that learn from them."""
+"""Contract of every method that trains generators: `kdx train-generator`, `kdx generate`, and their students."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 
 def train(run: Path, way: str, **options: Any) -> Any:
-    """Train generators quickly, and return the outcome."""
+    """Train generators for few steps, and return the outcome."""
     return api.train_generator(run=run, **{**QUICK, "name": way, **WAYS[way], **options})
 
 
@@ -161,7 +161,7 @@ def test_multiply_adds_of_a_strided_generator_are_those_of_its_layers(teacher_ru
     assert count_multiply_adds(generator.network, noise, torch.zeros(3, dtype=torch.int64)) == by_hand
 
 
-# ---- a transfer set of them ----------------------------------------------------------------------------------------
+# ---- transfer sets of generators -----------------------------------------------------------------------------------
 
 
 def test_generate_writes_a_transfer_set_that_trains_a_student(teacher_run: Path) -> None:
@@ -266,7 +266,7 @@ def test_needs_are_handed_down(teacher_run: Path) -> None:
     assert student.manifest.needs == "teacher+samples"
 
 
-# ---- what does not fit ---------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 
 def test_a_name_of_both_kinds_is_refused_as_ambiguous(teacher_run: Path) -> None:
@@ -309,7 +309,7 @@ def test_generators_of_another_teacher_do_not_fit(teacher_run: Path, tmp_path: P
         api.generate(run=other, generator=str(teacher_run / "generators" / "kegnet"), threads=1)
 
 
-# ---- what the losses are about -------------------------------------------------------------------------------------
+# ---- terms of the losses -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ DARK, BRIGHT, MIDDLE = (0.13, 0.31), (0.87, 0.31), (0.44, 0.2)
 
 
 def fresh_training(network: str, shape: InputShape, data: tuple[float, float]) -> tuple[Classifier, GeneratorTraining]:
-    """Return a teacher in which every value of an image has a say, and the training of a fresh generator for it."""
+    """Return a teacher whose output depends on every value of an image, and the training of a new generator for it."""
     mean, std = ((value,) * shape[0] for value in data)
     torch.manual_seed(0)
     teacher = Classifier(ClassifierSpec("hinton800", shape, tuple("abcd"), mean, std)).frozen()

@@ -1,4 +1,4 @@
-"""Every live method keeps the same contract, whatever it does to make images."""
+"""The contract that every live method keeps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def teacher() -> Classifier:
 
 @pytest.fixture
 def student() -> Classifier:
-    """With all that evaluation and training mode treat differently."""
+    """A student with all layers that behave differently in training and in eval mode."""
     return classifier(seed=1, dropout=0.3).train()
 
 
@@ -97,7 +97,7 @@ def test_teacher_is_unchanged_in_every_bit(name: str, batch_norm: bool, student:
 
 @every_method
 def test_student_is_unchanged(name: str, teacher: Classifier, student: Classifier) -> None:
-    """Its batch normalization and its dropout included: only the loop trains it."""
+    """Including batch normalization and dropout: only the loop trains it."""
     student.network[1].eval()
     before = everything(student)
     drawn(opened(name, teacher), student)
@@ -160,7 +160,7 @@ def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int
 
 
 class Counting(nn.Module):
-    """A network that counts the images it is shown."""
+    """A network that counts its input images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
 def test_counts_every_image_that_the_teacher_gets(name: str, batch_norm: bool, shape: tuple[int, int, int]) -> None:
-    """Opening, steps, held-out images: whatever is done, and at half the size, too."""
+    """In opening, steps and held-out images, at full and at half size."""
     teacher = classifier(shape, batch_norm=batch_norm).frozen()
     teacher.network = counting = Counting(teacher.network)
     statistics = statistics_of(teacher)

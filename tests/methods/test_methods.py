@@ -1,4 +1,4 @@
-"""Every registered method keeps the same contract; each does what sets it apart from the others."""
+"""The contract that every registered method keeps, and the differences between the methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ every_pixel_method = pytest.mark.parametrize("name", PIXEL_METHODS)
 
 @pytest.fixture(scope="module")
 def teacher() -> Classifier:
-    """A small network trained for a moment on digits."""
+    """A small network, trained for few steps on digits."""
     torch.manual_seed(0)
     digits = load_data("digits", "train", Path())
     classifier = Classifier(ClassifierSpec("lenet_half", (1, 32, 32), digits.class_names, (0.3,), (0.35,)))
@@ -176,7 +176,7 @@ def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> N
 
 @every_method
 def test_teacher_predicts_the_class_more_often(name: str, teacher: Classifier, statistics: Statistics) -> None:
-    """Twice as often as in noise, and as the class that was asked for of another image."""
+    """Twice as often as for noise, and as for images of other classes."""
     labels = torch.arange(100) % 10
     images = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0, ce=30.0).images
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
@@ -329,7 +329,7 @@ def test_loss_is_reported_per_image(teacher: Classifier, statistics: Statistics)
     assert losses[1] == pytest.approx(losses[0], rel=0.3)
 
 
-# ---- what the objectives measure --------------------------------------------------------------------------------
+# ---- losses of the objectives -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What looks inside a network sees what runs there, and leaves nothing behind."""
+"""Recording and changing of values inside a network: the recorded values are right, and no hook is left."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def manual_activations(network: nn.Module, images: torch.Tensor) -> dict[str, to
 
 
 class Backwards(nn.Module):
-    """Its layers are declared in another order than they run; one never runs."""
+    """A network whose layers are declared in another order than they run; one never runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ def test_a_missing_layer_has_no_features() -> None:
 
 
 class Twice(nn.Module):
-    """Uses one convolution and one normalization twice."""
+    """A network that uses one convolution and one normalization twice."""
 
     def __init__(self) -> None:
         super().__init__()

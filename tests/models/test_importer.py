@@ -1,4 +1,4 @@
-"""Models written outside of kdx: they are imported unchanged; what cannot be a teacher is refused in one line."""
+"""Models written outside of kdx: they are imported unchanged; others are refused in one line."""
 
 from __future__ import annotations
 

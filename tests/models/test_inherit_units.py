@@ -1,4 +1,4 @@
-"""Students that start with units of their teacher."""
+"""Students whose initial weights are those of units of their teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def classifier(name: str, seed: int, shape: tuple[int, int, int] = (1, 32, 32), 
 
 
 def around(network: nn.Module, shape: tuple[int, int, int] = (3, 8, 8)) -> Classifier:
-    """A classifier of a network that has no name."""
+    """A classifier of a network that is not a registered architecture."""
     holder = classifier("hinton800", 0, shape)
     holder.network = network.eval()
     return holder
@@ -60,7 +60,7 @@ def test_a_copy_of_the_same_width_is_the_teacher() -> None:
 
 
 def silence(network: nn.Module, width: float) -> None:
-    """Let nothing follow from the last units of every hidden layer, those that a network of this width lacks."""
+    """Set to 0 the outgoing weights of the units of hidden layers that a network of this width does not have."""
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         for layer, following in pairwise(layers):
@@ -71,7 +71,7 @@ def silence(network: nn.Module, width: float) -> None:
 @pytest.mark.parametrize("width", [0.5, 0.3])
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_bn", "hinton1200", "vgg11_bn"])
 def test_a_student_of_another_width_has_the_teachers_strongest_units(name: str, width: float) -> None:
-    """Where the other units of the teacher lead to nothing, the student answers as the teacher does."""
+    """If the outgoing weights of the teacher's other units are 0, the student has the logits of the teacher."""
     shape = architecture(name).input_shape
     giver = classifier(name, 0, shape)
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ def rebuilt(parts: Tucker2) -> torch.Tensor:
 
 
 def low_rank(rows: int, columns: int, rank: int, noise: float, seed: int = 0) -> torch.Tensor:
-    """A matrix of `rank` strong directions, plus normal noise."""
+    """A matrix with `rank` large singular values, plus normal noise."""
     generator = seeded(seed)
     left, right = (torch.linalg.qr(torch.randn((n, rank), generator=generator).double()).Q for n in (rows, columns))
     strong = left @ torch.diag(torch.linspace(3, 2, rank).double() * (rows * columns) ** 0.5) @ right.T
@@ -48,7 +48,7 @@ def test_shapes_and_the_reported_error(
 @settings(max_examples=20, deadline=None)
 @given(in_rank=st.integers(1, 6), out_rank=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_the_error_lies_between_the_bounds_of_linear_algebra(in_rank: int, out_rank: int, seed: int) -> None:
-    """Not below what one side alone loses, not above what both lose together (De Lathauwer et al. 2000, eq. 24)."""
+    """Squared, at least that of one side alone and at most the sum of both (De Lathauwer et al. 2000, eq. 24)."""
     weight = torch.randn((8, 6, 3, 3), generator=seeded(seed), dtype=torch.float64)
     lost = [
         float(torch.linalg.svdvals(weight.movedim(axis, 0).flatten(1))[rank:].square().sum())

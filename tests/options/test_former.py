@@ -38,7 +38,7 @@ EARLIER: dict[str, dict[str, Any]] = {
 
 
 def as_earlier(directory: Path, record: dict[str, Any]) -> None:
-    """Let a manifest say what an earlier kdx recorded of the same command."""
+    """Change a manifest to what an earlier kdx recorded for the same command."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     config = manifest["config"]

@@ -1,4 +1,4 @@
-"""`kdx compress`: networks taken apart, and the students that start from them."""
+"""`kdx compress`: decomposed networks, and the students that start from them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_full_ranks_give_the_logits_of_the_teacher(name: str) -> None:
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_model_can_be_decomposed(name: str) -> None:
-    """Structure alone, on no memory."""
+    """On the meta device, without memory for weights."""
     with torch.device("meta"):
         shape = architecture(name).input_shape
         network = architecture(name).build(shape, 10)

@@ -93,7 +93,7 @@ def test_the_list_is_not_printed(run_copy: Path, student: Path) -> None:
 
 
 def test_batch_size_is_the_number_of_images_per_pass(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are the same; no pass of the classifier or the teacher takes more."""
+    """Scores do not depend on it; no pass of the classifier or the teacher has more images."""
     before = json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text())
     sizes: list[int] = []
     forward = Classifier.forward

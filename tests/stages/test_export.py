@@ -1,4 +1,4 @@
-"""`kdx export`: files that answer as the classifier does, in batches of any size, and say where they come from."""
+"""`kdx export`: files that return the classifier's logits, in batches of any size, and their model cards."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def classifier_of(
 
 @cache
 def exported(write: Callable[[Classifier], bytes]) -> bytes:
-    """Return what `write` makes of a classifier of 32x32 grey pixels."""
+    """Return the file that `write` makes of a classifier of 32x32 grey images."""
     return write(classifier_of((1, 32, 32)))
 
 
@@ -152,7 +152,7 @@ def test_the_placement_of_a_classifier_does_not_change_the_file() -> None:
 
 
 class Twofold(nn.Module):
-    """In double precision, and its answer is a dict."""
+    """A layer in double precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Twofold(nn.Module):
 
 
 class InTwos(nn.Module):
-    """For batches of two images."""
+    """A network that only supports batches of two images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class InTwos(nn.Module):
 
 
 class Lowly(InTwos):
-    """In a precision that onnxruntime does not compute in."""
+    """A network in bfloat16, which onnxruntime does not support."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_the_comparison_finds_differences() -> None:
 
 
 def logits_of(directory: Path, pixels: torch.Tensor) -> torch.Tensor:
-    """Return what an exported file answers, opened as its card says."""
+    """Return the logits of an exported file, computed by the code of its card."""
     block = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.S)
     assert block is not None
     assert len([line for line in block[1].splitlines() if line]) == 3
@@ -423,7 +423,7 @@ def test_the_card_of_a_student(run_copy: Path) -> None:
 
 
 def test_the_card_follows_the_hashes(run_copy: Path) -> None:
-    """What is in the run under the same name, but was made anew, says nothing of a student that was made before."""
+    """Artifacts that were made again under the same name are not the sources of a student that was made before."""
     api.optimize_dataset(
         run=run_copy, objective="all_layers", images_per_class=2, batch_size=20, steps=2, threads=1, force=True
     )
@@ -532,7 +532,7 @@ def test_no_tolerance_means_no_difference(
     run_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Some processors round alike in both programs, so one logit of the exported one is moved by 20 roundings."""
+    """On some processors both programs round equally, so one logit of the exported one is changed by 20 roundings."""
     command = ("export", "--run", run_copy, "--threads", "1", "--atol", "0")
     assert here(*command, "--format", "safetensors").returncode == 0, "the classifier itself does not differ"
     student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors").frozen()
@@ -551,7 +551,7 @@ def test_no_tolerance_means_no_difference(
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
-    """In another order of sets and dicts, at another place."""
+    """With another order of sets and dicts, and in another directory."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(encode_classifier(classifier_of((1, 32, 32))))
     script = (

@@ -1,4 +1,4 @@
-"""`kdx import-model`, `kdx check-teacher`, `--teacher` and `--student SPEC`: models of a user's own."""
+"""`kdx import-model`, `kdx check-teacher`, `--teacher` and `--student SPEC`, with models of users."""
 
 from __future__ import annotations
 
@@ -501,7 +501,7 @@ def test_a_valid_teacher_passes_all_checks(finished_run: Path) -> None:
 
 
 def trained_digits(side: int = 8) -> tuple[nn.Module, Any]:
-    """Return a network with batch normalization, trained for a moment on digits with mean 0.3 and std 0.4."""
+    """Return a network with batch normalization, trained for few steps on digits with mean 0.3 and std 0.4."""
     from kdextract.data.load import load_data
 
     data = load_data("digits", "train", Path())

@@ -1,4 +1,4 @@
-"""`kdx neighbours`: distances against SciPy, copies found out, real data opened and said so."""
+"""`kdx neighbours`: distances against SciPy, detection of copies, record of the real data that was opened."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_points_are_pixels_or_inputs_of_the_last_layer() -> None:
 
 
 def with_copies(run: Path) -> None:
-    """Put real training images in the place of a transfer set's."""
+    """Replace the images of a transfer set by real training images."""
     folder = run / "transfer-sets" / "all_layers"
     labels = np.load(folder / "labels.npy")
     data = load_data("digits", "train", Path("data"))

@@ -1,4 +1,4 @@
-"""Training of teachers: what is set aside, and what is learned from."""
+"""Training of teachers: validation images, recipes, few images with a transfer set."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_split_is_whole_and_disjoint(share: float) -> None:
 
 
 def test_validation_images_do_not_change_the_teacher(tmp_path: Path, images: np.ndarray) -> None:
-    """Other pixels there (brightness kept, so that labels are), the same teacher to the byte."""
+    """With other pixels there (of equal brightness, which keeps the labels), every byte of the teacher is the same."""
     _, aside = _split(COUNT, 0.25, seed=0)
     changed = images.copy()
     changed[aside.numpy()] = changed[aside.numpy()][:, :, ::-1]
@@ -114,7 +114,7 @@ def test_training_with_momentum_is_the_same_after_a_stop(
     assert sha256s(again.directory) == sha256s(straight.directory)
 
 
-# ---- few images, and synthetic ones beside them --------------------------------------------------------------------
+# ---- few real images and a transfer set ----------------------------------------------------------------------------
 
 
 def test_shots_are_n_images_of_each_class_drawn_by_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""The run directory: names, look-ups, the lock, and what counts as done."""
+"""The run directory: names, search for artifacts, the lock, and when a stage is cached."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INPUTS = (Input("teacher", "teacher", "ab" * 32), Input("transfer-set", "transfe
 
 
 def put(ref: ArtifactRef, content: bytes = b"weights", **changes: Any) -> Manifest:
-    """Publish a small artifact at its place."""
+    """Publish a small artifact in its directory."""
 
     def build(directory: Path) -> Manifest:
         write_file(directory / "model.bin", content)
@@ -84,7 +84,7 @@ def test_places_of_the_pipeline(run: RunDir) -> None:
     assert run.place("evaluation", "a").label == "evaluations/a"
 
 
-# ---- look-ups ------------------------------------------------------------------------------------------------------
+# ---- search for artifacts ------------------------------------------------------------------------------------------
 
 
 def test_artifacts_come_in_the_order_of_the_pipeline(run: RunDir) -> None:
@@ -232,7 +232,7 @@ def test_the_lock_is_free_again_after_an_error(run: RunDir) -> None:
         pass
 
 
-# ---- what is a run -------------------------------------------------------------------------------------------------
+# ---- run directories and others ------------------------------------------------------------------------------------
 
 
 def test_the_first_writer_makes_the_directory_a_run(run: RunDir) -> None:
@@ -292,7 +292,7 @@ def test_a_run_file_that_cannot_be_read_is_refused(run: RunDir, text: str, says:
     assert (run.root / RUN_FILE).read_text() == text
 
 
-# ---- what is done --------------------------------------------------------------------------------------------------
+# ---- cached artifacts ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The adversarial game: what it starts from, whose move it is, and that its generator gets what it is after."""
+"""The adversarial game: its start, the turns of generator and student, and that the generator reduces its loss."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_width_depends_on_the_teacher_and_is_recorded(start: str, teacher: C
     assert chosen.facts["generator_multiply_adds"] == game_multiply_adds(start, (1, 28, 28), 11)
 
 
-# ---- the start, and what is replayed ------------------------------------------------------------------------------
+# ---- start and replay ---------------------------------------------------------------------------------------------
 
 
 @every_game
@@ -194,11 +194,11 @@ def test_values_out_of_range_are_refused(name: str, option: str, value: Any) -> 
         live_method(name).config(**{option: value})
 
 
-# ---- the generator's aim --------------------------------------------------------------------------------------------
+# ---- terms of the generator -----------------------------------------------------------------------------------------
 
 
 def gap(name: str, teacher: Classifier, student: Classifier, images: torch.Tensor) -> float:
-    """How much the two differ, as the game called `name` counts it."""
+    """Return the difference of student and teacher, as measured by the game `name`."""
     with torch.no_grad():
         answers = student(images), teacher(images)
         return float(logit_l1(*answers, 1.0, False) if name == "dfad" else kl_divergence(*answers, 1.0, False))
@@ -236,7 +236,7 @@ def test_dfq_reaches_each_of_its_aims(start: str, teacher: Classifier) -> None:
 
 
 def features_of(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """What enters the last layer."""
+    """Return the inputs of the last layer."""
     with torch.no_grad():
         return teacher.network[:-1]((images - teacher.mean) / teacher.std)  # type: ignore[index]
 
@@ -354,7 +354,7 @@ def test_rules_are_frozen() -> None:
         GameSchedule(difference, 1).repeat = 2  # type: ignore[misc]
 
 
-# ---- in a run -----------------------------------------------------------------------------------------------------
+# ---- manifest -----------------------------------------------------------------------------------------------------
 
 
 def test_the_chosen_values_are_in_the_manifest(run_copy: Path) -> None:

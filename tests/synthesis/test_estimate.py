@@ -1,4 +1,4 @@
-"""The estimate of accuracy: calibrated on recorded runs, honest about what it does not know, and free of real data."""
+"""The estimate of accuracy: calibrated on recorded runs, made only where it was calibrated, without real data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_more_agreement_means_more_accuracy(agreement: float, more: float) -> No
 
 
 def test_other_images_increase_the_estimate_of_the_same_agreement() -> None:
-    """A student that never saw structured noise and still agrees on it knows the teacher better."""
+    """A student that was not trained on structured noise and agrees on it as much agrees more on real images."""
     assert made(0.7, structured=False).accuracy > made(0.7, structured=True).accuracy
 
 
@@ -83,7 +83,7 @@ def test_the_line_is_the_one_that_was_fitted() -> None:
 
 
 def recorded(used: dict[str, Any]) -> tuple[float, float, float]:
-    """(estimate, its error, true accuracy) of a student that was recorded with real images."""
+    """(estimate, its error, measured accuracy) of a recorded student."""
     teacher = TeacherAccuracy(used["teacher_accuracy"], 0.0)
     result = estimate(used["structured_agreement"], teacher, used["structured"])
     assert result is not None
@@ -115,7 +115,7 @@ def test_structured_agreement_changes_no_state() -> None:
 
 
 def test_distill_estimates_without_real_data(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the agreement of this student, which processors differ in, it is estimated from what it measures."""
+    """The agreement of this student differs between processors; the estimate is computed from the measured one."""
     monkeypatch.setattr("kdextract.synthesis.estimate.LEAST_AGREEMENT", 0.0)
     monkeypatch.setattr("kdextract.synthesis.estimate.MOST_AGREEMENT", 1.0)
     with_it = api.distill(
@@ -140,11 +140,11 @@ def test_an_unknown_teacher_accuracy_means_no_estimate(tmp_path: Path) -> None:
     assert not [name for name in student.manifest.metrics if name.startswith("estimated")]
 
 
-# ---- where it is made ----------------------------------------------------------------------------------------------
+# ---- range of the estimate -----------------------------------------------------------------------------------------
 
 
 def teacher_of(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, parameters: int = 100) -> Classifier:
-    """A teacher of so many parameters, which need not work."""
+    """A teacher with this number of parameters, which is not run."""
     names = tuple(f"class {index}" for index in range(classes))
     spec = ClassifierSpec("hinton800", shape, names, (0.1,) * shape[0], (0.3,) * shape[0])
     return Classifier(spec, torch.nn.Linear(parameters, 1, bias=False))

@@ -207,7 +207,7 @@ def test_gradient_of_an_image_does_not_depend_on_the_batch(name: str) -> None:
         assert torch.allclose(gradient(slice(row, row + 1))[0], together[row], rtol=1e-6, atol=0)
 
 
-# ---- what generators minimize -------------------------------------------------------------------------------------
+# ---- losses of generators -----------------------------------------------------------------------------------------
 
 
 def agreed_kl_of_numpy(student: np.ndarray, teacher: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What is done to images before networks see them."""
+"""Changes of images before they are given to the networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wall-clock budgets: durations, trials, and loops that end in time, whatever their steps cost."""
+"""Wall-clock budgets: durations, trials, and loops that end in time, however long their steps take."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
-# ---- on a clock that does as it is told ----------------------------------------------------------------------------
+# ---- on a simulated clock ------------------------------------------------------------------------------------------
 
 
 class Weight(nn.Module):
-    """The smallest thing that can be trained."""
+    """A module with one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Weight(nn.Module):
 
 
 class Silent(Probe):
-    """A probe whose looks take as long as they are told."""
+    """A probe whose evaluations take the given time."""
 
     def __init__(self, look: Callable[[], None]) -> None:
         object.__setattr__(self, "wait", look)
@@ -66,7 +66,7 @@ class Silent(Probe):
 
 
 class Simulation:
-    """`kdx distill --budget` with made-up costs: opening, trial, loop and closing, on a clock of its own.
+    """`kdx distill --budget` with simulated costs: opening, trial, loop and closing, on a simulated clock.
 
     Args:
         cost: seconds of step number n, from 0, at `now` seconds; the trial starts at 0 as well.
@@ -96,7 +96,7 @@ class Simulation:
         self.now += self.look
 
     def run(self, extra: float = 0.0, most: int = TRIAL_STEPS) -> tuple[float, float, int, list[Row]]:
-        """Return the shares of the budget that the trial and the whole take, the planned steps, and the rows."""
+        """Return the shares of the budget for the trial and for all, the planned steps, and the rows."""
         self.now += self.opening
         times = StepTimes(TRIAL_SHARE * self.budget, most)
         self.loop(TRIAL_STEPS, times)
@@ -138,7 +138,7 @@ def test_a_budget_is_used_and_not_exceeded(name: str, budget: float, monkeypatch
 @pytest.mark.parametrize("told", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("budget", [300.0, 600.0])
 def test_costly_batches_are_not_tried(told: float, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of 30 s at every 50th step, of which the source says that it takes half, all or twice as long."""
+    """A batch takes 30 s at every 50th step; the source announces half of it, all of it or twice as long."""
     cost = lambda step, now: 30.0 if step % 50 == 49 else 0.5  # noqa: E731
     trial, whole, _, _ = Simulation(monkeypatch, budget, cost).run(told * 30.0 / 50, 49)
     assert trial <= MOST_TRIAL
@@ -147,7 +147,7 @@ def test_costly_batches_are_not_tried(told: float, budget: float, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["even", "slow at first"])
 def test_steps_as_long_as_in_the_trial_keep_their_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so equal steps make equal students."""
+    """So equal steps give equal students."""
     _, _, steps, rows = Simulation(monkeypatch, 600.0, EVEN[name]).run()
     assert rows[-1]["step"] == steps
 

@@ -1,4 +1,4 @@
-"""The loops that train networks: what they draw from, what they minimize, and how they go on after a stop."""
+"""The loops that train networks: their sources, their losses, and how they resume after a stop."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def teacher() -> Classifier:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """200 digits as the teacher takes them."""
+    """200 digits in the input size of the teacher."""
     return fit_images(load_data("digits", "train", Path()).images[:200], (1, 32, 32))
 
 
@@ -96,7 +96,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def test_student_has_the_requested_architecture(
     name: str, parameters: int, teacher: Classifier, images: torch.Tensor
 ) -> None:
-    """In the 2017 code the student was the teacher's architecture, whatever was asked for."""
+    """In the 2017 code the student had the teacher's architecture, whatever was requested."""
     student = make_student(name)
     start = weights(student)
     run(teacher, student, ImagePool(images, None, 0, CPU), steps=3)
@@ -140,7 +140,7 @@ def test_teacher_is_unchanged_in_every_bit(augmenter: Callable[[], Augmenter], i
 
 
 def watch(classifier: Classifier) -> list[torch.Tensor]:
-    """Return a list that grows by the input of every forward pass."""
+    """Return a list to which the input of every forward pass is appended."""
     seen: list[torch.Tensor] = []
     classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach().clone()))
     return seen
@@ -163,7 +163,7 @@ def test_given_targets_are_used_without_the_teacher(images: torch.Tensor) -> Non
 
 
 def test_the_student_learns_the_given_targets(teacher: Classifier, images: torch.Tensor) -> None:
-    """The targets name each digit's successor, which the teacher knows nothing of."""
+    """The targets are the digit after the one in the image, which the teacher does not predict."""
     wanted = (load_data("digits", "train", Path()).labels[:200] + 1) % 10
     student = make_student()
 
@@ -188,7 +188,7 @@ def test_teacher_and_student_get_the_same_augmented_images(images: torch.Tensor)
     assert sum(changed) > 0.9 * len(changed)
 
 
-# ---- the loss, and what is kept ---------------------------------------------------------------------------------
+# ---- the loss and the final weights -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(DISTILLATION_LOSSES))
@@ -215,7 +215,7 @@ def test_loss_options_matter(teacher: Classifier, images: torch.Tensor) -> None:
 
 
 def test_last_weights_are_kept_and_nothing_is_averaged(teacher: Classifier, images: torch.Tensor) -> None:
-    """The student is what plain Adam arrives at with its last step."""
+    """The student has the weights of plain Adam after the last step."""
     steps, lr, batch_size = 15, 2e-3, 32
     targets = predict(teacher, images)
     student, by_hand = make_student(), make_student()
@@ -270,7 +270,7 @@ def test_rows_hold_the_mean_loss_of_the_steps_between(monkeypatch: pytest.Monkey
     assert [row["lr"] for row in rows] == [schedule.rate(row["step"] - 1) for row in rows]
 
 
-# ---- going on after a stop --------------------------------------------------------------------------------------
+# ---- resuming after a stop --------------------------------------------------------------------------------------
 
 
 def pool_source(images: torch.Tensor, teacher: Classifier) -> Source:
@@ -318,7 +318,7 @@ def test_a_resumed_student_equals_one_that_was_not_stopped(
 
 
 def numbered(count: int) -> torch.Tensor:
-    """Images that can be told apart by their one pixel."""
+    """Images of one pixel, whose value is their number."""
     return torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
 
 
@@ -519,7 +519,7 @@ def test_an_evaluation_keeps_batch_normalization_frozen(teacher: Classifier, ima
 
 
 def test_a_checkpoint_keeps_the_random_states_of_cpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What draws on a GPU, such as dropout, goes on as well; a GPU is not needed to see that its state is kept."""
+    """So dropout on a GPU resumes as well; that the state is saved is tested without a GPU."""
     on_gpu = {1: torch.arange(16, dtype=torch.uint8)}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: on_gpu[device.index])
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: on_gpu.update({device.index: state}))

@@ -1,4 +1,4 @@
-"""What is known about a student without data: agreement on held-out images, patience, snapshots."""
+"""Observation of a student without real data: agreement on held-out images, patience, snapshots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images() -> torch.Tensor:
 
 
 class Scripted(Probe):
-    """A probe that measures what it is told to."""
+    """A probe that returns given agreements."""
 
     def __init__(self, values: list[float], num_images: int = 1000) -> None:
         object.__setattr__(self, "values", iter(values))

@@ -1,4 +1,4 @@
-"""SOAP against a plain NumPy version of the paper's algorithm, and what it is for."""
+"""SOAP against a plain NumPy version of the algorithm of the paper, and compared with Adam."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_sides_that_are_long_or_single_are_not_rotated() -> None:
 
 
 def test_it_minimizes_a_rotated_quadratic_faster_than_adam() -> None:
-    """A quadratic whose axes are turned: Adam scales coordinates alone and zigzags (0.12 against 0.0004)."""
+    """A quadratic with rotated axes: Adam scales each coordinate, which converges slowly (0.12 against 0.0004)."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn((12, 12), generator=generator)).Q for _ in range(2))
     goal, scales = torch.randn((12, 12), generator=generator), torch.logspace(0, 3, 12).view(-1, 1)

@@ -1,4 +1,4 @@
-"""Every registered architecture keeps the same contract, and the size that its paper gives it."""
+"""The contract that every registered architecture keeps, and its size, which is that of its paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast pooling equals torch's in every value and gradient, ties included."""
+"""The fast pooling equals that of PyTorch in every value and gradient, ties included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code of strangers does not run: what a received file names, where it gets in, and what stays possible for a user."""
+"""Untrusted code does not run, whatever a received file names; users can still run their own code."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ ATTACKS = NOT_DEFINED | NOT_ALLOWED
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A run whose teacher was imported from one's own model.py."""
+    """A run whose teacher was imported from the user's own model.py."""
     (tmp_path / "model.py").write_text(MINE)
     api.import_model(model=f"{tmp_path}/model.py:build", input_size="1x8x8", run=tmp_path / "mine", threads=1)
     return tmp_path / "mine"
@@ -109,7 +109,7 @@ def sprung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def received(mine: Path, architecture: str, **changes: Any) -> Path:
-    """Return a run that somebody has sent: like one's own, but for what its teacher names."""
+    """Return a received run: like the user's own, except for the code that its teacher names."""
     run = mine.parent / "received"
     shutil.copytree(mine, run)
     path = run / "teacher" / MODEL_FILE

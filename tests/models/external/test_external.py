@@ -1,4 +1,4 @@
-"""Networks of any origin: their names, whose code may run, what they take and answer."""
+"""Networks that are not of kdx: their names, permission to run their code, their inputs and outputs."""
 
 from __future__ import annotations
 

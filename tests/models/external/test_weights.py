@@ -1,4 +1,4 @@
-"""Weights of others: found in their wrappers, fitted to a network, and refused without running anything."""
+"""Weights of external models: found in their wrappers, fitted to a network, or refused without running code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MANY = settings(repeatable, max_examples=300)
 
 
 class Small(nn.Module):
-    """A convolution, a normalization and a linear layer under names of their own."""
+    """A convolution, a normalization and a linear layer."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def under(wrappers: list[str], content: Any) -> Any:
 
 
 def nested(prefix: str, network: nn.Module) -> nn.Module:
-    """Return a network whose names are those of `network` behind a dotted prefix."""
+    """Return a network whose parameter names are those of `network` after a dotted prefix."""
     for name in reversed(prefix.split(".")[:-1]):
         outer = nn.Module()
         outer.add_module(name, network)
@@ -336,7 +336,7 @@ def test_quantized_and_complex_weights_are_refused() -> None:
 
 
 def refusal(path: Path, reader: Callable[[Path], Any]) -> str:
-    """Return the one line that `reader` says about a file that it must refuse, soon."""
+    """Return the error line of `reader` for a file that it must refuse within the time of `soon`."""
     started = time.process_time()
     with pytest.raises(ArtifactError) as caught:
         reader(path)
@@ -349,7 +349,7 @@ def refusal(path: Path, reader: Callable[[Path], Any]) -> str:
 
 
 def test_the_corpora_contain_the_defects_that_they_name(tmp_path: Path) -> None:
-    """The untouched files are read, and the hostile pickles do what they are for, where nothing keeps them from it."""
+    """The unchanged files are read, and the hostile pickles call their functions in an unsafe loader."""
     for content in (GOOD_ARCHIVE, GOOD_LEGACY):
         tensors = read_weights(saved_as(tmp_path / "good.pth", content)).tensors
         assert tensors["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -450,7 +450,7 @@ def test_functions_allowed_by_other_libraries_are_not_called(zipped: bool, tmp_p
 
 
 class Allowed:
-    """What another library of the process has allowed."""
+    """A class that another library of the process has allowed PyTorch to load."""
 
 
 @pytest.mark.parametrize("content", BAD_PICKLES.values(), ids=BAD_PICKLES.keys())
@@ -524,7 +524,7 @@ def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     assert not (tmp_path / "sentinel").exists()
 
 
-# ---- damage at random ------------------------------------------------------------------------------------------------
+# ---- random damage ---------------------------------------------------------------------------------------------------
 
 SOUND_PICKLE = b"\x80\x02}q\0(" + text("a") + tensor() + text("b") + tensor(sizes(2, 1), sizes(2, 1), 1) + text("c")
 SOUND_PICKLE += number(90) + b"u."
@@ -545,7 +545,7 @@ changes_of_bytes = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255))
 
 
 def read_or_refused(path: Path, content: bytes) -> bool:
-    """Return whether a file is read. Anything but a refusal escapes."""
+    """Return whether a file is read. Errors other than a refusal are raised."""
     path.write_bytes(content)
     try:
         tensors = read_weights(path).tensors

@@ -1,4 +1,4 @@
-"""`kdx distill` with images that are made meanwhile: every live method, auto, budgets, patience, snapshots."""
+"""`kdx distill` with live methods: every method, auto, budgets, patience, snapshots."""
 
 from __future__ import annotations
 
@@ -179,13 +179,13 @@ def test_options_that_do_not_fit_are_refused(
 
 @pytest.fixture
 def never_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However fast or slow the machine is, the number of steps stays as it was planned."""
+    """Keep the planned number of steps, however fast or slow the machine is."""
     monkeypatch.setattr(Timetable, "last_step", lambda self, step, planned: planned)
 
 
 @pytest.mark.usefixtures("never_late")
 def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -> None:
-    """And the same number of steps makes the same student."""
+    """The same number of steps gives the same student."""
     distill(teacher_run, "structured_noise", steps=1, name="one")
     alone = read_manifest(teacher_run / "students" / "one").budget["seconds"]["total"]
     metrics = distill(teacher_run, "structured_noise", steps=None, budget=f"{4 * alone + 4:.0f}s")
@@ -223,7 +223,7 @@ def test_an_interrupted_budget_keeps_its_number_of_steps(teacher_run: Path, monk
 
 
 def test_patience_stops_a_student_that_no_longer_improves(teacher_run: Path) -> None:
-    """At a rate of next to nothing there is nothing to wait for."""
+    """With a learning rate near 0, agreement does not increase."""
     metrics = distill(teacher_run, "structured_noise", steps=400, patience=3, lr=1e-9)
     assert metrics["stopped_early"]
     assert metrics["steps"] < 100

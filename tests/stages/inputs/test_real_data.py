@@ -1,4 +1,4 @@
-"""Real data that differs from a classifier is told apart before any work: classes, their order, size and channels."""
+"""Real data that does not fit a classifier is detected before any work: classes, their order, size and channels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ("nought", "one", "two")
 def given(
     shape: tuple[int, int, int], names: tuple[str, ...] | None, data_shape: tuple[int, ...], data_names: tuple[str, ...]
 ) -> tuple[torch.Tensor, list[str]]:
-    """Return what a classifier is given of data of another shape and other names, and the lines that are said."""
+    """Return the data that a classifier gets from data of this shape with these names, and the printed lines."""
     lines: list[str] = []
     context: Any = SimpleNamespace(reporter=SimpleNamespace(line=lines.append))
     images = torch.arange(2 * int(np.prod(data_shape)), dtype=torch.int64).remainder(256).to(torch.uint8)

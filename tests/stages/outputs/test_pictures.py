@@ -1,4 +1,4 @@
-"""Pictures: equal inputs give equal bytes, and they show what they say."""
+"""Pictures: equal inputs give equal bytes, and the images and captions are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command finds and hashes what it reads once, and uses the bytes whose hash it records."""
+"""A command finds and hashes its inputs once, and uses the bytes whose hash it records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"steps": 1, "batch_size": 8, "threads": 1}
 
 @pytest.fixture(scope="module")
 def full_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that holds an artifact of every kind that another command reads, and a verifier beside it."""
+    """A run that has an artifact of every kind that another command reads, and a verifier beside it."""
     folder = tmp_path_factory.mktemp("full")
     run = shutil.copytree(finished_run, folder / "run")
     api.train_generator("kegnet", run=run, generators=2, steps=1, batch_size=8, threads=1)
@@ -49,7 +49,7 @@ def verifier(run: Path) -> Path:
 
 
 def commands(run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return commands that read every kind of input: what is read, the command, its options."""
+    """Return commands that read every kind of input, as (input, command, options)."""
     teacher = run / "teacher" / MODEL_FILE
     made = {"objective": "adaptive_deep_inversion", "student": "lenet_half", "images_per_class": 1}
     return {
@@ -174,7 +174,7 @@ def test_an_artifact_found_by_its_path_must_be_in_its_place_too(run: Path) -> No
 
 
 def test_a_plan_made_before_the_run_existed_is_executed(run: Path) -> None:
-    """The command plans before it makes a directory; what it found then is what it records."""
+    """The command plans before it makes a directory, and records the inputs that it found then."""
     plans: list[Any] = []
     stage = STAGES["train"]
 

@@ -1,4 +1,4 @@
-"""Flows: two directions that undo each other, and log-determinants and densities against calculus."""
+"""Flows: two directions that are inverses, and log-determinants and densities against their definitions."""
 
 from __future__ import annotations
 

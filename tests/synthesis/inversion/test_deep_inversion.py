@@ -117,7 +117,7 @@ def test_terms_are_those_of_a_forward_pass_by_hand(batch_norm: bool) -> None:
 
 
 def by_hand(teacher: Classifier, pixels: torch.Tensor, first: float, kept: Any) -> float:
-    """Return the distance to the statistics of the layers, from what enters or leaves each of them."""
+    """Return the distance to the statistics of the layers, computed from their inputs or outputs."""
     norms = [name for name, m in teacher.network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     names = norms if kept is None else list(kept)
     total = 0.0
@@ -156,7 +156,7 @@ def test_pooled_statistics_are_those_of_all_images_and_places() -> None:
 
 
 def test_tokens_are_matched_by_the_channels_of_their_last_dimension() -> None:
-    """Images with the recorded statistics are at no distance, whatever the number of tokens."""
+    """Images with the recorded statistics have distance 0, for any number of tokens."""
     torch.manual_seed(0)
     teacher = statistics_teacher(Tokens(3, 4), (3, 6, 6), 4)
     images, labels = torch.randint(0, 256, (16, 3, 6, 6), dtype=torch.uint8), torch.arange(16) % 4
@@ -299,7 +299,7 @@ def test_settings_that_are_given_replace_the_preset() -> None:
 
 
 class Counting:
-    """Makes batches that say which one they are: all pixels of the n-th batch are n / 255."""
+    """Makes numbered batches: all pixels of the n-th batch are n / 255."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape, self.made = shape, 0
@@ -467,7 +467,7 @@ def test_nothing_is_read_from_the_device_while_pixels_are_optimized() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often a value leaves its device for Python."""
+    """Counts how often a value is copied from its device to Python."""
 
     count = 0
 

@@ -1,4 +1,4 @@
-"""What optimizers do to colour images, compared with PyTorch's plain Adam, which looks at every stride."""
+"""Optimizers of colour images, compared with PyTorch's plain Adam, which respects every stride."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ours(architecture: str, device: torch.device) -> Classifier:
 
 
 def imported(folder: Path, device: torch.device) -> Classifier:
-    """A network that somebody else wrote for contiguous images."""
+    """An external network for contiguous images."""
     torch.manual_seed(0)
     (folder / "contiguous.py").write_text(CONTIGUOUS)
     options = ModelOptions(f"{folder / 'contiguous.py'}:Net", input_size="3x32x32", mean="0.5", std="0.3")
@@ -88,7 +88,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def teacher(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: torch.device
 ) -> Classifier:
-    """Without batch normalization; with it; of another origin."""
+    """Teachers without batch normalization, with it, and of an external network."""
     if request.param == "imported":
         return imported(tmp_path_factory.mktemp("code"), device).frozen()
     return ours(request.param, device).frozen()
@@ -104,7 +104,7 @@ def statistics(teacher: Classifier) -> Statistics:
 
 
 def compare(make: Callable[[float], torch.Tensor], lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make(lr)` gives what was optimized at this rate: it goes where plain Adam goes, within 1 % of the way."""
+    """Assert that the result of `make(lr)` is that of plain Adam at this rate, within 1 % of the change."""
     start, reached = make(1e-12), make(lr)
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim, "Adam", PlainAdam)
@@ -116,7 +116,7 @@ def compare(make: Callable[[float], torch.Tensor], lr: float, monkeypatch: pytes
 
 
 def chosen(config: Any, **options: Any) -> Any:
-    """Return the options of a method, of those given the ones that it has."""
+    """Return the options of a method, with those of the given values that it has."""
     known = {declared.name for declared in option_fields(config)}
     return config(**{name: value for name, value in options.items() if name in known})
 

@@ -1,4 +1,4 @@
-"""The recorded statistics against NumPy on all the images at once, and what is drawn from them."""
+"""The recorded statistics against NumPy with all images at once, and samples of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def activations_by_hand(teacher: Classifier, images: torch.Tensor) -> dict[str, 
 
 
 def nothing(amount: int) -> None:
-    """Take no notice of progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_layers_of_many_units_have_no_covariance(teacher: Classifier, statistics
 
 @pytest.mark.parametrize("spectral", [True, False])
 def test_a_limit_that_leaves_the_logits_out_is_refused(spectral: bool, teacher: Classifier) -> None:
-    """Every method draws the logits; a record without them is of no use."""
+    """Every method draws the logits, so no method can use a record without them."""
     with pytest.raises(ConfigError, match="max-units"):
         compute_statistics(
             teacher,
@@ -302,7 +302,7 @@ class Windows(nn.Module):
 
 
 class Normed(nn.Module):
-    """Two convolutions, with batch normalization or none."""
+    """Two convolutions, with or without batch normalization."""
 
     def __init__(self, channels: int, num_classes: int, batch_norm: bool) -> None:
         super().__init__()
@@ -366,7 +366,7 @@ def test_figures_per_channel_are_those_of_all_images_and_places(
 
 
 def test_layers_with_several_rows_per_image_are_not_joined() -> None:
-    """They once ended in an error of PyTorch's about tensors of different lengths."""
+    """They would cause an error of PyTorch about tensors of different lengths."""
     torch.manual_seed(0)
     teacher = statistics_teacher(Windows(), (1, 4, 4), 2)
     images = torch.randint(0, 256, (9, 1, 4, 4), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The pool of images that are made on the spot, and the structured images in it."""
+"""The pool of images that are replaced continually, and the structured images in it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_without_a_period_nothing_enters(teacher: Classifier) -> None:
 
 
 def test_classes_are_drawn_equally_often() -> None:
-    """A teacher that sees one class in nine images out of ten."""
+    """For a teacher that predicts one class for nine of ten images."""
 
     class Bright(torch.nn.Module):
         mean = torch.zeros(1)
@@ -118,7 +118,7 @@ def test_held_out_images_are_others_and_always_the_same(teacher: Classifier) -> 
 
 
 def test_images_of_classes_are_those_that_the_teacher_predicts(teacher: Classifier) -> None:
-    """An untrained teacher sees few classes: where it sees a class at all, it is kept; elsewhere the nearest."""
+    """An untrained teacher predicts few classes: other classes get the images with their highest probability."""
     labels = torch.arange(40) % 4
     found = images_of_classes(teacher, labels, 8, torch.Generator().manual_seed(0))
     assert found.images.shape == (40, 1, 32, 32)
