@@ -110,9 +110,9 @@ class Tokens(nn.Module):
 
 def statistics_of(teacher: Classifier) -> Statistics:
     """Statistics of random images."""
-    random = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     labels = torch.arange(4 * teacher.num_classes) % teacher.num_classes
-    images = torch.randint(0, 256, (len(labels), *teacher.input_shape), generator=random, dtype=torch.uint8)
+    images = torch.randint(0, 256, (len(labels), *teacher.input_shape), generator=rng, dtype=torch.uint8)
     return compute_statistics(teacher, images, labels, StatisticsOptions(4096, 4, None), lambda amount: None)
 
 

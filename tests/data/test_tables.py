@@ -124,23 +124,23 @@ def test_points_outside_are_drawn_again_not_moved_to_the_border(spec: str) -> No
 
 
 def test_the_formulas_put_classes_where_the_simulation_has_them() -> None:
-    random = np.random.RandomState(0)
-    bowl, upside_down = PLANES["moon1"](2000, random)
+    rng = np.random.RandomState(0)
+    bowl, upside_down = PLANES["moon1"](2000, rng)
     assert bowl[:, 1].min() >= 4
     assert upside_down[:, 1].max() <= -4
     assert np.median(bowl[:, 0]) == pytest.approx(2, abs=0.2)
     assert np.median(upside_down[:, 0]) == pytest.approx(-2, abs=0.2)
-    low, high = PLANES["moon2"](2000, random)
+    low, high = PLANES["moon2"](2000, rng)
     residual = low[:, 1] + 40 - 0.3 * (low[:, 0] + 10) ** 2
     assert (residual.mean(), residual.std()) == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
     residual = high[:, 1] - 40 + 0.3 * (high[:, 0] - 10) ** 2
     assert (residual.mean(), residual.std()) == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
-    left, right = PLANES["mixed"](2000, random)
+    left, right = PLANES["mixed"](2000, rng)
     assert left.min(0)[1] >= 0
     assert right.mean(0)[0] - left.mean(0)[0] == pytest.approx(4, abs=0.4)
-    _, ring = PLANES["circle"](2000, random)
+    _, ring = PLANES["circle"](2000, rng)
     assert np.hypot(*ring.T).min() >= 6
-    odd, even = PLANES["pizza"](2000, random)
+    odd, even = PLANES["pizza"](2000, rng)
     assert (odd.prod(1) <= 1e-9).all(), "second and fourth quadrant"
     assert (even.prod(1) >= -1e-9).all()
     assert np.hypot(*even.T).max() < 20

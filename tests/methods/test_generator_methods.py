@@ -197,10 +197,10 @@ def test_a_mix_takes_its_generators_in_turn(teacher_run: Path) -> None:
     generators = [load_generator(directory / "generator-0.safetensors") for directory in directories]
     labels = torch.arange(7)
     mixed = GeneratorMix(generators).sample(labels, torch.Generator().manual_seed(5))
-    random = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     for index, generator in enumerate(generators):
         own = torch.arange(index, 7, 2)
-        assert torch.equal(mixed[own], generator(generator.draw(len(own), random), labels[own]))
+        assert torch.equal(mixed[own], generator(generator.draw(len(own), rng), labels[own]))
 
 
 # ---- as a source of distillation -----------------------------------------------------------------------------------
@@ -499,9 +499,9 @@ def test_students_get_noise_of_a_larger_deviation_than_generators(way: str, wide
     directory = train(teacher_run, way, generators=1).directory
     generator = load_generator(directory / "generator-0.safetensors")
     assert generator.spec.widen == widen
-    labels, random = torch.arange(10).repeat(2), torch.Generator().manual_seed(4)
-    wide = GeneratorMix([generator]).sample(labels, random, widened=True)
-    same = generator(generator.draw(20, random.manual_seed(4), widen), labels)
+    labels, rng = torch.arange(10).repeat(2), torch.Generator().manual_seed(4)
+    wide = GeneratorMix([generator]).sample(labels, rng, widened=True)
+    same = generator(generator.draw(20, rng.manual_seed(4), widen), labels)
     assert torch.equal(wide, same)
     if way != "dafl":
         directory = train(teacher_run, way, generators=1, widen=3.0, name="wide").directory

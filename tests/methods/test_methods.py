@@ -68,8 +68,8 @@ def untrained(num_classes: int, channels: int) -> tuple[Classifier, Statistics]:
     names = tuple(f"class {index}" for index in range(num_classes))
     spec = ClassifierSpec("lenet", (channels, 32, 32), names, (0.5,) * channels, (0.3,) * channels)
     classifier = Classifier(spec).frozen()
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randint(0, 256, (num_classes * 6, channels, 32, 32), generator=generator, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (num_classes * 6, channels, 32, 32), generator=rng, dtype=torch.uint8)
     labels = torch.arange(len(images)) % num_classes
     return classifier, compute_statistics(classifier, images, labels, OPTIONS, lambda amount: None)
 
@@ -335,9 +335,7 @@ def test_loss_is_reported_per_image(teacher: Classifier, statistics: Statistics)
 @pytest.fixture
 def targets_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw every target at its mean, so that a loss is a fixed function of the images."""
-    monkeypatch.setattr(
-        ActivationRecord, "sample", lambda self, labels, generator: self.split(self.mean[labels].clone())
-    )
+    monkeypatch.setattr(ActivationRecord, "sample", lambda self, labels, rng: self.split(self.mean[labels].clone()))
 
 
 def loss_and_gradient(
@@ -426,7 +424,7 @@ def test_objectives_make_different_images(
 ) -> None:
     """From the same start, towards the same kind of target."""
     start = torch.rand((6, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start.clone())
+    monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, rng: start.clone())
     options = {"steps": 20, "lr": 0.1, "init": "uniform", "tv": 0.0}
     made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in PIXEL_METHODS}
     way = min(float((images - start).abs().mean()) for images in made.values())
@@ -451,7 +449,7 @@ def test_image_does_not_depend_on_the_rest_of_its_batch(
 
     def made(rows: slice) -> torch.Tensor:
         with monkeypatch.context() as patch:
-            patch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start[rows].clone())
+            patch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, rng: start[rows].clone())
             return make(name, teacher, statistics, labels[rows], **options).images
 
     together = made(slice(None))
@@ -466,11 +464,11 @@ def test_image_does_not_depend_on_the_rest_of_its_batch(
 
 def test_mean_over_masks_is_the_unmasked_input() -> None:
     inputs = torch.randn((4, 30), generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for keep in (0.25, 0.5, 0.8):
         total = torch.zeros_like(inputs)
         for _ in range(4000):
-            total += DropoutMasks({"layer": keep}, generator)("layer", inputs)
+            total += DropoutMasks({"layer": keep}, rng)("layer", inputs)
         error = (total / 4000 - inputs).abs()
         assert float((error / inputs.abs()).max()) < 6 * ((1 - keep) / keep / 4000) ** 0.5
 

@@ -23,8 +23,8 @@ from kdextract.synthesis.nearest_real import in_features, in_pixels, nearest
 
 
 def test_nearest_equals_scipy() -> None:
-    random = np.random.default_rng(0)
-    points, others = random.normal(size=(7, 5)), random.normal(size=(40, 5))
+    rng = np.random.default_rng(0)
+    points, others = rng.normal(size=(7, 5)), rng.normal(size=(40, 5))
     found = nearest(torch.from_numpy(points), torch.from_numpy(others), 3)
     distances = cdist(points, others)
     assert found.indices.tolist() == distances.argsort(1)[:, :3].tolist()

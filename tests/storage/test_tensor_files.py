@@ -48,8 +48,8 @@ json_values = st.recursive(
 
 
 def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 200, shape, generator=generator).to(dtype)
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 200, shape, generator=rng).to(dtype)
 
 
 tensors_by_name = st.dictionaries(

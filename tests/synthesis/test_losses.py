@@ -60,8 +60,8 @@ every_loss = pytest.mark.parametrize("kind", sorted(DISTILLATION_LOSSES))
 
 
 def random_logits(batch: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = 4 * torch.randn((2, batch, classes), generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    student, teacher = 4 * torch.randn((2, batch, classes), generator=rng, dtype=torch.float64)
     return student, teacher
 
 
@@ -146,8 +146,8 @@ def test_gradients_at_extreme_logits_are_not_zero(kind: str) -> None:
 @given(batch=st.integers(1, 5), units=st.integers(1, 30), seed=st.integers(0, 10**6), variance=st.floats(1e-3, 1e3))
 @repeatable
 def test_standardized_error_equals_numpy(batch: int, units: int, seed: int, variance: float) -> None:
-    generator = np.random.default_rng(seed)
-    values, targets = generator.normal(size=(2, batch, units))
+    rng = np.random.default_rng(seed)
+    values, targets = rng.normal(size=(2, batch, units))
     expected = (((values - targets) ** 2).mean(axis=1) / variance).sum()
     value = standardized_error(torch.tensor(values), torch.tensor(targets), torch.tensor(variance, dtype=torch.float64))
     assert float(value) == pytest.approx(expected, rel=1e-9)
@@ -235,9 +235,9 @@ def test_losses_of_logits_equal_numpy(batch: int, classes: int, seed: int) -> No
 @given(batch=st.integers(1, 6), seed=st.integers(0, 2**16))
 @repeatable
 def test_sameness_equals_numpy_over_all_pairs(batch: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand((batch, 2, 3, 4), generator=generator, dtype=torch.float64)
-    noise = torch.randn((batch, 5), generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.rand((batch, 2, 3, 4), generator=rng, dtype=torch.float64)
+    noise = torch.randn((batch, 5), generator=rng, dtype=torch.float64)
     x, z = images.numpy().reshape(batch, -1), noise.numpy()
     products = [((z[i] - z[j]) ** 2).mean() * np.abs(x[i] - x[j]).mean() for i in range(batch) for j in range(batch)]
     assert float(diversity_penalty(images, noise)) == pytest.approx(np.exp(-np.mean(products)), rel=1e-9)

@@ -31,8 +31,8 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def made_images(count: int, channels: int = 1, size: int = 16) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 200, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 200, (count, channels, size, size), generator=rng, dtype=torch.uint8)
 
 
 def sure_of(answers: torch.Tensor, num_classes: int) -> torch.Tensor:

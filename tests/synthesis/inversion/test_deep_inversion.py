@@ -307,7 +307,7 @@ class Counting:
         self.starts: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def __call__(
-        self, labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+        self, labels: torch.Tensor, student: Classifier | None, rng: torch.Generator, start: torch.Tensor | None
     ) -> Inverted:
         self.students.append(student if student is None else student.network.training)
         self.starts.append((labels, start))
@@ -379,7 +379,7 @@ def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
     seen = []
 
     def make(
-        labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+        labels: torch.Tensor, student: Classifier | None, rng: torch.Generator, start: torch.Tensor | None
     ) -> Inverted:
         seen.append(None if student is None else [p.requires_grad for p in student.parameters()])
         return Inverted(torch.zeros((len(labels), *teacher.input_shape)), 1.0, 0, [{"step": 1, "loss": 1.0}])

@@ -96,8 +96,8 @@ def teacher(
 
 @pytest.fixture(scope="module")
 def statistics(teacher: Classifier) -> Statistics:
-    random = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=random, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=rng, dtype=torch.uint8)
     options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8))
     labels = torch.arange(len(images)) % NUM_CLASSES
     return compute_statistics(teacher, images, labels, options, lambda amount: None).to(teacher.device)
@@ -209,9 +209,9 @@ def test_a_gradient_of_any_layout_moves_the_pixels_that_it_is_of(
     change: str,
     restart: bool,
 ) -> None:
-    random = torch.Generator().manual_seed(channels)
-    start = torch.rand((batch, channels, height, width), generator=random).to(on, memory_format=start_layout)
-    target = torch.rand(start.shape, generator=random).to(on)
+    rng = torch.Generator().manual_seed(channels)
+    start = torch.rand((batch, channels, height, width), generator=rng).to(on, memory_format=start_layout)
+    target = torch.rand(start.shape, generator=rng).to(on)
     kept = start.clone()
 
     def loss(images: torch.Tensor) -> torch.Tensor:

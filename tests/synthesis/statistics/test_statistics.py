@@ -63,11 +63,11 @@ def tiny_teacher() -> Classifier:
 
 def tiny_images() -> tuple[torch.Tensor, torch.Tensor]:
     """Images of three classes with means of their own, in mixed order."""
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(COUNTS)])
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    patterns = torch.rand((3, 1, 8, 8), generator=generator)
-    pixels = 0.6 * patterns[labels] + 0.4 * torch.rand((len(labels), 1, 8, 8), generator=generator)
+    labels = labels[torch.randperm(len(labels), generator=rng)]
+    patterns = torch.rand((3, 1, 8, 8), generator=rng)
+    pixels = 0.6 * patterns[labels] + 0.4 * torch.rand((len(labels), 1, 8, 8), generator=rng)
     return (pixels * 255).to(torch.uint8), labels
 
 
@@ -563,9 +563,9 @@ def test_unit_that_is_never_active_is_left_out_of_the_graph() -> None:
 
 
 def test_spectrum_is_the_product_with_the_basis_of_each_class(statistics: Statistics) -> None:
-    generator = torch.Generator().manual_seed(9)
+    rng = torch.Generator().manual_seed(9)
     labels = torch.tensor([2, 0, 1, 1, 0, 2, 2])
-    activations = {name: torch.randn((7, units), generator=generator) for name, units in UNITS.items()}
+    activations = {name: torch.randn((7, units), generator=rng) for name, units in UNITS.items()}
     activations["conv1"] = activations["conv1"].view(7, 2, 3, 3)
     for graph in all_graphs(statistics):
         nodes = np.concatenate([activations[name].flatten(1).numpy() for name in graph.layers], axis=1)

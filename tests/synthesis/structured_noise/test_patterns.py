@@ -76,7 +76,7 @@ def test_masks_mix_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = dict.fromkeys(PATTERNS, 0)
     for name in PATTERNS:
 
-        def blank(count: int, height: int, width: int, generator: torch.Generator, name: str = name) -> torch.Tensor:
+        def blank(count: int, height: int, width: int, rng: torch.Generator, name: str = name) -> torch.Tensor:
             asked[name] += count
             return torch.zeros((count, height, width))
 

@@ -25,8 +25,8 @@ def teacher() -> Classifier:
     return classifier
 
 
-def uniform(count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand((count, 1, 32, 32), generator=generator)
+def uniform(count: int, rng: torch.Generator) -> torch.Tensor:
+    return torch.rand((count, 1, 32, 32), generator=rng)
 
 
 def make_pool(teacher: Classifier, period: int = 2, seed: int = 3) -> RefreshedPool:
@@ -75,8 +75,8 @@ def test_classes_are_drawn_equally_often() -> None:
             bright = (pixels[:, 0, 0, 0] > 0.9).float()
             return torch.stack([1 - bright, bright], dim=1)
 
-    def make(count: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand((count, 1, 4, 4), generator=generator)
+    def make(count: int, rng: torch.Generator) -> torch.Tensor:
+        return torch.rand((count, 1, 4, 4), generator=rng)
 
     teacher = Bright().eval()
     pool = RefreshedPool(make, teacher, size=2000, chunk=500, period=0, seed=0)  # type: ignore[arg-type]
