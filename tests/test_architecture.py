@@ -291,7 +291,7 @@ def test_one_module_writes_files() -> None:
     assert writers == ["storage.artifacts"]
 
 
-def test_every_test_file_stands_in_the_folder_of_what_it_tests() -> None:
+def test_every_test_file_is_in_the_folder_of_the_package_that_it_tests() -> None:
     """Tests of one package are in a folder of its name; tests of several packages are in `tests` itself."""
     tests = Path(__file__).parent
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}

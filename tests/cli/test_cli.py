@@ -598,7 +598,7 @@ def test_json_contains_errors_too(here: Here, arguments: tuple[str, ...]) -> Non
     assert " ".join(document["message"].split()) in error_of(done, done.returncode)
 
 
-def test_quiet_prints_the_path_alone(here: Here, run_copy: Path) -> None:
+def test_quiet_prints_only_the_path(here: Here, run_copy: Path) -> None:
     for arguments in ((*DISTILL, "--steps", "2", "--name", "tiny"), AS_FINISHED["optimize-dataset"]):
         for flag in ("-q", "--quiet"):
             done = here(*arguments, flag, "--run", run_copy)

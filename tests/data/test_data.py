@@ -54,7 +54,7 @@ def test_digits_are_split_disjointly_and_completely() -> None:
     assert train.class_names == test.class_names == tuple("0123456789")
 
 
-def test_digits_are_split_alike_in_every_class() -> None:
+def test_digits_are_split_in_the_same_way_in_every_class() -> None:
     train, test = (load_data("digits", split, NOWHERE) for split in ("train", "test"))
     in_train, in_test = train.labels.bincount(), test.labels.bincount()
     assert ((in_train + in_test) // 5 == in_test).all()
@@ -208,7 +208,7 @@ def save_images(folder: Path, images: np.ndarray, suffix: str = ".png") -> None:
         Image.fromarray(image).save(folder / f"{index:02}{suffix}")
 
 
-def test_folder_with_a_split_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_folder_with_a_split_keeps_it(tmp_path: Path) -> None:
     parts = {
         (split, name): random_images(count, 6, 7, 3, seed=seed)
         for seed, (split, name, count) in enumerate(

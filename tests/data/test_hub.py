@@ -259,7 +259,7 @@ def fetched(parquet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str
     return asked
 
 
-def test_files_are_fetched_only_when_asked_for(fetched: list[dict[str, Any]]) -> None:
+def test_files_are_fetched_only_with_download(fetched: list[dict[str, Any]]) -> None:
     load_data("hf:me/pets", "train", NOWHERE, download=True)
     load_data("hf:me/pets", "train", NOWHERE)
     fingerprint("hf:me/pets", "train", NOWHERE)

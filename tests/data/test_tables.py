@@ -86,7 +86,7 @@ def test_tables_of_sklearn_are_split_and_scaled_by_their_training_rows(spec: str
     assert train.images[:, 0, 0, 0].unique().numel() > 10
 
 
-def test_a_test_row_of_iris_is_where_the_training_rows_put_it() -> None:
+def test_a_test_row_of_iris_is_scaled_by_the_training_rows() -> None:
     from sklearn.datasets import load_iris
 
     iris = load_iris()
@@ -123,7 +123,7 @@ def test_points_outside_are_drawn_again_not_moved_to_the_border(spec: str) -> No
     assert float((points == 255).float().mean(0).max()) < planes.TAILS[0]
 
 
-def test_the_formulas_put_classes_where_the_simulation_has_them() -> None:
+def test_the_formulas_give_the_classes_of_the_simulation() -> None:
     rng = np.random.RandomState(0)
     bowl, upside_down = PLANES["moon1"](2000, rng)
     assert bowl[:, 1].min() >= 4

@@ -464,7 +464,7 @@ def test_a_flow_stores_samples_and_makes_similar_images(normalized_teacher: Clas
         assert (made - mean).abs().mean() < 0.5 * (made - other).abs().mean()
 
 
-def test_noise_near_encodings_is_for_their_class_alone() -> None:
+def test_noise_near_encodings_is_only_for_their_class() -> None:
     encodings = Encodings.of(torch.tensor([[50.0], [-50.0], [60.0]]), torch.tensor([3, 0, 3]))
     wanted = torch.tensor([0, 1, 2, 3, 5]).repeat(200)
     fresh = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1))

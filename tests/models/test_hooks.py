@@ -315,7 +315,7 @@ def test_features_of_tokens_and_of_pixels_are_their_means() -> None:
     torch.testing.assert_close(features[0], tokens.mean(1))
 
 
-def test_the_last_layer_is_that_which_runs_last_and_gives_the_answer() -> None:
+def test_the_last_layer_is_the_one_whose_output_is_used_last() -> None:
     assert last_layer(Backwards(), 2, torch.zeros(2, 1, 9, 9)) == "last"
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert last_layer(pooled, 2, torch.zeros(2, 1, 9, 9)) == "1"
@@ -345,7 +345,7 @@ def test_outputs_are_handed_over_and_not_kept() -> None:
     assert num_hooks(network) == 0
 
 
-def test_layer_outputs_say_which_dimension_counts_channels() -> None:
+def test_layer_outputs_name_the_dimension_of_channels() -> None:
     network = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), last=nn.Flatten(2), fc=nn.Linear(64, 5)))
     outputs = layer_outputs(network, torch.rand(2, 3, 8, 8))
     assert outputs == {"conv": LayerOutput((2, 4, 8, 8), 1), "fc": LayerOutput((2, 4, 5), 2)}

@@ -159,7 +159,9 @@ def test_the_generator_moves_after_so_many_student_steps(
 
 
 @pytest.mark.parametrize("repeat", [1, 3])
-def test_images_are_repeated_and_the_teacher_asked_once(repeat: int, teacher: Classifier, student: Classifier) -> None:
+def test_images_are_repeated_but_the_teacher_processes_them_once(
+    repeat: int, teacher: Classifier, student: Classifier
+) -> None:
     game = opened("zskt", teacher, student_steps=100, repeat=repeat, replay=0.0, fresh=0)
     before = teacher.queries.total
     batches = drawn(game, student, steps=7)
@@ -283,7 +285,7 @@ def test_the_loss_of_dafl_is_the_sum_of_its_terms(teacher: Classifier, student: 
     assert told == pytest.approx(expected, rel=1e-4)
 
 
-def test_batch_norm_counts_where_there_is_any() -> None:
+def test_batch_norm_terms_are_used_if_the_teacher_has_batch_norm() -> None:
     student = classifier(seed=1)
     for batch_norm, layers in ((True, 2), (False, 0)):
         teacher = classifier(batch_norm=batch_norm).frozen()

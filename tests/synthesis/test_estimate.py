@@ -231,7 +231,7 @@ def test_a_game_from_noise_is_another_one(options: dict[str, Any], expected: str
     assert LiveImages.of(dfq, dfq.config(**options), MethodInputs()).learned_from == expected
 
 
-def test_one_line_says_why_there_is_none(teacher_run: Path, tmp_path: Path) -> None:
+def test_one_line_gives_the_reason_for_a_missing_estimate(teacher_run: Path, tmp_path: Path) -> None:
     options = ["--method", "dfq", "--start", "noise", "--replay", "0", "--steps", "2", "--batch-size", "8"]
     done = kdx("distill", *options, "--threads", "1", "--run", teacher_run, "--json", cwd=tmp_path)
     assert [line for line in done.stderr.splitlines() if "estimate" in line] == [

@@ -136,7 +136,7 @@ def test_confusion_picture_shades_the_share_of_the_row() -> None:
     assert shade(2, 0) == shade(2, 1)
 
 
-def test_confusion_picture_writes_counts_where_there_are_any() -> None:
+def test_confusion_picture_contains_counts_above_zero() -> None:
     picture = decode(confusion_picture(np.array([[7, 0], [0, 7]]), ("a", "b")))
     size = (picture.shape[1] - MARGIN) // 2
     assert len(np.unique(cell(picture, 0, 0, size).reshape(-1, 3), axis=0)) > 1

@@ -396,7 +396,7 @@ def test_small_deviations_are_exact_beside_large_means() -> None:
     torch.testing.assert_close(sums.variance.double(), values.double().var((0, 2), correction=0), rtol=1e-6, atol=0)
 
 
-def test_parts_of_a_batch_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_batch_have_the_sums_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn((10, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     whole, parts = (ChannelSums(3, 1, torch.device("cpu")) for _ in range(2))
     whole.add(values.contiguous(memory_format=torch.channels_last))
@@ -451,7 +451,7 @@ def test_samples_follow_their_labels(statistics: Statistics, per_class: list[dic
             torch.testing.assert_close(rows.std(0).double(), deviation, rtol=0.06, atol=1e-3)
 
 
-def test_sampling_depends_on_the_generator_alone(statistics: Statistics) -> None:
+def test_sampling_depends_only_on_the_random_generator(statistics: Statistics) -> None:
     record, labels = statistics.record(LAYERS), torch.tensor([2, 0, 1, 1])
     mean = record.mean.clone()
     once, again, other = (record.sample(labels, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
@@ -539,7 +539,7 @@ def test_few_eigenvectors_keep_more_of_the_weights_than_those_of_the_smallest_ei
 
 
 @pytest.mark.parametrize(("fraction", "most", "expected"), [(0.1, 64, 5), (0.3, 64, 13), (0.3, 6, 6), (0.3, 5, 5)])
-def test_fraction_and_limit_say_how_many_eigenvectors(
+def test_fraction_and_limit_determine_the_number_of_eigenvectors(
     fraction: float, most: int, expected: int, teacher: Classifier
 ) -> None:
     options = replace(OPTIONS, spectra=SpectralOptions(fraction, most))

@@ -22,7 +22,7 @@ def test_every_pattern_is_a_mask_that_is_not_empty(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PATTERNS))
-def test_patterns_depend_on_the_generator_alone(name: str) -> None:
+def test_patterns_depend_only_on_the_random_generator(name: str) -> None:
     torch.manual_seed(1)
     once = PATTERNS[name](9, 16, 16, seeded(5))
     torch.manual_seed(2)
