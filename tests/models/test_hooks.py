@@ -315,7 +315,7 @@ def test_features_of_tokens_and_of_pixels_are_their_means() -> None:
     torch.testing.assert_close(features[0], tokens.mean(1))
 
 
-def test_the_last_layer_is_the_one_whose_output_is_used_last() -> None:
+def test_the_last_layer_is_the_one_that_runs_last() -> None:
     assert last_layer(Backwards(), 2, torch.zeros(2, 1, 9, 9)) == "last"
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert last_layer(pooled, 2, torch.zeros(2, 1, 9, 9)) == "1"
