@@ -1,8 +1,9 @@
-"""Distillation steps on a GPU: `python benchmarks/gpu_steps.py [--teacher resnet34] [--student resnet18] [--json]`.
+"""Time of distillation steps on a GPU: `python benchmarks/gpu_steps.py [--teacher NAME] [--student NAME] [--json]`.
 
-For every live method and precision: milliseconds per step, images per second, the share of the time in which no kernel
-runs, and how often per step the host waits for the GPU, with the lines that wait most. The networks are untrained;
-their steps take the same time as those of trained ones. Needs no data. Run it on an idle machine.
+For every live method and precision, it prints milliseconds per step, images per second, the share of the time in which
+no kernel runs, how often per step the CPU waits for the GPU, and the lines of code that cause most of these waits. The
+networks are untrained; their steps take the same time as those of trained networks. It needs no data. Run it on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from kdextract.training.loop import Schedule
 from kdextract.training.progress import Reporter
 
 SMALL = {"pool": 2000, "pixel_steps": 20}
-"""Options, of the methods that have them, with which a source opens sooner. The time of inverted images is not measured
-by this; `inversion_costs.py` does that."""
+"""Values of options that shorten the preparation of a method, for the methods that have these options. The time to
+invert images is not measured here but by `inversion_costs.py`."""
 PRECISIONS = {"fp32": (None, False), "bf16": (torch.bfloat16, False), "bf16, compiled": (torch.bfloat16, True)}
 
 
 def steps_of(
     name: str, teacher_name: str, student_name: str, precision: str, batch_size: int, device: torch.device
 ) -> Callable[[int], None]:
-    """Return a function that takes so many steps of a method with networks of this precision."""
+    """Return a function that runs N steps of a method with networks of this precision."""
     torch.manual_seed(0)
     shape = architecture(teacher_name).input_shape
     spec = ClassifierSpec(teacher_name, shape, tuple("0123456789"), (0.45,) * shape[0], (0.25,) * shape[0])
@@ -69,7 +70,7 @@ def steps_of(
 
 
 def synchronizations(take: Callable[[int], None], steps: int) -> Counter[str]:
-    """Return how often each line of kdx made the host wait for the GPU while these steps were taken."""
+    """Return, for each line of kdx, how often it made the CPU wait for the GPU during these steps."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -82,8 +83,8 @@ def synchronizations(take: Callable[[int], None], steps: int) -> Counter[str]:
 
 
 def measure(take: Callable[[int], None], steps: int, batch_size: int) -> dict[str, Any]:
-    """Return the figures of one method."""
-    take(steps)  # compilation, and the first calls of libraries
+    """Return the measurements of one method and precision."""
+    take(steps)  # not measured: compilation, first calls of libraries
     started = time.perf_counter()
     take(steps)
     seconds = time.perf_counter() - started
@@ -102,7 +103,7 @@ def measure(take: Callable[[int], None], steps: int, batch_size: int) -> dict[st
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the methods and print one row for each, or one JSON document."""
     parser = argparse.ArgumentParser(description="Time of distillation steps on a GPU.")
     parser.add_argument("--teacher", default="resnet34")
     parser.add_argument("--student", default="resnet18")

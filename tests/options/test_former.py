@@ -38,7 +38,7 @@ EARLIER: dict[str, dict[str, Any]] = {
 
 
 def as_earlier(directory: Path, record: dict[str, Any]) -> None:
-    """Let a manifest say what an earlier kdx recorded of the same command."""
+    """Change a manifest to what an earlier kdx recorded for the same command."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     config = manifest["config"]
@@ -50,7 +50,7 @@ def as_earlier(directory: Path, record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("artifact", FINISHED)
-def test_what_an_earlier_kdx_made_with_equal_options_is_cached(run_copy: Path, artifact: str) -> None:
+def test_artifacts_of_an_earlier_kdx_with_equal_options_are_cached(run_copy: Path, artifact: str) -> None:
     as_earlier(run_copy / artifact, EARLIER[artifact])
     before = sha256s(run_copy / artifact)
     outcome = MAKE[artifact](run=run_copy, threads=1, **FINISHED[artifact])
