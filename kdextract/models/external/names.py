@@ -19,7 +19,7 @@ LIBRARIES = ("torchvision", "timm")
 
 _FILE = re.compile(r"(?P<place>.+\.py):(?P<function>[A-Za-z_]\w*)")
 _MODULE = re.compile(r"(?P<place>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)")
-_SHARE = re.compile(r"(?:(?P<of>width|macs):)?(?P<value>(?(of)[^:]+|[-+]?[0-9.]+))(?(of)(?::teacher)?)", re.IGNORECASE)
+_SHARE = re.compile(r"(?:(?P<of>width|macs):)?(?P<value>(?(of)[^:]*|[-+]?[0-9.]+))(?(of)(?::teacher)?)", re.IGNORECASE)
 _NARROWER = re.compile(r"half(?::(?P<half>.+))?|width:(?P<width>[^:]+)(?::(?P<of>.+))?")
 
 
