@@ -90,9 +90,7 @@ class ClassifierSpec:
     def student(self, architecture: str, code: Code | None = None, head: Head | None = None) -> ClassifierSpec:
         """Return the spec of another network for the same images and classes."""
         head = head or Head()
-        return replace(
-            self, architecture=architecture, factors=(), code=code, head=head, feature_layer=None, kept=()
-        )
+        return replace(self, architecture=architecture, factors=(), code=code, head=head, feature_layer=None, kept=())
 
 
 class Classifier(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..external.head import Head
 from ..hooks import evaluation_mode
@@ -28,11 +28,24 @@ def plain_copy(network: nn.Module) -> nn.Module:
     """Return a copy of a network on the CPU, in evaluation mode, with gradients, with layers whose weight is a tensor
     instead of `weight_norm` of two."""
     twin = deepcopy(network).cpu().eval().requires_grad_(True)
-    for module in list(twin.modules()):
-        if is_parametrized(module, "weight") and type(module.parametrizations["weight"][0]) is _WeightNorm:  # type: ignore[index]
-            remove_parametrizations(module, "weight")
-            module.weight = nn.Parameter(module.weight.detach().clone())  # type: ignore[arg-type]
+    for name, module in list(twin.named_modules()):
+        held: Any = module.parametrizations if is_parametrized(module, "weight") else None
+        if held is not None and name and type(held["weight"][0]) is _WeightNorm:
+            parent, _, child = name.rpartition(".")
+            setattr(twin.get_submodule(parent), child, _plain_layer(module))
     return twin
+
+
+def _plain_layer(layer: nn.Module) -> nn.Module:
+    """Return the layer with a plain weight. PyTorch's removal of a parametrization would change a class, and with it
+    the layer that this one was copied from."""
+    plain_class = type(layer).__mro__[1]
+    plain: nn.Module = plain_class.__new__(plain_class)
+    plain.__dict__.update(layer.__dict__)
+    plain._modules = {name: module for name, module in layer._modules.items() if name != "parametrizations"}
+    assert isinstance(layer.weight, torch.Tensor)
+    plain._parameters = {"weight": nn.Parameter(layer.weight.detach().clone()), **layer._parameters}
+    return plain
 
 
 def kept_axes(network: nn.Module, kept: Kept) -> dict[Axis, list[int]]:
@@ -158,7 +171,7 @@ class Trial:
         twin = deepcopy(self._network).requires_grad_(False)
         for parameter in twin.parameters():
             size = float(parameter.square().mean().sqrt()) or 0.3
-            parameter += 0.3 * size * torch.randn(parameter.shape, generator=self._random)
+            parameter.data += 0.3 * size * torch.randn(parameter.shape, generator=self._random)
         return twin
 
 

@@ -58,19 +58,18 @@ def channel_groups(classifier: Classifier) -> Channels:
     if isinstance(classifier.network, Program):
         raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes; name another student")
     network = plain_copy(classifier.network)
+    trial = Trial(network, classifier.spec.head, classifier.input_shape)
     try:
-        trial = Trial(network, classifier.spec.head, classifier.input_shape)
         found = trial.find_groups()
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{architecture} cannot be cut: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{architecture} cannot be cut: torch-pruning cannot trace it ({reason})") from error
     wide = [group for group in found if len(group.channels) > group.unit]
     groups, failures = trial.possible({group: trial.halves(group) for group in wide})
     layers = _hidden_layers(classifier, network)
     whole = _whole(layers, groups, failures)
     if not groups:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(whole.items())[:1])
-        raise ConfigError(f"{architecture} has no channels that can be cut ({reasons or 'it has one layer'})")
+        raise ConfigError(f"{architecture} has no channels that can be cut: {_why_none(network, whole)}")
     return Channels(network, tuple(groups), len(layers), whole, trial)
 
 
@@ -81,6 +80,15 @@ def _hidden_layers(classifier: Classifier, network: nn.Module) -> list[str]:
         names = dict.fromkeys(module_of(name) for name in weighted_layers(network, blank))
         last = last_layer(network, classifier.num_classes, blank)
     return [name for name in names if name != last]
+
+
+def _why_none(network: nn.Module, whole: Mapping[str, str]) -> str:
+    if whole:
+        name, reason = next(iter(whole.items()))
+        return f"{name}: {reason}"
+    holders = [module for module in network.modules() if module._parameters and sizes_of(module) is None]
+    others = dict.fromkeys(type(module).__name__ for module in holders)
+    return f"{', '.join(others)} cannot be cut" if others else "it has one layer"
 
 
 def _whole(layers: Sequence[str], groups: Sequence[Group], failures: Mapping[Group, str]) -> dict[str, str]:

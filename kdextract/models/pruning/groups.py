@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,10 +109,10 @@ def _connections(network: nn.Module, run: Run) -> Iterator[tuple[Axis, Connectio
 
     graph = torch_pruning.DependencyGraph().build_dependency(network, torch.empty(0), forward, verbose=False)
 
-    def connected(module: nn.Module, count: int) -> list[tuple[Axis, Sequence[int], Sequence[int]]]:
+    def connected(module: nn.Module) -> list[tuple[Axis, Sequence[int], Sequence[int]]]:
         found = []
         handler = graph.get_pruner_of_module(module).prune_out_channels
-        for item in graph.get_pruning_group(module, handler, list(range(count))):
+        for item in graph.get_pruning_group(module, handler, range(axis_length(module, OUT))):
             target, roots = item.dep.target.module, item.root_idxs
             ends_here = any(item.dep.target.grad_fn is end for end in ends)
             axis = OUTPUT if ends_here else _axis(target, names.get(id(target)), item.dep)
@@ -122,7 +123,7 @@ def _connections(network: nn.Module, run: Run) -> Iterator[tuple[Axis, Connectio
     for module in list(graph.module2node):
         name = names.get(id(module))
         if name is not None and isinstance(module, ops.TORCH_CONV | nn.Linear) and sizes_of(module) is not None:
-            yield Axis(name, OUT), lambda module=module: connected(module, axis_length(module, OUT))
+            yield Axis(name, OUT), partial(connected, module)
 
 
 def _axis(target: Any, name: str | None, dependency: Any) -> Axis | None:
