@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from ...errors import KdxError
 from ..external.head import Head
 from ..hooks import evaluation_mode
 from .groups import Group, find_groups
@@ -112,6 +113,8 @@ class Trial:
         with `compare`, if they are those of the whole network with the other channels set to zero."""
         try:
             ours = self._answers(take(deepcopy(self._varied), kept_axes(self._varied, kept)))
+        except KdxError:
+            raise
         except Exception as error:
             return (str(error) or type(error).__name__).splitlines()[0]
         theirs = self._answers(set_to_zero(deepcopy(self._varied), removed_axes(kept)))

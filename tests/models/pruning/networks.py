@@ -1,4 +1,4 @@
-"""Networks that a user could bring, each with something that makes cutting harder. The files of tests name this file."""
+"""Networks that a user could bring, each with something that makes cutting harder."""
 
 from __future__ import annotations
 

@@ -288,8 +288,7 @@ def test_importance_is_the_norm_of_all_weights_of_a_channel() -> None:
     (group,) = channel_groups(Classifier(spec, network)).groups
     conv, bias, linear = network[0].weight.detach(), network[0].bias.detach(), network[2].weight.detach()
     expected = [
-        sum(float(part.square().sum()) for part in (conv[i], bias[i], linear[:, 4 * i : 4 * i + 4]))
-        for i in range(3)
+        sum(float(part.square().sum()) for part in (conv[i], bias[i], linear[:, 4 * i : 4 * i + 4])) for i in range(3)
     ]
     assert magnitude(network, group).square().tolist() == pytest.approx(expected)
     assert strongest(torch.tensor([1.0, 3.0, 2.0]), group, 2) == [1, 2]
@@ -337,7 +336,7 @@ def test_files_of_whole_networks_have_no_record_of_channels(tmp_path: Path) -> N
         lambda kept: "all",
         lambda kept: 5,
         lambda kept: {"conv1": [1, 1, 1]},
-        lambda kept: [["relu1", [1]]] + kept,
+        lambda kept: [["relu1", [1]], *kept],
         lambda kept: [["pool1", [10**9]] for _ in range(10_000)],
     ],
 )
