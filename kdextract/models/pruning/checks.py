@@ -155,10 +155,11 @@ class Trial:
 
     @torch.no_grad()
     def _answers(self, network: nn.Module) -> torch.Tensor:
-        """Return the outputs of the classes in evaluation mode, after a pass in training mode, which may use more
-        layers."""
+        """Return the outputs of the classes in evaluation mode. A pass in training mode, which may use more layers and
+        changes running statistics, follows."""
+        answers = self._head.values(self._output(network, training=False))
         self._output(network, training=True)
-        return self._head.values(self._output(network, training=False))
+        return answers
 
     def _output(self, network: nn.Module, training: bool) -> Any:
         """Return the output for noise. Torch's random state is restored, so that dropout is the same each time."""

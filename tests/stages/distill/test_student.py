@@ -64,8 +64,8 @@ def test_half_of_an_imported_network_says_what_was_cut_and_what_was_left_whole(h
     options = ["--data", "noise:uniform", "--steps", "3", "--batch-size", "16", "--threads", "1"]
     done = here("distill", "--student", "half", *options, "--run", own, "--json")
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("channels cut in ")]
-    assert line.startswith("channels cut in 2 of 3 layers; left whole: conv2 (")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("channels cut to ")]
+    assert " % of the multiply-adds, in 2 of 3 layers; left whole: conv2 (" in line
     result = json.loads(done.stdout)
     assert result["inherited"]
     assert result["num_parameters"] < 0.7 * result["teacher_parameters"]
@@ -87,7 +87,7 @@ def test_half_of_an_imported_network_says_what_was_cut_and_what_was_left_whole(h
         ("0.25", "Net-width-0.25"),
         ("width:0.75", "Net-width-0.75"),
         ("macs:0.5", "Net-macs-0.5"),
-        ("width:0.5", "Net-half"),
+        ("width:0.5", "Net-width-0.5"),
     ],
 )
 def test_the_name_of_a_student_says_its_share(own: Path, student: str, name: str) -> None:
@@ -110,7 +110,21 @@ def test_a_network_that_cannot_be_cut_is_refused(here: Here, tmp_path: Path, mod
     api.import_model(model=f"{model}:Linear", input_size="1x8x8", run=tmp_path / "linear", threads=1)
     options = ["--data", "noise:uniform", "--run", tmp_path / "linear"]
     assert "it has one layer" in error_of(here("distill", "--student", "half", *options), 3)
-    assert not (tmp_path / "linear" / "students").exists()
+    assert not list((tmp_path / "linear" / "students").glob("[!.]*"))
+
+
+def test_a_program_cannot_be_cut_and_is_refused_before_anything_runs(tmp_path: Path, model: Path) -> None:
+    torch.manual_seed(0)
+    scope: dict[str, Any] = {}
+    exec(compile(CODE, str(model), "exec"), scope)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(scope["Net"]().eval(), (torch.zeros(4, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    api.import_model(model=str(tmp_path / "net.pt2"), trust_code=True, run=tmp_path / "run", threads=1)
+    for student in ("half", "macs:0.5"):
+        with pytest.raises(ConfigError, match="a .pt2 program cannot be cut"):
+            api.distill(run=tmp_path / "run", student=student, **SHORT)
+    assert not (tmp_path / "run" / "students").exists()
 
 
 def test_a_cut_student_is_a_teacher_itself_and_is_exported(own: Path, tmp_path: Path) -> None:
