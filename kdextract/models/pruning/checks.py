@@ -40,7 +40,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
 def _plain_layer(layer: nn.Module) -> nn.Module:
     """Return the layer with a plain weight. PyTorch's removal of a parametrization would change a class, and with it
     the layer that this one was copied from."""
-    plain_class = type(layer).__mro__[1]
+    plain_class: Any = type(layer).__mro__[1]
     plain: nn.Module = plain_class.__new__(plain_class)
     plain.__dict__.update(layer.__dict__)
     plain._modules = {name: module for name, module in layer._modules.items() if name != "parametrizations"}
