@@ -352,6 +352,12 @@ def test_records_that_do_not_fit_are_refused(change: Any, foreign: bool, tmp_pat
         load_classifier(kept_in(made, tmp_path, change(kept)))
 
 
+@pytest.mark.parametrize("name", ["Normed", "Auxiliary"])
+def test_outputs_of_training_alone_keep_their_classes(name: str) -> None:
+    made = cut_to(theirs(name), HALF).classifier
+    assert made.network.second.weight.shape == (10, 4)
+
+
 def test_a_file_is_read_without_torch_pruning(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(encode_classifier(cut_to(theirs("Normed"), HALF).classifier))
