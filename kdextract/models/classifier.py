@@ -26,6 +26,7 @@ from .external.probe import number_type
 from .external.user_code import Code
 from .factorized import LayerRanks, factorize
 from .hooks import batch_norm_layers, count_multiply_adds, evaluation_mode, last_layer, layer_outputs
+from .pruning.sizes import LayerSizes, resize
 from .queries import BLANK, Queries
 
 PROGRAM_TENSOR = "program"
@@ -39,7 +40,8 @@ class ClassifierSpec:
 
     `input_shape` is (channels, height, width) in pixels; `mean` and `std` hold one value per channel, in pixel units
     of [0, 1]; `class_names` has one entry per class. `factors` has the layers that are factorized, with their ranks
-    (see `models.factorized`). `code` is the file of the user's function that builds the network, otherwise None; `head`
+    (see `models.factorized`), `kept` the layers whose channels were cut afterwards, with the sizes that are left (see
+    `models.pruning.sizes`). `code` is the file of the user's function that builds the network, otherwise None; `head`
     describes the network's output; `feature_layer` is the layer whose inputs are the features, None for the last one.
     """
 
@@ -52,6 +54,7 @@ class ClassifierSpec:
     code: Code | None = None
     head: Head = Head()
     feature_layer: str | None = None
+    kept: tuple[LayerSizes, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -69,7 +72,7 @@ class ClassifierSpec:
         return parse_name(self.architecture).is_foreign
 
     def blueprint(self, program: bytes | None = None) -> Blueprint:
-        """Return the blueprint of the network before layers are factorized."""
+        """Return the blueprint of the network before layers are factorized or cut."""
         return Blueprint(parse_name(self.architecture), self.code, program)
 
     def build(self, program: bytes | None = None) -> nn.Module:
@@ -79,13 +82,15 @@ class ClassifierSpec:
             program: the bytes of the `.pt2` file if the network is a program.
 
         Raises:
-            KdxError: the network cannot be built (see `Blueprint.build`).
+            KdxError: the network cannot be built (see `Blueprint.build`), or has no layers of the sizes in `kept`.
         """
-        return factorize(self.blueprint(program).build(self.input_shape, self.num_classes), self.factors)
+        whole = factorize(self.blueprint(program).build(self.input_shape, self.num_classes), self.factors)
+        return resize(whole, self.kept)
 
     def student(self, architecture: str, code: Code | None = None, head: Head | None = None) -> ClassifierSpec:
         """Return the spec of another network for the same images and classes."""
-        return replace(self, architecture=architecture, factors=(), code=code, head=head or Head(), feature_layer=None)
+        head = head or Head()
+        return replace(self, architecture=architecture, factors=(), code=code, head=head, feature_layer=None, kept=())
 
 
 class Classifier(nn.Module):
@@ -289,7 +294,7 @@ def _check_tensor_shapes(spec: ClassifierSpec, tensors: dict[str, torch.Tensor])
 def _record(spec: ClassifierSpec) -> dict[str, Any]:
     """Return a spec as JSON values, without entries that have their default."""
     record = asdict(spec)
-    for name, usual in (("code", None), ("head", asdict(Head())), ("feature_layer", None)):
+    for name, usual in (("code", None), ("head", asdict(Head())), ("feature_layer", None), ("kept", ())):
         if record[name] == usual:
             del record[name]
     return record
@@ -310,7 +315,15 @@ def _classifier_spec_from_record(record: dict[str, Any]) -> ClassifierSpec:
         code=None if code is None else _code_from_record(code),
         head=Head() if head is None else _head_from_record(head),
         feature_layer=None if layer is None else str(layer),
+        kept=tuple(_sizes_from_record(entry) for entry in record.get("kept", ())),
     )
+
+
+def _sizes_from_record(entry: Any) -> LayerSizes:
+    name, sizes = entry
+    if not isinstance(name, str) or not all(type(size) is int for size in sizes):
+        raise ValueError(f"its record of the channels of a layer, {str(entry)[:80]}, is not a name and integers")
+    return name, tuple(sizes)
 
 
 def _code_from_record(record: dict[str, Any]) -> Code:

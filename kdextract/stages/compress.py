@@ -171,6 +171,8 @@ def execute(config: CompressConfig, resolved: None, context: StageContext) -> di
     teacher = context.teacher().to("cpu")
     if teacher.spec.factors:
         raise ConfigError("the teacher's layers are decomposed already")
+    if teacher.spec.kept:
+        raise ConfigError("the teacher's channels were cut; decompose the layers first, and cut the result")
     rules = config.rules_by_layer(teacher.spec.architecture, teacher.input_shape[0])
     layers = choose_ranks(teacher.network, rules, config.common_rule())
     compressed = Classifier(replace(teacher.spec, factors=tuple(layers)))

@@ -19,6 +19,7 @@ LIBRARIES = ("torchvision", "timm")
 
 _FILE = re.compile(r"(?P<place>.+\.py):(?P<function>[A-Za-z_]\w*)")
 _MODULE = re.compile(r"(?P<place>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)")
+_SHARE = re.compile(r"(?:(?P<of>width|macs):)?(?P<value>(?(of)[^:]*|[-+]?[0-9.]+))(?(of)(?::teacher)?)", re.IGNORECASE)
 _NARROWER = re.compile(r"half(?::(?P<half>.+))?|width:(?P<width>[^:]+)(?::(?P<of>.+))?")
 
 
@@ -127,6 +128,44 @@ def parse_narrower(text: str) -> tuple[str | None, float] | None:
     if not 0 < width <= 4:
         raise UsageError(f"a width is a number above 0 and at most 4, such as width:0.5, got {match['width']!r}")
     return (None if of is None or of.lower() == "teacher" else of), width
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a cut network has, as a share in (0, 1): `of` is `width` or `half` (channels), or `macs` (multiply-adds)."""
+
+    of: str
+    value: float
+
+    @property
+    def short(self) -> str:
+        """The form for names: `half`, `width-0.25`, `macs-0.3`."""
+        return "half" if self == HALF else f"{self.of}-{self.value:g}"
+
+
+HALF = Share("half", 0.5)
+"""`--student half`, which is a narrower copy of a teacher that has a width."""
+
+
+def parse_share(text: str) -> Share | None:
+    """Return the share of the teacher in `half`, `0.25`, `width:0.25` and `macs:0.3`; None if `text` has another form.
+
+    Raises:
+        UsageError: the share is not a number above 0 and below 1.
+    """
+    if text == "half" or text.lower() == "half:teacher":
+        return HALF
+    match = _SHARE.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        value = float(match["value"])
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        form = match["of"] or "width"
+        raise UsageError(f"a share of the teacher is a number above 0 and below 1, such as {form}:0.5, got {text!r}")
+    return Share(match["of"] or "width", value)
 
 
 def parse_input_size(text: str) -> tuple[int, int, int]:

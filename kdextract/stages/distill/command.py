@@ -99,6 +99,7 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     from ...models.classifier import load_classifier
     from ...models.inherit_units import inherit
     from ...synthesis.estimate import why_not
+    from ...training.batch_norm import estimate_batch_norm
 
     torch.manual_seed(config.seed)
     images, start = resolved.images, resolved.start
@@ -108,10 +109,13 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
         # drawn next, are the same as in kdx 0.1, which built the teacher here to select the method.
         context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
     teacher = context.teacher()
-    student = context.placed(start.build(teacher))
-    inherited = config.inherit and not start.is_given and inherit(teacher, student)
+    student = context.placed(start.build(teacher, config.inherit, context.reporter.line))
+    inherited = config.inherit and (start.share is not None or (start.is_new and inherit(teacher, student)))
     settings = fill_in(config, images, teacher, student)
     source, probe, facts = _open_source(images, config, teacher, context)
+    if start.share is not None and context.checkpoints.load() is None:
+        with context.phase("batch normalization"):
+            estimate_batch_norm(student, source, settings.batch_size)
     accuracy = teacher_accuracy(config.teacher_accuracy, context)
     reason = why_not(teacher, images.learned_from, accuracy)
     loop = Loop(config, settings, teacher, source)

@@ -34,12 +34,15 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
     not depend on the source of images, so that a student from noise (floor) or from real data (ceiling) is comparable.
     At the end, the student's accuracy on real images is estimated without real images.
 
-    --student takes a name of `kdx models`, half:SPEC, width:N, torchvision/NAME, timm/NAME or FILE.py:NAME, or weights
-    to start from: compressed/NAME or FILE.safetensors.
+    --student takes a share of the teacher's channels or multiply-adds: half, width:N or macs:N. It keeps the weights of
+    the largest channels. Or a name of `kdx models`, half:SPEC, torchvision/NAME, timm/NAME or FILE.py:NAME, with random
+    weights; or weights to start from: compressed/NAME or FILE.safetensors.
 
     Examples:
 
       kdx distill --student lenet_half
+      kdx distill --student half
+      kdx distill --student macs:0.3
       kdx distill --student lenet5_half --budget 120s
       kdx distill --method structured_noise --patience 8
       kdx distill --data noise:normal --name floor

@@ -1,13 +1,14 @@
-"""The initial student: a new network of any origin, a narrower teacher, a compressed teacher, or a file."""
+"""The initial student: a new network of any origin, a cut or narrower teacher, a compressed teacher, or a file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ...models.external.names import parse_name, parse_narrower
+from ...models.external.names import HALF, Share, parse_name, parse_narrower, parse_share
 from ...models.external.user_code import as_file
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, Artifact, InputFile, RunDir
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudentStart:
-    """How the initial student is made: from the file of a classifier, or as a new network by its `blueprint`.
+    """How the initial student is made: from the file of a classifier, as a new network by its `blueprint`, or as a
+    `share` of the teacher, whose channels are cut.
 
     `name` is the default name of the student's artifact; `inputs` are the files that the student is made from.
     """
@@ -29,20 +31,32 @@ class StudentStart:
     inputs: tuple[Input, ...]
     file: InputFile | None = None
     blueprint: Blueprint | None = None
+    share: Share | None = None
 
     @property
-    def is_given(self) -> bool:
-        """Whether it comes with weights."""
-        return self.file is not None
+    def is_new(self) -> bool:
+        """Whether its weights are random ones."""
+        return self.blueprint is not None
 
-    def build(self, teacher: Classifier) -> Classifier:
+    def build(self, teacher: Classifier, inherit: bool, say: Callable[[str], None]) -> Classifier:
         """Return a student with the teacher's input shape and classes, on the CPU.
 
-        Raises:
-            ConfigError: it has another input shape or another number of classes.
-        """
-        from ...models.classifier import load_classifier
+        Args:
+            inherit: whether a cut student keeps the teacher's weights; otherwise they are random ones.
+            say: prints a line.
 
+        Raises:
+            ConfigError: it has another input shape or another number of classes, or the teacher cannot be cut.
+        """
+        from ...models.classifier import Classifier, load_classifier
+
+        if self.share is not None:
+            from ...models.pruning.cut import cut_to
+
+            made = cut_to(teacher, self.share)
+            left = made.classifier.multiply_adds() / teacher.multiply_adds()
+            say(f"channels cut to {100 * left:.3g} % of the multiply-adds, in {made.summary}")
+            return made.classifier if inherit else Classifier(made.classifier.spec)
         if self.file is None:
             assert self.blueprint is not None
             return _fresh(self.blueprint, teacher.spec)
@@ -63,8 +77,8 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
 
     Raises:
         UsageError: there is no such network.
-        ConfigError: it does not fit the teacher, or no narrower one can be made, or the run has no such compressed
-            teacher.
+        ConfigError: it does not fit the teacher, or it is a narrower network than one without a width, or the run has
+            no such compressed teacher.
         ArtifactError: there is no such file.
     """
     given = _given(spec, run)
@@ -73,6 +87,11 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
     from ...models.classifier import read_spec
 
     teacher = run.artifact(run.teacher()).file(MODEL_FILE).read(read_spec)
+    share = parse_share(spec)
+    if share is not None and not (share == HALF and _has_width(teacher)):
+        if teacher.blueprint().name.kind == "program":
+            raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes; name another student")
+        return StudentStart(f"{_short(teacher.blueprint())}-{share.short}", (), share=share)
     blueprint, inputs = _blueprint(spec, teacher, run)
     blueprint = blueprint.with_inferred_arguments(teacher.input_shape, teacher.num_classes)
     try:
@@ -130,7 +149,20 @@ def _called_after(spec: str, blueprint: Blueprint) -> str:
     if narrower is None:
         return parse_name(spec).short
     ending = "half" if narrower[1] == 0.5 else f"{narrower[1]:g}"
-    return f"{parse_name(blueprint.name.target).short}-{ending}"
+    return f"{_short(blueprint)}-{ending}"
+
+
+def _short(blueprint: Blueprint) -> str:
+    return parse_name(blueprint.name.target).short
+
+
+def _has_width(teacher: ClassifierSpec) -> bool:
+    """Whether a narrower copy of the teacher can be built by its name, which a teacher with cut channels is not."""
+    try:
+        teacher.blueprint().narrowed(HALF.value)
+    except ConfigError:
+        return False
+    return not teacher.kept
 
 
 def _require_fitting(blueprint: Blueprint, teacher: ClassifierSpec) -> None:
