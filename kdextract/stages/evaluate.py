@@ -40,8 +40,8 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed, extended), or a model.safetensors file; default: the only "
-        "student.",
+        "Classifier of the run (student, teacher, compressed, extended), or a model.safetensors file; default: the "
+        "only student.",
         positional=True,
     )
     data: str | None = option(

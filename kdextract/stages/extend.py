@@ -22,6 +22,7 @@ from .inputs.image_source import (
     open_with_probe,
 )
 from .inputs.real_data import as_name, images_for, open_real_data, real_data_input
+from .outputs.lineage import data_name
 from .outputs.task_scores import HELD_OUT_IMAGES, SCORES_FILE, SCORES_PICTURE, Answers, Task, TaskScores
 from .outputs.transfer_set import write_source_pictures
 from .running.runner import Plan, Stage, StageContext
@@ -136,7 +137,7 @@ def plan(config: ExtendConfig, run: RunDir) -> Plan[ExtendInputs]:
     inputs += [] if images is None else images.inputs
     if config.test_data is not None:
         inputs.append(real_data_input(config, config.test_data, "test", "test-data"))
-    named = config.data if config.classes is None else f"{config.data}-{config.classes}"
+    named = "-".join(filter(None, (data_name(config.data), config.classes)))
     place = run.place("extended", config.name or as_name(named))
     needs = with_new_data(
         "teacher" if start.artifact is None else start.artifact.manifest.needs, "" if images is None else images.needs
