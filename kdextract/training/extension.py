@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.classifier import Classifier
+from ..models.hooks import batch_norm_layers
 from ..models.more_classes import first_classes
 from ..models.queries import TARGETS
 from .augmentation import Augmenter
@@ -23,6 +24,10 @@ from .sources import ImagePool, Source
 
 TEMPERATURE = 2.0
 """Temperature of the Kullback-Leibler terms (Li and Hoiem 2016, Learning without Forgetting, section 3)."""
+NOT_NEW_WEIGHT = 3.0
+"""Weight of `not_new`. Synthetic images are told from new ones more easily than real images of the old classes are, so
+that with weight 1 more real old images are taken for new classes than the reverse (MNIST: 8 and 1 %; with weight 3: 5
+and 2 %). Without the term, almost all are."""
 
 
 def kept_answers(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
@@ -39,7 +44,8 @@ def not_new(logits: torch.Tensor, num_old: int) -> torch.Tensor:
     """-log of the probability that the image is of one of the first `num_old` classes, mean over the batch.
 
     Added to KL(old || new restricted to the old classes) at temperature 1, this is KL((old, 0) || new) over all
-    classes: the old classifier's targets for its own images, whose probability of a new class is 0.
+    classes: the old classifier's targets for its own images, whose probability of a new class is 0. It has the part of
+    the term KL(0, new | new classes) of Yin et al. (2020), whose classifier has sigmoids in place of the softmax.
 
     Args:
         logits: of all classes [batch, K].
@@ -48,13 +54,13 @@ def not_new(logits: torch.Tensor, num_old: int) -> torch.Tensor:
 
 
 def old_images_loss(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Loss on images of the old classes: the old answers among the old classes, and no new class.
+    """Loss on images of the old classes: the old answers among the old classes, and no new class (weighted).
 
     Args:
         new: logits of all classes [batch, K].
         old: logits of the old classes by the old classifier [batch, K_old].
     """
-    return kept_answers(new, old) + not_new(new, old.shape[1])
+    return kept_answers(new, old) + NOT_NEW_WEIGHT * not_new(new, old.shape[1])
 
 
 def new_images_loss(new: torch.Tensor, labels: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
@@ -73,7 +79,9 @@ def balanced(of_old: torch.Tensor, of_new: torch.Tensor, num_old: int, num_class
     """Mean of both losses, weighted by the number of old and of new classes.
 
     Each batch has as many old as new images. With these weights every class counts as much as every other one, however
-    many classes are added at once, so that neither old nor new classes are preferred.
+    many classes are added at once. This replaces a correction of the last layer after training: weight aligning (Zhao
+    et al. 2020, Maintaining Discrimination and Fairness in Class Incremental Learning) scaled the new rows by 0.94 to
+    1.08 in such trainings on MNIST, and changed the accuracy by less than one point, in both directions.
     """
     return (num_old * of_old + (num_classes - num_old) * of_new) / num_classes
 
@@ -109,8 +117,8 @@ def extend(
 ) -> list[Row]:
     """Train `new`, in place, to answer as `old` on old images and to know the new ones; keep the last weights.
 
-    Old and new images are two batches, one forward pass each, so that batch normalization does not tell them apart by
-    the other half of the batch.
+    Batch normalization keeps the running statistics of the old classifier, which are of real images, and normalizes
+    with them; synthetic images would change them.
 
     Args:
         old: is frozen; its classes are the first ones of `new`.
@@ -128,6 +136,8 @@ def extend(
     """
     old.frozen()
     new.train().requires_grad_(True)
+    for layer in batch_norm_layers(new):
+        new.get_submodule(layer).eval()
     as_student = first_classes(new, old.num_classes)
 
     def answers(images: torch.Tensor) -> torch.Tensor:
