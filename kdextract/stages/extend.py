@@ -196,11 +196,14 @@ def execute(config: ExtendConfig, resolved: ExtendInputs, context: StageContext)
         new_images = read_new_images(config, old, context)
         new = with_more_classes(old, new_images.names)
         tests = read_test_images(config, new, context)
+        scores = earlier_scores(resolved.start, old)
     old_images = open_old_images(config, resolved.images, old, context)
     rows = train(config, old, context.placed(new), new_images, old_images, context)
     write(new, rows, old, old_images, context)
     with context.phase("evaluation"), old.queries.purpose(EVALUATION):
-        figures = score(resolved, old, new, new_images, old_images, tests, context)
+        scores, figures = score(scores, resolved.label, old, new, new_images, old_images, tests)
+    context.write(SCORES_FILE, scores.encode())
+    context.write(SCORES_PICTURE, scores.picture())
     context.count(images=new_images.pool.num_images, student_steps=int(rows[-1]["step"]))
     return {
         "model": new.spec.architecture,
@@ -321,25 +324,36 @@ def write(
         write_source_pictures(None, context, old, old_images.source)
 
 
+def earlier_scores(start: ChosenClassifier, old: Classifier) -> TaskScores:
+    """Return the scores of the classifier that is extended; without rows if it is the first of its kind.
+
+    Raises:
+        ArtifactError: the scores are malformed, or were changed since they were hashed.
+    """
+    if start.artifact is not None and start.is_extended:
+        return TaskScores.read(start.artifact.file(SCORES_FILE))
+    label = start.name if start.artifact is None else start.artifact.label
+    return TaskScores((Task(label, old.spec.class_names),))
+
+
 def score(
-    resolved: ExtendInputs,
+    scores: TaskScores,
+    label: str,
     old: Classifier,
     new: Classifier,
     new_images: NewImages,
     old_images: OldImages | None,
     tests: TestImages | None,
-    context: StageContext,
-) -> dict[str, float | None]:
-    """Write the scores of the classifier and, as far as they are known, of those before it; return the summary."""
-    start = resolved.start
-    label = start.name if start.artifact is None else start.artifact.label
-    scores = TaskScores((Task(label, old.spec.class_names),))
-    if start.artifact is not None and start.is_extended:
-        scores = start.artifact.file(SCORES_FILE).read(TaskScores.read)
-    elif tests is not None:
+) -> tuple[TaskScores, dict[str, float | None]]:
+    """Return the scores with those of the new classifier, whose label is given, and the figures of the summary.
+
+    If there are no earlier scores, the first row is that of the classifier that was extended, on test images.
+    """
+    if tests is not None and not scores.rows:
         known = tests.labels < old.num_classes
-        scores = scores.with_row(label, tests.spec, Answers.of(old, tests.images[known], tests.labels[known]))
-    scores = scores.with_task(Task(resolved.label, new_images.names))
+        answers = Answers.of(old, tests.images[known], tests.labels[known])
+        scores = scores.with_row(scores.tasks[-1].stage, tests.spec, answers)
+    scores = scores.with_task(Task(label, new_images.names))
     aside = Answers.of(new, new_images.aside, new_images.aside_labels)
     figures: dict[str, float | None] = {}
     held_out = aside
@@ -349,16 +363,14 @@ def score(
         held_out = of_old.followed_by(aside)
     figures["held_out_new_accuracy"] = aside.right(old.num_classes, new.num_classes)
     if tests is None:
-        scores = scores.with_row(resolved.label, HELD_OUT_IMAGES, held_out)
+        scores = scores.with_row(label, HELD_OUT_IMAGES, held_out)
     else:
         answers = Answers.of(new, tests.images, tests.labels)
-        scores = scores.with_row(resolved.label, tests.spec, answers)
+        scores = scores.with_row(label, tests.spec, answers)
         figures["old_accuracy"] = answers.right(0, old.num_classes)
         figures["new_accuracy"] = answers.right(old.num_classes, new.num_classes)
         figures["accuracy"] = answers.right(0, new.num_classes)
-    context.write(SCORES_FILE, scores.encode())
-    context.write(SCORES_PICTURE, scores.picture())
-    return figures
+    return scores, figures
 
 
 STAGE = Stage("extend", ExtendConfig, plan, execute)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArtifactError
+from ...storage.run_dir import InputFile
 from .pictures import share_matrix
 
 if TYPE_CHECKING:
@@ -93,14 +94,19 @@ class TaskScores:
     rows: tuple[ScoreRow, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> TaskScores:
-        """Return the content of a `scores.json` file. Raises `ArtifactError` if it is malformed."""
+    def read(cls, file: InputFile) -> TaskScores:
+        """Return the content of a `scores.json` file.
+
+        Raises:
+            ArtifactError: it is malformed, or was changed or removed since it was hashed.
+        """
+        content = file.read(_content)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(content)
             tasks = tuple(Task(str(t["stage"]), tuple(map(str, t["classes"]))) for t in record["tasks"])
             return cls(tasks, tuple(_row(entry, len(tasks)) for entry in record["rows"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ArtifactError(f"{path} is malformed: {error}") from error
+            raise ArtifactError(f"{file.path} is malformed: {error}") from error
 
     def with_task(self, task: Task) -> TaskScores:
         """Return the scores with one more task, which no row has a score for."""
@@ -139,6 +145,13 @@ class TaskScores:
         names = [f"{row.stage.rpartition('/')[2]}\n{row.measured_on}" for row in self.rows]
         note = "rows: after each extension, columns: classes; %"
         return share_matrix([[*row.tasks, row.all] for row in self.rows], names, columns, note)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist") from error
 
 
 def _row(entry: Json, num_tasks: int) -> ScoreRow:
