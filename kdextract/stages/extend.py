@@ -40,6 +40,8 @@ NONE = "none"
 HELD_OUT_NEW = 10_000
 """The accuracy on new images that are set aside is measured on at most so many of them."""
 WARMUP_SHARE = 0.05
+SHIFT, WARP = 2, 0.1
+"""Augmentation of new images, as usual in `kdx train`; rows of a table are not changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +218,7 @@ def execute(config: ExtendConfig, resolved: ExtendInputs, context: StageContext)
         "steps": int(rows[-1]["step"]),
         "loss": rows[-1]["loss"],
         **figures,
-        "settings": USUAL_AUGMENTATION if old_images is None else old_images.augmentation,
+        **({} if old_images is None else {"settings": old_images.augmentation}),
         **({} if old_images is None or not old_images.facts else {"source_facts": old_images.facts}),
     }
 
@@ -280,10 +282,7 @@ def train(
     old_images: OldImages | None,
     context: StageContext,
 ) -> list[Row]:
-    """Train `new`, in place, and return the metric rows; agreement on held-out images is measured if there are any.
-
-    New images are augmented as old ones are, so that the augmentation does not tell them apart.
-    """
+    """Train `new`, in place, and return the metric rows; agreement on held-out images is measured if there are any."""
     from ..training.augmentation import Augmenter
     from ..training.extension import ExtensionOptions, extend
     from ..training.loop import Schedule
@@ -291,10 +290,11 @@ def train(
 
     usual = USUAL_AUGMENTATION if old_images is None else old_images.augmentation
     background = drawing_background(old) if usual["redraw"] else None
+    shift, warp = (0, 0.0) if old.is_table else (SHIFT, WARP)
     options = ExtensionOptions(
         config.batch_size,
         Schedule(config.steps, config.lr, warmup=round(WARMUP_SHARE * config.steps)),
-        Augmenter(usual["shift"], False, usual["warp"], config.seed + 1),
+        Augmenter(shift, False, warp, config.seed + 1),
         Augmenter(usual["shift"], False, usual["warp"], config.seed + 2, background),
         config.lwf,
     )
