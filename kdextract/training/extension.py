@@ -24,10 +24,10 @@ from .sources import ImagePool, Source
 
 TEMPERATURE = 2.0
 """Temperature of the Kullback-Leibler terms (Li and Hoiem 2016, Learning without Forgetting, section 3)."""
-NOT_NEW_WEIGHT = 3.0
+NOT_NEW_WEIGHT = 10.0
 """Weight of `not_new`. Synthetic images are told from new ones more easily than real images of the old classes are, so
-that with weight 1 more real old images are taken for new classes than the reverse (MNIST: 8 and 1 %; with weight 3: 5
-and 2 %). Without the term, almost all are."""
+that a small weight prefers new classes. MNIST, classes 0-4 and 5-9, structured noise, 1000 steps, one seed: accuracy on
+old and new classes 91.2 and 96.7 % with weight 3, 94.0 and 94.4 % with weight 10."""
 
 
 def kept_answers(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
