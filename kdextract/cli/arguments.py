@@ -77,6 +77,6 @@ def _typer_option(entry: Entry) -> Any:
         help=entry.help,
         metavar=info.metavar,
         envvar=info.env,
-        show_default=entry.default is not None,
+        show_default=entry.default is not None and entry.default is not MISSING,
         rich_help_panel=info.panel,
     )

@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GateError
+from ..errors import GateError, UsageError
 from ..models.queries import EVALUATION
 from ..options.declare import DataAccess, NamedStageConfig, TeacherConfig, option
 from ..storage.run_dir import RunDir
+from .inputs.class_selection import data_of_names
 from .inputs.classifiers import ChosenClassifier, find_classifier
-from .inputs.real_data import images_for, images_per_pass, open_real_data, real_data_input, teacher_data
+from .inputs.real_data import as_name, images_for, images_per_pass, open_real_data, real_data_input, teacher_data
 from .running.runner import Outcome, Plan, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
     """Score a classifier on real test images.
 
-    The scores are accuracy, agreement with the teacher, confusion matrix and cost. Snapshots of a student are scored as
-    well, for a curve over its training; the result is that of the last weights. With --min-accuracy or --min-agreement,
-    the exit code is 5 if the score is lower.
+    The scores are accuracy, agreement with the teacher, confusion matrix and cost. If the classifier has more classes
+    than the teacher (kdx extend), agreement is measured on images of the teacher's classes. Snapshots of a student are
+    scored as well, for a curve over its training; the result is that of the last weights. With --min-accuracy or
+    --min-agreement, the exit code is 5 if the score is lower.
 
     Examples:
 
@@ -38,7 +40,8 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; default: the only student.",
+        "Classifier of the run (student, teacher, compressed, extended), or a model.safetensors file; default: the "
+        "only student.",
         positional=True,
     )
     data: str | None = option(
@@ -74,8 +77,10 @@ class EvaluateInputs:
 def plan(config: EvaluateConfig, run: RunDir) -> Plan[EvaluateInputs]:
     """Plan: reads one classifier, the teacher, and real test data."""
     chosen = find_classifier(config.artifact, run)
+    if chosen.is_extended and config.data is None:
+        raise UsageError(f"{chosen.input.path} has classes that the teacher's data has not; name data with --data")
     spec = teacher_data(config.data, run)
-    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_as_name(spec)}")
+    name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{as_name(spec)}")
     teacher = run.artifact(run.teacher()).input("teacher")
     inputs = (chosen.input, teacher, real_data_input(config, spec, "test"))
     return Plan(run.place("evaluation", name), inputs, "", EvaluateInputs(chosen, spec))
@@ -93,12 +98,16 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     classifier = context.classifier(chosen.file)
     teacher = context.teacher(EVALUATION)
     data = open_real_data(config, spec, "test", "evaluation", context)
-    names = classifier.spec.class_names
+    names, teachers_names = classifier.spec.class_names, teacher.spec.class_names
+    if chosen.is_extended:
+        data = data_of_names(data, names, spec)
     with context.phase("evaluation"):
         images = images_for(classifier.input_shape, names, data, spec, context)
         teachers_images = images
-        if (teacher.input_shape, teacher.spec.class_names) != (classifier.input_shape, names):
-            teachers_images = images_for(teacher.input_shape, teacher.spec.class_names, data, spec, context)
+        begins = names[: len(teachers_names)] == teachers_names  # the teacher's classes have the same numbers
+        if teacher.input_shape != classifier.input_shape or not begins:
+            teachers_images = images_for(teacher.input_shape, None if begins else teachers_names, data, spec, context)
+        known = data.labels < teacher.num_classes
         answers = predict(classifier, images, config.batch_size).argmax(1)
         teacher_answers = predict(teacher, teachers_images, config.batch_size).argmax(1)
     with context.phase("snapshots"):
@@ -111,8 +120,8 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
         "data": spec,
         "num_images": len(answers),
         "accuracy": round(float((answers == data.labels).float().mean()), 6),
-        "agreement": round(float((answers == teacher_answers).float().mean()), 6),
-        "teacher_accuracy": round(float((teacher_answers == data.labels).float().mean()), 6),
+        "agreement": round(float((answers == teacher_answers)[known].float().mean()), 6),
+        "teacher_accuracy": round(float((teacher_answers == data.labels)[known].float().mean()), 6),
         "num_parameters": classifier.num_parameters,
         "multiply_adds": count_multiply_adds(classifier.network, classifier.blank(1)),
         "per_class_accuracy": {name: round(float(v), 6) for name, v in zip(names, per_class, strict=True)},
@@ -166,11 +175,6 @@ def check_gates(config: EvaluateConfig, outcome: Outcome) -> None:
         value = outcome.manifest.metrics[figure]
         if gate is not None and value < gate:
             raise GateError(f"{figure} {value:.4f} is below --min-{figure} {gate:g}")
-
-
-def _as_name(spec: str) -> str:
-    """Return a data spec as a part of an artifact's name: other characters become -, and the last 40 are kept."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
 
 
 STAGE = Stage("evaluate", EvaluateConfig, plan, execute, replaces_stale=True, check=check_gates)

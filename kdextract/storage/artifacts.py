@@ -27,13 +27,30 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-NEEDS = ("", "teacher", "teacher+statistics", "teacher+samples", "teacher+data")
-"""What a result was made from, from the least access to the most."""
+NEW_DATA = "+new-data"
+NEEDS = (
+    "",
+    "teacher",
+    f"teacher{NEW_DATA}",
+    "teacher+statistics",
+    f"teacher+statistics{NEW_DATA}",
+    "teacher+samples",
+    f"teacher+samples{NEW_DATA}",
+    "teacher+data",
+)
+"""What a result was made from, from the least access to the teacher's training data to the most. With `NEW_DATA` at the
+end, real images of classes that the teacher does not have were used as well."""
 
 
 def strongest(*needs: str) -> str:
     """Return the value of `NEEDS` with the most access."""
     return max(needs, key=NEEDS.index)
+
+
+def with_new_data(*needs: str) -> str:
+    """Return the strongest of these values of `NEEDS`, with the access to real images of classes that are added."""
+    most = strongest("teacher", *(value.removesuffix(NEW_DATA) for value in needs))
+    return most if most == "teacher+data" else most + NEW_DATA
 
 
 @dataclass(frozen=True)

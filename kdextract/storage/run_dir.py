@@ -27,6 +27,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / contains any number of
     "transfer-set": "transfer-sets/",
     "compressed": "compressed/",
     "student": "students/",
+    "extended": "extended/",
     "evaluation": "evaluations/",
     "neighbours": "neighbours/",
     "export": "exports/",

@@ -147,6 +147,11 @@ class ImagePool:
         """Return up to `num_images` of the held-out images."""
         return self._images[self._held_out[:num_images].to(self._images.device)]
 
+    def held_out_targets(self, num_images: int) -> torch.Tensor:
+        """Return the targets of the images of `held_out`."""
+        assert self._targets is not None
+        return self._targets[self._held_out[:num_images].to(self._targets.device)]
+
     def state(self) -> State:
         """Return the order of the rest of the epoch, and the random state that the next epoch is drawn from."""
         return {"order": self._order, "rng": self._rng.get_state()}, {}

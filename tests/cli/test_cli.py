@@ -435,14 +435,24 @@ def test_7_names_only_options_that_the_command_has(
         raise MemoryError
 
     required = {"optimize-dataset": ("--objective", "deep_inversion"), "train-generator": ("kegnet",),
-                "generate": ("kegnet",), "import-model": ("model.py:build",)}.get(name, ())  # fmt: skip
+                "generate": ("kegnet",), "extend": ("--data", "digits"),
+                "import-model": ("model.py:build",)}.get(name, ())  # fmt: skip
     stage = dataclasses.replace(STAGES[name], plan=exhaust, before=lambda *arguments: None)
     monkeypatch.setattr(commands, "run_stage", lambda _, *rest: RUN_STAGE(stage, *rest))
     line = error_of(here(name, *required, "--run", run_copy), 7)
     named = set(re.findall(r"--[a-z-]+", line))
     shown = here(name, "--help", *(required[:1] if name == "train-generator" else ()))
     assert named <= set(re.findall(r"--[a-z-]+", shown.stdout)), line
-    if name in ("train", "distill", "optimize-dataset", "generate", "train-generator", "compute-stats", "evaluate"):
+    if name in (
+        "train",
+        "distill",
+        "extend",
+        "optimize-dataset",
+        "generate",
+        "train-generator",
+        "compute-stats",
+        "evaluate",
+    ):
         assert "--batch-size" in named
     if name == "compute-stats":
         assert {"--max-units", "--covariance-rank"} <= named

@@ -74,6 +74,22 @@ class Blueprint:
         function = user_code.function_of(self.name, self.code)
         return self._derived(user_code.with_inferred_arguments(self.name, function, input_shape, num_classes))
 
+    def with_classes(self, num_classes: int) -> Blueprint:
+        """Return the blueprint of the same network with another number of classes.
+
+        Raises:
+            ConfigError: the network has no argument for the number of its classes.
+        """
+        if not self.name.is_foreign:
+            return self  # an architecture of kdx gets the number when it is built
+        given = [name for name, _ in self.name.arguments if name in user_code.CLASSES]
+        if given:
+            return self._derived(self.name.with_arguments(**{given[0]: num_classes}))
+        derived = self if self.name.kind == "program" else self.with_inferred_arguments(None, num_classes)
+        if derived.name == self.name:
+            raise ConfigError(f"{self.name} has no argument for the number of its classes, so that none can be added")
+        return derived
+
     def narrowed(self, width: float) -> Blueprint:
         """Return the blueprint with the network's width multiplied. Raises `ConfigError` if it has none."""
         if self.name.kind == "program":
@@ -90,7 +106,8 @@ class Blueprint:
 
     def _derived(self, name: NetworkName) -> Blueprint:
         """Return the blueprint of `name`, this one with arguments filled in. Its call is allowed if this one's is."""
-        user_code.allow_inferred_call(self.name, name, self.code)
+        if name.function:
+            user_code.allow_inferred_call(self.name, name, self.code)
         return Blueprint(name, self.code)
 
 

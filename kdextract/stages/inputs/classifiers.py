@@ -9,7 +9,7 @@ from ...errors import ConfigError
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, InputFile, RunDir
 
-CLASSIFIERS = ("teacher", "compressed", "student")
+CLASSIFIERS = ("teacher", "compressed", "student", "extended")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class ChosenClassifier:
     file: InputFile
     name: str
     artifact: Artifact | None = None
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether classes were added to it, so that no data set has its classes in their order."""
+        return self.artifact is not None and self.artifact.kind == "extended"
 
     @property
     def input(self) -> Input:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...data.tables import is_table
@@ -61,13 +62,18 @@ def teacher_data(spec: str | None, run: RunDir) -> str:
     return spec
 
 
-def real_data_input(config: OpensRealData, spec: str, split: Split) -> Input:
+def real_data_input(config: OpensRealData, spec: str, split: Split, role: str = "data") -> Input:
     """Return one split of a real data set as an input, with the hash of its files. `--download` fetches them first."""
     from ...data.load import fingerprint, load_data
 
     if config.download and not config.dry_run:
         load_data(spec, split, config.data_dir, download=True)
-    return Input("data", f"{spec} ({split})", fingerprint(spec, split, config.data_dir))
+    return Input(role, f"{spec} ({split})", fingerprint(spec, split, config.data_dir))
+
+
+def as_name(spec: str) -> str:
+    """Return a data spec as a part of an artifact's name: other characters become -, and the last 40 are kept."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", spec).strip("-.")[-40:]
 
 
 def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str, context: StageContext) -> RealData:

@@ -23,12 +23,16 @@ Fact = tuple[str, str]
 NEEDS = {
     "teacher": "Only the teacher: its weights and outputs. No real image, and no statistics of real images, except "
     "those that the teacher's normalization layers may contain.",
+    "teacher+new-data": "The teacher, and real images of the classes that were added.",
     "teacher+statistics": "The teacher, and statistics of its activations, recorded on real data. No real image.",
+    "teacher+statistics+new-data": "The teacher, statistics of its activations, recorded on real data, and real images "
+    "of the classes that were added.",
     "teacher+samples": "The teacher, and a few real images.",
+    "teacher+samples+new-data": "The teacher, a few real images, and real images of the classes that were added.",
     "teacher+data": "The teacher, and real images.",
 }
 """`Manifest.needs` in words."""
-DRAWING = ("train", "optimize-dataset", "train-generator", "generate", "distill")
+DRAWING = ("train", "optimize-dataset", "train-generator", "generate", "distill", "extend")
 """Stages whose results depend on a seed."""
 _OF_FILES = re.compile(r"(npz:|folder:)(.*)")
 
@@ -69,7 +73,7 @@ def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest
 
 
 def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
-    """Return how a classifier was made, as facts about a teacher, a compressed teacher or a student.
+    """Return how a classifier was made, as facts about a teacher, a compressed or extended one, or a student.
 
     Args:
         sources: its `ancestors`.
@@ -82,6 +86,8 @@ def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
         layers = ", ".join(_layer_text(text) for text in manifest.metrics.get("ranks", []))
         text = f"Tucker-2 decomposition of these layers of the teacher: {layers}. Not trained afterwards."
         facts.append(("Method", text))
+    elif manifest.kind == "extended":
+        facts += _extension_facts(manifest)
     else:
         facts += _distillation_facts(manifest, sources)
     if manifest.needs in NEEDS:
@@ -133,6 +139,28 @@ def _teacher_text(manifest: Manifest) -> str:
         share, count = 100 * metrics["validation_accuracy"], metrics["validation_images"]
         text += f"; validation accuracy {share:.2f} % ({count:,} images that were not used for training)"
     return f"{text}."
+
+
+def _extension_facts(extended: Manifest) -> list[Fact]:
+    """Return which classes were added to which classifier, what it learned from, and what is known of its accuracy."""
+    metrics, by_role = extended.metrics, {entry.role: entry for entry in extended.inputs}
+    names = ", ".join(metrics["new_classes"])
+    start = data_name(by_role["classifier"].path)
+    source = metrics["source"]
+    old = "without images of the old classes" if source == "none" else f"and on images of the old classes ({source})"
+    texts = [
+        (
+            "Method",
+            f"Classes were added to {start}, which has {metrics['old_classes']} (Yin et al. 2020, section 4.6).",
+        ),
+        ("New classes", f"{names}."),
+        ("Training", f"{metrics['steps']:,} steps on {metrics['num_images']:,} real images of the new classes, {old}."),
+    ]
+    if "accuracy" in metrics:
+        shares = (f"{100 * metrics[name]:.2f} %" for name in ("old_accuracy", "new_accuracy", "accuracy"))
+        shown = "{} on old, {} on new, {} on all classes".format(*shares)
+        texts.append(("Accuracy", f"{shown}, test images of {data_name(extended.config['test_data'])}."))
+    return texts
 
 
 def _distillation_facts(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:

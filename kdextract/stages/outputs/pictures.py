@@ -108,3 +108,33 @@ def confusion_picture(confusion: np.ndarray, class_names: tuple[str, ...]) -> by
                     ink = "white" if share[row, column] > 0.6 else "black"
                     draw.text((MARGIN + column * cell + 6, row * cell + 13), str(count), fill=ink, font=font)
     return encode_png(np.array(canvas))
+
+
+def share_matrix(shares: list[list[float | None]], rows: list[str], columns: list[str], note: str) -> bytes:
+    """Return a picture of a table of shares in [0, 1], as percent, shaded by their size; None is an empty cell.
+
+    Args:
+        shares: one list per row, with one entry per column.
+        rows: the caption of each row, of one or two lines.
+        columns: the caption of each column.
+        note: a line below the table.
+    """
+    width, height, left = 64, 40, 2 * MARGIN
+    size = left + max(4, len(columns)) * width, (len(rows) + 2) * height
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for column, name in enumerate(columns):
+        draw.text((left + column * width + 4, 14), name[:10], fill="black", font=font)
+    for row, (caption, entries) in enumerate(zip(rows, shares, strict=True)):
+        top = (row + 1) * height
+        lines = "\n".join(line[:28] for line in caption.splitlines())
+        draw.multiline_text((4, top + 6), lines, fill="black", font=font, spacing=2)
+        for column, share in enumerate(entries):
+            if share is None:
+                continue
+            place, shade = left + column * width, round(255 - 200 * share)
+            draw.rectangle((place, top, place + width - 2, top + height - 2), fill=(shade, shade, 255))
+            ink = "white" if share > 0.6 else "black"
+            draw.text((place + 14, top + 13), f"{100 * share:.2f}", fill=ink, font=font)
+    draw.text((left, size[1] - 24), note, fill="black", font=font)
+    return encode_png(np.array(canvas))

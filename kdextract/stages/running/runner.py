@@ -95,14 +95,14 @@ class StageContext:
     _running: dict[str, float] = field(default_factory=dict)
     _queries: list[Queries] = field(default_factory=list)
 
-    def teacher(self, purpose: str = SYNTHESIS) -> Classifier:
-        """Return the run's teacher on the stage's device, frozen and in evaluation mode.
+    def teacher(self, purpose: str = SYNTHESIS, file: InputFile | None = None) -> Classifier:
+        """Return the teacher on the stage's device, frozen and in evaluation mode; the images it gets are counted.
 
         Args:
             purpose: the purpose of its queries outside of blocks that set another one; see `models.queries`.
+            file: the teacher's file; None for the run's teacher.
         """
-        teacher = self.run.artifact(self.run.teacher()).file(MODEL_FILE)
-        classifier = self._load(teacher)
+        classifier = self._load(file or self.run.artifact(self.run.teacher()).file(MODEL_FILE))
         classifier.queries.usual = purpose
         self._queries.append(classifier.queries)
         return self.placed(classifier)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import sha256s
 
@@ -34,6 +35,10 @@ def full_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     api.generate("kegnet", run=run, images_per_class=1, threads=1)
     api.compress(run=run, threads=1)
     api.train(run=folder / "other", epochs=1, seed=3, threads=1)
+    for name in ("new", "newer"):
+        images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", images=images, labels=np.zeros(30, int), class_names=np.array([name]))
+    api.extend(run=run, data=f"npz:{folder / 'new.npz'}", old_images="none", name="more", **SMALL)
     return run
 
 
@@ -78,6 +83,15 @@ def commands(run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
             "distill",
             {"data": "noise:normal", "student": str(teacher), "name": "b", **SMALL},
         ),
+        "teacher, new data, transfer set": (
+            "extend",
+            {"data": f"npz:{run.parent / 'new.npz'}", "old_images": "transfer-sets/kegnet", "name": "b", **SMALL},
+        ),
+        "an extended classifier": (
+            "extend",
+            {"artifact": "extended/more", "data": f"npz:{run.parent / 'newer.npz'}", "method": "auto", "name": "b",
+             **SMALL},
+        ),
         "a classifier": ("evaluate", {"force": True}),
         "the teacher": ("evaluate", {"artifact": "teacher"}),
         "a foreign file": ("evaluate", {"artifact": str(verifier(run))}),
@@ -118,6 +132,8 @@ REPLACED = {  # file -> the command whose options are in `commands`
     "statistics/statistics.safetensors": "teacher, statistics",
     "students/lenet_half/model.safetensors": "a classifier",
     "compressed/tucker/model.safetensors": "compressed",
+    "extended/more/model.safetensors": "an extended classifier",
+    "extended/more/scores.json": "an extended classifier",
     "../other/teacher/model.safetensors": "teacher, generators",
     "./teacher/model.safetensors": "a file",
     "././teacher/model.safetensors": "a teacher to export",
