@@ -63,28 +63,37 @@ def to_onnx(classifier: Classifier) -> bytes:
     Raises:
         ConfigError: packages are missing, or ONNX or `torch.export` does not support an operation of the network.
     """
+    require_onnx()
+    with trying("the network cannot be written as ONNX for batches of any size"):
+        return onnx_of_program(exported_program(classifier), classifier, metadata(classifier))
+
+
+def onnx_of_program(exported: torch.export.ExportedProgram, classifier: Classifier, facts: dict[str, str]) -> bytes:
+    """Return the ONNX file of an exported program, which takes the classifier's images and returns logits.
+
+    Args:
+        facts: the metadata of the file.
+    """
     import torch
 
-    require_onnx()
-    with _trying("the network cannot be written as ONNX for batches of any size"):
-        example, any_batch = _example(classifier)
-        program = torch.onnx.export(
-            _exported(classifier),
-            example,
-            dynamo=True,
-            verbose=False,
-            input_names=[PIXELS],
-            output_names=[LOGITS],
-            dynamic_shapes=any_batch,
-            opset_version=OPSET,
-        )
-        assert program is not None
-        model = program.model_proto
-        _strip(model)
-        for key, value in metadata(classifier).items():
-            entry = model.metadata_props.add()
-            entry.key, entry.value = key, value
-        return model.SerializeToString(deterministic=True)
+    example, any_batch = example_batch(classifier)
+    program = torch.onnx.export(
+        exported,
+        example,
+        dynamo=True,
+        verbose=False,
+        input_names=[PIXELS],
+        output_names=[LOGITS],
+        dynamic_shapes=any_batch,
+        opset_version=OPSET,
+    )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    for key, value in facts.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    return model.SerializeToString(deterministic=True)
 
 
 def to_pt2(classifier: Classifier) -> bytes:
@@ -95,8 +104,8 @@ def to_pt2(classifier: Classifier) -> bytes:
     """
     import torch
 
-    with _trying("torch.export cannot write the network for batches of any size"):
-        exported = _exported(classifier)
+    with trying("torch.export cannot write the network for batches of any size"):
+        exported = exported_program(classifier)
         for module in exported.graph_module.modules():
             for node in getattr(getattr(module, "graph", None), "nodes", ()):
                 node.meta = {key: node.meta[key] for key in KEPT_IN_GRAPH if key in node.meta}
@@ -120,7 +129,7 @@ def open_onnx(content: bytes) -> ExportedFunction:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    with _trying("onnxruntime cannot run the exported network"):
+    with trying("onnxruntime cannot run the exported network"):
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.contiguous().numpy()})[0])
 
@@ -192,17 +201,18 @@ def _reference_copy(classifier: Classifier) -> Classifier:
     return twin
 
 
-def _example(classifier: Classifier) -> tuple[tuple[torch.Tensor], tuple[dict[int, Any]]]:
+def example_batch(classifier: Classifier) -> tuple[tuple[torch.Tensor], tuple[dict[int, Any]]]:
     """Return example arguments for the export, and the declaration that their batch size is dynamic."""
     import torch
 
     return (torch.zeros(2, *classifier.input_shape),), ({0: torch.export.Dim("batch")},)
 
 
-def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
+def exported_program(classifier: Classifier) -> torch.export.ExportedProgram:
+    """Return the program of a copy of the classifier on the CPU. The classifier is not changed."""
     import torch
 
-    example, any_batch = _example(classifier)
+    example, any_batch = example_batch(classifier)
     return torch.export.export(_reference_copy(classifier), example, dynamic_shapes=any_batch, strict=False)
 
 
@@ -217,7 +227,7 @@ def _strip(message: Any) -> None:
 
 
 @contextmanager
-def _trying(failure: str) -> Iterator[None]:
+def trying(failure: str) -> Iterator[None]:
     """Suppress output of libraries; turn exceptions into a `ConfigError` of one line that begins with `failure`."""
     try:
         with _quietly():
