@@ -75,7 +75,7 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 def is_structured(source: str, run: RunDir) -> bool:
     """Return whether a student's images were structured noise, or started from it."""
     from kdextract.methods import live_method, live_names
-    from kdextract.stages.distill.source import TransferSetImages
+    from kdextract.stages.inputs.image_source import TransferSetImages
 
     if source in live_names():
         return live_method(source).structured

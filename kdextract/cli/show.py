@@ -27,6 +27,7 @@ HEADLINES = {
     "transfer-set": ["num_images", "teacher_agrees_with_label", "mean_confidence"],
     "compressed": ["model", "num_parameters", "multiply_adds"],
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
+    "quantized": ["model", "bits", "agreement", "bytes"],
     "evaluation": ["data", "accuracy", "agreement"],
     "neighbours": ["data", "space", "distance", "distance_among_real"],
     "export": ["format", "bytes", "largest_difference"],

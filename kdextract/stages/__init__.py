@@ -18,6 +18,7 @@ from . import (
     import_model,
     neighbours,
     optimize_dataset,
+    quantize,
     train,
     train_generator,
 )
@@ -41,6 +42,7 @@ STAGES: dict[str, Stage[Any, Any]] = {
         generate,
         compress,
         distill,
+        quantize,
         evaluate,
         neighbours,
         export,

@@ -38,7 +38,7 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; default: the only student.",
+        "Classifier of the run (student, teacher, compressed, quantized), or its file; default: the only student.",
         positional=True,
     )
     data: str | None = option(
@@ -73,7 +73,7 @@ class EvaluateInputs:
 
 def plan(config: EvaluateConfig, run: RunDir) -> Plan[EvaluateInputs]:
     """Plan: reads one classifier, the teacher, and real test data."""
-    chosen = find_classifier(config.artifact, run)
+    chosen = find_classifier(config.artifact, run, quantized=True)
     spec = teacher_data(config.data, run)
     name = config.name or (chosen.name if config.data is None else f"{chosen.name}-{_as_name(spec)}")
     teacher = run.artifact(run.teacher()).input("teacher")
@@ -85,7 +85,6 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     """Predict the classes, compute the scores, and write `scores.json` and `confusion.png`."""
     import torch
 
-    from ..models.hooks import count_multiply_adds
     from ..training.supervised import predict
     from .outputs.pictures import confusion_picture
 
@@ -114,7 +113,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
         "agreement": round(float((answers == teacher_answers).float().mean()), 6),
         "teacher_accuracy": round(float((teacher_answers == data.labels).float().mean()), 6),
         "num_parameters": classifier.num_parameters,
-        "multiply_adds": count_multiply_adds(classifier.network, classifier.blank(1)),
+        "multiply_adds": classifier.multiply_adds(),
         "per_class_accuracy": {name: round(float(v), 6) for name, v in zip(names, per_class, strict=True)},
         "confusion_matrix": confusion.tolist(),
     }

@@ -9,6 +9,7 @@ from ...errors import UsageError
 from ...models.queries import HELD_OUT, PROBE
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...training.budget import Timetable, parse_duration
+from ..inputs.image_source import ImageSource, choose_source
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
 from .budget import plan_steps
@@ -16,7 +17,6 @@ from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
 from .settings import USUAL_SETTINGS, fill_in
-from .source import ImageSource, choose_source
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:

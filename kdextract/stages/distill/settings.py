@@ -10,7 +10,7 @@ from ...errors import ConfigError
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
     from ...training.augmentation import Augmenter
-    from .source import ImageSource
+    from ..inputs.image_source import ImageSource
 
 CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
 USUAL_SETTINGS: dict[str, Any] = {

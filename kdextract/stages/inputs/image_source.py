@@ -1,4 +1,4 @@
-"""The source of a student's images: a transfer set, generators, noise, real data or a live method."""
+"""The source of images for a student or a calibration: a transfer set, generators, noise, real data, a live method."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ...errors import UsageError
 from ...methods import LiveMethod, live_method, objective, objective_names
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, RunDir
-from ..inputs.image_artifacts import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
-from ..inputs.method_inputs import MethodInputs, find_method_inputs
-from ..inputs.real_data import OpensRealData, images_for, open_real_data, real_data_input
+from .image_artifacts import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
+from .method_inputs import MethodInputs, find_method_inputs
+from .real_data import OpensRealData, images_for, open_real_data, real_data_input
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
@@ -25,7 +25,16 @@ REAL_IMAGES, TRAINED_GENERATORS = "real images", "trained generators"
 NOISE = ["noise:normal", "noise:uniform"]
 
 
-class NamesSource(OpensRealData, Protocol):
+class OpensSource(OpensRealData, Protocol):
+    """The options of a stage that opens a source of images."""
+
+    @property
+    def seed(self) -> int:
+        """`--seed`."""
+        ...
+
+
+class NamesSource(OpensSource, Protocol):
     """The options of `distill` that this module uses."""
 
     @property
@@ -38,11 +47,6 @@ class NamesSource(OpensRealData, Protocol):
         """`--method`."""
         ...
 
-    @property
-    def seed(self) -> int:
-        """`--seed`."""
-        ...
-
     def method_config(self) -> Any:
         """Options of the method of `--method`."""
         ...
@@ -50,7 +54,7 @@ class NamesSource(OpensRealData, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource(ABC):
-    """Where the images come from that a student learns from; its files are found and hashed.
+    """Where images come from that a student learns from, or that others use; its files are found and hashed.
 
     Attributes:
         name: its name in the summary.
@@ -75,7 +79,7 @@ class ImageSource(ABC):
     reason: str = ""
 
     @abstractmethod
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the source that batches are drawn from."""
 
 
@@ -88,7 +92,7 @@ class NoiseImages(ImageSource):
         """Return the noise of a name in `NOISE`."""
         return cls(name=spec, learned_from=spec)
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return a source with new noise in every batch."""
         from ...training.sources import NoiseSource
 
@@ -99,16 +103,22 @@ class NoiseImages(ImageSource):
 class RealImages(ImageSource):
     """The training images of a real data set."""
 
-    @classmethod
-    def of(cls, spec: str, data: Input) -> RealImages:
-        """Return the images of a data set; the input `data` has the hash of its files."""
-        return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
+    purpose: str
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    @classmethod
+    def of(cls, spec: str, data: Input, purpose: str) -> RealImages:
+        """Return the images of a data set; the input `data` has the hash of its files.
+
+        Args:
+            purpose: of reading them, for the manifest.
+        """
+        return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data", purpose=purpose)
+
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the images at the teacher's input size, without their labels."""
         from ...training.sources import ImagePool
 
-        data = open_real_data(config, self.name, "train", "distillation", context)
+        data = open_real_data(config, self.name, "train", self.purpose, context)
         images = images_for(teacher.input_shape, None, data, self.name, context)
         return ImagePool(images, None, config.seed, context.device, holds_out=True)
 
@@ -136,7 +146,7 @@ class TransferSetImages(ImageSource):
             artifact=artifact,
         )
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the images with the teacher's logits."""
         from ...training.sources import ImagePool
 
@@ -163,7 +173,7 @@ class GeneratorImages(ImageSource):
             artifact=artifact,
         )
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return a source that draws from the generators."""
         from ...synthesis.generators.source import GeneratorSource
 
@@ -196,7 +206,7 @@ class LiveImages(ImageSource):
             given=given,
         )
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the method's source."""
         from ...synthesis.structured_noise.by_class import require_images
 
@@ -226,8 +236,6 @@ def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
         ConfigError: the run has several transfer sets or generators, or inputs of the method are missing in it.
         ArtifactError: a file is missing or was changed.
     """
-    from ...data.load import data_names, is_real_data
-
     if config.method is not None:
         if config.data is not None:
             raise UsageError("--data and --method both name a source of images; give one of them")
@@ -235,13 +243,29 @@ def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
             return _auto(run)
         method = live_method(config.method)
         return LiveImages.of(method, config.method_config(), find_method_inputs(method, run))
-    if config.data in NOISE:
-        return NoiseImages.named(config.data)
-    if config.data is not None and is_real_data(config.data):
-        return RealImages.of(config.data, real_data_input(config, config.data, "train"))
     if config.data is None and not run.artifacts(*STORED):
         return _auto(run)
-    artifact = find_image_artifact(config.data, run, "--data", STORED, NOISE + data_names())
+    return images_named(config.data, config, run, "distillation")
+
+
+def images_named(spec: str | None, config: OpensSource, run: RunDir, purpose: str) -> ImageSource:
+    """Return the source of a value of `--data`; None: the run's only transfer set or generators.
+
+    Args:
+        purpose: of reading real data, if `spec` names some, for the manifest.
+
+    Raises:
+        UsageError: the name is unknown.
+        ConfigError: the run has several transfer sets or generators.
+        ArtifactError: a file is missing or was changed.
+    """
+    from ...data.load import data_names, is_real_data
+
+    if spec in NOISE:
+        return NoiseImages.named(spec)
+    if spec is not None and is_real_data(spec):
+        return RealImages.of(spec, real_data_input(config, spec, "train"), purpose)
+    artifact = find_image_artifact(spec, run, "--data", STORED, NOISE + data_names())
     return TransferSetImages.of(artifact) if artifact.kind == "transfer-set" else GeneratorImages.of(artifact)
 
 
