@@ -45,9 +45,19 @@ ExportedFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 
 def require_onnx() -> None:
     """Raise `ConfigError` unless the packages of the extra `export` are installed."""
-    absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    require_packages("--format onnx", ONNX_PACKAGES, "export")
+
+
+def require_packages(purpose: str, names: Sequence[str], extra: str) -> None:
+    """Raise `ConfigError` unless packages are installed.
+
+    Args:
+        purpose: what needs them, for the error.
+        extra: the extra of kdx that has them.
+    """
+    absent = [name for name in names if find_spec(name) is None]
     if absent:
-        raise ConfigError(f"--format onnx needs {' and '.join(absent)}: pip install 'kdextract[export]'")
+        raise ConfigError(f"{purpose} needs {' and '.join(absent)}: pip install 'kdextract[{extra}]'")
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ArtifactError, ConfigError
-from .exporter import LOGITS, PIXELS, open_onnx, require_onnx
+from .exporter import LOGITS, PIXELS, open_onnx, require_packages
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -78,7 +78,7 @@ def read_onnx_network(path: Path) -> OnnxNetwork:
         ArtifactError: the file is missing or malformed, is not a quantized classifier of kdx, or needs other files or
             operators that are not of the ONNX standard.
     """
-    require_onnx()
+    require_packages("a quantized classifier", ("onnx", "onnxscript", "onnxruntime"), "quantize")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ArtifactError(f"{path} is larger than {MAX_BYTES} bytes, the limit of an ONNX file")

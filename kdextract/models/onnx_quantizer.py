@@ -38,22 +38,25 @@ SAME_VALUES = {
 class OnnxQuantizer(Quantizer):  # type: ignore[misc]
     """Quantizes inputs, weights and outputs of convolutions and linear layers, and sums of two of their results.
 
-    The outputs of the last layer stay float32: they are the logits, or the logits are computed from them.
+    The outputs of the last layer stay float32: they are the logits, or the logits are computed from them. A convolution
+    of grey images stays float32, too, unless it is the only layer: with one input channel, onnxruntime takes several
+    times as long for it with integers, and it has few weights.
 
-    `num_layers` is the number of layers with int8 weights, after `annotate`.
+    After `annotate`, `num_layers` is the number of layers with weights, and `num_quantized` that of those in int8.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        usual = get_default_x86_inductor_quantization_config()
+        usual = get_default_x86_inductor_quantization_config(reduce_range=True)
         self._activation, self._weight = usual.input_activation, usual.weight
-        self.num_layers = 0
+        self.num_layers, self.num_quantized = 0, 0
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         """Annotate the nodes of a program and return it."""
         nodes = list(model.graph.nodes)
-        layers = [node for node in nodes if node.target in WEIGHTED and node.args[1].op == "get_attr"]
-        self.num_layers = len(layers)
+        present = [node for node in nodes if node.target in WEIGHTED and node.args[1].op == "get_attr"]
+        layers = [node for node in present if not _is_grey_convolution(node)] or present
+        self.num_layers, self.num_quantized = len(present), len(layers)
         for node in layers:
             inputs = {node.args[0]: self._activation, node.args[1]: self._weight}
             self._annotate(node, inputs, None if node is layers[-1] else self._activation)
@@ -75,6 +78,11 @@ class OnnxQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: torch.fx.GraphModule) -> None:
         """Accept every annotated program."""
+
+
+def _is_grey_convolution(node: torch.fx.Node) -> bool:
+    """Return whether a node is a convolution with one input channel."""
+    return node.target != _ATEN.linear.default and node.args[0].meta["val"].shape[1] == 1  # type: ignore[union-attr]
 
 
 def _is_computed(value: Any) -> bool:

@@ -7,7 +7,8 @@ onnxruntime executes as operators on integers.
 
 Weights are int8, symmetric, with a scale per output channel; activations uint8, with a scale and a zero point per
 tensor; biases and the logits float32 (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference").
+Integer-Arithmetic-Only Inference"). Activations are at most 127 (`reduce_range` of torchao): processors without VNNI
+add the products of two activations and weights in 16 bits, where a sum of larger ones would be cut off.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .exporter import ExportedFunction, example_batch, exported_program, metadata, onnx_of_program, trying
+from .exporter import (
+    ExportedFunction,
+    example_batch,
+    exported_program,
+    metadata,
+    onnx_of_program,
+    require_packages,
+    trying,
+)
 from .onnx_network import quantized_metadata
 
 if TYPE_CHECKING:
@@ -36,9 +44,7 @@ SECONDS_OF_A_MEASUREMENT, MOST_RUNS = 0.5, 300
 
 def require_quantizer() -> None:
     """Raise `ConfigError` unless the packages of the extra `quantize` are installed."""
-    absent = [name for name in PACKAGES if find_spec(name) is None]
-    if absent:
-        raise ConfigError(f"quantization needs {' and '.join(absent)}: pip install 'kdextract[quantize]'")
+    require_packages("quantization", PACKAGES, "quantize")
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,14 @@ class Quantized:
     """A quantized classifier.
 
     `content` are the bytes of its ONNX file; `program` is the same network in PyTorch, where it computes with float32
-    numbers that are rounded like the integers; `num_layers` is the number of layers with int8 weights.
+    numbers that are rounded like the integers; `num_layers` is the number of convolutions and linear layers,
+    `num_quantized` that of those with int8 weights.
     """
 
     content: bytes
     program: ExportedFunction
     num_layers: int
+    num_quantized: int
 
 
 def quantize(classifier: Classifier, batches: Sequence[torch.Tensor]) -> Quantized:
@@ -83,7 +91,8 @@ def quantize(classifier: Classifier, batches: Sequence[torch.Tensor]) -> Quantiz
         example, any_batch = example_batch(classifier)
         exported = torch.export.export(program, example, dynamic_shapes=any_batch, strict=False)
         content = onnx_of_program(exported, classifier, metadata(classifier) | quantized_metadata(classifier, BITS))
-    return Quantized(content, lambda pixels: program(pixels.contiguous()), quantizer.num_layers)
+    counts = quantizer.num_layers, quantizer.num_quantized
+    return Quantized(content, lambda pixels: program(pixels.contiguous()), *counts)
 
 
 def weight_bytes(content: bytes) -> int:

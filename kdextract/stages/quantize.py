@@ -135,7 +135,8 @@ def execute(config: QuantizeConfig, resolved: QuantizeInputs, context: StageCont
     return {
         "model": classifier.spec.architecture,
         "bits": config.bits,
-        "quantized_layers": quantized.num_layers,
+        "num_layers": quantized.num_layers,
+        "quantized_layers": quantized.num_quantized,
         "source": resolved.images.name,
         "num_images": CALIBRATION_IMAGES,
         **agreement,
