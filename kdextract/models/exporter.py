@@ -15,12 +15,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, KdxError
-from ..storage.artifacts import write_file
 from ..storage.version import __version__
 
 if TYPE_CHECKING:
@@ -151,16 +148,6 @@ def open_pt2(content: bytes) -> ExportedFunction:
     with _quietly():
         module = torch.export.load(io.BytesIO(content)).module()
     return lambda pixels: module(pixels)
-
-
-def open_safetensors(content: bytes) -> ExportedFunction:
-    """Return a `model.safetensors` file as a classifier. Raises as `load_classifier` does."""
-    from .classifier import load_classifier
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        write_file(path, content)
-        return load_classifier(path).frozen()
 
 
 @dataclass(frozen=True)
