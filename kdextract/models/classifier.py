@@ -212,8 +212,6 @@ class Classifier(nn.Module):
 
     def multiply_adds(self) -> int:
         """Return the number of multiply-adds of convolutions and linear layers for one image, counted on zeros."""
-        if isinstance(self.network, OnnxNetwork):
-            return self.network.facts.multiply_adds
         with evaluation_mode(self), self.queries.purpose(BLANK):
             return count_multiply_adds(self, torch.zeros(1, *self.input_shape, device=self.device))
 

@@ -312,10 +312,11 @@ def test_a_quantized_classifier_is_no_teacher_student_or_export(made: Path, tmp_
     for command, options in (
         (api.quantize, {"artifact": "quantized/lenet_half-int8"}),
         (api.export, {"artifact": "quantized/lenet_half-int8"}),
-        (api.distill, {"student": "quantized/lenet_half-int8"}),
     ):
-        with pytest.raises((UsageError, ConfigError)):
+        with pytest.raises(ConfigError, match=r"is quantized, .* its model\.onnx is exported already"):
             command(run=run, threads=1, **options)
+    with pytest.raises(UsageError, match="quantized/lenet_half-int8"):
+        api.distill(run=run, threads=1, student="quantized/lenet_half-int8")
 
 
 # ---- files of others -----------------------------------------------------------------------------------------------

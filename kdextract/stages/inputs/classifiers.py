@@ -39,9 +39,12 @@ def find_classifier(label: str | None, run: RunDir, quantized: bool = False) -> 
 
     Raises:
         UsageError: there is no such artifact.
-        ConfigError: the run has no student, or several, or the name fits several artifacts.
+        ConfigError: the run has no student, or several, or the name fits several artifacts, or it is a quantized
+            classifier's and `quantized` is not set.
         ArtifactError: a file is missing or was changed.
     """
+    if not quantized and label in {ref.label for ref in run.artifacts(QUANTIZED)}:
+        raise ConfigError(f"{label} is quantized, which this command cannot use; its {ONNX_FILE} is exported already")
     kinds = (*CLASSIFIERS, QUANTIZED) if quantized else CLASSIFIERS
     files = (MODEL_FILE, ONNX_FILE) if quantized else (MODEL_FILE,)
     if label is not None and Path(label).suffix in {Path(file).suffix for file in files}:
