@@ -82,7 +82,8 @@ class OnnxQuantizer(Quantizer):  # type: ignore[misc]
 
 def _is_grey_convolution(node: torch.fx.Node) -> bool:
     """Return whether a node is a convolution with one input channel."""
-    return node.target != _ATEN.linear.default and node.args[0].meta["val"].shape[1] == 1  # type: ignore[union-attr]
+    images = node.args[0].meta.get("val") if isinstance(node.args[0], torch.fx.Node) else None
+    return node.target != _ATEN.linear.default and isinstance(images, torch.Tensor) and images.shape[1] == 1
 
 
 def _is_computed(value: Any) -> bool:
