@@ -7,12 +7,19 @@ module imports torchao, so it is imported only where a network is quantized.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import get_default_x86_inductor_quantization_config
 
+SMALLEST_WEIGHT, LARGEST_WEIGHT = -64, 63
+"""So small that two products with activations of at most 255 have a sum that fits into 16 bits.
+
+torchao's `reduce_range` halves the range of activations instead, with larger errors of the logits: on untrained networks
+0.18 instead of 0.15 (ResNet-18) and 0.57 instead of 0.28 (ViT-Tiny) of their spread.
+"""
 ANNOTATION = "quantization_annotation"
 """Where torchao looks for the annotation of a node."""
 _ATEN = torch.ops.aten
@@ -47,8 +54,9 @@ class OnnxQuantizer(Quantizer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        usual = get_default_x86_inductor_quantization_config(reduce_range=True)
-        self._activation, self._weight = usual.input_activation, usual.weight
+        usual = get_default_x86_inductor_quantization_config()
+        self._activation = usual.input_activation
+        self._weight = replace(usual.weight, quant_min=SMALLEST_WEIGHT, quant_max=LARGEST_WEIGHT)
         self.num_layers, self.num_quantized = 0, 0
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:

@@ -7,8 +7,8 @@ onnxruntime executes as operators on integers.
 
 Weights are int8, symmetric, with a scale per output channel; activations uint8, with a scale and a zero point per
 tensor; biases and the logits float32 (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference"). Activations are at most 127 (`reduce_range` of torchao): processors without VNNI
-add the products of two activations and weights in 16 bits, where a sum of larger ones would be cut off.
+Integer-Arithmetic-Only Inference"). Weights are between -64 and 63: x86 processors without VNNI add two products of an
+activation and a weight in 16 bits, where a sum of larger ones would be cut off.
 """
 
 from __future__ import annotations

@@ -123,6 +123,7 @@ def test_weights_are_int8_in_a_file_of_a_third_or_less(name: str) -> None:
     values = sum(array.size for array in found.values())
     assert values > 0.9 * classifier.num_parameters
     assert all(len(np.unique(array)) > 16 for array in found.values()), "the range is used"
+    assert max(255 * 2 * abs(int(value)) for array in found.values() for value in (array.min(), array.max())) < 2**15
     exported = to_onnx(classifier)
     assert len(result.content) - values < 0.5 * (len(exported) - 4 * values) + 20_000
     if classifier.num_parameters > 50_000:
