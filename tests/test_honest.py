@@ -331,6 +331,7 @@ def test_only_the_stages_that_may_reach_that_module() -> None:
         "stages/extend.py",
         "stages/inputs/image_source.py",
         "stages/neighbours.py",
+        "stages/quantize.py",
         "stages/train.py",
         "stages/train_generator.py",
     ]

@@ -28,6 +28,7 @@ HEADLINES = {
     "compressed": ["model", "num_parameters", "multiply_adds"],
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
     "extended": ["model", "old_classes", "new_classes", "old_accuracy", "new_accuracy", "accuracy"],
+    "quantized": ["model", "bits", "agreement", "bytes"],
     "evaluation": ["data", "accuracy", "agreement"],
     "neighbours": ["data", "space", "distance", "distance_among_real"],
     "export": ["format", "bytes", "largest_difference"],

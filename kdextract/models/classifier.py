@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..storage.artifacts import BATCH_NORM_KEY, read_safetensors_header
-from ..storage.run_dir import MODEL_FILE
+from ..storage.run_dir import MODEL_FILE, ONNX_FILE
 from ..storage.tensor_files import encode_safetensors, read_safetensors, rebuilding
 from .architectures import InputShape
 from .external.blueprint import Blueprint
@@ -26,6 +26,7 @@ from .external.probe import number_type
 from .external.user_code import Code
 from .factorized import LayerRanks, factorize
 from .hooks import batch_norm_layers, count_multiply_adds, evaluation_mode, last_layer, layer_outputs
+from .onnx_network import OnnxNetwork, read_onnx_network
 from .pruning.sizes import LayerSizes, resize
 from .queries import BLANK, Queries
 
@@ -134,7 +135,9 @@ class Classifier(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Number of values of all parameters."""
+        """Number of values of all parameters; of a quantized network, before it was quantized."""
+        if isinstance(self.network, OnnxNetwork):
+            return self.network.facts.num_parameters
         return sum(p.numel() for p in self.network.parameters())
 
     @property
@@ -243,7 +246,7 @@ def encode_classifier(classifier: Classifier) -> bytes:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
+    """Return the classifier of a `model.safetensors` or a quantized one's `model.onnx`, in evaluation mode on the CPU.
 
     Args:
         path: the file, or the directory of an artifact that holds it.
@@ -251,8 +254,11 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         ArtifactError: the file is missing or malformed, or its weights do not fit the architecture it names, or it
             names code that was not allowed on this machine.
+        ConfigError: it is quantized, and the packages that run it are missing.
     """
-    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    file = _model_file(Path(path))
+    if file.suffix == ".onnx":
+        return _quantized_classifier(read_onnx_network(file))
     tensors, metadata = read_safetensors(file)
     with rebuilding(file, "classifier"):
         spec = _classifier_spec_from_record(metadata["classifier"])
@@ -261,6 +267,23 @@ def load_classifier(path: str | Path) -> Classifier:
         classifier = Classifier(spec, spec.build(program))
         classifier.network.load_state_dict(tensors)
     return classifier.eval()
+
+
+def _model_file(path: Path) -> Path:
+    """Return the file of a classifier in a directory; a path that is no directory is returned as it is."""
+    if not path.is_dir():
+        return path
+    return path / (ONNX_FILE if (path / ONNX_FILE).is_file() and not (path / MODEL_FILE).exists() else MODEL_FILE)
+
+
+def _quantized_classifier(network: OnnxNetwork) -> Classifier:
+    """Return a classifier whose network normalizes pixels itself, so that its own mean is 0 and its deviation 1."""
+    facts = network.facts
+    channels = facts.input_shape[0]
+    spec = ClassifierSpec(
+        facts.architecture, facts.input_shape, facts.class_names, (0.0,) * channels, (1.0,) * channels
+    )
+    return Classifier(spec, network).eval()
 
 
 def read_spec(path: Path) -> ClassifierSpec:

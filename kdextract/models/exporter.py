@@ -15,12 +15,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, KdxError
-from ..storage.artifacts import write_file
 from ..storage.version import __version__
 
 if TYPE_CHECKING:
@@ -45,9 +42,19 @@ ExportedFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 
 def require_onnx() -> None:
     """Raise `ConfigError` unless the packages of the extra `export` are installed."""
-    absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    require_packages("--format onnx", ONNX_PACKAGES, "export")
+
+
+def require_packages(purpose: str, names: Sequence[str], extra: str) -> None:
+    """Raise `ConfigError` unless packages are installed.
+
+    Args:
+        purpose: what needs them, for the error.
+        extra: the extra of kdx that has them.
+    """
+    absent = [name for name in names if find_spec(name) is None]
     if absent:
-        raise ConfigError(f"--format onnx needs {' and '.join(absent)}: pip install 'kdextract[export]'")
+        raise ConfigError(f"{purpose} needs {' and '.join(absent)}: pip install 'kdextract[{extra}]'")
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
@@ -63,28 +70,37 @@ def to_onnx(classifier: Classifier) -> bytes:
     Raises:
         ConfigError: packages are missing, or ONNX or `torch.export` does not support an operation of the network.
     """
+    require_onnx()
+    with trying("the network cannot be written as ONNX for batches of any size"):
+        return onnx_of_program(exported_program(classifier), classifier, metadata(classifier))
+
+
+def onnx_of_program(exported: torch.export.ExportedProgram, classifier: Classifier, facts: dict[str, str]) -> bytes:
+    """Return the ONNX file of an exported program, which takes the classifier's images and returns logits.
+
+    Args:
+        facts: the metadata of the file.
+    """
     import torch
 
-    require_onnx()
-    with _trying("the network cannot be written as ONNX for batches of any size"):
-        example, any_batch = _example(classifier)
-        program = torch.onnx.export(
-            _exported(classifier),
-            example,
-            dynamo=True,
-            verbose=False,
-            input_names=[PIXELS],
-            output_names=[LOGITS],
-            dynamic_shapes=any_batch,
-            opset_version=OPSET,
-        )
-        assert program is not None
-        model = program.model_proto
-        _strip(model)
-        for key, value in metadata(classifier).items():
-            entry = model.metadata_props.add()
-            entry.key, entry.value = key, value
-        return model.SerializeToString(deterministic=True)
+    example, any_batch = example_batch(classifier)
+    program = torch.onnx.export(
+        exported,
+        example,
+        dynamo=True,
+        verbose=False,
+        input_names=[PIXELS],
+        output_names=[LOGITS],
+        dynamic_shapes=any_batch,
+        opset_version=OPSET,
+    )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    for key, value in facts.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    return model.SerializeToString(deterministic=True)
 
 
 def to_pt2(classifier: Classifier) -> bytes:
@@ -95,8 +111,8 @@ def to_pt2(classifier: Classifier) -> bytes:
     """
     import torch
 
-    with _trying("torch.export cannot write the network for batches of any size"):
-        exported = _exported(classifier)
+    with trying("torch.export cannot write the network for batches of any size"):
+        exported = exported_program(classifier)
         for module in exported.graph_module.modules():
             for node in getattr(getattr(module, "graph", None), "nodes", ()):
                 node.meta = {key: node.meta[key] for key in KEPT_IN_GRAPH if key in node.meta}
@@ -120,7 +136,7 @@ def open_onnx(content: bytes) -> ExportedFunction:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    with _trying("onnxruntime cannot run the exported network"):
+    with trying("onnxruntime cannot run the exported network"):
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.contiguous().numpy()})[0])
 
@@ -132,16 +148,6 @@ def open_pt2(content: bytes) -> ExportedFunction:
     with _quietly():
         module = torch.export.load(io.BytesIO(content)).module()
     return lambda pixels: module(pixels)
-
-
-def open_safetensors(content: bytes) -> ExportedFunction:
-    """Return a `model.safetensors` file as a classifier. Raises as `load_classifier` does."""
-    from .classifier import load_classifier
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        write_file(path, content)
-        return load_classifier(path).frozen()
 
 
 @dataclass(frozen=True)
@@ -192,17 +198,18 @@ def _reference_copy(classifier: Classifier) -> Classifier:
     return twin
 
 
-def _example(classifier: Classifier) -> tuple[tuple[torch.Tensor], tuple[dict[int, Any]]]:
+def example_batch(classifier: Classifier) -> tuple[tuple[torch.Tensor], tuple[dict[int, Any]]]:
     """Return example arguments for the export, and the declaration that their batch size is dynamic."""
     import torch
 
     return (torch.zeros(2, *classifier.input_shape),), ({0: torch.export.Dim("batch")},)
 
 
-def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
+def exported_program(classifier: Classifier) -> torch.export.ExportedProgram:
+    """Return the program of a copy of the classifier on the CPU. The classifier is not changed."""
     import torch
 
-    example, any_batch = _example(classifier)
+    example, any_batch = example_batch(classifier)
     return torch.export.export(_reference_copy(classifier), example, dynamic_shapes=any_batch, strict=False)
 
 
@@ -217,7 +224,7 @@ def _strip(message: Any) -> None:
 
 
 @contextmanager
-def _trying(failure: str) -> Iterator[None]:
+def trying(failure: str) -> Iterator[None]:
     """Suppress output of libraries; turn exceptions into a `ConfigError` of one line that begins with `failure`."""
     try:
         with _quietly():

@@ -13,6 +13,8 @@ TRIAL, ESTIMATE, PICTURES = "trial", "estimate", "pictures"
 """Measuring the time of a step; estimating the student's accuracy; confidences in pictures and summaries."""
 STATISTICS, EVALUATION, NEIGHBOURS = "statistics", "evaluation", "neighbours"
 """Real images: for recorded statistics, for scores, and (with synthetic images) for distances to them."""
+CALIBRATION = "calibration"
+"""The ranges of activations, for quantization."""
 BLANK = "blank"
 """Images of zeros, to find the output shapes of layers."""
 

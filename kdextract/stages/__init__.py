@@ -19,6 +19,7 @@ from . import (
     import_model,
     neighbours,
     optimize_dataset,
+    quantize,
     train,
     train_generator,
 )
@@ -43,6 +44,7 @@ STAGES: dict[str, Stage[Any, Any]] = {
         compress,
         distill,
         extend,
+        quantize,
         evaluate,
         neighbours,
         export,

@@ -19,6 +19,8 @@ from .running.runner import Outcome, Plan, Stage, StageContext
 if TYPE_CHECKING:
     import torch
 
+    from ..models.classifier import Classifier
+
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 
@@ -40,8 +42,8 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed, extended), or a model.safetensors file; default: the "
-        "only student.",
+        "Classifier of the run (student, teacher, compressed, extended, quantized), or its file; default: the only "
+        "student.",
         positional=True,
     )
     data: str | None = option(
@@ -76,7 +78,7 @@ class EvaluateInputs:
 
 def plan(config: EvaluateConfig, run: RunDir) -> Plan[EvaluateInputs]:
     """Plan: reads one classifier, the teacher, and real test data."""
-    chosen = find_classifier(config.artifact, run)
+    chosen = find_classifier(config.artifact, run, quantized=True)
     if chosen.is_extended and config.data is None:
         raise UsageError(f"{chosen.input.path} has classes that the teacher's data has not; name data with --data")
     spec = teacher_data(config.data, run)
@@ -90,7 +92,6 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     """Predict the classes, compute the scores, and write `scores.json` and `confusion.png`."""
     import torch
 
-    from ..models.hooks import count_multiply_adds
     from ..training.supervised import predict
     from .outputs.pictures import confusion_picture
 
@@ -123,7 +124,7 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
         "agreement": round(float((answers == teacher_answers)[known].float().mean()), 6),
         "teacher_accuracy": round(float((teacher_answers == data.labels)[known].float().mean()), 6),
         "num_parameters": classifier.num_parameters,
-        "multiply_adds": count_multiply_adds(classifier.network, classifier.blank(1)),
+        "multiply_adds": _multiply_adds(classifier),
         "per_class_accuracy": {name: round(float(v), 6) for name, v in zip(names, per_class, strict=True)},
         "confusion_matrix": confusion.tolist(),
     }
@@ -132,6 +133,16 @@ def execute(config: EvaluateConfig, resolved: EvaluateInputs, context: StageCont
     context.write("scores.json", (json.dumps(scores, indent=2) + "\n").encode())
     context.write("confusion.png", confusion_picture(confusion.numpy(), names))
     return scores
+
+
+def _multiply_adds(classifier: Classifier) -> int:
+    """Return the number of multiply-adds of the network for one image."""
+    from ..models.hooks import count_multiply_adds
+    from ..models.onnx_network import OnnxNetwork
+
+    if isinstance(classifier.network, OnnxNetwork):
+        return classifier.network.facts.multiply_adds
+    return count_multiply_adds(classifier.network, classifier.blank(1))
 
 
 def _score_snapshots(

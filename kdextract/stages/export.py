@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GateError
 from ..models.exporter import CHECKED_BATCHES
 from ..options.declare import NamedStageConfig, option
-from ..storage.artifacts import Manifest
+from ..storage.artifacts import Manifest, write_file
 from ..storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ..storage.version import __version__
 from .inputs.classifiers import ChosenClassifier, find_classifier
@@ -138,9 +139,19 @@ def _content(format: str, classifier: Classifier, file: InputFile) -> bytes:
 
 
 def _open_exported(format: str, content: bytes) -> Any:
-    from ..models.exporter import open_onnx, open_pt2, open_safetensors
+    from ..models.exporter import open_onnx, open_pt2
 
-    return {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}[format](content)
+    return {"onnx": open_onnx, "pt2": open_pt2, "safetensors": _open_safetensors}[format](content)
+
+
+def _open_safetensors(content: bytes) -> Classifier:
+    """Return a `model.safetensors` file as a classifier. Raises as `load_classifier` does."""
+    from ..models.classifier import load_classifier
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        write_file(path, content)
+        return load_classifier(path).frozen()
 
 
 def _require_close(found: Comparison, file: str, atol: float) -> None:

@@ -28,12 +28,15 @@ PLACES = {  # kind -> its folder; a folder that ends in / contains any number of
     "compressed": "compressed/",
     "student": "students/",
     "extended": "extended/",
+    "quantized": "quantized/",
     "evaluation": "evaluations/",
     "neighbours": "neighbours/",
     "export": "exports/",
 }
 MODEL_FILE = "model.safetensors"
 """The file of a classifier in its artifact."""
+ONNX_FILE = "model.onnx"
+"""The file of a quantized classifier in its artifact."""
 
 ContentT = TypeVar("ContentT")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -786,6 +786,8 @@ COMMANDS = {
     "--steps --batch-size --lr --loss --temperature "
     "--shift --warp --flip --redraw/--no-redraw --inherit/--no-inherit --batch-norm --teacher-accuracy "
     "--teacher --weights --json --quiet/-q --verbose/-v",
+    "quantize": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --bits --data "
+    "--test-data --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "
     "--batch-size --min-accuracy --min-agreement --teacher --weights --json --quiet/-q --verbose/-v",
     "neighbours": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "

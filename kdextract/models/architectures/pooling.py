@@ -51,8 +51,9 @@ class HalvingMaxPool2d(nn.MaxPool2d):
     less time on a CPU.
 
     The kernel of torch stores an index for each window, which takes most of its time, and processes channels one after
-    another. Maxima of strided views do neither. The kernel of torch is used on other devices, for odd sides, and for
-    gradients with many channels, where it is faster.
+    another. Maxima of strided views do neither. The kernel of torch is used on other devices, for odd sides, for
+    gradients with many channels, where it is faster, and in exported programs, whose runtimes have a pooling of their
+    own, in 8 bits as well.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class HalvingMaxPool2d(nn.MaxPool2d):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return [batch, channels, height // 2, width // 2] for images [batch, channels, height, width]."""
         gradients = torch.is_grad_enabled() and images.requires_grad
-        if images.device.type != "cpu" or images.shape[-1] % 2 or images.shape[-2] % 2:
+        if torch.compiler.is_exporting() or images.device.type != "cpu" or images.shape[-1] % 2 or images.shape[-2] % 2:
             return super().forward(images)
         if not gradients:
             return torch.maximum(*_neighbours(torch.maximum(*_neighbours(images, 3)), 2))

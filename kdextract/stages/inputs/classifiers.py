@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...storage.artifacts import Input
-from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, InputFile, RunDir
+from ...storage.run_dir import MODEL_FILE, ONNX_FILE, Artifact, ArtifactRef, InputFile, RunDir
 
 CLASSIFIERS = ("teacher", "compressed", "student", "extended")
+QUANTIZED = "quantized"
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,35 @@ class ChosenClassifier:
         return (self.artifact or self.file).input("classifier")
 
 
-def find_classifier(label: str | None, run: RunDir) -> ChosenClassifier:
+def find_classifier(label: str | None, run: RunDir, quantized: bool = False) -> ChosenClassifier:
     """Return the classifier that `label` names.
 
     Args:
         label: an artifact of the run, the directory of one, or a safetensors file; None for the run's only student.
+        quantized: whether quantized classifiers can be named as well, by artifact, directory or ONNX file.
 
     Raises:
         UsageError: there is no such artifact.
-        ConfigError: the run has no student, or several, or the name fits several artifacts.
+        ConfigError: the run has no student, or several, or the name fits several artifacts, or it is a quantized
+            classifier's and `quantized` is not set.
         ArtifactError: a file is missing or was changed.
     """
-    if label is not None and label.endswith(".safetensors"):
+    if not quantized and label in {ref.label for ref in run.artifacts(QUANTIZED)}:
+        raise ConfigError(f"{label} is quantized, which this command cannot use; its {ONNX_FILE} is exported already")
+    kinds = (*CLASSIFIERS, QUANTIZED) if quantized else CLASSIFIERS
+    files = (MODEL_FILE, ONNX_FILE) if quantized else (MODEL_FILE,)
+    if label is not None and Path(label).suffix in {Path(file).suffix for file in files}:
         return ChosenClassifier(run.file(Path(label)), Path(label).resolve().parent.name)
-    if label is not None and (Path(label) / MODEL_FILE).is_file():
-        here = [ref for ref in run.artifacts(*CLASSIFIERS) if ref.directory.samefile(label)]
+    inside = next((path for file in files if label is not None and (path := Path(label) / file).is_file()), None)
+    if label is not None and inside is not None:
+        here = [ref for ref in run.artifacts(*kinds) if ref.directory.samefile(label)]
         if not here:
-            return find_classifier(str(Path(label) / MODEL_FILE), run)
+            return find_classifier(str(inside), run, quantized)
         label = here[0].label
-    ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
+    ref = only_student(run) if label is None else run.find(label, *kinds)
     name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
     artifact = run.artifact(ref)
-    return ChosenClassifier(artifact.file(MODEL_FILE), name, artifact)
+    return ChosenClassifier(artifact.file(ONNX_FILE if ref.kind == QUANTIZED else MODEL_FILE), name, artifact)
 
 
 def only_student(run: RunDir) -> ArtifactRef:

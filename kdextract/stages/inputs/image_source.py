@@ -1,4 +1,4 @@
-"""The source of images for a student: a transfer set, generators, noise, real data or a live method."""
+"""The source of images for a student or a calibration: a transfer set, generators, noise, real data, a live method."""
 
 from __future__ import annotations
 
@@ -51,17 +51,21 @@ def live_method_options() -> dict[str, type[OptionSet]]:
     return {name: live_method(name).config for name in live_names()}
 
 
-class NamesSource(OpensRealData, Protocol):
-    """The options of a stage that this module uses, besides the one that names stored images."""
-
-    @property
-    def method(self) -> str | None:
-        """`--method`."""
-        ...
+class OpensSource(OpensRealData, Protocol):
+    """The options of a stage that opens a source of images."""
 
     @property
     def seed(self) -> int:
         """`--seed`."""
+        ...
+
+
+class NamesSource(OpensSource, Protocol):
+    """The options of a stage that selects a source of images, besides the one that names stored images."""
+
+    @property
+    def method(self) -> str | None:
+        """`--method`."""
         ...
 
     def method_config(self) -> Any:
@@ -71,7 +75,7 @@ class NamesSource(OpensRealData, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource(ABC):
-    """Where the images come from that a student learns from; its files are found and hashed.
+    """Where images come from that a student learns from, or that others use; its files are found and hashed.
 
     Attributes:
         name: its name in the summary.
@@ -96,7 +100,7 @@ class ImageSource(ABC):
     reason: str = ""
 
     @abstractmethod
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the source that batches are drawn from."""
 
 
@@ -109,7 +113,7 @@ class NoiseImages(ImageSource):
         """Return the noise of a name in `NOISE`."""
         return cls(name=spec, learned_from=spec)
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return a source with new noise in every batch."""
         from ...training.sources import NoiseSource
 
@@ -120,16 +124,22 @@ class NoiseImages(ImageSource):
 class RealImages(ImageSource):
     """The training images of a real data set."""
 
-    @classmethod
-    def of(cls, spec: str, data: Input) -> RealImages:
-        """Return the images of a data set; the input `data` has the hash of its files."""
-        return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data")
+    purpose: str
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    @classmethod
+    def of(cls, spec: str, data: Input, purpose: str) -> RealImages:
+        """Return the images of a data set; the input `data` has the hash of its files.
+
+        Args:
+            purpose: of reading them, for the manifest.
+        """
+        return cls(name=spec, learned_from=REAL_IMAGES, inputs=(data,), needs="teacher+data", purpose=purpose)
+
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the images at the teacher's input size, without their labels."""
         from ...training.sources import ImagePool
 
-        data = open_real_data(config, self.name, "train", "distillation", context)
+        data = open_real_data(config, self.name, "train", self.purpose, context)
         images = images_for(teacher.input_shape, None, data, self.name, context)
         return ImagePool(images, None, config.seed, context.device, holds_out=True)
 
@@ -157,7 +167,7 @@ class TransferSetImages(ImageSource):
             artifact=artifact,
         )
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the images with the teacher's logits."""
         from ...training.sources import ImagePool
 
@@ -184,7 +194,7 @@ class GeneratorImages(ImageSource):
             artifact=artifact,
         )
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return a source that draws from the generators."""
         from ...synthesis.generators.source import GeneratorSource
 
@@ -217,7 +227,7 @@ class LiveImages(ImageSource):
             given=given,
         )
 
-    def open(self, config: NamesSource, teacher: Classifier, context: StageContext) -> Source:
+    def open(self, config: OpensSource, teacher: Classifier, context: StageContext) -> Source:
         """Return the method's source."""
         from ...synthesis.structured_noise.by_class import require_images
 
@@ -255,8 +265,6 @@ def choose_source(
         ConfigError: the run has several transfer sets or generators, or inputs of the method are missing in it.
         ArtifactError: a file is missing or was changed.
     """
-    from ...data.load import data_names, is_real_data
-
     if config.method is not None:
         if spec is not None:
             raise UsageError(f"{option} and --method both name a source of images; give one of them")
@@ -264,12 +272,29 @@ def choose_source(
             return _auto(run, teacher)
         method = live_method(config.method)
         return LiveImages.of(method, config.method_config(), find_method_inputs(method, run, teacher=teacher))
+    if spec is None and (teacher is not None or not run.artifacts(*STORED)):
+        return _auto(run, teacher)
+    return images_named(spec, option, config, run, "distillation")
+
+
+def images_named(spec: str | None, option: str, config: OpensSource, run: RunDir, purpose: str) -> ImageSource:
+    """Return the source of a value of `--data`; None: the run's only transfer set or generators.
+
+    Args:
+        option: the option that has the value, for errors.
+        purpose: of reading real data, if `spec` names some, for the manifest.
+
+    Raises:
+        UsageError: the name is unknown.
+        ConfigError: the run has several transfer sets or generators.
+        ArtifactError: a file is missing or was changed.
+    """
+    from ...data.load import data_names, is_real_data
+
     if spec in NOISE:
         return NoiseImages.named(spec)
     if spec is not None and is_real_data(spec):
-        return RealImages.of(spec, real_data_input(config, spec, "train"))
-    if spec is None and (teacher is not None or not run.artifacts(*STORED)):
-        return _auto(run, teacher)
+        return RealImages.of(spec, real_data_input(config, spec, "train"), purpose)
     artifact = find_image_artifact(spec, run, option, STORED, NOISE + data_names())
     return TransferSetImages.of(artifact) if artifact.kind == "transfer-set" else GeneratorImages.of(artifact)
 

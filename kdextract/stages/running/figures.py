@@ -6,7 +6,8 @@ from typing import Any
 
 _PERCENT = {"accuracy", "agreement", "teacher_accuracy", "train_accuracy", "validation_accuracy",
             "old_accuracy", "new_accuracy", "held_out_new_accuracy", "estimated_accuracy", "estimated_agreement",
-            "teacher_agrees_with_label", "rarest_class_share", "mean_confidence", "explained_variance"}  # fmt: skip
+            "teacher_agrees_with_label", "rarest_class_share", "mean_confidence", "explained_variance",
+            "float32_accuracy", "runtime_agreement"}  # fmt: skip
 _BYTES = {"bytes_handed_over", "image_bytes"}
 
 

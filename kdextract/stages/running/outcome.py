@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ...errors import ArtifactError, ConfigError, did_you_mean
 from ...storage.artifacts import Input, Manifest, verify_file
-from ...storage.run_dir import MODEL_FILE, ArtifactRef
+from ...storage.run_dir import MODEL_FILE, ONNX_FILE, ArtifactRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,12 +37,15 @@ class Plan(Generic[ResolvedT]):
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Return the classifier of a `model.safetensors` file, in evaluation mode on the CPU.
+    """Return the classifier of a `model.safetensors` file, or of a quantized one's `model.onnx`, on the CPU.
+
+    It is in evaluation mode. The `path` of an artifact's directory stands for its file.
 
     Random states and settings of the process do not change.
 
     Raises:
         ArtifactError: the file is missing or malformed, or its weights do not fit its architecture.
+        ConfigError: it is quantized, and the packages of the extra `quantize` are missing.
     """
     from ...models import classifier
     from .process_state import process_as_it_was
@@ -91,7 +94,7 @@ class Outcome:
 
     def classifier(self) -> Classifier:
         """Return the classifier, in evaluation mode on the CPU. Raises `ConfigError` if the artifact has none."""
-        return load_classifier(self._file(MODEL_FILE))
+        return load_classifier(self._file(ONNX_FILE if self.plan.target.kind == "quantized" else MODEL_FILE))
 
     def images(self) -> np.ndarray:
         """Return a transfer set's images, uint8 [N, channels, height, width]. Raises `ConfigError` for others."""

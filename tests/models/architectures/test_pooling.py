@@ -59,3 +59,12 @@ def test_gradients_equal_finite_differences() -> None:
 def test_nothing_is_kept_without_gradients() -> None:
     with torch.inference_mode():
         assert HalvingMaxPool2d()(torch.ones(1, 1, 4, 4)).tolist() == [[[[1, 1], [1, 1]]]]
+
+
+def test_exported_programs_have_the_pooling_of_torch() -> None:
+    """Runtimes execute one operator for it, in 8 bits as well, and four slices with three maxima slowly."""
+    program = torch.export.export(HalvingMaxPool2d(), (torch.zeros(2, 3, 8, 8),))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called == ["aten.max_pool2d.default"]
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(program.module()(images), HalvingMaxPool2d()(images))

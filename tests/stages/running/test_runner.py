@@ -95,6 +95,7 @@ def commands(run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "a classifier": ("evaluate", {"force": True}),
         "the teacher": ("evaluate", {"artifact": "teacher"}),
         "a foreign file": ("evaluate", {"artifact": str(verifier(run))}),
+        "a classifier to quantize, transfer set": ("quantize", {"data": "transfer-sets/all_layers"}),
         "neighbours": ("neighbours", {"artifact": "all_layers"}),
         "a student to export": ("export", {"format": "safetensors"}),
         "a teacher to export": ("export", {"artifact": "teacher", "format": "safetensors"}),
