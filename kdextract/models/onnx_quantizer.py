@@ -17,8 +17,8 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import get_defau
 SMALLEST_WEIGHT, LARGEST_WEIGHT = -64, 63
 """So small that two products with activations of at most 255 have a sum that fits into 16 bits.
 
-torchao's `reduce_range` halves the range of activations instead, with larger errors of the logits: on untrained
-networks 0.18 instead of 0.15 (ResNet-18) and 0.57 instead of 0.28 (ViT-Tiny) of their spread.
+torchao's `reduce_range` halves the range of activations instead, with larger errors of logits: in untrained networks
+0.18 instead of 0.15 (ResNet-18) and 0.57 instead of 0.28 (ViT-Tiny) of their spread.
 """
 ANNOTATION = "quantization_annotation"
 """Where torchao looks for the annotation of a node."""
