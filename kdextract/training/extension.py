@@ -104,6 +104,45 @@ class ExtensionOptions:
     keep_on_new: bool = True
 
 
+class _Batches:
+    """The loss of batch after batch; the arguments are those of `extend`."""
+
+    def __init__(
+        self,
+        old: Classifier,
+        new: Classifier,
+        new_images: ImagePool,
+        source: Source | None,
+        options: ExtensionOptions,
+        in_source: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._old, self._new, self._new_images = old, new, new_images
+        self._source, self._options, self._in_source = source, options, in_source
+        self._as_student = first_classes(new, old.num_classes)
+
+    def next_loss(self) -> torch.Tensor:
+        """Return the loss of the next batch of new images and, if there is a source, of one of old images."""
+        batch, options = self._new_images.sample(self._options.batch_size), self._options
+        assert batch.targets is not None
+        images = options.new_augmenter(batch.images)
+        kept = self._old_answers(images) if options.keep_on_new else None
+        of_new = new_images_loss(self._new(images), batch.targets, kept)
+        if self._source is None:
+            return of_new
+        return balanced(self._loss_on_old(self._source), of_new, self._old.num_classes, self._new.num_classes)
+
+    def _loss_on_old(self, source: Source) -> torch.Tensor:
+        with self._in_source():
+            source.update(self._as_student)
+            images = source.sample(self._options.batch_size).images
+        images = self._options.old_augmenter(images)
+        return old_images_loss(self._new(images), self._old_answers(images))
+
+    def _old_answers(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), self._old.queries.purpose(TARGETS):
+            return self._old(images)
+
+
 def extend(
     old: Classifier,
     new: Classifier,
@@ -138,33 +177,13 @@ def extend(
     new.train().requires_grad_(True)
     for layer in batch_norm_layers(new):
         new.get_submodule(layer).eval()
-    as_student = first_classes(new, old.num_classes)
-
-    def answers(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), old.queries.purpose(TARGETS):
-            return old(images)
-
-    def loss_on_old() -> torch.Tensor:
-        assert source is not None
-        with in_source():
-            source.update(as_student)
-            images = source.sample(options.batch_size).images
-        images = options.old_augmenter(images)
-        return old_images_loss(new(images), answers(images))
-
-    def loss() -> torch.Tensor:
-        batch = new_images.sample(options.batch_size)
-        assert batch.targets is not None
-        images = options.new_augmenter(batch.images)
-        of_new = new_images_loss(new(images), batch.targets, answers(images) if options.keep_on_new else None)
-        return of_new if source is None else balanced(loss_on_old(), of_new, old.num_classes, new.num_classes)
-
+    batches = _Batches(old, new, new_images, source, options, in_source)
     members: dict[str, Stateful] = {
         "new_images": new_images,
         "new_augmenter": options.new_augmenter,
         "old_augmenter": options.old_augmenter,
         **({} if source is None else {"source": source}),
     }
-    rows = take_steps(new, loss, options.schedule, members, checkpoints, reporter, "extend", monitor)
+    rows = take_steps(new, batches.next_loss, options.schedule, members, checkpoints, reporter, "extend", monitor)
     new.eval().requires_grad_(True)
     return rows
