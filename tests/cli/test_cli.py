@@ -786,6 +786,12 @@ COMMANDS = {
     "--steps --batch-size --lr --loss --temperature "
     "--shift --warp --flip --redraw/--no-redraw --inherit/--no-inherit --batch-norm --teacher-accuracy "
     "--teacher --weights --json --quiet/-q --verbose/-v",
+    "extend": "ARTIFACT --data --classes --old-images --method --data-dir --download --teacher --weights --steps "
+    "--batch-size --lr --lwf/--no-lwf --preset --init --warmup --jitter --ce --tv --bn --compete "
+    "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period --from-noise "
+    "--adapt-steps --start --generator-lr --generator-batch --generator-width --replay --pool --fresh "
+    "--oh --act --ie --student-steps --adv --bal --repeat --test-data --run --force --dry-run --name "
+    "--precision --compile/--no-compile --seed --device --threads --json --quiet/-q --verbose/-v",
     "quantize": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --bits --data "
     "--test-data --json --quiet/-q --verbose/-v",
     "evaluate": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --data "

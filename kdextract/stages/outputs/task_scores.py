@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArtifactError
 from ...storage.run_dir import InputFile
-from .pictures import share_matrix
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +140,8 @@ class TaskScores:
 
     def picture(self) -> bytes:
         """Return a PNG picture of the rows: one column per task and, at the right, one for all classes."""
+        from .pictures import share_matrix
+
         columns = [*(_span(task.classes) for task in self.tasks), "all"]
         names = [f"{row.stage.rpartition('/')[2]}\n{row.measured_on}" for row in self.rows]
         note = "rows: after each extension, columns: classes; %"
