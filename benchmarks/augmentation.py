@@ -1,9 +1,12 @@
-"""Few real images, with and without generated ones: `python benchmarks/augmentation.py RUN... --data-dir DIR`.
+"""Training on few real images, with and without generated ones.
 
-For each run with a teacher and generators, and for several numbers of images per class, trains a classifier on these
-images alone, and on them together with a transfer set of the run's generators, labelled by its teacher (soft) or by the
-class asked for (hard); all for the same number of steps. Scores the last weights on the test images. The last row has
-no real images: it is distillation.
+    python benchmarks/augmentation.py RUN... --data-dir DIR
+
+Each run has a teacher and generators. For several numbers of real images per class, a classifier is trained on these
+images alone, and on them together with a transfer set of the run's generators, whose labels are the teacher's
+predictions (soft) or the classes for which the images were generated (hard). All classifiers are trained for the same
+number of steps. The last weights are evaluated on the test images. The last row of the table has no real images: its
+classifiers are distilled.
 """
 
 from __future__ import annotations
@@ -39,12 +42,15 @@ class Cell:
 
     @property
     def column(self) -> str:
-        """Heading of its column."""
+        """Heading of the column that contains the cell."""
         return "real images alone" if self.generators is None else f"+ {self.generators}, {self.labels}"
 
 
 def train(cell: Cell, run: Path, data_dir: Path, model: str, steps: int) -> tuple[Cell, float]:
-    """Return the test accuracy of a classifier, in percent. Without real images, all batches are generated."""
+    """Return the cell and the test accuracy of its classifier, in percent.
+
+    With 0 real images per class, all images of a batch are generated.
+    """
     data = read_manifest(RunDir(run).existing("teacher", "kdx train").directory).config["data"]
     shots = max(1, cell.images_per_class)
     epochs = math.ceil(steps / max(1, shots * CLASSES // BATCH))
@@ -61,7 +67,7 @@ def train(cell: Cell, run: Path, data_dir: Path, model: str, steps: int) -> tupl
 
 
 def table(results: dict[Cell, float]) -> str:
-    """Return the figures, mean and standard deviation over seeds, as a table in Markdown."""
+    """Return a table in Markdown of the mean and standard deviation over seeds."""
     columns = list(dict.fromkeys(cell.column for cell in results))
     lines = [f"| images per class | {' | '.join(columns)} |", "|--:" * (len(columns) + 1) + "|"]
     for count in dict.fromkeys(cell.images_per_class for cell in results):
@@ -75,23 +81,23 @@ def table(results: dict[Cell, float]) -> str:
 
 
 def cells_of(counts: Sequence[int], generators: Sequence[str], seed: int) -> list[Cell]:
-    """Return all classifiers of one seed."""
+    """Return the cells of one seed."""
     added = [(name, labels) for name in generators for labels in ("soft", "hard")]
     cells = [Cell(count, *which, seed) for count in counts for which in [(None, None), *added]]
     return cells + [Cell(0, *which, seed) for which in added]
 
 
 def main() -> None:
-    """Generate the transfer sets that are missing, train all classifiers, print and write the table."""
+    """Generate the transfer sets that do not exist yet, train all classifiers, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories; each is a seed")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, one per seed")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--generators", nargs="+", default=["kegnet", "keflow_10"])
     parser.add_argument("--images-per-class", nargs="+", type=int, default=[1, 5, 10, 50, 100])
     parser.add_argument("--model", default="lenet5")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON file of the figures; the table is written beside it")
+    parser.add_argument("--out", type=Path, help="JSON file for the accuracies; the table is written beside it as .md")
     arguments = parser.parse_args()
     for run in arguments.runs:
         for name in arguments.generators:

@@ -2,9 +2,10 @@
 
     python benchmarks/calibration.py RUN... --data-dir DIR [--out FILE]
 
-Compares every student of the runs with its teacher, on structured noise and on the real test images that the teacher's
-data set has, and fits the first comparison to the second. Each teacher has the same weight. The spread is that
-of estimates by models that were fitted without the teacher in question, so it holds for new teachers.
+Compares every student of the runs with its teacher, on structured noise and on the real test images of the teacher's
+data set. The model predicts the agreement on real images from that on structured noise. Each teacher has the same
+weight in the fit. The spread is computed from models that were fitted without the teacher whose students are estimated,
+so it holds for new teachers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FEATURES = ("intercept", "disagreement", "teacher_error", "other_images")
 
 
 def measure(run: RunDir, data_dir: Path) -> list[Row]:
-    """Return one row per student of a run: agreement on structured noise, and scores on real images."""
+    """Return one row per student of a run: agreement on structured noise; accuracy and agreement on real images."""
     place = run.existing("teacher", "kdx train")
     teacher = load_classifier(place.directory / "model.safetensors").frozen()
     data_name = read_manifest(place.directory).config["data"]
@@ -73,7 +74,7 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 
 
 def is_structured(source: str, run: RunDir) -> bool:
-    """Return whether a student's images were structured noise, or started from it."""
+    """Return whether the images for a student were structured noise, or were optimized from it."""
     from kdextract.methods import live_method, live_names
     from kdextract.stages.distill.source import TransferSetImages
 
@@ -84,12 +85,12 @@ def is_structured(source: str, run: RunDir) -> bool:
 
 
 def share(equal: torch.Tensor) -> float:
-    """Return the share of true elements."""
+    """Return the share of elements that are True."""
     return round(float(equal.float().mean()), 6)
 
 
 def fit(rows: list[Row]) -> dict[str, float]:
-    """Return the line's coefficients by least squares; the disagreements are on a scale of log odds."""
+    """Return the coefficients, fitted by least squares to the log odds of the disagreements on real images."""
     features = np.array(
         [
             [1, logit(1 - r["structured_agreement"]), logit(1 - r["teacher_accuracy"]), not r["structured"]]
@@ -105,34 +106,34 @@ def fit(rows: list[Row]) -> dict[str, float]:
 
 
 def lines_without(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Return, for each teacher, the line that is fitted to the students of all others."""
+    """Return, for each teacher, the coefficients that are fitted to the students of all other teachers."""
     return {name: fit([row for row in rows if row["teacher"] != name]) for name in {row["teacher"] for row in rows}}
 
 
-def left_over(row: Row, line: dict[str, float]) -> float:
-    """Return a student's true minus estimated log odds."""
+def residual(row: Row, line: dict[str, float]) -> float:
+    """Return the measured minus the estimated log odds of a student's disagreement."""
     estimated = CalibrationLine(**line, spread=0.0).log_odds(
         row["structured_agreement"], row["teacher_accuracy"], row["structured"]
     )
     return logit(1 - row["agreement"]) - estimated
 
 
-def guess_of(row: Row, line: CalibrationLine) -> Estimate | None:
-    """Return the estimate for a student, its teacher's accuracy being known exactly."""
+def estimate_of(row: Row, line: CalibrationLine) -> Estimate | None:
+    """Return the estimate for a student, computed with the measured accuracy of its teacher and an error of 0."""
     teacher = TeacherAccuracy(row["teacher_accuracy"], 0.0)
     return estimate(row["structured_agreement"], teacher, row["structured"], line)
 
 
 def is_near(row: Row, line: CalibrationLine) -> bool:
-    """Whether the estimate is within 1.0 point."""
-    guess = guess_of(row, line)
-    return guess is not None and abs(guess.accuracy - row["accuracy"]) <= 0.01
+    """Return whether the estimated accuracy is within 1.0 point of the measured one."""
+    estimated = estimate_of(row, line)
+    return estimated is not None and abs(estimated.accuracy - row["accuracy"]) <= 0.01
 
 
 def main() -> None:
-    """Measure or read, fit, print, write."""
+    """Measure the students or read their rows, fit the model, print the estimates, and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path, help="run directories; without any, the rows of --out are used")
+    parser.add_argument("runs", nargs="*", type=Path, help="run directories; without any, rows of --out are used")
     parser.add_argument("--data-dir", type=Path, default=Path("."))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "calibration.json")
     options = parser.parse_args()
@@ -142,23 +143,25 @@ def main() -> None:
         rows = json.loads(options.out.read_text())["students"]
     used = [row for row in rows if row["structured_agreement"] >= LEAST_AGREEMENT and row["steps"] >= FEWEST_STEPS]
     others = lines_without(used)
-    left = [left_over(row, others[row["teacher"]]) for row in used]
+    residuals = [residual(row, others[row["teacher"]]) for row in used]
     counts = [sum(row["teacher"] == other["teacher"] for other in used) for row in used]
-    spread = float(np.sqrt(np.average(np.square(left), weights=1 / np.array(counts))))
+    spread = float(np.sqrt(np.average(np.square(residuals), weights=1 / np.array(counts))))
     line = {name: round(value, 2) for name, value in {**fit(used), "spread": spread}.items()}
-    print("\n| teacher | student | images | steps | accuracy % | estimate % | off by |\n|---|---|---|---|---|---|---|")
+    print("\n| teacher | student | images | steps | accuracy % | estimate % | difference |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
-        guess = guess_of(row, CalibrationLine(**line))
+        estimated = estimate_of(row, CalibrationLine(**line))
         cells = [row["teacher"], row["student"], row["images"], str(row["steps"]), f"{100 * row['accuracy']:.2f}"]
-        if guess is None:
+        if estimated is None:
             cells += ["none", ""]
         else:
-            off = 100 * (guess.accuracy - row["accuracy"])
-            cells += [f"{100 * guess.accuracy:.2f} +- {100 * guess.accuracy_error:.2f}", f"{off:+.2f}"]
+            difference = 100 * (estimated.accuracy - row["accuracy"])
+            accuracy = f"{100 * estimated.accuracy:.2f} +- {100 * estimated.accuracy_error:.2f}"
+            cells += [accuracy, f"{difference:+.2f}"]
         print("| " + " | ".join(cells) + " |")
     near = sum(is_near(row, CalibrationLine(**line)) for row in used)
     near_without = sum(is_near(row, CalibrationLine(**others[row["teacher"]], spread=spread)) for row in used)
-    print(f"\n{near} of {len(used)} within 1.0 point, {near_without} by lines that do not know the teacher; {line}")
+    print(f"\nwithin 1.0 point: {near} of {len(used)} estimates; {near_without} if fitted without the teacher; {line}")
     options.out.write_text(json.dumps({"line": line, "students": rows}, indent=1) + "\n")
 
 

@@ -1,7 +1,8 @@
-"""Time of a training step of generators, for generator and teacher: `python benchmarks/generator_costs.py`.
+"""Time of a training step of generators, and of its two networks: `python benchmarks/generator_costs.py`.
 
-A fresh `lenet5` as teacher, batches of 128 images of 32x32 pixels, each way to train generators with its own defaults,
-and the published networks beside them. Milliseconds, minimum of several repetitions; run it on an idle machine.
+The teacher is an untrained `lenet5`; a batch has 128 images of 32x32 pixels. Each method is measured with its defaults,
+and some with the networks of their papers. Times are in milliseconds, the minimum of several repetitions. Run it on an
+idle machine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WAYS = {
     "keflow --flow realnvp": ("keflow", {"flow": "realnvp"}),
     "keflow --flow glow": ("keflow", {"flow": "glow"}),
 }
-"""Command line -> method and options."""
+"""Arguments of `kdx train-generator` -> method and options."""
 
 
 def best(call: Callable[[], object]) -> float:
@@ -42,7 +43,7 @@ def best(call: Callable[[], object]) -> float:
 
 
 def parts(teacher: Classifier, training: GeneratorTraining) -> tuple[float, float, float]:
-    """Return the milliseconds of a generator's and of the teacher's forward and backward pass, and of a whole step."""
+    """Return the milliseconds of a forward and backward pass of generator and teacher, and of a whole training step."""
     training.network.train()
     noise, labels = training.draws.next()
     images = training.generator(noise, labels).detach().requires_grad_(True)
@@ -57,13 +58,13 @@ def parts(teacher: Classifier, training: GeneratorTraining) -> tuple[float, floa
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure each method and print the table."""
     torch.manual_seed(0)
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("0123456789"), (0.13,), (0.31,))).frozen()
     teacher.placed(torch.device("cpu"))
     cost = count_multiply_adds(teacher.network, torch.zeros(1, 1, 32, 32))
     print(f"teacher: {cost:,} multiply-adds per image; {torch.get_num_threads()} threads\n")
-    print("| trained by | multiply-adds | generator ms | teacher ms | step ms |")
+    print("| method | multiply-adds | generator ms | teacher ms | step ms |")
     print("|---|--:|--:|--:|--:|")
     for spelled, (name, options) in WAYS.items():
         method = generator_method(name)

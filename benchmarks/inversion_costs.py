@@ -1,8 +1,8 @@
-"""Time of a step of inversion, and the part outside of the teacher: `python benchmarks/inversion_costs.py`.
+"""Time of an inversion step, and the part of it outside of the teacher: `python benchmarks/inversion_costs.py`.
 
-Fresh teachers, batches of 256 images, all terms of DeepInversion. The teacher's part is a forward pass and the gradient
-to the images, nothing else; steps and that part are timed in turn, medians of several repetitions. `--device cuda
---precision bf16 --compile` measures the same on a GPU. Run it on an idle machine.
+The teachers are untrained; a batch has 256 images; the loss has all terms of DeepInversion. The teacher's part is a
+forward pass and the gradient with respect to the images. Whole steps and that part are measured alternately; times are
+medians of several repetitions. `--device cuda --precision bf16 --compile` measures on a GPU. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 256
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call."""
+    """Return how many seconds a call takes, including the kernels that it starts on a GPU."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -59,7 +59,7 @@ def measure(model: str, device: torch.device, precision: torch.dtype | None, com
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure each teacher and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["lenet5_bn", "resnet14"])
     parser.add_argument("--device", default="cpu")

@@ -1,7 +1,7 @@
 """Time of the parts of the distillation loop: `python benchmarks/loop_shares.py [--steps 400] [--json]`.
 
 Runs the loop of `kdx distill --method structured_noise` on untrained networks, whose steps take the same time as those
-of trained ones, and measures the calls in it. Needs no data. Run it on an idle machine.
+of trained networks, and measures the functions that the loop calls. It needs no data. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCH_SIZE = 128
 
 
 class Clock:
-    """Sums the seconds of calls by name; the time of a nested call is not part of the outer call."""
+    """Adds up the seconds of calls by name; the time of a nested call does not count for the outer call."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -103,10 +103,10 @@ def measure(teacher_name: str, student_name: str, steps: int) -> dict[str, float
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the pairs and print the table, or one JSON document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--pairs", type=int, default=3, help="how many of the pairs, from the smallest on")
+    parser.add_argument("--pairs", type=int, default=3, help="number of pairs to measure, smallest first")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     measure(*PAIRS[0], 20)  # warm-up: imports, choice of kernels

@@ -1,4 +1,4 @@
-"""What tests share without PyTorch: runs to copy, `kdx` in and out of this process, crashes at checkpoints."""
+"""Fixtures that do not need PyTorch: runs to copy, `kdx` in this and in other processes, crashes at checkpoints."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kdx-state-")  # whose co
 HANGS_AFTER = 600.0  # seconds: against a process that never ends, and no measure of how fast the machine is
 ROOT = Path(__file__).parent.parent
 """Where this copy of the project is."""
+IN_MEMORY = Path("/dev/shm")
+if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 6e9:
+    # Artifacts are flushed to the disk, for which the tests would wait a fifth of their time.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR", "KDX_TRUST_CODE")
 
 Done = subprocess.CompletedProcess[str]
@@ -49,7 +53,7 @@ def kdx(
     first: str = "",
     timeout: float = HANGS_AFTER,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `kdx` in `cwd` as a process that need not import anything, after the Python code `first`, and wait for it."""
+    """Run `kdx` in `cwd` as a process that has imported everything, after the Python code `first`, and wait for it."""
     return Kdx([*map(str, arguments)], cwd, environment(env), first).wait(timeout)
 
 
@@ -62,7 +66,7 @@ def kdx_from_scratch(*arguments: str | Path, cwd: Path, **options: Any) -> subpr
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Here:
-    """`kdx` inside this process, in an empty directory: for what needs no process of its own."""
+    """`kdx` inside this process, in an empty directory: for tests that need no other process."""
     nowhere = tmp_path / "cwd"
     nowhere.mkdir()
 
@@ -81,7 +85,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
 
 
 def error_of(done: Done, code: int) -> str:
-    """Return the one error line of a command that must have failed with `code`, without a traceback."""
+    """Return the only error line of a command; the command must have failed with `code`, without a traceback."""
     assert done.returncode == code, done.stderr
     lines = done.stderr.splitlines()
     assert [line.startswith("kdx: error: ") for line in lines] == [False] * (len(lines) - 1) + [True], done.stderr
@@ -90,7 +94,7 @@ def error_of(done: Done, code: int) -> str:
 
 
 def sha256s(directory: Path) -> dict[str, str]:
-    """Return file -> sha256 of an artifact's payload, that is of everything but its manifest, which holds times."""
+    """Return file -> sha256 of an artifact's payload: all files except the manifest, which contains times."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.iterdir())
@@ -99,9 +103,9 @@ def sha256s(directory: Path) -> dict[str, str]:
 
 
 def errors_of_one_answer(labels: torch.Tensor) -> float:
-    """Return the share of errors of a classifier that gives the commonest of these labels to every image.
+    """Return the share of errors of a classifier that predicts the most frequent of these labels for every image.
 
-    It is what a trained classifier's errors are compared with: their share itself differs between processors.
+    Errors of a trained classifier are compared with it, because their share differs between processors.
     """
     return 1 - float(labels.bincount().max()) / len(labels)
 
@@ -121,8 +125,8 @@ def rounding(expected: torch.Tensor) -> float:
 def soon() -> float:
     """Return the CPU seconds within which a hostile file is refused: 150 times those of counting to a million.
 
-    A refusal that reads a million operations takes less than 20 times as long as counting; what a file that gets its
-    way would do takes minutes.
+    A refusal that reads a million operations takes less than 20 times as long as counting; an attack that
+    succeeds takes minutes.
     """
     started = time.process_time()
     for _ in range(10**6):
@@ -132,7 +136,7 @@ def soon() -> float:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small but complete run. Tests only read it; `run_copy` is for those that change something."""
+    """A small, complete run. Tests only read it; tests that change files use `run_copy`."""
     run = tmp_path_factory.mktemp("finished") / "run"
     api.train(run=run, epochs=3, threads=1)
     api.compute_stats(run=run, covariance_rank=16, spectral_max=8, threads=1)
@@ -149,7 +153,7 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 
 
 def teacher_only(run: Path, target: Path) -> Path:
-    """Make the directory `target` a run with the teacher of `run` and nothing else."""
+    """Make the directory `target` a run that has only the teacher of `run`."""
     target.mkdir()
     shutil.copytree(run / "teacher", target / "teacher")
     shutil.copy(run / "run.json", target)
@@ -158,16 +162,16 @@ def teacher_only(run: Path, target: Path) -> Path:
 
 @pytest.fixture
 def teacher_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A run with a teacher and nothing else."""
+    """A run that has only a teacher."""
     return teacher_only(finished_run, tmp_path / "alone")
 
 
 class Crash(Exception):
-    """What stops a stage right after a checkpoint was written."""
+    """Stops a stage directly after a checkpoint was written."""
 
 
 def save_until_crash(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have every checkpoint saved; the one that takes the returned count to 0 ends in `Crash`."""
+    """Save a checkpoint at every opportunity; the one that reduces the returned count to 0 raises `Crash`."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     real, left = Checkpoints.offer, [0]
 
@@ -183,13 +187,13 @@ def save_until_crash(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def saves_until_crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
-    """`save_until_crash`, up to the end of the test."""
+    """`save_until_crash`, until the end of the test."""
     return lambda: save_until_crash(monkeypatch)
 
 
 @pytest.fixture
 def known_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torchvision take files of the right format for the published ones."""
+    """Make torchvision accept files of the right format instead of the published ones."""
     import torchvision.datasets
 
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *arguments: True)
@@ -198,7 +202,7 @@ def known_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of the test's own for what kdx remembers of consent, and no code allowed as yet."""
+    """An empty directory in which kdx stores the permissions to run code during the test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("KDX_TRUST_CODE", raising=False)
     return tmp_path / "state"

@@ -1,4 +1,4 @@
-"""Files that no reader may believe: malformed safetensors, hostile pickles, damaged checkpoints."""
+"""Files that every reader has to refuse: malformed safetensors, hostile pickles, damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdextract.storage.safetensors_header import MAX_HEADER_BYTES, MAX_NAME_LENG
 
 
 def safetensors(header: Any, data: bytes = b"") -> bytes:
-    """Return a file with this header, as JSON or as the very bytes."""
+    """Return a file with this header, given as JSON or as bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -131,7 +131,7 @@ ONLY_OURS = {
 }
 """What is refused in an artifact, and sound in a file of somebody else."""
 
-# ---- checkpoints, put together byte by byte --------------------------------------------------------------------------
+# ---- checkpoints, composed byte by byte ------------------------------------------------------------------------------
 
 
 def number(value: int) -> bytes:
@@ -207,11 +207,11 @@ def legacy(pickled: bytes, keys: Any = ("0",), storages: bytes = FLOATS_OF_LEGAC
 GOOD_ARCHIVE = archive(named(tensor()))
 GOOD_LEGACY = legacy(named(tensor(of=storage(end=b"N"))))
 
-# ---- pickles that run something --------------------------------------------------------------------------------------
+# ---- pickles that call functions -------------------------------------------------------------------------------------
 
 
 class Call:
-    """What pickles as the call of a function."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -220,7 +220,7 @@ class Call:
         return self.call
 
     def __call__(self) -> None:
-        """There only because the function of a call has to look like one."""
+        """Only makes the object callable, which pickle requires of a function to call."""
 
 
 def _system(sentinel: str) -> Call:
@@ -271,7 +271,7 @@ HOSTILE: dict[str, Callable[[str], bytes]] = {
 }
 """Pickles that make the file they are given when they are run."""
 
-# ---- pickles that ask for what is not there --------------------------------------------------------------------------
+# ---- pickles that refer to missing objects ---------------------------------------------------------------------------
 
 _NINES = b"".join(text("a") + b"K\1\x86" for _ in range(9000))
 _PAIRS = b"](" + _NINES + b"eq\0"
@@ -364,7 +364,7 @@ BAD_PICKLES = {
 
 
 def _patched(content: bytes, old: bytes, new: bytes, last: bool = False) -> bytes:
-    """Replace the first or the last place where `old` stands."""
+    """Replace the first or the last occurrence of `old`."""
     place = content.rfind(old) if last else content.find(old)
     assert place >= 0
     assert len(old) == len(new)
@@ -380,7 +380,7 @@ def _twice(first: str, second: str) -> bytes:
 
 
 def _overlapping() -> bytes:
-    """Two entries of the directory that share the bytes of one member."""
+    """Return an archive with two directory entries for the same bytes."""
     content = archive(named(tensor()), {"data/0": FOUR_FLOATS, "data/1": FOUR_FLOATS})
     first, second = (content.find(b"a/data/" + digit) - 30 for digit in (b"0", b"1"))
     return _patched(content, struct.pack("<I", second), struct.pack("<I", first), last=True)

@@ -1,4 +1,4 @@
-"""`kdx` as processes that begin as copies of one that has imported PyTorch and all else that a command imports.
+"""Runs `kdx` in copies of a process that has imported PyTorch and all other modules of the commands.
 
 Importing takes longer than most commands of the tests. A copy has settings, signals, files and memory of its own like
 any other process. All copies have one order of sets, since the seed of hashes is drawn when the first process starts.
@@ -28,7 +28,7 @@ _context = multiprocessing.get_context("forkserver" if _WITH_FORK else "spawn")
 
 
 def _run(words: Sequence[str], first: str, cwd: str, env: Mapping[str, str], outputs: tuple[str, str]) -> None:
-    """Be `kdx` with these words, after the Python code `first`; `outputs` are the files for stdout and stderr."""
+    """Run `kdx` with these arguments, after the Python code `first`; `outputs` are the files for stdout and stderr."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -43,7 +43,7 @@ def _run(words: Sequence[str], first: str, cwd: str, env: Mapping[str, str], out
 
 
 class Kdx:
-    """A `kdx` at work."""
+    """A running `kdx`."""
 
     def __init__(self, words: Sequence[str], cwd: Path, env: Mapping[str, str], first: str = "") -> None:
         if _WITH_FORK:
@@ -56,12 +56,12 @@ class Kdx:
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """Id of the process."""
         assert self._process.pid is not None
         return self._process.pid
 
     def ended(self) -> bool:
-        """Whether it ended."""
+        """Whether the process has ended."""
         return self._process.exitcode is not None
 
     def wait(self, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -79,7 +79,7 @@ class Kdx:
 
 
 def _start_server(env: Mapping[str, str]) -> None:
-    """Start the process that is copied, with this environment while it imports, unless it is there."""
+    """Start the process that is copied, unless it runs already; it imports with this environment."""
     from multiprocessing import forkserver
 
     before = dict(os.environ)

@@ -1,4 +1,4 @@
-"""What tests of several modules make and compare: small classifiers, sources of images, files of data sets."""
+"""Helpers for several test modules: small classifiers, sources of images, files of data sets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ IDX_NAMES = {"train": "train", "test": "t10k"}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    """Return random numbers that begin anew from this seed."""
+    """Return a random generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -110,14 +110,14 @@ class Tokens(nn.Module):
 
 def statistics_of(teacher: Classifier) -> Statistics:
     """Statistics of random images."""
-    random = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     labels = torch.arange(4 * teacher.num_classes) % teacher.num_classes
-    images = torch.randint(0, 256, (len(labels), *teacher.input_shape), generator=random, dtype=torch.uint8)
+    images = torch.randint(0, 256, (len(labels), *teacher.input_shape), generator=rng, dtype=torch.uint8)
     return compute_statistics(teacher, images, labels, StatisticsOptions(4096, 4, None), lambda amount: None)
 
 
 def num_hooks(network: nn.Module) -> int:
-    """Return how many hooks there are on a network and all its modules."""
+    """Return the number of hooks of a network and all its modules."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in network.modules())
 
 
@@ -127,22 +127,22 @@ def weights(classifier: Classifier) -> dict[str, torch.Tensor]:
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Return whether names and values are the same to the bit."""
+    """Return whether names and values are equal in every bit."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 class StopAt:
-    """Saves to a file and stops the loop once it has done so many steps."""
+    """Saves to a file and stops the loop after N steps."""
 
     def __init__(self, path: Path, step: int | None) -> None:
         self._path, self._step = path, step
 
     def load(self) -> Any:
-        """Return what was saved, or None."""
+        """Return the saved state, or None."""
         return read_safetensors(self._path) if self._path.exists() else None
 
     def offer(self, state: Callable[[], Any]) -> None:
-        """Save and stop, if it is time to."""
+        """Save and stop, if the number of steps is reached."""
         tensors, values = state()
         if self._step is not None and values["rows"][-1]["step"] >= self._step:
             self._path.write_bytes(encode_safetensors(tensors, values))
@@ -175,7 +175,7 @@ def other_value(declared: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def drawn(source: Source, student: Classifier, steps: int = 7, num_images: int = 10) -> list[Batch]:
-    """Return the batches of so many steps, as the distillation loop draws them."""
+    """Return the batches of N steps, as the distillation loop draws them."""
     batches = []
     for _ in range(steps):
         source.update(student)

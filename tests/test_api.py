@@ -1,4 +1,4 @@
-"""`kdextract.api`: the commands as functions, what they return, and that they leave the process as it was."""
+"""`kdextract.api`: the commands as functions, their results, and that they do not change the process."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_package_itself_has_the_version_and_the_loader() -> None:
         _ = api.trian
 
 
-def test_importing_is_quick_and_packages_stay_packages() -> None:
+def test_importing_loads_no_torch_and_packages_stay_packages() -> None:
     script = (
         "import sys, kdextract\n"
         "assert not {'typer', 'torch', 'numpy'} & set(sys.modules)\n"
@@ -144,7 +144,7 @@ def test_importing_is_quick_and_packages_stay_packages() -> None:
         (lambda: api.optimize_dataset(objective="all_layers", bn=1.0, dry_run=True), "--bn has no effect"),
     ],
 )
-def test_what_is_wrong_with_a_call_is_said(call: Callable[[], Any], sentence: str) -> None:
+def test_errors_of_a_call_are_usage_errors(call: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         call()
     assert sentence in str(caught.value)
@@ -203,7 +203,7 @@ def test_an_outcome_has_files_pictures_images_and_a_classifier(finished_run: Pat
     assert repr(student) == f"<student cached: {student.directory}>"
 
 
-def test_an_outcome_says_what_it_has_not(finished_run: Path) -> None:
+def test_an_outcome_names_what_it_does_not_have(finished_run: Path) -> None:
     teacher, images = outcome_of("train", finished_run), outcome_of("optimize_dataset", finished_run)
     for call, sentence in (
         (teacher.picture, "teacher has no pictures"),
@@ -247,7 +247,7 @@ def test_a_notebook_draws_an_outcome_and_everything_is_escaped(finished_run: Pat
     assert Record(a="<b>", rows=[{"<c>": "<d>"}])._repr_html_().count("&lt;") == 3
 
 
-def test_looks_return_what_json_prints(finished_run: Path, tmp_path: Path) -> None:
+def test_commands_that_only_read_return_what_json_prints(finished_run: Path, tmp_path: Path) -> None:
     import json
 
     where: dict[str, tuple[str, ...]] = {
@@ -296,11 +296,11 @@ def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: py
     assert "<table>" in cells._repr_html_()
 
 
-# ---- nothing is left behind ----------------------------------------------------------------------------------------
+# ---- the process is not changed ------------------------------------------------------------------------------------
 
 
 def process_state() -> dict[str, Any]:
-    """Return everything of the process that a stage might change."""
+    """Return every setting of the process that a stage might change."""
     return {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -321,7 +321,7 @@ def process_state() -> dict[str, Any]:
 
 @pytest.fixture
 def odd_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A process whose settings are none of kdx's, and that has drawn random numbers; gives its state."""
+    """The state of a process whose settings are not those of kdx, and that has drawn random numbers."""
     import torch._dynamo
 
     monkeypatch.delenv(CUBLAS, raising=False)
@@ -344,7 +344,7 @@ def odd_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(threads)
 
 
-def test_calls_leave_the_process_as_it_was(
+def test_calls_do_not_change_the_process(
     finished_run: Path, run_copy: Path, odd_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     with torch.device("meta"):
@@ -368,7 +368,7 @@ def test_calls_leave_the_process_as_it_was(
         assert process_state() == odd_settings
 
 
-def test_a_failing_call_leaves_the_process_as_it_was(run_copy: Path, odd_settings: dict[str, Any]) -> None:
+def test_a_failing_call_does_not_change_the_process(run_copy: Path, odd_settings: dict[str, Any]) -> None:
     for error, options in (
         (DivergedError, {"steps": 9, "lr": 1e30, "name": "a", "threads": 1}),
         (UsageError, {"device": "tpu", "name": "b", "threads": 1}),
@@ -401,8 +401,8 @@ def test_settings_are_kept_whatever_a_block_does(odd_settings: dict[str, Any]) -
     assert process_state() == odd_settings
 
 
-def test_two_threads_make_what_the_command_makes(tmp_path: Path, odd_settings: dict[str, Any]) -> None:
-    """The bytes are those of the command, in threads that are not the main one, both at work at a time."""
+def test_two_threads_make_the_bytes_of_the_command(tmp_path: Path, odd_settings: dict[str, Any]) -> None:
+    """In two threads at the same time, neither of which is the main thread."""
     made: dict[str, Outcome] = {}
 
     def work(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The shape of the package: imports go down only, files and functions stay short, nothing unpickles."""
+"""Rules of the package: modules import only lower layers, files and functions are short, nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def layer_of(module: str) -> int:
 
 
 def running_code(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk everything but the bodies of `if TYPE_CHECKING:`."""
+    """Walk all nodes except the bodies of `if TYPE_CHECKING:`."""
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             for branch in child.orelse:
@@ -67,7 +67,7 @@ def running_code(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports_of(module: str, source: str, is_package: bool) -> set[str]:
-    """Return the modules of this package that a module imports at any time."""
+    """Return the modules of this package that a module imports, also inside functions."""
     found = set()
     for node in running_code(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -145,7 +145,7 @@ def test_inner_packages_go_down_only(package: str) -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Nowhere do imports go round, in however many steps."""
+    """There are no import cycles of any length."""
     left = {module: imports & MODULES.keys() - {module} for module, imports in IMPORTS.items()}
     while free := [module for module, imports in left.items() if not imports]:
         left = {module: imports - set(free) for module, imports in left.items() if module not in free}
@@ -153,43 +153,43 @@ def test_no_modules_import_each_other() -> None:
 
 
 def packages_without_docstring() -> list[str]:
-    """Return the packages that do not say what belongs in them."""
+    """Return the packages without a docstring."""
     inits = [path for path in FILES if path.name == "__init__.py"]
     return [module_name(path) for path in inits if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
 
 
-def test_every_package_says_what_belongs_in_it() -> None:
+def test_every_package_has_a_docstring_of_what_belongs_in_it() -> None:
     assert packages_without_docstring() == []
 
 
 def methods_of_the_package() -> list[str]:
-    """Return the modules that are a method each."""
+    """Return the modules of methods."""
     return [
         name for name in MODULES if name.startswith("methods.") and name not in ("methods.registry", "methods.auto")
     ]
 
 
 @pytest.mark.parametrize("module", methods_of_the_package())
-def test_a_method_knows_no_other_method_no_artifacts_and_no_data(module: str) -> None:
+def test_a_method_imports_no_other_method_no_artifacts_and_no_data(module: str) -> None:
     of_its_package = {name for name in IMPORTS[module] if name.startswith("methods")}
     assert of_its_package <= {"methods.registry"}
     assert not {name.split(".")[0] for name in IMPORTS[module]} & {"data", "stages", "storage"}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("models.architectures.")])
-def test_a_model_family_knows_no_other(module: str) -> None:
+def test_a_model_family_imports_no_other(module: str) -> None:
     shared = {f"models.architectures.{name}" for name in ("registry", "initialization", "pooling")}
     assert IMPORTS[module] <= {"errors", "options.registry", *shared}
 
 
 def commands_of_stages() -> list[str]:
-    """Return the modules of `stages` that are a command each."""
+    """Return the modules of `stages` that contain a command."""
     own = {"distill", "inputs", "outputs", "running"}
     return [name for name in MODULES if name.count(".") == 1 and name.startswith("stages.") and name[7:] not in own]
 
 
 @pytest.mark.parametrize("module", [*commands_of_stages(), "stages.distill.command"])
-def test_stages_meet_only_through_artifacts(module: str) -> None:
+def test_stages_import_no_other_stage(module: str) -> None:
     assert not IMPORTS[module] & {*commands_of_stages(), "stages.distill.command"}
 
 
@@ -204,14 +204,14 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 
 def dotted(node: ast.expr) -> str:
-    """Return `a.b.c` for an attribute chain, as far as it is one."""
+    """Return `a.b.c` for a chain of attributes; an expression that is not a name becomes `?`."""
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else "?"
 
 
 def unsafe_uses(source: str) -> list[str]:
-    """Return every use of what runs code on reading."""
+    """Return every use of a function that runs code when it reads a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -237,7 +237,7 @@ def unsafe_uses(source: str) -> list[str]:
 
 
 def writing_calls(source: str) -> list[str]:
-    """Return every call that opens a file for writing from scratch, or writes one in a single call."""
+    """Return every call that opens a file for writing, or writes a file in a single call."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -252,7 +252,7 @@ def writing_calls(source: str) -> list[str]:
     return found
 
 
-def test_the_scans_find_what_they_are_for() -> None:
+def test_the_scans_find_unsafe_code_and_writing_calls() -> None:
     for source in (
         "import pickle",
         "from pickle import loads",
@@ -291,8 +291,8 @@ def test_one_module_writes_files() -> None:
     assert writers == ["storage.artifacts"]
 
 
-def test_every_test_file_stands_in_the_folder_of_what_it_tests() -> None:
-    """Tests of one package stand in a folder of its name; those of the whole stand above."""
+def test_every_test_file_is_in_the_folder_of_the_package_that_it_tests() -> None:
+    """Tests of one package are in a folder of its name; tests of several packages are in `tests` itself."""
     tests = Path(__file__).parent
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
     assert [str(folder) for folder in sorted(folders) if not (PACKAGE / folder / "__init__.py").is_file()] == []

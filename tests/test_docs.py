@@ -1,4 +1,4 @@
-"""What the pages of docs/ show is run: every block, in order, in an empty directory."""
+"""All code blocks of the pages of docs/ run, in order, in an empty directory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_page(path: Path, where: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
-    """`run_page`, in an empty directory, without this machine's own kdx settings."""
+    """`run_page` in an empty directory, without the kdx settings of this machine."""
     where = tmp_path / "page"
     where.mkdir()
     monkeypatch.chdir(where)

@@ -29,12 +29,12 @@ def test_a_student_is_used_from_python(finished_run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["digits.sh", "two_dimensions.sh"])
-def test_the_pipeline_scripts_are_sound_shell(name: str) -> None:
+def test_the_pipeline_scripts_are_valid_shell(name: str) -> None:
     assert subprocess.run(["sh", "-n", str(EXAMPLES / name)], check=False).returncode == 0
 
 
 @pytest.mark.slow
-def test_points_that_flows_make_stand_beside_uniform_ones_that_the_teacher_sorted(tmp_path: Path) -> None:
+def test_distances_of_flow_points_are_printed_beside_those_of_uniform_points(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "STEPS": "150", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PATH": path}
     script = ["sh", str(EXAMPLES / "two_dimensions.sh"), "pizza"]

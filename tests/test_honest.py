@@ -40,7 +40,7 @@ sys.addaudithook(_note)  # a hook cannot be removed; without a watched path it d
 
 @contextmanager
 def openings_of(path: Path) -> Iterator[list[str]]:
-    """List every opening of a file by Python code while the block runs."""
+    """Give a list of every opening of the file by Python code inside the block."""
     _watched.append((path, []))
     try:
         yield _watched[-1][1]
@@ -89,7 +89,7 @@ def results(run: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def with_data(npz_run: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What the stages make with the data in place, which they do not open."""
+    """The results of the stages while the data exists; they do not open it."""
     run, file = npz_run
     copy = shutil.copytree(run, tmp_path_factory.mktemp("with_data") / "run")
     with openings_of(file) as seen:
@@ -134,7 +134,7 @@ def test_students_are_the_same_with_other_data(
     assert results(run) == with_data
 
 
-def test_the_watch_sees_who_opens_the_data(npz_run: tuple[Path, Path], data_file: Path, tmp_path: Path) -> None:
+def test_openings_of_the_data_are_recorded(npz_run: tuple[Path, Path], data_file: Path, tmp_path: Path) -> None:
     run = shutil.copytree(npz_run[0], tmp_path / "run")
     api.distill(run=run, data="noise:normal", name="floor", steps=1, batch_size=8, threads=1)
     data_file.write_bytes(np.random.default_rng(0).bytes(data_file.stat().st_size))
@@ -145,7 +145,7 @@ def test_the_watch_sees_who_opens_the_data(npz_run: tuple[Path, Path], data_file
         api.compute_stats(run=run, covariance_rank=4, spectral_max=4, threads=1)
 
 
-def test_manifests_say_who_opened_real_data(finished_run: Path) -> None:
+def test_manifests_record_which_stage_opened_real_data(finished_run: Path) -> None:
     opened = {
         str(path.parent.relative_to(finished_run)): read_manifest(path.parent).real_data
         for path in sorted(finished_run.rglob("manifest.json"))
@@ -159,14 +159,14 @@ def test_manifests_say_who_opened_real_data(finished_run: Path) -> None:
     }
 
 
-def test_manifests_say_what_a_result_needs(finished_run: Path) -> None:
+def test_manifests_record_what_a_result_needs(finished_run: Path) -> None:
     needs = {path.parent.name: read_manifest(path.parent).needs for path in finished_run.rglob("manifest.json")}
     assert needs["all_layers"] == "teacher+statistics"
     assert read_manifest(finished_run / "students" / "lenet_half").needs == "teacher+statistics"
     assert needs["teacher"] == needs["statistics"] == ""
 
 
-def test_a_student_from_real_data_says_so(run_copy: Path) -> None:
+def test_the_manifest_of_a_student_of_real_data_records_it(run_copy: Path) -> None:
     api.distill(run=run_copy, data="digits", name="ceiling", steps=2, threads=1)
     api.distill(run=run_copy, data="noise:uniform", name="floor", steps=2, batch_size=4, threads=1)
     ceiling = read_manifest(run_copy / "students" / "ceiling")
@@ -187,7 +187,7 @@ def test_the_test_images_are_opened_by_evaluate_alone(finished_run: Path) -> Non
     assert [name for name, opened in splits.items() if "test" in opened] == ["lenet_half"]
 
 
-def test_later_stages_leave_the_teacher_alone(run_copy: Path) -> None:
+def test_later_stages_do_not_change_the_teacher(run_copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in (run_copy / "teacher").iterdir()}
     times = {path.name: path.stat().st_mtime_ns for path in (run_copy / "teacher").iterdir()}
     api.compute_stats(run=run_copy, covariance_rank=4, spectral=False, force=True, threads=1)
@@ -219,7 +219,7 @@ def test_budgets_are_counted(finished_run: Path) -> None:
     assert student["budget"]["attempts"] == 1
 
 
-# ---- one door to real data -----------------------------------------------------------------------------------------
+# ---- only one package opens real data ------------------------------------------------------------------------------
 
 
 DOORS = {  # what opens a data set or an image file
@@ -279,7 +279,7 @@ def doors_used(source: str) -> set[str]:
     return {door for door in DOORS if any(name == door or name.startswith(door + ".") for name in used)}
 
 
-def test_the_scan_finds_what_it_is_for() -> None:
+def test_the_scan_finds_every_way_to_open_data() -> None:
     for source, door in (
         ("import torchvision.datasets", "torchvision.datasets"),
         ("from torchvision import datasets", "torchvision.datasets"),

@@ -1,4 +1,4 @@
-"""The whole chain on real MNIST, made small: a student that never saw a digit reads most of them."""
+"""The pipeline with few steps on real MNIST: a student of synthetic images classifies most real digits correctly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def errors_of_class_means() -> float:
-    """Return the share of errors on test images of a classifier that takes the class of the nearest mean image."""
+    """Return the share of errors on test images of a classifier that predicts the class of the nearest mean image."""
     train, test = (load_data("mnist", split, DATA_DIR) for split in ("train", "test"))
     means = torch.stack([train.images[train.labels == label].float().mean(0) for label in range(10)])
     nearest = torch.cdist(test.images.flatten(1).float(), means.flatten(1)).argmin(1)

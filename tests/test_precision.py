@@ -1,4 +1,4 @@
-"""`--precision bf16` and `--compile`: the same results but for rounding, in every stage and method that has them."""
+"""`--precision bf16` and `--compile`: equal results except for rounding, in every stage and method that has them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pixels(network: Classifier, count: int = 16) -> torch.Tensor:
     return torch.rand((count, *network.input_shape), generator=torch.Generator().manual_seed(0))
 
 
-def test_bfloat16_rounds_and_answers_in_float32() -> None:
+def test_bfloat16_rounds_and_returns_float32() -> None:
     network = classifier().frozen()
     x = pixels(network)
     with torch.no_grad():
@@ -76,14 +76,14 @@ def test_objectives_run_in_bfloat16(name: str, finished_run: Path, tmp_path: Pat
 
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamo's own tracing without a C++ compiler behind it: seconds instead of a minute."""
+    """Trace with Dynamo but do not compile with a C++ compiler: seconds instead of a minute."""
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("compiles")
-def test_a_compiled_network_answers_alike_and_calls_its_hooks() -> None:
+def test_a_compiled_network_returns_equal_logits_and_calls_its_hooks() -> None:
     network, plain = classifier().frozen(), classifier().frozen()
     x = pixels(network).requires_grad_(True)
     network.placed(CPU, compiled=True)
@@ -115,13 +115,13 @@ def test_stages_compile(finished_run: Path, tmp_path: Path) -> None:
         assert torch.allclose(ours(x), theirs(x), rtol=1e-2, atol=1e-2)
 
 
-def test_without_a_compiler_it_says_so(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named_in_the_error(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runner, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(ConfigError, match="--compile needs a C\\+\\+ compiler"):
         api.distill(run=run_copy, data="all_layers", name="x", steps=2, compile=True, threads=1)
 
 
-def test_artifacts_of_before_stay_good(run_copy: Path) -> None:
+def test_earlier_artifacts_stay_valid(run_copy: Path) -> None:
     kept = read_manifest(run_copy / "teacher").config
     assert kept["precision"] is None
     done = kdx("train", "--run", run_copy, "--epochs", "3", "--threads", "1", cwd=run_copy.parent)

@@ -1,4 +1,4 @@
-"""What the README says is so: its file tree, its commands, its options, its pipeline."""
+"""The README is right: its file tree, its commands, its options, its pipeline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def commands() -> dict[str, set[str]]:
 
 
 def paths_of(tree: str) -> list[str]:
-    """Return the paths of an indented list, whose folders end in / and hold the lines that are indented below them."""
+    """Return the paths of an indented list; folders end in / and contain the lines that are indented below them."""
     paths: list[str] = []
     folders: list[tuple[int, str]] = []
     for indent, name in re.findall(r"^( *)(\S+)(?: .*)?$", tree, flags=re.MULTILINE):
@@ -66,7 +66,7 @@ def test_every_path_of_the_architecture_page_exists() -> None:
         assert (ROOT / path).exists() or (ROOT / "kdextract" / path).exists(), path
 
 
-def test_the_pipeline_is_four_lines_to_the_letter() -> None:
+def test_the_pipeline_has_exactly_these_four_lines() -> None:
     assert PIPELINE in README
     assert PIPELINE in (ROOT / "examples" / "digits.sh").read_text(encoding="utf-8")
 

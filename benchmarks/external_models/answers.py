@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
 
 class DictAnswer(nn.Module):
-    """Returns a dictionary, for several losses."""
+    """Returns a dictionary with an embedding and logits."""
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class DictAnswer(nn.Module):
 
 @dataclass
 class ImageClassifierOutput:
-    """The output type of a model of a well-known library."""
+    """The output type of the image classifiers of Hugging Face transformers."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -50,7 +50,7 @@ class ImageClassifierOutput:
 
 
 class ForImageClassification(nn.Module):
-    """Takes pixel_values and optional labels; returns an object."""
+    """Takes `pixel_values` and optional `labels`; returns an `ImageClassifierOutput`."""
 
     def __init__(self, num_labels: int = 10, num_channels: int = 3) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Recursive(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Ends in nn.Softmax, as in tutorials for beginners."""
+    """Ends in nn.Softmax: returns probabilities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Net(nn.Module):
 
 
 class EvenOdd(nn.Module):
-    """Two classes, one raw logit [B, 1] for the second of them."""
+    """Two classes; returns the logit of the second one, [B, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class EvenOdd(nn.Module):
 
 
 class Double(nn.Module):
-    """Double precision; takes images of 64 bits."""
+    """Weights and images in double precision."""
 
     def __init__(self) -> None:
         super().__init__()

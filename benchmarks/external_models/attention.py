@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ViT(nn.Module):
-    """A vision transformer of nn.TransformerEncoder, with a class token."""
+    """A vision transformer built from nn.TransformerEncoder, with a class token."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class ViT(nn.Module):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Over the channels of [B, C, H, W]."""
+    """Layer normalization over the channels of [B, C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, norm, two pointwise layers, layer scale."""
+    """Depthwise convolution, layer normalization, two pointwise layers, layer scale."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """A small one, for 32x32."""
+    """A small ConvNeXt for images of 32x32 pixels."""
 
     def __init__(self, in_chans: int = 3, num_classes: int = 10, dims: tuple[int, ...] = (32, 64)) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Mixer(nn.Module):
 
 
 class RowGRU(nn.Module):
-    """Reads an image row by row."""
+    """A bidirectional GRU over the rows of an image."""
 
     def __init__(self, input_size: int = 16, hidden_size: int = 64, num_layers: int = 1, num_classes: int = 10) -> None:
         super().__init__()

@@ -18,24 +18,24 @@ HERE = Path(__file__).parent
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def as_is(answer: Any) -> Tensor:
-    """The answer is the logits."""
-    return answer
+def as_is(output: Any) -> Tensor:
+    """Return the output, which is the logits."""
+    return output
 
 
-def first(answer: Any) -> Tensor:
-    """The logits come first, or alone."""
-    return answer[0] if isinstance(answer, tuple) else answer
+def first(output: Any) -> Tensor:
+    """Return the first element of a tuple, or the output itself."""
+    return output[0] if isinstance(output, tuple) else output
 
 
-def from_probabilities(answer: Tensor) -> Tensor:
-    """Logits up to a constant per image."""
-    return answer.clamp_min(1e-12).log()
+def from_probabilities(output: Tensor) -> Tensor:
+    """Return the logarithm of probabilities: the logits, up to a constant per image."""
+    return output.clamp_min(1e-12).log()
 
 
-def from_one_logit(answer: Tensor) -> Tensor:
-    """The logits of two classes, the first being 0."""
-    return torch.cat([torch.zeros_like(answer), answer], 1)
+def from_one_logit(output: Tensor) -> Tensor:
+    """Return logits of two classes, [B, 2]: 0 for the first class, the output for the second one."""
+    return torch.cat([torch.zeros_like(output), output], 1)
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,22 @@ class ExternalModel:
     size: tuple[int, int, int]
     file: str = "model.pth"
     form: str = "plain"
-    """What the file holds; see `training.FORMS`."""
+    """Layout of the file; see `training.FORMS`."""
     options: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     logits: Callable[[Any], Tensor] = as_is
     shifted: bool = False
-    """Whether the logits are known only up to a constant per image."""
+    """Whether the output gives the logits only up to a constant per image."""
     data: str = "digits"
     dtype: torch.dtype = torch.float32
     steps: int = 300
     batch: int = 64
     second_loss: float = 0.0
-    """Weight of the loss of a second answer in training."""
+    """Weight of the loss of a second output in training."""
     lr: float = 3e-3
     frozen_from: float = 1.0
-    """Share of the training steps after which the statistics of batch normalization are fixed."""
+    """Share of the training steps after which the running statistics of batch normalization are no longer updated."""
     has_batch_norm: bool = True
 
     @property
@@ -74,7 +74,7 @@ class ExternalModel:
 
 
 def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:
-    """Return a builder of one of timm's networks, with random weights."""
+    """Return a function that builds a network of timm with random weights."""
 
     def build() -> nn.Module:
         import timm
@@ -85,7 +85,7 @@ def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 
 def torchvision_model(name: str) -> Callable[[], nn.Module]:
-    """Return a builder of one of torchvision's networks of ten classes, with random weights."""
+    """Return a function that builds a network of torchvision for ten classes, with random weights."""
 
     def build() -> nn.Module:
         import torchvision
@@ -131,8 +131,8 @@ EXTERNAL_MODELS = [
         networks.SqueezeNet, (3, 32, 32), options=typed("3x32x32"), has_batch_norm=False, steps=350, lr=3e-3,
     ),
     ExternalModel(
-        "all_conv", "answers [B, 10, 1, 1], ELU, no batch norm", "networks.py:AllConv", networks.AllConv, (1, 16, 16),
-        options=typed("1x16x16"), logits=lambda answer: answer.flatten(1), has_batch_norm=False,
+        "all_conv", "returns [B, 10, 1, 1], ELU, no batch norm", "networks.py:AllConv", networks.AllConv, (1, 16, 16),
+        options=typed("1x16x16"), logits=lambda output: output.flatten(1), has_batch_norm=False,
     ),
     ExternalModel(
         "weight_norm", "weight_norm parametrizations, InstanceNorm, PReLU", "networks.py:WeightNormed",
@@ -187,12 +187,12 @@ EXTERNAL_MODELS = [
     ),
     ExternalModel(
         "dictionary", "returns {'embedding', 'logits'}", "answers.py:DictAnswer", answers.DictAnswer, (1, 28, 28),
-        options=typed("1x28x28"), logits=lambda answer: answer["logits"], steps=200,
+        options=typed("1x28x28"), logits=lambda output: output["logits"], steps=200,
     ),
     ExternalModel(
         "object", "forward(pixel_values, labels=None) -> object with .logits", "answers.py:ForImageClassification",
         answers.ForImageClassification, (3, 32, 32), "pytorch_model.bin", options=typed("3x32x32", "half", "half"),
-        mean=(0.5,), std=(0.5,), logits=lambda answer: answer.logits, steps=300, lr=6e-3,
+        mean=(0.5,), std=(0.5,), logits=lambda output: output.logits, steps=300, lr=6e-3,
     ),
     ExternalModel(
         "recursive", "(logits, features); one conv and one batch norm used twice", "answers.py:Recursive",
@@ -221,7 +221,7 @@ EXTERNAL_MODELS = [
         (1, 28, 28), options=typed("1x28x28"), steps=300,
     ),
     ExternalModel(
-        "auxiliary", "two answers in training, one in eval mode", "answers.py:Auxiliary", answers.Auxiliary,
+        "auxiliary", "two outputs in training, one in eval mode", "answers.py:Auxiliary", answers.Auxiliary,
         (3, 32, 32), options=typed("3x32x32"), logits=first, steps=200, second_loss=0.3,
     ),
     ExternalModel(
@@ -249,4 +249,4 @@ EXTERNAL_MODELS = [
         (1, 16, 16), "program.pt2", "program", typed("", "0.5", "0.5", "--trust-code"), (0.5,), (0.5,), steps=400,
     ),
 ]  # fmt: skip
-"""Everyone; names are unique."""
+"""All external models; names are unique."""

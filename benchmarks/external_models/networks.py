@@ -1,4 +1,4 @@
-"""Convolutional networks and perceptrons in different styles of code, and the student that learns from each."""
+"""Convolutional networks and perceptrons in different styles of code, and the student of all external models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 def small_cnn(in_channels: int = 1, num_classes: int = 10, img_size: int | tuple[int, int] = 28) -> nn.Module:
-    """The student: three convolutions and one linear layer; the first stride grows with the image."""
+    """The student: three convolutions and one linear layer; the first stride increases with the size of the image."""
     stride = max(1, (img_size if isinstance(img_size, int) else min(img_size)) // 28)
 
     def block(inputs: int, outputs: int, step: int) -> list[nn.Module]:
@@ -26,7 +26,7 @@ def small_cnn(in_channels: int = 1, num_classes: int = 10, img_size: int | tuple
 
 
 class LeNet(nn.Module):
-    """The lecture's LeNet: no batch normalization, sizes in the code."""
+    """LeNet as in lectures: no batch normalization, all sizes are constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class LeNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """A perceptron that takes the parsed command line."""
+    """A perceptron whose constructor takes the parsed command line."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class MLP(nn.Module):
 
 
 def mlp(hidden: int = 256, depth: int = 2, dropout: float = 0.2) -> nn.Module:
-    """The perceptron of 8x8 images."""
+    """Return a perceptron for 8x8 images."""
     return MLP(argparse.Namespace(img_dim=8, hidden=hidden, depth=depth, dropout=dropout, nclass=10))
 
 
@@ -72,7 +72,7 @@ VGG = [32, "M", 64, "M", 128, 128, "M"]
 
 
 class VGGNet(nn.Module):
-    """VGG from a list of widths, with initial weights by hand."""
+    """VGG built from a list of widths; the constructor initializes the weights."""
 
     def __init__(self, cfg: list[int | str] = VGG, num_classes: int = 10, init_weights: bool = True) -> None:
         super().__init__()
@@ -99,12 +99,12 @@ class VGGNet(nn.Module):
 
 
 def vgg_bn(**kwargs: Any) -> nn.DataParallel[nn.Module]:
-    """VGG inside DataParallel, as its training script saves it."""
+    """Return VGG wrapped in DataParallel, as training scripts often save it."""
     return nn.DataParallel(VGGNet(**kwargs))
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut, with a choice of the normalization."""
+    """Two convolutions and a shortcut; the caller chooses the normalization."""
 
     def __init__(self, inplanes: int, planes: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -159,17 +159,17 @@ class ResNet(nn.Module):
 
 
 def resnet8(num_classes: int = 10) -> nn.Module:
-    """The smallest of the family."""
+    """Return a ResNet of 8 layers."""
     return ResNet(8, num_classes)
 
 
 def resnet8_gn(num_classes: int = 10, groups: int = 8) -> nn.Module:
-    """The same with group normalization, for batches of one."""
+    """Return a ResNet of 8 layers with group normalization."""
     return ResNet(8, num_classes, lambda planes: nn.GroupNorm(groups, planes))
 
 
 class Fire(nn.Module):
-    """Squeeze, then expand."""
+    """A 1x1 convolution to few channels, then 1x1 and 3x3 convolutions whose outputs are concatenated."""
 
     def __init__(self, inplanes: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """The head is a convolution, followed by pooling."""
+    """SqueezeNet, whose head is a convolution followed by pooling."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class WeightNormed(nn.Module):
 
 
 class Compiled(nn.Module):
-    """A plain network with average pooling and tanh, as in 1998."""
+    """Two convolutions with tanh and average pooling, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,12 +248,12 @@ class Compiled(nn.Module):
 
 
 def compiled() -> Callable[..., Any]:
-    """Compiled before it is trained."""
+    """Return the network compiled by torch.compile, before training."""
     return torch.compile(Compiled())
 
 
 class Lazy(nn.Module):
-    """Lazy layers, whose input sizes PyTorch infers; normalization is inside."""
+    """Lazy layers, whose input sizes PyTorch infers; the network normalizes its input."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Lazy(nn.Module):
 
 
 class Bytes(nn.Module):
-    """For pixels from 0 to 255; the first layer's weights are small."""
+    """Takes pixels from 0 to 255."""
 
     def __init__(self, n_classes: int) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ class Bytes(nn.Module):
 
 
 class ThreeDigits(nn.Module):
-    """A plate of three digits in one of a thousand classes."""
+    """Classifies images of three digits side by side into 1000 classes."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()

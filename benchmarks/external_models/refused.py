@@ -1,4 +1,4 @@
-"""Networks that kdx refuses: no classifiers of images, or unusable as teachers."""
+"""Networks that kdx refuses, because they are not image classifiers or cannot be teachers; and a valid one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
 
 class Features(nn.Module):
-    """Returns images: an autoencoder."""
+    """An autoencoder: returns images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,17 +68,17 @@ class Plain(nn.Module):
 
 
 def plain_net(width: int) -> nn.Module:
-    """Needs an argument without a default."""
+    """Return a network; `width` has no default."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def scripted() -> torch.jit.ScriptModule:
-    """A module of TorchScript."""
+    """Return a module of TorchScript."""
     return torch.jit.trace(Plain(), torch.rand(2, 1, 8, 8))
 
 
 def broken() -> nn.Module:
-    """Raises an error when it is called."""
+    """Raise an error: the network cannot be built."""
     raise RuntimeError("the config file of my cluster is missing")
 
 

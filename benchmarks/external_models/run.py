@@ -29,12 +29,12 @@ from catalogue import EXTERNAL_MODELS, ExternalModel  # noqa: E402
 Row = dict[str, Any]
 KDX = str(Path(sys.executable).with_name("kdx"))
 PLAIN = ("classes:", "output: logits (", "mean: 0 (default", "std: 1 (default")
-"""Beginnings of the lines of `found` that the table leaves out, because they say nothing special."""
+"""First words of the lines of `found` that the table leaves out, because they report defaults."""
 COMMANDS = ("import-model", "check-teacher", "distill", "evaluate")
 
 
 def kdx(command: str, *arguments: str, work: Path) -> Row:
-    """Run a command of kdx in this directory; return its exit code, seconds, JSON document and last lines."""
+    """Run a command of kdx in this directory; return its exit code, seconds, JSON document and last lines of stderr."""
     environment = {**os.environ, "XDG_STATE_HOME": str(work / "state"), "COLUMNS": "200", "NO_COLOR": "1"}
     started = time.perf_counter()
     done = subprocess.run(
@@ -90,10 +90,10 @@ def take(entry: ExternalModel, options: argparse.Namespace) -> Row:
 
 
 def summed_up(row: Row) -> Row:
-    """Add the figures of the table to a row, and remove the JSON documents."""
+    """Return a row with the values of the table added and the JSON documents removed."""
     documents = {command: row.get(command, {}).pop("document", {}) for command in COMMANDS}
     methods = documents["check-teacher"].get("methods", [])
-    counts = {answer: sum(method["applies"] == answer for method in methods) for answer in ("yes", "with data", "no")}
+    counts = {value: sum(method["applies"] == value for method in methods) for value in ("yes", "with data", "no")}
     checks = {check["check"]: check["result"] for check in documents["check-teacher"].get("checks", [])}
     scores = documents["evaluate"]
     return row | {
@@ -137,8 +137,8 @@ def table(results: Row) -> str:
         "have the same test accuracy in kdx as in plain PyTorch (within two images).", "",
         "`methods`: number of methods that apply / apply with recorded statistics / do not apply. `seconds`: wall "
         "clock of the four commands, while other processes used the machine too. "
-        "Students learned from the teacher's file alone, with default options and few steps, to keep the run short: "
-        "longer training gives better students.", "",
+        "Students were trained from the teacher's file alone, with default options and few steps, to keep the run "
+        "short: longer training gives better students.", "",
         "| model | description | found | BN | methods | used | teacher % | in PyTorch % | agreement % | seconds |",
         "|---|---|---|--:|---|---|--:|--:|--:|--:|",
     ]  # fmt: skip

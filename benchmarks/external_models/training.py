@@ -1,4 +1,4 @@
-"""How external models are trained and saved: in plain PyTorch, without kdx."""
+"""Training and saving of the external models, in plain PyTorch without kdx."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Data(NamedTuple):
-    """Images [N, 1, H, W] in [0, 1] and labels [N], to train on and to test on."""
+    """Training and test images [N, 1, H, W] in [0, 1], and their labels [N]."""
 
     x_train: Tensor
     y_train: Tensor
@@ -25,7 +25,7 @@ class Data(NamedTuple):
 
 
 def digits() -> Data:
-    """Return scikit-learn's digits, 8x8; every fifth image of each class is for testing."""
+    """Return scikit-learn's digits, 8x8; every fifth image of each class is a test image."""
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(bunch.target).long()
@@ -36,34 +36,34 @@ def digits() -> Data:
 
 
 def even_odd() -> Data:
-    """Return the same images; 1 is for odd digits."""
+    """Return scikit-learn's digits with two classes: 0 for even digits, 1 for odd ones."""
     data = digits()
     return data._replace(y_train=data.y_train % 2, y_test=data.y_test % 2)
 
 
 def three_digits() -> Data:
-    """Return plates of three digits, 16x48; training and test plates share no digit's image."""
+    """Return images of three digits side by side, 16x48 pixels; no image of a digit is used for training and test."""
     data, rng = digits(), torch.Generator().manual_seed(0)
 
-    def plates(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def joined(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(images), (count, 3), generator=rng)
         rows = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)[chosen]
         return torch.cat(rows.unbind(1), dim=-1), labels[chosen] @ torch.tensor([100, 10, 1])
 
-    return Data(*plates(data.x_train, data.y_train, 20000), *plates(data.x_test, data.y_test, 2000))
+    return Data(*joined(data.x_train, data.y_train, 20000), *joined(data.x_test, data.y_test, 2000))
 
 
 DATA = {"digits": digits, "even_odd": even_odd, "three_digits": three_digits}
 
 
 def save_npz(data: Data, file: Path) -> None:
-    """Write what kdx reads as npz:FILE: pixels of 8 bits."""
+    """Write a file that kdx reads as npz:FILE, with pixels as uint8."""
     arrays = {name: (255 * value if name.startswith("x") else value).numpy() for name, value in data._asdict().items()}
     np.savez(file, **{n: a.round().astype(np.uint8) if n.startswith("x") else a for n, a in arrays.items()})
 
 
 def as_taken(entry: ExternalModel, images: Tensor) -> Tensor:
-    """Return images in [0, 1] as the model takes them: resized, in its channels, normalized."""
+    """Return images in [0, 1] as input of the model: resized, with its number of channels, normalized."""
     channels, height, width = entry.size
     if images.shape[-2:] != (height, width):
         images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
@@ -73,7 +73,7 @@ def as_taken(entry: ExternalModel, images: Tensor) -> Tensor:
 
 
 def train(entry: ExternalModel, network: nn.Module, data: Data, seed: int, steps: int | None = None) -> None:
-    """Train with AdamW and cross-entropy for `steps`, or the model's own number of steps."""
+    """Train with AdamW and cross-entropy for `steps` steps; None for the number of steps of the model."""
     torch.manual_seed(seed)
     steps = entry.steps if steps is None else steps
     network.train()
@@ -83,10 +83,10 @@ def train(entry: ExternalModel, network: nn.Module, data: Data, seed: int, steps
         if step == int(entry.frozen_from * steps):
             freeze_statistics(network)
         chosen = torch.randint(len(data.x_train), (entry.batch,))
-        answer = network(as_taken(entry, data.x_train[chosen]))
-        loss = F.cross_entropy(entry.logits(answer), data.y_train[chosen])
+        output = network(as_taken(entry, data.x_train[chosen]))
+        loss = F.cross_entropy(entry.logits(output), data.y_train[chosen])
         if entry.second_loss:
-            loss = loss + entry.second_loss * F.cross_entropy(answer[1], data.y_train[chosen])
+            loss = loss + entry.second_loss * F.cross_entropy(output[1], data.y_train[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -95,7 +95,7 @@ def train(entry: ExternalModel, network: nn.Module, data: Data, seed: int, steps
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Fix the running statistics of batch normalization."""
+    """Stop the updates of the running statistics of batch normalization."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
@@ -113,7 +113,10 @@ def accuracy(entry: ExternalModel, network: nn.Module, data: Data) -> float:
 
 
 def save(entry: ExternalModel, network: nn.Module, directory: Path) -> list[str]:
-    """Write the file of the model, and round its weights alike; return the options of kdx that name the file."""
+    """Write the file of the model and return the options of kdx that name it.
+
+    If the file has rounded weights, the network gets them as well.
+    """
     file = directory / entry.file
     state = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
     prefixed = {f"module.{name.removeprefix('module.')}": value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""`kdx benchmark` from end to end: interrupted and resumed, cached, failing, partly done."""
+"""`kdx benchmark` as a whole: interrupted and resumed, cached, failing, partly done."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ from kdextract.storage.run_dir import RunDir
 
 DIGITS = ROOT / "benchmarks" / "digits.toml"
 FILES = ("results.json", "results.md", "report.html")
-QUICK = (("epochs = 12", "epochs = 4"), ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"))
+QUICK = (
+    ("epochs = 12", "epochs = 4"),
+    ("[budgets.100]\nsteps = 100", "[budgets.100]\nsteps = 30"),
+    ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"),
+)
 ONE_SEED = ("seeds = [0, 1]", "seeds = [0]")
 CELL = "lenet_half.all_layers.100"
 FORKED_COMMANDS = """
@@ -48,7 +52,7 @@ Runner._call = call
 
 @dataclass(frozen=True)
 class Finished:
-    """The finished digits suite, made quick, and how its two halves went."""
+    """The finished digits suite with few steps, and the results of its interrupted and its resumed run."""
 
     suite: Path
     work: Path
@@ -57,7 +61,7 @@ class Finished:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What results.json holds."""
+        """The content of results.json."""
         return read(self.work)
 
 
@@ -68,7 +72,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def tree(root: Path) -> dict[str, int]:
-    """Return every file below `root` but the reports, with the time of its last change."""
+    """Return every file below `root` except the reports, with the time of its last change."""
     found = {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     return {name: changed for name, changed in found.items() if name not in FILES and "lock" not in name}
 
@@ -89,7 +93,7 @@ def here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def benchmark_here(suite: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`kdx benchmark` inside this process, its commands too; `.args` of the result lists those that it ran."""
+    """`kdx benchmark` and its commands inside this process; `.args` of the result lists the commands that it ran."""
     ran: list[list[str]] = []
 
     def command(runner: Runner, words: list[str]) -> tuple[int, str, str]:
@@ -105,10 +109,10 @@ def benchmark_here(suite: Path, *arguments: str | Path) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Start the suite, stop it after its first command, and go on to the end. Tests only read it.
+    """Start the suite, stop it after its first command, and resume it. Tests only read the result.
 
-    What is interrupted starts commands as it does for a user. What goes on starts them as processes that need not
-    import anything, and what is then left is made inside this process.
+    The interrupted run starts commands as it does for a user. The resumed run starts them as processes that need not
+    import anything; the remaining commands run inside this process.
     """
     folder = tmp_path_factory.mktemp("benchmark")
     suite, work = changed_suite(folder), folder / "work"
@@ -132,7 +136,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture
 def suite(finished: Finished) -> Path:
-    """The suite that is finished."""
+    """The file of the finished suite."""
     return finished.suite
 
 
@@ -150,7 +154,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
 
 
 def changed_suite(tmp_path: Path, *changes: tuple[str, str], more: str = "") -> Path:
-    """Return a quick variant of the digits suite, with the same name."""
+    """Return the file of a variant of the digits suite with few steps and the same name."""
     text = DIGITS.read_text(encoding="utf-8")
     for old, new in (*QUICK, *changes):
         assert old in text
@@ -161,7 +165,7 @@ def changed_suite(tmp_path: Path, *changes: tuple[str, str], more: str = "") -> 
     return path
 
 
-# ---- from end to end -----------------------------------------------------------------------------------------------
+# ---- the whole suite -----------------------------------------------------------------------------------------------
 
 
 def test_interrupted_and_resumed(finished: Finished) -> None:
@@ -175,7 +179,7 @@ def test_interrupted_and_resumed(finished: Finished) -> None:
     assert finished.results["side_by_side"] == 2
 
 
-def test_the_results_say_what_it_came_to_and_what_it_took(finished: Finished) -> None:
+def test_the_results_contain_scores_and_costs(finished: Finished) -> None:
     results = finished.results
     assert results["schema_version"] == 1
     assert [row["method"] for row in results["rows"]] == ["all_layers", "structured_noise", "ceiling", "floor"]
@@ -220,11 +224,11 @@ def test_the_commands_are_those_that_ran(finished: Finished) -> None:
         "evaluate",
     ]
     assert cell["commands"][2].startswith("kdx distill ")
-    assert "--data all_layers --snapshots 4 --student lenet_half --steps 100" in cell["commands"][2]
+    assert "--data all_layers --snapshots 4 --student lenet_half --steps 30" in cell["commands"][2]
     assert "--run RUN --data-dir DIR --threads 1" in cell["commands"][2]
 
 
-def test_nothing_of_this_machine_is_in_the_files(finished: Finished) -> None:
+def test_the_files_contain_no_path_of_this_machine(finished: Finished) -> None:
     secrets = [str(finished.work.parent), str(ROOT), str(Path.home()) + "/", platform.node(), sys.prefix]
     for name in FILES:
         text = (finished.work / name).read_text(encoding="utf-8")
@@ -241,7 +245,7 @@ def test_a_finished_benchmark_is_cached(bench: Bench, suite: Path, work: Path) -
     assert {name: (work / name).read_bytes() for name in FILES} == reports, "and its report is the same to the byte"
 
 
-def test_it_looks_without_torch(finished: Finished, tmp_path: Path) -> None:
+def test_a_finished_benchmark_is_reported_without_torch(finished: Finished, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom kdextract.cli.app import main\n"
         f"sys.argv = ['kdx', 'benchmark', {str(finished.suite)!r}, '--work', {str(finished.work)!r}, '--report-only', "
@@ -267,7 +271,7 @@ def test_the_shipped_suite_runs_from_end_to_end(bench: Bench, tmp_path: Path) ->
     assert rows["all_layers"]["num_images"]["mean"] == 200
 
 
-# ---- partly there --------------------------------------------------------------------------------------------------
+# ---- missing artifacts ---------------------------------------------------------------------------------------------
 
 
 def test_report_only_lists_what_was_not_run(bench: Bench, suite: Path, work: Path, tmp_path: Path) -> None:
@@ -285,7 +289,7 @@ def test_report_only_lists_what_was_not_run(bench: Bench, suite: Path, work: Pat
     assert "1 of 2: 1 not run" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_only_what_is_missing_is_made(bench: Bench, suite: Path, work: Path) -> None:
+def test_only_missing_artifacts_are_made(bench: Bench, suite: Path, work: Path) -> None:
     old = read(work)
     shutil.rmtree(work / "lenet-1" / "students" / CELL)
     done = bench(suite, "--work", work)
@@ -295,7 +299,7 @@ def test_only_what_is_missing_is_made(bench: Bench, suite: Path, work: Path) -> 
     assert [cell["accuracy"] for cell in new["cells"]] == [cell["accuracy"] for cell in old["cells"]]
 
 
-def test_a_changed_input_is_noticed(bench: Bench, work: Path) -> None:
+def test_a_changed_input_is_an_error(bench: Bench, work: Path) -> None:
     shutil.rmtree(work / "lenet-0" / "transfer-sets" / "all_layers")
     suite = changed_suite(work.parent, ONE_SEED, ("images_per_class = 20", "images_per_class = 21"))
     done = bench(suite, "--work", work, "--only", "all_layers")
@@ -308,7 +312,7 @@ def test_a_changed_input_is_noticed(bench: Bench, work: Path) -> None:
     assert read(work)["rows"][0]["num_images"]["mean"] == 210
 
 
-def test_another_number_of_threads_is_no_other_result(bench: Bench, work: Path) -> None:
+def test_another_number_of_threads_keeps_the_results_cached(bench: Bench, work: Path) -> None:
     done = bench(changed_suite(work.parent, ("threads = 1", "threads = 2")), "--work", work)
     assert (done.returncode, done.args) == (0, [])
 
@@ -344,12 +348,12 @@ def test_only_runs_what_matches(bench: Bench, suite: Path, work: Path) -> None:
     assert read(work)["counts"] == {"done": 2, "failed": 0, "not run": 6}
 
 
-# ---- failing -------------------------------------------------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------------------------
 
 WILD = '\n[methods.wild]\ndistill = { data = "noise:uniform", lr = 1e30 }\n'
 
 
-def test_a_cell_that_fails_is_recorded_and_the_others_go_on(bench: Bench, work: Path, tmp_path: Path) -> None:
+def test_a_cell_that_fails_is_recorded_and_the_others_run(bench: Bench, work: Path, tmp_path: Path) -> None:
     shutil.rmtree(work / "lenet-0" / "evaluations" / "lenet_half.floor.100")
     suite = changed_suite(tmp_path, ONE_SEED, more=WILD)
     done = bench(suite, "--work", work)
@@ -394,13 +398,13 @@ REFUSED = {
     "unknown data": (('data = "digits"\nseeds', 'data = "digit"\nseeds'), 2, "Did you mean 'digits'?"),
     "unknown source": (('"noise:normal"', '"noise:norml"'), 2, "Did you mean 'noise:normal'?"),
     "data that is not there": (('data = "digits"\nseeds', 'data = "npz:none.npz"\nseeds'), 4, "none.npz"),
-    "a mistake": (("steps = 100", "step = 200"), 2, "Did you mean 'steps'?"),
+    "a mistake": (("steps = 30", "step = 200"), 2, "Did you mean 'steps'?"),
 }
 
 
 @pytest.mark.parametrize(("change", "code", "says"), REFUSED.values(), ids=REFUSED.keys())
 @pytest.mark.parametrize("way", [(), ("--dry-run",)])
-def test_what_cannot_work_is_refused_before_anything_runs(
+def test_invalid_requests_are_refused_before_a_command_runs(
     bench: Bench, tmp_path: Path, change: tuple[str, str], code: int, says: str, way: tuple[str, ...]
 ) -> None:
     done = bench(changed_suite(tmp_path, change), "--work", tmp_path / "work", *way)
@@ -425,7 +429,7 @@ def test_exit_codes_of_the_command_itself(bench: Bench, suite: Path, tmp_path: P
     assert document["error"]["exit_code"] == 4
 
 
-def test_a_run_that_somebody_else_writes_to_stops_the_benchmark(bench: Bench, suite: Path, work: Path) -> None:
+def test_a_run_locked_by_another_process_stops_the_benchmark(bench: Bench, suite: Path, work: Path) -> None:
     shutil.rmtree(work / "lenet-1" / "evaluations" / "lenet_half.floor.100")
     with RunDir(work / "lenet-1").lock():
         done = bench(suite, "--work", work)
@@ -435,7 +439,7 @@ def test_a_run_that_somebody_else_writes_to_stops_the_benchmark(bench: Bench, su
     assert read(work)["counts"]["done"] == 8
 
 
-# ---- how it speaks -------------------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------------------------
 
 
 def test_json_is_the_results(bench: Bench, suite: Path, work: Path) -> None:
@@ -459,7 +463,7 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
     results = finished.results
     for cell in results["cells"]:
         curve = cell["curve"]
-        assert [point["step"] for point in curve] == [20, 40, 60, 80, 100]
+        assert [point["step"] for point in curve] == [6, 12, 18, 24, 30]
         assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
         assert curve[0]["seconds"] > cell["seconds"]["synthesis"]
         total = cell["seconds"]["synthesis"] + cell["seconds"]["distillation"]
@@ -473,8 +477,8 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
     assert "picked on test data, not a result" in (finished.work / "results.md").read_text()
 
 
-def test_a_curve_of_snapshots_that_were_better(bench: Bench, suite: Path, work: Path) -> None:
-    """A student of noise, which is far below its teacher; the teacher itself stands in the place of a snapshot."""
+def test_a_curve_shows_a_snapshot_that_is_better_than_the_last_weights(bench: Bench, suite: Path, work: Path) -> None:
+    """A student of noise is far less accurate than its teacher; the file of the teacher is used as a snapshot."""
     for run in ("lenet-0", "lenet-1"):
         student = work / run / "students" / "lenet_half.floor.100"
         for old in student.glob("snapshot-*"):
@@ -482,12 +486,12 @@ def test_a_curve_of_snapshots_that_were_better(bench: Bench, suite: Path, work: 
         manifest = read_manifest(student)
         outputs = tuple(output for output in manifest.outputs if not output.file.startswith("snapshot-"))
         write_manifest(student, dataclasses.replace(manifest, outputs=outputs))
-        add_snapshots(student, (50,), [work / run / "teacher" / "model.safetensors"])
+        add_snapshots(student, (15,), [work / run / "teacher" / "model.safetensors"])
     done = bench(suite, "--work", work)
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["evaluate"] * 2
     cell = next(cell for cell in read(work)["cells"] if cell["method"] == "floor")
-    assert [point["step"] for point in cell["curve"]] == [50, 100]
-    assert cell["best_snapshot_on_test_data"] == {"step": 50, "accuracy": cell["teacher_accuracy"]}
+    assert [point["step"] for point in cell["curve"]] == [15, 30]
+    assert cell["best_snapshot_on_test_data"] == {"step": 15, "accuracy": cell["teacher_accuracy"]}
     assert cell["accuracy"] < cell["teacher_accuracy"]
     assert cell["seconds"]["end_to_end"] is None, "the student is not what the command of the books made"

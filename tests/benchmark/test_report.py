@@ -1,4 +1,4 @@
-"""Figures over seeds, and how tables and page show them."""
+"""Means and deviations over seeds, and their display in tables and in the HTML page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def point(step: int, accuracy: float) -> Json:
 
 
 def cell(method: str, seed: int, accuracy: float | None, anchor: bool = False, **more: Any) -> CellResult:
-    """Return the result of a cell; without an accuracy, of one that was not run. `more` are fields of its figures."""
+    """Return the result of a cell; without an accuracy, of a cell that was not run. `more` are further fields."""
     lines = [f"kdx compute-stats --seed {seed} --run RUN", f"kdx distill --name {method} --seed {seed} --run RUN"]
     missing = CellResult("big", "small", "1k", method, anchor, seed, lines)
     if accuracy is None:
@@ -95,7 +95,7 @@ def row(name: str, cells: list[CellResult] = CELLS) -> Json:
     return next(row for row in condense(cells) if row["method"] == name)
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------
+# ---- means and deviations ------------------------------------------------------------------------------------------
 
 
 def test_mean_and_sample_standard_deviation() -> None:
@@ -110,7 +110,7 @@ def test_mean_and_sample_standard_deviation() -> None:
     assert row("good")["peak_memory_mb"] == 902
 
 
-def test_what_failed_or_was_not_run_is_counted_and_left_out() -> None:
+def test_cells_that_failed_or_did_not_run_are_counted_but_not_averaged() -> None:
     partly = row("partly")
     assert partly["status"] == {"done": 1, "failed": 1, "not run": 1}
     assert (partly["seeds"], partly["accuracy"]["n"], partly["exit_codes"]) == ([0], 1, [6])
@@ -137,7 +137,7 @@ def test_anchors_are_last_and_the_rest_in_the_order_of_the_suite() -> None:
     assert [row["method"] for row in condense(CELLS)] == ["good", "partly", "wild", "never", "ceiling", "floor"]
 
 
-def test_paths_are_taken_out() -> None:
+def test_paths_are_removed() -> None:
     places = {"/home/me/runs/a-0": "RUN", "/home/me/data": "DIR"}
     text = (
         "kdx train --run /home/me/runs/a-0 --data folder:/srv/secret/photos: /home/me/data/x.npz is gone, 1/2 or a / b"
@@ -146,7 +146,7 @@ def test_paths_are_taken_out() -> None:
     assert without_paths(text, places) == expected
 
 
-def test_command_lines_are_taken_out_too() -> None:
+def test_command_lines_are_removed_too() -> None:
     words = ["kdx", "train", "--data", "folder:/home/A B/my photos", "--run", "RUN", "--student", "/x/y/a.safetensors"]
     assert shell_line(words, {}) == "kdx train --data 'folder:my photos' --run RUN --student a.safetensors"
 
@@ -190,7 +190,7 @@ def test_attempts_and_images_that_were_not_counted_are_flagged() -> None:
     assert "- teacher queries: of 2 students without held-out images" in text
 
 
-def test_times_taken_side_by_side_and_resumed_are_flagged() -> None:
+def test_times_of_parallel_and_resumed_runs_are_flagged() -> None:
     plain = benchmark_markdown(document())
     assert "side by side" not in plain
     text = benchmark_markdown(document() | {"side_by_side": 4, "resumed": 2})
@@ -213,7 +213,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_page_needs_nothing_else() -> None:
+def test_the_page_refers_to_no_other_file() -> None:
     text = benchmark_html(document())
     page = Page(text)
     names = {tag for tag, _ in page.tags}
@@ -230,14 +230,14 @@ def test_the_page_needs_nothing_else() -> None:
     assert {"svg", "table", "details", "caption"} <= names
 
 
-def test_the_page_escapes_what_is_typed() -> None:
+def test_the_page_escapes_texts_of_the_suite() -> None:
     text = benchmark_html(document(data="<script>alert(1)</script>"))
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "the loss is &lt;not&gt; finite" in text
 
 
-def test_the_page_is_the_same_to_the_byte() -> None:
+def test_the_page_is_the_same_in_every_byte() -> None:
     assert benchmark_html(document()) == benchmark_html(document())
 
 
@@ -262,7 +262,7 @@ def test_extreme_accuracies_can_be_drawn() -> None:
     assert accuracy_curves(section) == ""
 
 
-def test_commands_that_cells_share_stand_once() -> None:
+def test_commands_that_cells_share_are_listed_once() -> None:
     listed = [line for _, lines in commands(document()) for line in lines]
     assert listed.count("kdx compute-stats --seed 0 --run RUN") == 1
     assert listed.count("kdx distill --name good --seed 1 --run RUN") == 1

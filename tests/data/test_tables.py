@@ -1,4 +1,4 @@
-"""Tables and points of the plane: the data, teachers of them, and what stages do or refuse to do with those."""
+"""Tables and points of the plane: the data, their teachers, and the stages that support or refuse them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_tables_of_sklearn_are_split_and_scaled_by_their_training_rows(spec: str
     assert train.images[:, 0, 0, 0].unique().numel() > 10
 
 
-def test_a_test_row_of_iris_is_where_the_training_rows_put_it() -> None:
+def test_a_test_row_of_iris_is_scaled_by_the_training_rows() -> None:
     from sklearn.datasets import load_iris
 
     iris = load_iris()
@@ -123,24 +123,24 @@ def test_points_outside_are_drawn_again_not_moved_to_the_border(spec: str) -> No
     assert float((points == 255).float().mean(0).max()) < planes.TAILS[0]
 
 
-def test_the_formulas_put_classes_where_the_simulation_has_them() -> None:
-    random = np.random.RandomState(0)
-    bowl, upside_down = PLANES["moon1"](2000, random)
+def test_the_formulas_give_the_classes_of_the_simulation() -> None:
+    rng = np.random.RandomState(0)
+    bowl, upside_down = PLANES["moon1"](2000, rng)
     assert bowl[:, 1].min() >= 4
     assert upside_down[:, 1].max() <= -4
     assert np.median(bowl[:, 0]) == pytest.approx(2, abs=0.2)
     assert np.median(upside_down[:, 0]) == pytest.approx(-2, abs=0.2)
-    low, high = PLANES["moon2"](2000, random)
+    low, high = PLANES["moon2"](2000, rng)
     residual = low[:, 1] + 40 - 0.3 * (low[:, 0] + 10) ** 2
     assert (residual.mean(), residual.std()) == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
     residual = high[:, 1] - 40 + 0.3 * (high[:, 0] - 10) ** 2
     assert (residual.mean(), residual.std()) == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
-    left, right = PLANES["mixed"](2000, random)
+    left, right = PLANES["mixed"](2000, rng)
     assert left.min(0)[1] >= 0
     assert right.mean(0)[0] - left.mean(0)[0] == pytest.approx(4, abs=0.4)
-    _, ring = PLANES["circle"](2000, random)
+    _, ring = PLANES["circle"](2000, rng)
     assert np.hypot(*ring.T).min() >= 6
-    odd, even = PLANES["pizza"](2000, random)
+    odd, even = PLANES["pizza"](2000, rng)
     assert (odd.prod(1) <= 1e-9).all(), "second and fourth quadrant"
     assert (even.prod(1) >= -1e-9).all()
     assert np.hypot(*even.T).max() < 20
@@ -163,7 +163,7 @@ def test_moons_and_circles_are_those_of_sklearn(name: str, factor: float | None)
 # ---- names and fingerprints ------------------------------------------------------------------------------------
 
 
-def test_every_name_is_known() -> None:
+def test_every_name_is_a_data_set() -> None:
     assert set(EVERY_NAME) <= set(data_names())
     for spec in EVERY_NAME:
         check_spec(spec)
@@ -181,7 +181,7 @@ def test_data_and_fingerprints_are_the_same_every_time(spec: str) -> None:
     assert len(prints[0]) == 64
 
 
-def test_fingerprints_tell_sets_splits_and_versions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprints_differ_between_sets_splits_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     prints = [fingerprint(spec, "train", NOWHERE) for spec in [*EVERY_NAME, "digits"]]
     prints += [fingerprint(spec, "test", NOWHERE) for spec in PLANE_NAMES]
     monkeypatch.setattr("kdextract.data.load.FORMULAS_VERSION", planes.FORMULAS_VERSION + 1)
@@ -190,7 +190,7 @@ def test_fingerprints_tell_sets_splits_and_versions_apart(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("2d:mooons", "2d:moons"), ("2d:piza", "2d:pizza"), ("irs", "iris")])
-def test_unknown_names_are_answered_with_the_near_one(typed: str, meant: str) -> None:
+def test_unknown_names_are_refused_with_the_most_similar_one(typed: str, meant: str) -> None:
     for ask in (fingerprint, load_data):
         with pytest.raises(UsageError, match=f"'{typed}'.* Did you mean '{meant}'"):
             ask(typed, "train", NOWHERE)
@@ -272,7 +272,7 @@ def test_test_rows_without_training_rows_to_scale_them_are_refused(x_train: np.n
         load_data(saved(tmp_path, table_arrays(x_train=x_train)), "test", NOWHERE)
 
 
-# ---- teachers and what is done with them -----------------------------------------------------------------------
+# ---- teachers and stages ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def share_of_errors(metrics: dict[str, Any], data: str) -> float:
-    """Return a classifier's errors on test data as a share of those of one that always says the commonest class."""
+    """Return the test errors of a classifier, divided by those of one that always predicts the most frequent class."""
     return (1 - metrics["accuracy"]) / errors_of_one_answer(load_data(data, "test", NOWHERE).labels)
 
 
@@ -334,7 +334,9 @@ def test_other_fully_connected_networks_take_tables_of_any_width(model: str, tmp
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_in_one_line(options: dict[str, str], says: str, tmp_path: Path) -> None:
+def test_images_and_tables_that_do_not_fit_are_refused_in_one_line(
+    options: dict[str, str], says: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         api.train(run=tmp_path / "run", threads=1, **options)
     assert "\n" not in str(caught.value)
@@ -355,7 +357,7 @@ def test_rows_are_never_resized(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("preset", "rank"), [("kegnet-1", 10), ("kegnet-2", 5)])
-def test_presets_take_the_hidden_layers_of_kegnets_network_apart(preset: str, rank: int, run: Path) -> None:
+def test_presets_decompose_the_hidden_layers_of_kegnets_network(preset: str, rank: int, run: Path) -> None:
     rules = CompressConfig(preset=preset).rules_by_layer("kegnet_mlp", 1)
     network = architecture("kegnet_mlp").build((1, 1, 4), 3)
     assert choose_ranks(network, rules, "evbmf") == [(f"fc{index}", rank, rank) for index in range(2, 11)]
@@ -418,7 +420,7 @@ def test_the_objective_of_structured_noise_is_refused_for_tables(run: Path) -> N
         api.optimize_dataset(run=run, objective="structured_noise", images_per_class=2, threads=1)
 
 
-def test_auto_says_so_whatever_the_teacher() -> None:
+def test_auto_is_refused_for_tables_of_every_teacher() -> None:
     spec = ClassifierSpec("bdnf_mlp", (1, 1, 2), ("0", "1"), (0.5,), (0.3,))
     with pytest.raises(ConfigError, match="rows of a table"):
         pick(Classifier(spec))

@@ -1,4 +1,4 @@
-"""What `--method auto` picks."""
+"""The method that `--method auto` selects."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def teacher(architecture: str, shape: tuple[int, int, int]) -> Classifier:
         ("resnet18", (1, 32, 32), "structured_noise"),
     ],
 )
-def test_the_teacher_decides(architecture: str, shape: tuple[int, int, int], expected: str) -> None:
+def test_the_choice_depends_on_the_teacher(architecture: str, shape: tuple[int, int, int], expected: str) -> None:
     name, reason = pick(teacher(architecture, shape))
     assert name == expected
     assert reason
     assert not reason.endswith(".")
 
 
-def test_the_reason_counts_what_it_speaks_of() -> None:
+def test_the_reason_contains_the_number_of_layers() -> None:
     assert "20 batch normalization layers" in pick(teacher("resnet18", (3, 32, 32)))[1]
 
 
 @pytest.mark.parametrize("architecture", model_names())
-def test_what_is_picked_exists(architecture: str) -> None:
+def test_the_chosen_method_exists(architecture: str) -> None:
     shape = (3, 32, 32) if architecture not in ("hinton1200", "hinton800") else (1, 28, 28)
     assert pick(teacher(architecture, shape))[0] in live_names()

@@ -1,4 +1,4 @@
-"""Contract of every way to train generators: `kdx train-generator`, `kdx generate`, students that learn from them."""
+"""Contract of every method that trains generators: `kdx train-generator`, `kdx generate`, and their students."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 
 def train(run: Path, way: str, **options: Any) -> Any:
-    """Train generators quickly, and return the outcome."""
+    """Train generators for few steps, and return the outcome."""
     return api.train_generator(run=run, **{**QUICK, "name": way, **WAYS[way], **options})
 
 
@@ -140,7 +140,7 @@ def test_training_lowers_the_loss(way: str, teacher_run: Path) -> None:
 
 
 @every_way
-def test_a_generator_costs_no_more_than_the_teacher_unless_told(
+def test_a_generator_costs_no_more_than_the_teacher_by_default(
     way: str, straight: Callable[[str], Path], teacher_run: Path
 ) -> None:
     metrics = train(teacher_run, way, width=None, steps=1, generators=1).manifest.metrics
@@ -161,10 +161,10 @@ def test_multiply_adds_of_a_strided_generator_are_those_of_its_layers(teacher_ru
     assert count_multiply_adds(generator.network, noise, torch.zeros(3, dtype=torch.int64)) == by_hand
 
 
-# ---- a transfer set of them ----------------------------------------------------------------------------------------
+# ---- transfer sets of generators -----------------------------------------------------------------------------------
 
 
-def test_generate_writes_a_transfer_set_that_a_student_learns_from(teacher_run: Path) -> None:
+def test_generate_writes_a_transfer_set_that_trains_a_student(teacher_run: Path) -> None:
     train(teacher_run, "kegnet", generators=2)
     made = api.generate(run=teacher_run, images_per_class=7, batch_size=16, threads=1)
     assert made.manifest.metrics["num_images"] == 70
@@ -180,7 +180,7 @@ def test_generate_writes_a_transfer_set_that_a_student_learns_from(teacher_run: 
     assert student.manifest.metrics["num_images"] == 70
 
 
-def test_several_artifacts_are_mixed_and_without_labels_the_teacher_says_which(teacher_run: Path) -> None:
+def test_several_artifacts_are_mixed_and_the_teacher_labels_images_without_classes(teacher_run: Path) -> None:
     for way in ("kegnet", "dafl"):
         train(teacher_run, way, generators=1)
     made = api.generate(run=teacher_run, generator="kegnet,dafl", images_per_class=4, threads=1)
@@ -197,10 +197,10 @@ def test_a_mix_takes_its_generators_in_turn(teacher_run: Path) -> None:
     generators = [load_generator(directory / "generator-0.safetensors") for directory in directories]
     labels = torch.arange(7)
     mixed = GeneratorMix(generators).sample(labels, torch.Generator().manual_seed(5))
-    random = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     for index, generator in enumerate(generators):
         own = torch.arange(index, 7, 2)
-        assert torch.equal(mixed[own], generator(generator.draw(len(own), random), labels[own]))
+        assert torch.equal(mixed[own], generator(generator.draw(len(own), rng), labels[own]))
 
 
 # ---- as a source of distillation -----------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     assert outcome.manifest.needs == "teacher"
 
 
-def test_a_source_goes_on_where_it_was_and_holds_out_other_images(teacher_run: Path) -> None:
+def test_a_restored_source_continues_and_holds_out_other_images(teacher_run: Path) -> None:
     directory = train(teacher_run, "kegnet", generators=2).directory
     teacher = load_classifier(teacher_run / "teacher" / "model.safetensors")
 
@@ -266,10 +266,10 @@ def test_needs_are_handed_down(teacher_run: Path) -> None:
     assert student.manifest.needs == "teacher+samples"
 
 
-# ---- what does not fit ---------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_fits_both_kinds_is_asked_about(teacher_run: Path) -> None:
+def test_a_name_of_both_kinds_is_refused_as_ambiguous(teacher_run: Path) -> None:
     train(teacher_run, "kegnet", generators=1)
     api.generate(run=teacher_run, images_per_class=1, threads=1)
     with pytest.raises(ConfigError, match=r"transfer-sets/kegnet.*generators/kegnet|generators/kegnet.*transfer-sets"):
@@ -293,7 +293,7 @@ def test_usage(teacher_run: Path, options: dict[str, Any], says: str) -> None:
         api.train_generator(run=teacher_run, threads=1, **options)
 
 
-def test_generate_says_what_is_missing(teacher_run: Path) -> None:
+def test_generate_names_what_is_missing(teacher_run: Path) -> None:
     with pytest.raises(ConfigError, match="no generator; make one with: kdx train-generator"):
         api.generate(run=teacher_run, threads=1)
     train(teacher_run, "dafl")
@@ -309,7 +309,7 @@ def test_generators_of_another_teacher_do_not_fit(teacher_run: Path, tmp_path: P
         api.generate(run=other, generator=str(teacher_run / "generators" / "kegnet"), threads=1)
 
 
-# ---- what the losses are about -------------------------------------------------------------------------------------
+# ---- terms of the losses -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ DARK, BRIGHT, MIDDLE = (0.13, 0.31), (0.87, 0.31), (0.44, 0.2)
 
 
 def fresh_training(network: str, shape: InputShape, data: tuple[float, float]) -> tuple[Classifier, GeneratorTraining]:
-    """Return a teacher in which every value of an image has a say, and the training of a fresh generator for it."""
+    """Return a teacher whose output depends on every value of an image, and the training of a new generator for it."""
     mean, std = ((value,) * shape[0] for value in data)
     torch.manual_seed(0)
     teacher = Classifier(ClassifierSpec("hinton800", shape, tuple("abcd"), mean, std)).frozen()
@@ -397,7 +397,7 @@ def test_pixels_are_normalized_values_with_the_scale_of_the_data_and_clipped(net
 
 
 @networks_and_shapes(STANDARDIZED)
-def test_a_teacher_sees_what_a_standardized_network_puts_out_and_students_see_it_clipped(
+def test_a_teacher_gets_the_outputs_of_a_standardized_network_and_students_get_them_clipped(
     network: str, shape: InputShape
 ) -> None:
     teacher, training = fresh_training(network, shape, DARK)
@@ -425,20 +425,20 @@ def test_a_teacher_sees_what_a_standardized_network_puts_out_and_students_see_it
         ("keflow", "bn"),
     ],
 )  # fmt: skip
-def test_every_term_enters_with_its_weight(normalized_teacher: Classifier, method: str, weight: str) -> None:
+def test_every_term_is_multiplied_by_its_weight(normalized_teacher: Classifier, method: str, weight: str) -> None:
     without, once, twice = (loss_of(normalized_teacher, method, **{weight: value}) for value in (0.0, 1.0, 2.0))
     assert once != pytest.approx(without, abs=1e-4)
     assert twice - once == pytest.approx(once - without, rel=1e-3, abs=1e-4)
 
 
-def test_samples_enter_with_their_weight(normalized_teacher: Classifier) -> None:
+def test_the_loss_of_samples_is_multiplied_by_its_weight(normalized_teacher: Classifier) -> None:
     samples = Samples(torch.rand(3, 1, 32, 32), torch.arange(3))
     plain = loss_of(normalized_teacher, "keflow")
     once, twice = (loss_of(normalized_teacher, "keflow", samples, aided=value) for value in (1.0, 2.0))
     assert twice - once == pytest.approx(once - plain, rel=1e-3)
 
 
-def test_a_flow_remembers_samples_and_makes_others_like_them(normalized_teacher: Classifier) -> None:
+def test_a_flow_stores_samples_and_makes_similar_images(normalized_teacher: Classifier) -> None:
     samples = Samples(drawings(2, (1, 32, 32)), torch.tensor([2, 1]))
     method = generator_method("keflow")
     training = method.build_training(normalized_teacher, method.config(noise_scale=0.8, widen=2.0), 0, samples)
@@ -464,7 +464,7 @@ def test_a_flow_remembers_samples_and_makes_others_like_them(normalized_teacher:
         assert (made - mean).abs().mean() < 0.5 * (made - other).abs().mean()
 
 
-def test_noise_near_encodings_is_for_their_class_alone() -> None:
+def test_noise_near_encodings_is_only_for_their_class() -> None:
     encodings = Encodings.of(torch.tensor([[50.0], [-50.0], [60.0]]), torch.tensor([3, 0, 3]))
     wanted = torch.tensor([0, 1, 2, 3, 5]).repeat(200)
     fresh = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1))
@@ -495,20 +495,20 @@ def test_encodings_are_kept_in_the_file(teacher_run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("way", "widen"), [("kegnet", 1.5), ("keflow-nice_affine", 2.0), ("dafl", 1.0)])
-def test_students_learn_from_wider_noise_than_generators(way: str, widen: float, teacher_run: Path) -> None:
+def test_students_get_noise_of_a_larger_deviation_than_generators(way: str, widen: float, teacher_run: Path) -> None:
     directory = train(teacher_run, way, generators=1).directory
     generator = load_generator(directory / "generator-0.safetensors")
     assert generator.spec.widen == widen
-    labels, random = torch.arange(10).repeat(2), torch.Generator().manual_seed(4)
-    wide = GeneratorMix([generator]).sample(labels, random, widened=True)
-    same = generator(generator.draw(20, random.manual_seed(4), widen), labels)
+    labels, rng = torch.arange(10).repeat(2), torch.Generator().manual_seed(4)
+    wide = GeneratorMix([generator]).sample(labels, rng, widened=True)
+    same = generator(generator.draw(20, rng.manual_seed(4), widen), labels)
     assert torch.equal(wide, same)
     if way != "dafl":
         directory = train(teacher_run, way, generators=1, widen=3.0, name="wide").directory
         assert load_generator(directory / "generator-0.safetensors").spec.widen == 3.0
 
 
-def test_students_of_generators_see_other_drawings_of_their_images(teacher_run: Path) -> None:
+def test_students_of_generators_get_redrawn_images(teacher_run: Path) -> None:
     train(teacher_run, "kegnet", generators=1)
 
     def learned(name: str, **options: Any) -> dict[str, Any]:
@@ -603,7 +603,7 @@ def test_presets_run_on_small_files_of_their_data(
 
 
 @pytest.mark.parametrize("method", generator_names())
-def test_terms_are_logged_between_looks(method: str, normalized_teacher: Classifier) -> None:
+def test_terms_are_logged_between_evaluations(method: str, normalized_teacher: Classifier) -> None:
     chosen = generator_method(method)
     training = chosen.build_training(normalized_teacher, chosen.config(batch_size=8), 0, None)
     training.network.train()

@@ -1,7 +1,8 @@
-"""Every live method keeps the same contract, whatever it does to make images."""
+"""The contract that every live method keeps."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def teacher() -> Classifier:
 
 @pytest.fixture
 def student() -> Classifier:
-    """With all that evaluation and training mode treat differently."""
+    """A student with all layers that behave differently in training and in eval mode."""
     return classifier(seed=1, dropout=0.3).train()
 
 
@@ -73,7 +74,7 @@ def test_images_are_valid(name: str, batch_norm: bool, shape: tuple[int, int, in
 
 
 @every_method
-def test_targets_are_what_the_teacher_says(name: str, teacher: Classifier, student: Classifier) -> None:
+def test_targets_are_the_logits_of_the_teacher(name: str, teacher: Classifier, student: Classifier) -> None:
     for batch in drawn(opened(name, teacher), student):
         if batch.targets is not None:
             with torch.no_grad():
@@ -84,7 +85,7 @@ def test_targets_are_what_the_teacher_says(name: str, teacher: Classifier, stude
 
 @every_method
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_teacher_is_left_bit_for_bit_as_it_was(name: str, batch_norm: bool, student: Classifier) -> None:
+def test_teacher_is_unchanged_in_every_bit(name: str, batch_norm: bool, student: Classifier) -> None:
     teacher = classifier(batch_norm=batch_norm).frozen()
     before = everything(teacher)
     drawn(opened(name, teacher), student)
@@ -96,8 +97,8 @@ def test_teacher_is_left_bit_for_bit_as_it_was(name: str, batch_norm: bool, stud
 
 
 @every_method
-def test_student_is_left_as_it_was(name: str, teacher: Classifier, student: Classifier) -> None:
-    """Its batch normalization and its dropout included: only the loop trains it."""
+def test_student_is_unchanged(name: str, teacher: Classifier, student: Classifier) -> None:
+    """Including batch normalization and dropout: only the loop trains it."""
     student.network[1].eval()
     before = everything(student)
     drawn(opened(name, teacher), student)
@@ -108,7 +109,7 @@ def test_student_is_left_as_it_was(name: str, teacher: Classifier, student: Clas
 
 
 @every_method
-def test_seed_and_nothing_else_decides_the_images(name: str, teacher: Classifier, student: Classifier) -> None:
+def test_images_depend_on_the_seed_alone(name: str, teacher: Classifier, student: Classifier) -> None:
     torch.manual_seed(1)
     once = drawn(opened(name, teacher, seed=4), student)
     torch.manual_seed(2)
@@ -121,7 +122,7 @@ def test_seed_and_nothing_else_decides_the_images(name: str, teacher: Classifier
 
 @every_method
 @pytest.mark.parametrize("steps", [0, 1, 4, 5])
-def test_goes_on_after_a_restore(
+def test_continues_after_a_restore(
     name: str, steps: int, teacher: Classifier, student: Classifier, tmp_path: Path
 ) -> None:
     source = opened(name, teacher)
@@ -160,7 +161,7 @@ def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int
 
 
 class Counting(nn.Module):
-    """A network that counts the images it is shown."""
+    """A network that counts its input images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -176,8 +177,8 @@ class Counting(nn.Module):
 @every_method
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
-def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, shape: tuple[int, int, int]) -> None:
-    """Opening, steps, held-out images: whatever is done, and at half the size, too."""
+def test_counts_every_image_that_the_teacher_gets(name: str, batch_norm: bool, shape: tuple[int, int, int]) -> None:
+    """In opening, steps and held-out images, at full and at half size."""
     teacher = classifier(shape, batch_norm=batch_norm).frozen()
     teacher.network = counting = Counting(teacher.network)
     statistics = statistics_of(teacher)
@@ -199,19 +200,28 @@ def test_counts_every_image_that_the_teacher_sees(name: str, batch_norm: bool, s
 OPTIONS = [(name, field.name) for name in live_names() for field in option_fields(live_method(name).config)]
 
 
+@cache
+def with_usual_options(name: str, steps: int) -> list[Batch]:
+    """What a method draws for new networks like `teacher` and `student`."""
+    return drawn(opened(name, classifier().frozen()), classifier(seed=1, dropout=0.3).train(), steps)
+
+
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_every_option_has_an_effect(name: str, option: str, teacher: Classifier, student: Classifier) -> None:
     (declared,) = [field for field in option_fields(live_method(name).config) if field.name == option]
     usual = SMALL.get(option, declared.default)
     changed = {option: other_value(declared, usual)}
     steps = 24  # in structured noise, new images come every 20 steps
-    assert not same(
-        drawn(opened(name, teacher), student, steps), drawn(opened(name, teacher, **changed), student, steps)
-    )
+    assert not same(with_usual_options(name, steps), drawn(opened(name, teacher, **changed), student, steps))
 
 
 @every_method
-def test_declares_where_it_comes_from(name: str) -> None:
+def test_what_options_are_compared_with_is_the_same_again(name: str, teacher: Classifier, student: Classifier) -> None:
+    assert same(with_usual_options(name, 24), drawn(opened(name, teacher), student, 24))
+
+
+@every_method
+def test_declares_its_source(name: str) -> None:
     method = live_method(name)
     assert method.name == name
     assert len(method.source) > 10
@@ -230,7 +240,7 @@ def test_facts_are_numbers(name: str, teacher: Classifier) -> None:
         assert all(isinstance(value, int) for value in source.facts.values())
 
 
-def test_unknown_method_is_answered_with_the_near_name() -> None:
+def test_unknown_method_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match=r"'dfat'.* Did you mean 'dfa"):
         live_method("dfat")
 

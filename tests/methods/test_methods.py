@@ -1,4 +1,4 @@
-"""Every registered method keeps the same contract; each does what sets it apart from the others."""
+"""The contract that every registered method keeps, and the differences between the methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ every_pixel_method = pytest.mark.parametrize("name", PIXEL_METHODS)
 
 @pytest.fixture(scope="module")
 def teacher() -> Classifier:
-    """A small network trained for a moment on digits."""
+    """A small network, trained for few steps on digits."""
     torch.manual_seed(0)
     digits = load_data("digits", "train", Path())
     classifier = Classifier(ClassifierSpec("lenet_half", (1, 32, 32), digits.class_names, (0.3,), (0.35,)))
@@ -68,8 +68,8 @@ def untrained(num_classes: int, channels: int) -> tuple[Classifier, Statistics]:
     names = tuple(f"class {index}" for index in range(num_classes))
     spec = ClassifierSpec("lenet", (channels, 32, 32), names, (0.5,) * channels, (0.3,) * channels)
     classifier = Classifier(spec).frozen()
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randint(0, 256, (num_classes * 6, channels, 32, 32), generator=generator, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (num_classes * 6, channels, 32, 32), generator=rng, dtype=torch.uint8)
     labels = torch.arange(len(images)) % num_classes
     return classifier, compute_statistics(classifier, images, labels, OPTIONS, lambda amount: None)
 
@@ -132,7 +132,7 @@ def test_takes_labels_in_any_order(name: str, teacher: Classifier, statistics: S
 
 
 @every_method
-def test_teacher_is_left_bit_for_bit_as_it_was(name: str, teacher: Classifier, statistics: Statistics) -> None:
+def test_teacher_is_unchanged_in_every_bit(name: str, teacher: Classifier, statistics: Statistics) -> None:
     before = contents(teacher)
     tensors = {name: value.clone() for name, value in statistics.to_tensors()[0].items()}
     make(name, teacher, statistics, torch.arange(5), steps=3)
@@ -155,7 +155,7 @@ def test_images_that_diverge_are_an_error_and_leave_no_hook(
 
 
 @every_method
-def test_seed_decides_the_images(name: str, teacher: Classifier, statistics: Statistics) -> None:
+def test_images_depend_on_the_seed(name: str, teacher: Classifier, statistics: Statistics) -> None:
     labels = torch.arange(6)
     torch.manual_seed(1)
     once = make(name, teacher, statistics, labels, seed=4, steps=4)
@@ -175,8 +175,8 @@ def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> N
 
 
 @every_method
-def test_teacher_comes_to_see_the_class(name: str, teacher: Classifier, statistics: Statistics) -> None:
-    """Twice as often as in noise, and as the class that was asked for of another image."""
+def test_teacher_predicts_the_class_more_often(name: str, teacher: Classifier, statistics: Statistics) -> None:
+    """Twice as often as for noise, and as for images of other classes."""
     labels = torch.arange(100) % 10
     images = make(name, teacher, statistics, labels, steps=60, lr=0.1, tv=0.0, ce=30.0).images
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
@@ -217,7 +217,7 @@ def test_values_out_of_range_are_refused(name: str, option: str, value: Any) -> 
 
 
 @every_method
-def test_declares_where_it_comes_from(name: str) -> None:
+def test_declares_its_source(name: str) -> None:
     chosen = objective(name)
     assert chosen.name == name
     assert len(chosen.source) > 10
@@ -238,7 +238,7 @@ def test_missing_record_is_refused_with_the_command_that_makes_it(
     assert num_hooks(teacher) == 0
 
 
-def test_unknown_method_is_answered_with_the_near_name() -> None:
+def test_unknown_method_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match=r"'all_layer'.* Did you mean 'all_layers'"):
         objective("all_layer")
 
@@ -329,15 +329,13 @@ def test_loss_is_reported_per_image(teacher: Classifier, statistics: Statistics)
     assert losses[1] == pytest.approx(losses[0], rel=0.3)
 
 
-# ---- what the objectives measure --------------------------------------------------------------------------------
+# ---- losses of the objectives -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def targets_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw every target at its mean, so that a loss is a fixed function of the images."""
-    monkeypatch.setattr(
-        ActivationRecord, "sample", lambda self, labels, generator: self.split(self.mean[labels].clone())
-    )
+    monkeypatch.setattr(ActivationRecord, "sample", lambda self, labels, rng: self.split(self.mean[labels].clone()))
 
 
 def loss_and_gradient(
@@ -426,7 +424,7 @@ def test_objectives_make_different_images(
 ) -> None:
     """From the same start, towards the same kind of target."""
     start = torch.rand((6, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start.clone())
+    monkeypatch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, rng: start.clone())
     options = {"steps": 20, "lr": 0.1, "init": "uniform", "tv": 0.0}
     made = {n: make(n, teacher, statistics, torch.arange(6), **options).images for n in PIXEL_METHODS}
     way = min(float((images - start).abs().mean()) for images in made.values())
@@ -451,7 +449,7 @@ def test_image_does_not_depend_on_the_rest_of_its_batch(
 
     def made(rows: slice) -> torch.Tensor:
         with monkeypatch.context() as patch:
-            patch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, generator: start[rows].clone())
+            patch.setitem(INITIALIZERS, "uniform", lambda shape, brightness, rng: start[rows].clone())
             return make(name, teacher, statistics, labels[rows], **options).images
 
     together = made(slice(None))
@@ -466,11 +464,11 @@ def test_image_does_not_depend_on_the_rest_of_its_batch(
 
 def test_mean_over_masks_is_the_unmasked_input() -> None:
     inputs = torch.randn((4, 30), generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for keep in (0.25, 0.5, 0.8):
         total = torch.zeros_like(inputs)
         for _ in range(4000):
-            total += DropoutMasks({"layer": keep}, generator)("layer", inputs)
+            total += DropoutMasks({"layer": keep}, rng)("layer", inputs)
         error = (total / 4000 - inputs).abs()
         assert float((error / inputs.abs()).max()) < 6 * ((1 - keep) / keep / 4000) ** 0.5
 

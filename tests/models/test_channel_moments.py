@@ -19,12 +19,12 @@ from kdextract.models.channel_moments import channel_moments
     last=st.booleans(),
 )
 def test_moments_are_those_of_var_mean(batch: int, channels: int, sides: list[int], offset: float, last: bool) -> None:
-    random = torch.Generator().manual_seed(batch * channels)
-    values = offset + torch.randn((batch, channels, *sides), generator=random, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(batch * channels)
+    values = offset + torch.randn((batch, channels, *sides), generator=rng, dtype=torch.float64)
     if last and len(sides) == 2:
         values = values.contiguous(memory_format=torch.channels_last)
-    near = offset + torch.randn((channels,), generator=random, dtype=torch.float64)
-    weights = torch.randn((2, channels), generator=random, dtype=torch.float64)
+    near = offset + torch.randn((channels,), generator=rng, dtype=torch.float64)
+    weights = torch.randn((2, channels), generator=rng, dtype=torch.float64)
     gradients = []
     for ours in (True, False):
         x = values.clone().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What looks inside a network sees what runs there, and leaves nothing behind."""
+"""Recording and changing of values inside a network: the recorded values are right, and no hook is left."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def manual_activations(network: nn.Module, images: torch.Tensor) -> dict[str, to
 
 
 class Backwards(nn.Module):
-    """Its layers are declared in another order than they run; one never runs."""
+    """A network whose layers are declared in another order than they run; one never runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_no_hook_is_left_when_a_layer_does_not_exist(lenet: nn.Module) -> None:
     assert num_hooks(lenet) == 0
 
 
-def test_transform_inputs_replaces_what_a_layer_sees(lenet: nn.Module, images: torch.Tensor) -> None:
+def test_transform_inputs_replaces_the_input_of_a_layer(lenet: nn.Module, images: torch.Tensor) -> None:
     seen: list[str] = []
 
     def halve(name: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -258,13 +258,13 @@ def test_features_are_what_enters_the_last_linear_layer() -> None:
     assert len(features) == 2, "the hook is gone"
 
 
-def test_a_layer_that_is_not_there_has_no_features() -> None:
+def test_a_missing_layer_has_no_features() -> None:
     with pytest.raises(ConfigError, match=r"no layer 'fcc'.*Did you mean 'fc'"):
         record_features(nn.Sequential(OrderedDict(fc=nn.Linear(1, 2))), "fcc").__enter__()
 
 
 class Twice(nn.Module):
-    """Uses one convolution and one normalization twice."""
+    """A network that uses one convolution and one normalization twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ def test_features_of_tokens_and_of_pixels_are_their_means() -> None:
     torch.testing.assert_close(features[0], tokens.mean(1))
 
 
-def test_the_last_layer_is_that_which_runs_last_and_gives_the_answer() -> None:
+def test_the_last_layer_is_the_one_that_runs_last() -> None:
     assert last_layer(Backwards(), 2, torch.zeros(2, 1, 9, 9)) == "last"
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert last_layer(pooled, 2, torch.zeros(2, 1, 9, 9)) == "1"
@@ -345,7 +345,7 @@ def test_outputs_are_handed_over_and_not_kept() -> None:
     assert num_hooks(network) == 0
 
 
-def test_layer_outputs_say_which_dimension_counts_channels() -> None:
+def test_layer_outputs_name_the_dimension_of_channels() -> None:
     network = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), last=nn.Flatten(2), fc=nn.Linear(64, 5)))
     outputs = layer_outputs(network, torch.rand(2, 3, 8, 8))
     assert outputs == {"conv": LayerOutput((2, 4, 8, 8), 1), "fc": LayerOutput((2, 4, 5), 2)}

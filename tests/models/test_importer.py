@@ -1,4 +1,4 @@
-"""Models written outside of kdx: they are imported unchanged; what cannot be a teacher is refused in one line."""
+"""Models written outside of kdx: they are imported unchanged; others are refused in one line."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_batch_normalization_is_found_where_there_is_some(imported: Imported) ->
     assert (imported.metrics["batch_norm_layers"] > 0) == imported.entry.has_batch_norm
 
 
-def test_a_student_learns_from_it(imported: Imported, tmp_path: Path) -> None:
+def test_a_student_can_be_distilled(imported: Imported, tmp_path: Path) -> None:
     entry, source = imported.entry, LIVE
     if entry.size[1] * entry.size[2] > 256 and entry.name != "bytes":  # held-out images would take seconds
         x, y = np.random.default_rng(0).random((10, *entry.size[1:]), np.float32), np.arange(10)
@@ -182,7 +182,7 @@ def test_what_cannot_be_a_teacher_is_refused_in_one_line(what: str, files: dict[
     [(["refused.py:Random"], 3), (["refused.py:Plain", "--weights", "nan"], 4)],
     ids=["random", "nan"],
 )
-def test_check_teacher_finds_it_without_a_traceback(model: list[str], code: int, files: dict[str, str]) -> None:
+def test_check_teacher_reports_it_without_a_traceback(model: list[str], code: int, files: dict[str, str]) -> None:
     done = kdx("check-teacher", *(files.get(word, word) for word in model), "--input-size", "1x8x8", cwd=HERE)
     assert done.returncode == code
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Students that start with units of their teacher."""
+"""Students whose initial weights are those of units of their teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def classifier(name: str, seed: int, shape: tuple[int, int, int] = (1, 32, 32), 
 
 
 def around(network: nn.Module, shape: tuple[int, int, int] = (3, 8, 8)) -> Classifier:
-    """A classifier of a network that has no name."""
+    """A classifier of a network that is not a registered architecture."""
     holder = classifier("hinton800", 0, shape)
     holder.network = network.eval()
     return holder
@@ -60,7 +60,7 @@ def test_a_copy_of_the_same_width_is_the_teacher() -> None:
 
 
 def silence(network: nn.Module, width: float) -> None:
-    """Let nothing follow from the last units of every hidden layer, those that a network of this width lacks."""
+    """Set to 0 the outgoing weights of the units of hidden layers that a network of this width does not have."""
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         for layer, following in pairwise(layers):
@@ -71,7 +71,7 @@ def silence(network: nn.Module, width: float) -> None:
 @pytest.mark.parametrize("width", [0.5, 0.3])
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_bn", "hinton1200", "vgg11_bn"])
 def test_a_student_of_another_width_has_the_teachers_strongest_units(name: str, width: float) -> None:
-    """Where the other units of the teacher lead to nothing, the student answers as the teacher does."""
+    """If the outgoing weights of the teacher's other units are 0, the student has the logits of the teacher."""
     shape = architecture(name).input_shape
     giver = classifier(name, 0, shape)
     torch.manual_seed(1)
@@ -90,7 +90,7 @@ def test_a_student_of_another_width_has_the_teachers_strongest_units(name: str, 
         torch.testing.assert_close(heir(pixels), expected, rtol=0, atol=rounding(expected))
 
 
-def test_a_student_that_is_wider_than_its_teacher_is_left_alone() -> None:
+def test_a_student_that_is_wider_than_its_teacher_is_unchanged() -> None:
     heir = around(architecture("lenet5").build((1, 32, 32), 10, 1.5), (1, 32, 32))
     before = contents(heir.network)
     assert not inherit(classifier("lenet5", 0), heir)
@@ -114,7 +114,7 @@ def narrow(width: int, seed: int, weak: int = 0) -> nn.Sequential:
     return network
 
 
-def test_units_that_matter_to_nothing_are_left_out_first() -> None:
+def test_units_of_zero_weight_are_left_out_first() -> None:
     """Without them the student is the teacher, its batch normalization included."""
     giver, heir = around(narrow(8, 0, weak=3)), around(narrow(5, 1))
     assert inherit(giver, heir)
@@ -128,14 +128,14 @@ def test_units_that_matter_to_nothing_are_left_out_first() -> None:
     ("teacher", "student"),
     [("lenet", "lenet5_half"), ("lenet_half", "lenet"), ("hinton1200", "lenet_half"), ("lenet5_half", "lenet5")],
 )
-def test_other_networks_and_wider_ones_are_left_alone(teacher: str, student: str) -> None:
+def test_other_networks_and_wider_ones_are_unchanged(teacher: str, student: str) -> None:
     giver, heir = classifier(teacher, 0), classifier(student, 1)
     before = contents(heir.network)
     assert not inherit(giver, heir)
     assert all(torch.equal(value, before[name]) for name, value in heir.network.state_dict().items())
 
 
-def test_networks_that_branch_are_left_alone() -> None:
+def test_networks_that_branch_are_unchanged() -> None:
     assert not inherit(classifier("resnet18", 0, (3, 32, 32)), classifier("resnet18", 1, (3, 32, 32)))
 
 
@@ -166,7 +166,7 @@ def test_a_network_may_begin_with_batch_normalization() -> None:
     assert heir.network[2].bias.tolist() == units, "the same channels as the convolution before"
 
 
-def test_batch_normalization_with_other_tensors_is_left_alone() -> None:
+def test_batch_normalization_with_other_tensors_is_unchanged() -> None:
     giver = around(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)))
     heir = around(nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2, affine=False), nn.Flatten(), nn.Linear(72, 2)))
     before = contents(heir.network)

@@ -92,7 +92,7 @@ def test_augment_takes_the_layout_of_stored_images() -> None:
 
 
 def maps_of(warped: torch.Tensor, grid: np.ndarray, inner: slice) -> np.ndarray:
-    """Return the 2x2 map of each image, from what became of a picture of its own coordinates."""
+    """Return the 2x2 map of each image, computed from the warped image of its coordinates."""
     points = grid[:, inner, inner].reshape(2, -1).T
     return np.stack(
         [np.linalg.lstsq(points, (w[:, inner, inner].reshape(2, -1).T - 0.5) * 4)[0].T for w in warped.numpy()]
@@ -137,7 +137,7 @@ def test_fit_images_resizes_like_pillow(size: tuple[int, int], target: tuple[int
         assert np.abs(difference).mean() < 0.2
 
 
-def test_fit_images_leaves_fitting_images_alone() -> None:
+def test_fit_images_keeps_fitting_images() -> None:
     stored = torch.randint(0, 256, (5, 3, 9, 8), generator=seeded(11), dtype=torch.uint8)
     assert fit_images(stored, (3, 9, 8)) is stored
 

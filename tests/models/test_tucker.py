@@ -17,7 +17,7 @@ def rebuilt(parts: Tucker2) -> torch.Tensor:
 
 
 def low_rank(rows: int, columns: int, rank: int, noise: float, seed: int = 0) -> torch.Tensor:
-    """A matrix of `rank` strong directions, plus normal noise."""
+    """A matrix with `rank` large singular values, plus normal noise."""
     generator = seeded(seed)
     left, right = (torch.linalg.qr(torch.randn((n, rank), generator=generator).double()).Q for n in (rows, columns))
     strong = left @ torch.diag(torch.linspace(3, 2, rank).double() * (rows * columns) ** 0.5) @ right.T
@@ -32,7 +32,7 @@ def low_rank(rows: int, columns: int, rank: int, noise: float, seed: int = 0) ->
     data=st.data(),
     seed=st.integers(0, 2**31),
 )
-def test_shapes_and_the_error_that_is_told(
+def test_shapes_and_the_reported_error(
     outputs: int, inputs: int, kernel: tuple[int, ...], data: st.DataObject, seed: int
 ) -> None:
     weight = torch.randn((outputs, inputs, *kernel), generator=seeded(seed), dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_shapes_and_the_error_that_is_told(
 @settings(max_examples=20, deadline=None)
 @given(in_rank=st.integers(1, 6), out_rank=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_the_error_lies_between_the_bounds_of_linear_algebra(in_rank: int, out_rank: int, seed: int) -> None:
-    """Not below what one side alone loses, not above what both lose together (De Lathauwer et al. 2000, eq. 24)."""
+    """Squared, at least that of one side alone and at most the sum of both (De Lathauwer et al. 2000, eq. 24)."""
     weight = torch.randn((8, 6, 3, 3), generator=seeded(seed), dtype=torch.float64)
     lost = [
         float(torch.linalg.svdvals(weight.movedim(axis, 0).flatten(1))[rank:].square().sum())
@@ -71,7 +71,7 @@ def test_a_matrix_is_cut_like_its_singular_values(rank: int) -> None:
     np.testing.assert_allclose(rebuilt(tucker2(weight, rank, rank)).numpy(), best, atol=1e-9)
 
 
-def test_a_weight_of_zeros_is_no_trouble() -> None:
+def test_a_weight_of_zeros_can_be_decomposed() -> None:
     parts = tucker2(torch.zeros(4, 3, 2, 2), 2, 2)
     assert parts.error == 0
     assert float(rebuilt(parts).abs().max()) == 0
@@ -91,7 +91,7 @@ def test_evbmf_finds_nothing_in_noise() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(rank=st.integers(0, 8), scale=st.floats(1e-4, 1e4), seed=st.integers(0, 2**31))
-def test_evbmf_knows_neither_scale_nor_orientation(rank: int, scale: float, seed: int) -> None:
+def test_evbmf_does_not_depend_on_scale_or_orientation(rank: int, scale: float, seed: int) -> None:
     matrix = low_rank(30, 70, rank, noise=0.5, seed=seed) if rank else torch.randn((30, 70), generator=seeded(seed))
     assert evbmf_rank(matrix) == evbmf_rank(scale * matrix) == evbmf_rank(matrix.T)
 

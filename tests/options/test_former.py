@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import kdx, sha256s
+from conftest import Here, kdx, sha256s
 
 from kdextract import api
 from kdextract.benchmark.suite_options import stage_options
@@ -38,7 +38,7 @@ EARLIER: dict[str, dict[str, Any]] = {
 
 
 def as_earlier(directory: Path, record: dict[str, Any]) -> None:
-    """Let a manifest say what an earlier kdx recorded of the same command."""
+    """Change a manifest to what an earlier kdx recorded for the same command."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     config = manifest["config"]
@@ -50,7 +50,7 @@ def as_earlier(directory: Path, record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("artifact", FINISHED)
-def test_what_an_earlier_kdx_made_with_equal_options_is_cached(run_copy: Path, artifact: str) -> None:
+def test_artifacts_of_an_earlier_kdx_with_equal_options_are_cached(run_copy: Path, artifact: str) -> None:
     as_earlier(run_copy / artifact, EARLIER[artifact])
     before = sha256s(run_copy / artifact)
     outcome = MAKE[artifact](run=run_copy, threads=1, **FINISHED[artifact])
@@ -107,16 +107,17 @@ def test_no_command_has_a_former_option() -> None:
 
 
 @pytest.mark.parametrize("name", [*RENAMED, *REMOVED])
-def test_a_former_option_is_refused_with_one_line(name: str, tmp_path: Path) -> None:
+def test_a_former_option_is_refused_with_one_line(name: str, here: Here, tmp_path: Path) -> None:
     said = f"is called {spelling(RENAMED[name])} now" if name in RENAMED else f"removed: {REMOVED[name].decided}"
     for command in ("distill", "compute-stats"):
-        done = kdx(command, spelling(name), "1", cwd=tmp_path)
+        done = here(command, spelling(name), "1")
         assert done.returncode == 2
         assert done.stderr == f"kdx: error: {what_became_of(name)}\n"
         assert said in done.stderr
     with pytest.raises(UsageError, match=name.replace("_", "-")):
-        api.distill(run=tmp_path, **{name: 1})
-    assert list(tmp_path.iterdir()) == []
+        api.distill(run=tmp_path / "run", **{name: 1})
+    assert not (tmp_path / "run").exists()
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_a_negative_switch_is_refused_too(tmp_path: Path) -> None:

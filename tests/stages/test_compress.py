@@ -1,4 +1,4 @@
-"""`kdx compress`: networks taken apart, and the students that start from them."""
+"""`kdx compress`: decomposed networks, and the students that start from them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def teacher_of(name: str) -> Classifier:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_full_ranks_answer_like_the_teacher(name: str) -> None:
+def test_full_ranks_give_the_logits_of_the_teacher(name: str) -> None:
     teacher = teacher_of(name)
     layers = [
         (layer, module.weight.shape[1], module.weight.shape[0])
@@ -57,8 +57,8 @@ def test_full_ranks_answer_like_the_teacher(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_every_model_can_be_taken_apart(name: str) -> None:
-    """Structure alone, on no memory."""
+def test_every_model_can_be_decomposed(name: str) -> None:
+    """On the meta device, without memory for weights."""
     with torch.device("meta"):
         shape = architecture(name).input_shape
         network = architecture(name).build(shape, 10)
@@ -73,7 +73,7 @@ def test_every_model_can_be_taken_apart(name: str) -> None:
     assert count[1] - count[0] == weight.numel() - (weight.shape[1] + kernel + weight.shape[0])
 
 
-def test_a_compressed_network_survives_its_file(tmp_path: Path) -> None:
+def test_a_compressed_network_can_be_saved_and_loaded(tmp_path: Path) -> None:
     teacher = teacher_of("lenet5")
     compressed = Classifier(replace(teacher.spec, factors=(("conv2", 2, 3), ("fc1", 5, 4)))).eval()
     fill(teacher, compressed)
@@ -94,7 +94,7 @@ def test_a_file_with_impossible_factors_is_refused(tmp_path: Path, factors: tupl
         load_classifier(tmp_path / "model.safetensors")
 
 
-def test_the_default_leaves_the_first_and_the_last_layer(run: Path) -> None:
+def test_the_default_keeps_the_first_and_the_last_layer(run: Path) -> None:
     made = api.compress(run=run, tucker_ratio=0.5, threads=1)
     metrics = made.manifest.metrics
     assert metrics["ranks"] == ["conv2 3x8", "conv3 8x60", "fc1 60x42"]
@@ -106,7 +106,7 @@ def test_the_default_leaves_the_first_and_the_last_layer(run: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_take_their_layers_apart(run: Path, preset: str) -> None:
+def test_presets_decompose_their_layers(run: Path, preset: str) -> None:
     metrics = api.compress(run=run, preset=preset, threads=1).manifest.metrics
     named = [entry.split("=")[0] for entry in PRESETS[preset]["lenet5"].split(",")]
     assert [entry.split()[0] for entry in metrics["ranks"]] == named
@@ -165,7 +165,7 @@ def config(**options: object) -> CompressConfig:
         {"tucker_ratio": 1.5},
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         config(**options)
 
@@ -178,7 +178,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
         ({"tucker_ranks": "99,1"}, "ranks 99 and 1 do not fit"),
     ],
 )
-def test_what_does_not_fit_the_teacher_is_refused(run: Path, options: dict[str, str], says: str) -> None:
+def test_options_that_do_not_fit_the_teacher_are_refused(run: Path, options: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         api.compress(run=run, threads=1, **options)
     assert not (run / "compressed").exists() or not list((run / "compressed").glob("[!.]*"))
@@ -201,7 +201,7 @@ def test_rules_are_read_per_layer() -> None:
     assert config(tucker_ranks="2,3").common_rule() == (2, 3)
 
 
-def test_ratios_round_down_and_never_to_nothing() -> None:
+def test_ratios_round_down_to_at_least_one() -> None:
     network = nn.Sequential(nn.Conv2d(1, 10, 3), nn.Conv2d(10, 7, 3), nn.Linear(7, 2))
     assert choose_ranks(network, None, 0.3) == [("1", 3, 2)]
     assert choose_ranks(network, {"1": 0.01}, 0.3) == [("1", 1, 1)]

@@ -60,7 +60,7 @@ def test_data_and_teacher_are_read_once(run_copy: Path, student: Path, monkeypat
     assert [entry["split"] for entry in manifest.real_data] == ["test"]
 
 
-def test_what_has_no_snapshots_has_no_curve(run_copy: Path, student: Path) -> None:
+def test_without_snapshots_there_is_no_curve(run_copy: Path, student: Path) -> None:
     for artifact in ("teacher", "untrained", student / "model.safetensors"):
         outcome = api.evaluate(run=run_copy, artifact=str(artifact), threads=1, name="other", force=True)
         assert outcome.manifest is not None
@@ -74,7 +74,7 @@ def test_the_path_of_an_artifact_is_the_artifact(run_copy: Path, student: Path) 
     assert outcome.manifest.metrics == by_label
 
 
-def test_a_changed_snapshot_is_noticed(run_copy: Path, student: Path) -> None:
+def test_a_changed_snapshot_is_refused(run_copy: Path, student: Path) -> None:
     file = student / "snapshot-000400.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(kdextract.errors.ArtifactError, match=r"snapshot-000400"):
@@ -93,7 +93,7 @@ def test_the_list_is_not_printed(run_copy: Path, student: Path) -> None:
 
 
 def test_batch_size_is_the_number_of_images_per_pass(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are the same; no pass of the classifier or the teacher takes more."""
+    """Scores do not depend on it; no pass of the classifier or the teacher has more images."""
     before = json.loads((run_copy / "evaluations" / "lenet_half" / "scores.json").read_text())
     sizes: list[int] = []
     forward = Classifier.forward

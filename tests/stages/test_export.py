@@ -1,4 +1,4 @@
-"""`kdx export`: files that answer as the classifier does, in batches of any size, and say where they come from."""
+"""`kdx export`: files that return the classifier's logits, in batches of any size, and their model cards."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def classifier_of(
 
 @cache
 def exported(write: Callable[[Classifier], bytes]) -> bytes:
-    """Return what `write` makes of a classifier of 32x32 grey pixels."""
+    """Return the file that `write` makes of a classifier of 32x32 grey images."""
     return write(classifier_of((1, 32, 32)))
 
 
@@ -75,7 +75,7 @@ def export(run: Path, **options: Any) -> tuple[Path, Manifest]:
 # ---- programs ------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_model_of_every_family() -> None:
+def test_every_family_has_a_model_here() -> None:
     families = {architecture(name).builder.__module__ for name in model_names()}
     assert {architecture(name).builder.__module__ for name in MODELS} == families
 
@@ -83,7 +83,7 @@ def test_there_is_a_model_of_every_family() -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in MODELS]
 )
-def test_programs_answer_like_the_classifier_at_any_batch_size(name: str) -> None:
+def test_programs_return_the_classifiers_logits_at_any_batch_size(name: str) -> None:
     classifier = classifier_of(MODELS[name], name)
     onnx_file, pt2_file = to_onnx(classifier), to_pt2(classifier)
     onnx.checker.check_model(onnx.load_from_string(onnx_file), full_check=True)
@@ -106,7 +106,7 @@ def test_inputs_and_outputs_have_names_types_and_sizes() -> None:
     assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 10])
 
 
-def test_files_say_what_they_are() -> None:
+def test_files_contain_metadata() -> None:
     expected = {
         "kdx_version": kdextract.__version__,
         "class_names": json.dumps([f"class {number}" for number in range(10)]),
@@ -131,7 +131,7 @@ def test_a_program_keeps_the_names_of_its_layers() -> None:
 
 
 @pytest.mark.parametrize("write", [to_onnx, to_pt2])
-def test_equal_classifiers_give_equal_bytes_without_a_word_of_this_machine(write: Any) -> None:
+def test_equal_classifiers_give_equal_bytes_without_paths_of_this_machine(write: Any) -> None:
     content = exported(write)
     assert content == write(classifier_of((1, 32, 32)))
     assert [trace for trace in TRACES if trace in content] == []
@@ -141,7 +141,7 @@ def test_equal_classifiers_give_equal_bytes_without_a_word_of_this_machine(write
     assert content != write(other)
 
 
-def test_how_a_classifier_is_placed_leaves_no_mark() -> None:
+def test_the_placement_of_a_classifier_does_not_change_the_file() -> None:
     classifier = classifier_of((3, 32, 32), "resnet14_half")
     usual = to_onnx(classifier)
     placed = classifier_of((3, 32, 32), "resnet14_half").placed(torch.device("cpu"), torch.bfloat16).train()
@@ -152,7 +152,7 @@ def test_how_a_classifier_is_placed_leaves_no_mark() -> None:
 
 
 class Twofold(nn.Module):
-    """In double precision, and its answer is a dict."""
+    """A layer in double precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Twofold(nn.Module):
 
 
 class InTwos(nn.Module):
-    """For batches of two images."""
+    """A network that only supports batches of two images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class InTwos(nn.Module):
 
 
 class Lowly(InTwos):
-    """In a precision that onnxruntime does not compute in."""
+    """A network in bfloat16, which onnxruntime does not support."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class Lowly(InTwos):
 
 
 @pytest.mark.slow
-def test_networks_of_elsewhere() -> None:
+def test_networks_that_are_not_of_kdx() -> None:
     import torchvision
 
     networks = {
@@ -206,7 +206,7 @@ def test_networks_of_elsewhere() -> None:
             assert found.largest_logit > 1e-3
 
 
-def test_what_cannot_be_written_is_said_in_a_line() -> None:
+def test_networks_that_cannot_be_exported_are_refused_in_one_line() -> None:
     fixed = classifier_of((1, 8, 8), "torchvision/of_elsewhere", InTwos())
     with pytest.raises(ConfigError, match=r"^the network cannot be written as ONNX for batches of any size: .+"):
         to_onnx(fixed)
@@ -216,7 +216,7 @@ def test_what_cannot_be_written_is_said_in_a_line() -> None:
         open_onnx(to_onnx(classifier_of((1, 8, 8), "torchvision/of_elsewhere", Lowly())))
 
 
-def test_libraries_keep_quiet(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_libraries_print_nothing(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
     classifier = classifier_of((1, 32, 32))
     for program in (open_onnx(to_onnx(classifier)), open_pt2(to_pt2(classifier))):
         program(torch.zeros(1, 1, 32, 32))
@@ -225,7 +225,7 @@ def test_libraries_keep_quiet(capfd: pytest.CaptureFixture[str], recwarn: pytest
 
 
 @pytest.mark.parametrize("package", exporting.ONNX_PACKAGES)
-def test_packages_that_are_not_there(package: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(package: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"needs {package}: pip install 'kdextract\[export\]'"):
         export(run_copy, dry_run=True)
@@ -270,7 +270,7 @@ def test_the_comparison_finds_differences() -> None:
 
 
 def logits_of(directory: Path, pixels: torch.Tensor) -> torch.Tensor:
-    """Return what an exported file answers, opened as its card says."""
+    """Return the logits of an exported file, computed by the code of its card."""
     block = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.S)
     assert block is not None
     assert len([line for line in block[1].splitlines() if line]) == 3
@@ -281,7 +281,7 @@ def logits_of(directory: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2", "safetensors"])
-def test_every_format_answers_like_the_student(run_copy: Path, format: str) -> None:
+def test_every_format_returns_the_students_logits(run_copy: Path, format: str) -> None:
     directory, manifest = export(run_copy, format=format)
     assert directory == run_copy / "exports" / f"lenet_half-{format}"
     assert sorted(path.name for path in directory.iterdir()) == ["README.md", "manifest.json", f"model.{format}"]
@@ -316,11 +316,11 @@ def test_a_second_time_it_is_cached_until_something_changes(run_copy: Path) -> N
     assert status(atol=1e-3) == "cached", "an evaluation with the same figures is nothing new"
     shutil.rmtree(run_copy / "evaluations")
     assert status(atol=1e-3) == "made"
-    assert "was not evaluated" in (run_copy / "exports" / "lenet_half-pt2" / "README.md").read_text()
+    assert "Not evaluated" in (run_copy / "exports" / "lenet_half-pt2" / "README.md").read_text()
     assert export(run_copy, format="pt2", name="release")[0] == run_copy / "exports" / "release"
 
 
-def test_what_answers_otherwise_is_not_written(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_logits_is_not_written(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, _ = export(run_copy, format="pt2")
     before = sha256s(kept)
     student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors")
@@ -337,14 +337,14 @@ def test_what_answers_otherwise_is_not_written(run_copy: Path, monkeypatch: pyte
     assert export(run_copy, format="pt2", atol=0.3, name="other")[1].metrics["largest_difference"] == 0.25
 
 
-def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Path) -> None:
+def test_teachers_compressed_networks_and_other_files(run_copy: Path, tmp_path: Path) -> None:
     api.compress(run=run_copy, threads=1)
     names = {"teacher": "teacher-pt2", "compressed/tucker": "tucker-compressed-pt2"}
     for label, name in names.items():
         directory, manifest = export(run_copy, artifact=label, format="pt2")
         assert directory.name == name
         assert manifest.inputs[0].path == label
-        assert "not made in the run" not in (directory / "README.md").read_text()
+        assert "are not known" not in (directory / "README.md").read_text()
     student = run_copy / "students" / "lenet_half"
     assert export(run_copy, artifact=str(student), format="pt2")[1].inputs[0].path == "students/lenet_half"
     by_file, manifest = export(run_copy, artifact=str(student / "model.safetensors"), format="pt2")
@@ -357,7 +357,7 @@ def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Pat
         assert directory == run / "exports" / "elsewhere-pt2"
         assert [entry.role for entry in manifest.inputs] == ["classifier"]
         card = (directory / "README.md").read_text()
-        assert "nothing is known of its teacher or its data" in card
+        assert "its teacher and its training data are not known" in card
         assert "kdx evaluate FILE" in card
         assert str(tmp_path) not in card
     other_name = shutil.copy(elsewhere, elsewhere.with_name("snapshot-000400.safetensors"))
@@ -367,7 +367,7 @@ def test_teacher_compressed_and_files_of_elsewhere(run_copy: Path, tmp_path: Pat
     assert [entry.role for entry in manifest.inputs] == ["classifier", "evaluation"]
 
 
-def test_what_is_not_there(run_copy: Path, teacher_run: Path) -> None:
+def test_missing_artifacts_are_refused(run_copy: Path, teacher_run: Path) -> None:
     with pytest.raises(UsageError, match=r"no artifact 'lenet_haf'.*students/lenet_half"):
         export(run_copy, artifact="lenet_haf")
     with pytest.raises(UsageError, match=r"'onx'.*Did you mean 'onnx'"):
@@ -384,7 +384,7 @@ def test_what_is_not_there(run_copy: Path, teacher_run: Path) -> None:
 
 
 def facts_of(card: str) -> dict[str, str]:
-    """Return what the card says of its origin, without backslashes."""
+    """Return the texts of the section Origin by name, without backslashes."""
     found = re.findall(r"^- \*\*(.+?)\.\*\* (.+)$", card, re.M)
     return {name: text.replace("\\", "") for name, text in found}
 
@@ -399,18 +399,18 @@ def test_the_card_of_a_student(run_copy: Path) -> None:
     facts = facts_of(card)
     accuracy = 100 * teacher.metrics["validation_accuracy"]
     assert facts["Teacher"] == (
-        "lenet, 61,706 parameters, trained on digits (1,370 images); "
-        f"accuracy {accuracy:.2f} % on 72 of its images that were set aside."
+        "lenet, 61,706 parameters, trained on 1,370 images of digits; "
+        f"validation accuracy {accuracy:.2f} % (72 images that were not used for training)."
     )
     assert facts["Method"].startswith("all_layers: Match the pre-activations")
     assert "Lopes et al. 2017" in facts["Method"]
-    assert facts["Learned from"] == "40 synthetic images of transfer-sets/all_layers."
+    assert facts["Training images"] == "40 synthetic images of transfer-sets/all_layers."
     blank, targets, made = 1, 20 * 128, 40 * 3 + 40
-    assert facts["Teacher queries"].startswith(f"The teacher was shown {targets + 4 + blank:,} images by kdx distill")
-    assert f"and {made + blank} before that" in facts["Teacher queries"]
-    assert facts["Training"].startswith("20 steps of 128 images, optimizer soap, loss kl at temperature 4.")
-    assert facts["Access to data"].startswith("The teacher, and statistics of its activations")
-    assert facts["Real data opened on the way"] == (
+    assert facts["Teacher queries"].startswith(f"The teacher processed {targets + 4 + blank:,} images in kdx distill")
+    assert f"and {made + blank} in the stages that made the training images" in facts["Teacher queries"]
+    assert facts["Training"].startswith("20 steps of 128 images, optimizer soap, loss kl at temperature 4;")
+    assert facts["Data used"].startswith("The teacher, and statistics of its activations")
+    assert facts["Real data read"] == (
         "digits (train) by teacher for training; digits (train) by statistics for statistics."
     )
     assert facts["Seeds"] == "teacher 0, transfer-sets/all_layers 0, students/lenet_half 0."
@@ -423,7 +423,7 @@ def test_the_card_of_a_student(run_copy: Path) -> None:
 
 
 def test_the_card_follows_the_hashes(run_copy: Path) -> None:
-    """What is in the run under the same name, but was made anew, says nothing of a student that was made before."""
+    """Artifacts that were made again under the same name are not the sources of a student that was made before."""
     api.optimize_dataset(
         run=run_copy, objective="all_layers", images_per_class=2, batch_size=20, steps=2, threads=1, force=True
     )
@@ -433,10 +433,10 @@ def test_the_card_follows_the_hashes(run_copy: Path) -> None:
     facts = facts_of(card)
     assert [entry.role for entry in manifest.inputs] == ["classifier"]
     assert "Teacher" not in facts
-    assert facts["Method"] == "Knowledge distillation: it learned to give the teacher's answers."
-    assert facts["Learned from"] == "40 synthetic images of transfer-sets/all_layers."
-    assert facts["Real data opened on the way"] == "none that the manifests tell of."
-    assert "It was not evaluated" in card
+    assert facts["Method"] == "Knowledge distillation: trained to reproduce the teacher's outputs."
+    assert facts["Training images"] == "40 synthetic images of transfer-sets/all_layers."
+    assert facts["Real data read"] == "none is recorded."
+    assert "Not evaluated" in card
 
 
 def test_the_card_of_other_students(teacher_run: Path) -> None:
@@ -448,18 +448,18 @@ def test_the_card_of_other_students(teacher_run: Path) -> None:
 
     live, card = facts("live", method="structured_noise", pool=200, fresh=0)
     assert live["Method"].startswith("structured_noise: Random lines")
-    assert live["Learned from"].endswith("synthetic images, made while it learned.")
-    assert live["Access to data"].startswith("The teacher alone")
+    assert live["Training images"].endswith("synthetic images, made during training.")
+    assert live["Data used"].startswith("Only the teacher")
     made = read_manifest(teacher_run / "students" / "live").metrics
-    assert ("kdx estimated an accuracy of" in card) == ("estimated_accuracy" in made)
+    assert ("Estimated accuracy on real images" in card) == ("estimated_accuracy" in made)
     noise, _ = facts("floor", data="noise:normal", inherit=False)
-    assert noise["Learned from"].endswith("images of normal noise.")
+    assert noise["Training images"].endswith("images of normal noise.")
     assert noise["Method"].startswith("Knowledge distillation")
-    assert noise["Training"].endswith("It started with random weights.")
+    assert noise["Training"].endswith("Initial weights: random.")
     real, _ = facts("ceiling", data="digits")
-    assert real["Learned from"] == "1,442 real images of digits."
-    assert real["Access to data"] == "The teacher, and real images."
-    assert "digits (train) by students/ceiling for distillation" in real["Real data opened on the way"]
+    assert real["Training images"] == "1,442 real images of digits."
+    assert real["Data used"] == "The teacher, and real images."
+    assert "digits (train) by students/ceiling for distillation" in real["Real data read"]
     api.train_generator(run=teacher_run, method="kegnet", generators=1, steps=2, batch_size=8, threads=1)
     api.generate(run=teacher_run, images_per_class=2, name="drawn", threads=1)
     drawn, _ = facts("drawn", data="transfer-sets/drawn")
@@ -467,10 +467,10 @@ def test_the_card_of_other_students(teacher_run: Path) -> None:
     sources = [teacher_run / "generators" / "kegnet", teacher_run / "transfer-sets" / "drawn"]
     asked = sum(read_manifest(source).budget["teacher_queries"] for source in sources)
     assert asked > 2 * 8 + 20
-    assert f"and {asked} before that" in drawn["Teacher queries"]
+    assert f"and {asked} in the stages" in drawn["Teacher queries"]
     api.compress(run=teacher_run, threads=1)
     started, _ = facts("started", student="compressed/tucker", data="transfer-sets/drawn")
-    assert "It started as compressed/tucker." in started["Training"]
+    assert "Initial weights: those of compressed/tucker." in started["Training"]
 
 
 def test_the_card_names_no_folder_and_escapes_names(run_copy: Path, tmp_path: Path) -> None:
@@ -481,12 +481,13 @@ def test_the_card_names_no_folder_and_escapes_names(run_copy: Path, tmp_path: Pa
     write_manifest(directory, dataclasses.replace(manifest, config=config, real_data=opened))
     exported, _ = export(run_copy, artifact="teacher", format="safetensors")
     card = (exported / "README.md").read_text()
-    assert "trained on npz:faces.npz" in card
+    assert "images of npz:faces.npz" in card
     assert str(tmp_path) not in card
     write_manifest(directory, dataclasses.replace(manifest, stage="import-model", config={"seed": 0}, real_data=()))
     exported, _ = export(run_copy, artifact="teacher", format="safetensors", force=True)
     imported = facts_of((exported / "README.md").read_text())
-    assert imported["Import"].startswith("lenet, 61,706 parameters, made by kdx import-model")
+    said = "lenet, 61,706 parameters, imported by kdx import-model; training data not stated"
+    assert imported["Import"].startswith(said)
     assert "Seeds" not in imported
     spec = classifier_of((1, 32, 32), num_classes=SHOWN_CLASSES + 5).spec
     nasty = ("<script>|`*x*`\n# [a](b)", *spec.class_names[1:])
@@ -496,7 +497,7 @@ def test_the_card_names_no_folder_and_escapes_names(run_copy: Path, tmp_path: Pa
     exported, _ = export(run_copy, artifact=str(file), format="safetensors")
     card = (exported / "README.md").read_text()
     assert r"| 0 | \<script\>\|\`\*x\*\` \# \[a\](b) |" in card.splitlines()
-    assert "and 5 more, named in the file." in card
+    assert "and 5 more classes, whose names are in the file." in card
     assert len(re.findall(r"^\| \d+ \| ", card, re.M)) == SHOWN_CLASSES
 
 
@@ -531,7 +532,7 @@ def test_no_tolerance_means_no_difference(
     run_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Some processors round alike in both programs, so one logit of the exported one is moved by 20 roundings."""
+    """On some processors both programs round equally, so one logit of the exported one is changed by 20 roundings."""
     command = ("export", "--run", run_copy, "--threads", "1", "--atol", "0")
     assert here(*command, "--format", "safetensors").returncode == 0, "the classifier itself does not differ"
     student = load_classifier(run_copy / "students" / "lenet_half" / "model.safetensors").frozen()
@@ -550,7 +551,7 @@ def test_no_tolerance_means_no_difference(
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
-    """In another order of sets and dicts, at another place."""
+    """With another order of sets and dicts, and in another directory."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(encode_classifier(classifier_of((1, 32, 32))))
     script = (

@@ -1,4 +1,4 @@
-"""`kdx import-model`, `kdx check-teacher`, `--teacher` and `--student SPEC`: models of a user's own."""
+"""`kdx import-model`, `kdx check-teacher`, `--teacher` and `--student SPEC`, with models of users."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_function_and_its_weights_become_the_teacher(tmp_path: Path, model: Pa
     )
 
 
-def test_a_teacher_is_whole_without_the_file_of_its_code(tmp_path: Path, model: Path, weights: Path) -> None:
+def test_a_teacher_is_complete_without_the_file_of_its_code(tmp_path: Path, model: Path, weights: Path) -> None:
     made = imported(tmp_path, f"{model}:build", weights=str(weights))
     before = load_classifier(made.directory)(torch.ones(1, 1, 8, 8))
     model.write_text("raise SystemExit('another file by now')")
@@ -167,7 +167,7 @@ def test_the_same_model_gives_the_same_bytes_anywhere(tmp_path: Path, model: Pat
     assert first.manifest.identity == second.manifest.identity
 
 
-def test_prints_of_a_users_code_do_not_spoil_json(tmp_path: Path, model: Path, weights: Path) -> None:
+def test_output_of_a_users_code_does_not_mix_with_json(tmp_path: Path, model: Path, weights: Path) -> None:
     command = ["import-model", f"{model}:build", "--weights", str(weights), "--run", str(tmp_path / "run"), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "kdextract", *command], cwd="/", capture_output=True, text=True, env=os.environ
@@ -188,7 +188,7 @@ def test_registered_names_take_weights_too(tmp_path: Path) -> None:
     torch.testing.assert_close(teacher(pixels), source(pixels))
 
 
-def test_networks_of_torchvision_are_known_by_name(tmp_path: Path) -> None:
+def test_networks_of_torchvision_are_found_by_name(tmp_path: Path) -> None:
     import torchvision
 
     source = torchvision.models.squeezenet1_1(num_classes=5).eval()
@@ -397,7 +397,7 @@ def test_lazy_layers_and_classes_without_a_default_come_from_weights(tmp_path: P
 # --teacher
 
 
-def test_any_stage_can_bring_its_teacher(tmp_path: Path, model: Path, weights: Path) -> None:
+def test_every_stage_can_import_its_teacher(tmp_path: Path, model: Path, weights: Path) -> None:
     options: dict[str, Any] = {"run": tmp_path / "run", "teacher": f"{model}:build", "weights": str(weights)}
     made = api.optimize_dataset(objective="structured_noise", images_per_class=2, threads=1, **options)
     assert read_manifest(tmp_path / "run" / "teacher").stage == "import-model"
@@ -434,7 +434,7 @@ def teacher_run(tmp_path: Path, model: Path, weights: Path) -> Path:
         ("hinton800", "hinton800", "hinton800"),
     ],
 )
-def test_students_of_any_spelling(teacher_run: Path, model: Path, student: str, name: str, architecture: str) -> None:
+def test_students_of_any_spec(teacher_run: Path, model: Path, student: str, name: str, architecture: str) -> None:
     made = api.distill(
         run=teacher_run,
         student=student.replace("MODEL", str(model)),
@@ -489,7 +489,7 @@ def applies(record: dict[str, Any]) -> dict[tuple[str, str], str]:
     return {(row["command"], row["method"]): row["applies"] for row in record["methods"]}
 
 
-def test_a_sound_teacher_is_found_sound(finished_run: Path) -> None:
+def test_a_valid_teacher_passes_all_checks(finished_run: Path) -> None:
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
     record = checked(run=finished_run, data="digits", images=64)
     assert set(results(record).values()) == {"ok"}, record["checks"]
@@ -501,7 +501,7 @@ def test_a_sound_teacher_is_found_sound(finished_run: Path) -> None:
 
 
 def trained_digits(side: int = 8) -> tuple[nn.Module, Any]:
-    """Return a network with batch normalization, trained for a moment on digits with mean 0.3 and std 0.4."""
+    """Return a network with batch normalization, trained for few steps on digits with mean 0.3 and std 0.4."""
     from kdextract.data.load import load_data
 
     data = load_data("digits", "train", Path())
@@ -577,7 +577,7 @@ class Constant(Base):
         ("Constant", "answers", "problem"),
     ],
 )
-def test_what_is_wrong_with_a_teacher_is_found(tmp_path: Path, kind: str, check: str, result: str) -> None:
+def test_defects_of_a_teacher_are_found(tmp_path: Path, kind: str, check: str, result: str) -> None:
     path = tmp_path / "model.py"
     path.write_text(PROBLEMS)
     command = COMMANDS["check-teacher"]

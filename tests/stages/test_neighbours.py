@@ -1,4 +1,4 @@
-"""`kdx neighbours`: distances against SciPy, copies found out, real data opened and said so."""
+"""`kdx neighbours`: distances against SciPy, detection of copies, record of the real data that was opened."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.nearest_real import in_features, in_pixels, nearest
 
 
-def test_nearest_is_what_scipy_finds() -> None:
-    random = np.random.default_rng(0)
-    points, others = random.normal(size=(7, 5)), random.normal(size=(40, 5))
+def test_nearest_equals_scipy() -> None:
+    rng = np.random.default_rng(0)
+    points, others = rng.normal(size=(7, 5)), rng.normal(size=(40, 5))
     found = nearest(torch.from_numpy(points), torch.from_numpy(others), 3)
     distances = cdist(points, others)
     assert found.indices.tolist() == distances.argsort(1)[:, :3].tolist()
     assert found.distances.numpy() == pytest.approx(np.sort(distances, 1)[:, :3])
 
 
-def test_points_are_pixels_or_what_enters_the_last_layer() -> None:
+def test_points_are_pixels_or_inputs_of_the_last_layer() -> None:
     network = classifier().frozen()
     images = to_uint8(torch.rand((5, *network.input_shape), generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(in_pixels(images), images.flatten(1) / 255)
@@ -44,7 +44,7 @@ def test_points_are_pixels_or_what_enters_the_last_layer() -> None:
 
 
 def with_copies(run: Path) -> None:
-    """Put real training images in the place of a transfer set's."""
+    """Replace the images of a transfer set by real training images."""
     folder = run / "transfer-sets" / "all_layers"
     labels = np.load(folder / "labels.npy")
     data = load_data("digits", "train", Path("data"))
@@ -61,7 +61,7 @@ def with_copies(run: Path) -> None:
 
 
 @pytest.mark.parametrize("space", ["features", "pixels"])
-def test_copies_are_found_out(space: str, finished_run: Path, tmp_path: Path) -> None:
+def test_copies_are_detected(space: str, finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     made = api.neighbours(run=run, artifact="all_layers", space=space, threads=1).manifest
     assert made.metrics["distance"] > 0
@@ -81,13 +81,13 @@ def test_copies_are_found_out(space: str, finished_run: Path, tmp_path: Path) ->
     assert height > 400
 
 
-def test_what_is_made_opens_no_real_data_for_it(run_copy: Path) -> None:
+def test_a_transfer_set_is_not_marked_as_made_from_real_data(run_copy: Path) -> None:
     api.neighbours(run=run_copy, images=7, threads=1)
     assert read_manifest(run_copy / "transfer-sets" / "all_layers").real_data == ()
     assert read_manifest(run_copy / "neighbours" / "all_layers").metrics["num_images"] == 7
 
 
-def test_what_is_not_there(run_copy: Path, teacher_run: Path) -> None:
+def test_missing_inputs_are_refused(run_copy: Path, teacher_run: Path) -> None:
     with pytest.raises(UsageError, match=r"'all_layer' is no transfer set.*Did you mean 'all_layers'"):
         api.neighbours(run=run_copy, artifact="all_layer", threads=1)
     with pytest.raises(ConfigError, match="has no transfer set"):

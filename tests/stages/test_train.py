@@ -1,4 +1,4 @@
-"""Training of teachers: what is set aside, and what is learned from."""
+"""Training of teachers: validation images, recipes, few images with a transfer set."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_the_split_is_whole_and_disjoint(share: float) -> None:
     assert not torch.equal(learned, _split(COUNT, share, seed=4)[0]) or share == 0
 
 
-def test_images_that_are_set_aside_leave_no_trace_in_the_teacher(tmp_path: Path, images: np.ndarray) -> None:
-    """Other pixels there (brightness kept, so that labels are), the same teacher to the byte."""
+def test_validation_images_do_not_change_the_teacher(tmp_path: Path, images: np.ndarray) -> None:
+    """With other pixels there (of equal brightness, which keeps the labels), every byte of the teacher is the same."""
     _, aside = _split(COUNT, 0.25, seed=0)
     changed = images.copy()
     changed[aside.numpy()] = changed[aside.numpy()][:, :, ::-1]
@@ -74,7 +74,7 @@ def test_validation_accuracy_is_that_of_the_images_set_aside(tmp_path: Path, ima
     assert metrics["validation_accuracy"] == pytest.approx(float(right.float().mean()), abs=1e-6)
 
 
-def test_nothing_set_aside_means_no_validation_accuracy(tmp_path: Path, images: np.ndarray) -> None:
+def test_without_validation_images_there_is_no_validation_accuracy(tmp_path: Path, images: np.ndarray) -> None:
     metrics = train(tmp_path / "a", images, validation=0.0).manifest.metrics
     assert metrics["num_images"] == COUNT
     assert not [name for name in metrics if name.startswith("validation")]
@@ -101,7 +101,9 @@ def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) ->
     assert one != other
 
 
-def test_momentum_survives_a_stop(tmp_path: Path, saves_until_crash: Callable[[], list[int]]) -> None:
+def test_training_with_momentum_is_the_same_after_a_stop(
+    tmp_path: Path, saves_until_crash: Callable[[], list[int]]
+) -> None:
     options: dict[str, Any] = {"model": "lenet_half", "recipe": "sgd", "epochs": 2, "threads": 1}
     straight = api.train(run=tmp_path / "straight", **options)
     left = saves_until_crash()
@@ -112,10 +114,10 @@ def test_momentum_survives_a_stop(tmp_path: Path, saves_until_crash: Callable[[]
     assert sha256s(again.directory) == sha256s(straight.directory)
 
 
-# ---- few images, and synthetic ones beside them --------------------------------------------------------------------
+# ---- few real images and a transfer set ----------------------------------------------------------------------------
 
 
-def test_shots_are_so_many_of_each_class_and_the_seed_decides_which() -> None:
+def test_shots_are_n_images_of_each_class_drawn_by_the_seed() -> None:
     labels = torch.tensor([0, 1, 1, 0, 2, 2, 2, 0, 1] * 4)
     data = RealData(torch.zeros(36, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"))
     chosen = few_images(data, 9, seed=0)
@@ -145,7 +147,7 @@ def test_a_mixture_takes_its_share_of_each_batch(share: float, expected: int) ->
         )
 
 
-def test_a_mixture_goes_on_after_a_restore() -> None:
+def test_a_mixture_continues_after_a_restore() -> None:
     def mixture() -> Mixture:
         return Mixture(pool_of(1, torch.arange(7)), pool_of(2, torch.arange(100, 109)), 0.5)
 
@@ -179,7 +181,7 @@ def test_augmented_training_learns_from_both(finished_run: Path, tmp_path: Path)
     assert api.train(run=tmp_path / "soft", **options, augment=artifact).status == "cached"
 
 
-def test_what_augments_must_be_there_and_fit(finished_run: Path, tmp_path: Path) -> None:
+def test_the_transfer_set_for_augmentation_must_exist_and_fit(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--augment-share has no effect without --augment"):
         api.train(run=tmp_path, augment_share=0.3)
     with pytest.raises(UsageError, match="--augment 'nothing' is no transfer set"):

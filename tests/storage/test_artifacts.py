@@ -1,4 +1,4 @@
-"""Artifacts: published in whole or not at all, checked whenever they are read."""
+"""Artifacts: published completely or not at all, and checked whenever they are read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MANY = settings(repeatable, max_examples=150)
 
 
 def build(files: dict[str, bytes]) -> Callable[[Path], Manifest]:
-    """Return a function that writes `files` into a directory and describes them, as `publish` wants it."""
+    """Return a function that writes `files` into a directory and describes them, as `publish` requires."""
 
     def write(directory: Path) -> Manifest:
         for name, content in files.items():
@@ -75,7 +75,7 @@ NEW = {"model.bin": b"new and longer weights", "extra.bin": b"only in the new on
 
 
 def content_of(directory: Path) -> dict[str, bytes] | None:
-    """Return the verified payload of an artifact, or None when there is none. Raises when it is half there."""
+    """Return the verified payload of an artifact, or None if there is none. Raises if it is incomplete."""
     if not directory.exists():
         return None
     manifest = verify_artifact(directory)
@@ -108,7 +108,7 @@ def test_publishing_again_replaces_everything(published: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), OSError(28, "full"), KeyboardInterrupt()])
-def test_a_failing_build_leaves_the_old_artifact_alone(published: Path, error: BaseException) -> None:
+def test_a_failing_build_keeps_the_old_artifact(published: Path, error: BaseException) -> None:
     def fail(directory: Path) -> Manifest:
         write_file(directory / "model.bin", b"half")
         raise error
@@ -119,7 +119,7 @@ def test_a_failing_build_leaves_the_old_artifact_alone(published: Path, error: B
     assert [p.name for p in published.parent.iterdir()] == ["small"]
 
 
-def test_leftovers_of_a_killed_build_do_not_get_into_the_next_one(published: Path) -> None:
+def test_files_of_a_killed_build_are_not_in_the_next_one(published: Path) -> None:
     staged_path(published).mkdir()
     (staged_path(published) / "stale.bin").write_bytes(b"stale")
     publish(published, build(NEW))
@@ -127,11 +127,11 @@ def test_leftovers_of_a_killed_build_do_not_get_into_the_next_one(published: Pat
 
 
 class Fault(OSError):
-    """What an injected failure raises."""
+    """Raised by an injected failure."""
 
 
 class Power(BaseException):
-    """Power loss: from the k-th system call on, nothing works any more."""
+    """Power loss: all system calls from the k-th on fail."""
 
 
 SYSTEM_CALLS = ("open", "fsync", "replace", "rename", "mkdir")
@@ -174,7 +174,7 @@ class Injector:
 
 
 def number_of_calls(directory: Path, before: dict[str, bytes] | None) -> int:
-    """Count the system calls of one undisturbed publication."""
+    """Count the system calls of a publication without failures."""
     target = directory / "counted" / "small"
     if before is not None:
         publish(target, build(before))
@@ -310,14 +310,14 @@ def test_identity_is_of_the_payload_alone(published: Path) -> None:
 
 
 def change_manifest(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit the manifest as someone with a text editor would."""
+    """Edit the JSON of the manifest."""
     path = directory / MANIFEST
     record = json.loads(path.read_text(encoding="utf-8"))
     change(record)
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_a_newer_format_is_refused_and_says_what_made_it(published: Path) -> None:
+def test_a_newer_format_is_refused_with_the_version_of_kdx_that_wrote_it(published: Path) -> None:
     def newer(record: dict[str, Any]) -> None:
         record |= {"format_version": FORMAT_VERSION + 1, "kdx_version": "7.8.9", "unheard_of": 1}
 

@@ -1,4 +1,4 @@
-"""The run directory: names, look-ups, the lock, and what counts as done."""
+"""The run directory: names, search for artifacts, the lock, and when a stage is cached."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INPUTS = (Input("teacher", "teacher", "ab" * 32), Input("transfer-set", "transfe
 
 
 def put(ref: ArtifactRef, content: bytes = b"weights", **changes: Any) -> Manifest:
-    """Publish a small artifact at its place."""
+    """Publish a small artifact in its directory."""
 
     def build(directory: Path) -> Manifest:
         write_file(directory / "model.bin", content)
@@ -84,7 +84,7 @@ def test_places_of_the_pipeline(run: RunDir) -> None:
     assert run.place("evaluation", "a").label == "evaluations/a"
 
 
-# ---- look-ups ------------------------------------------------------------------------------------------------------
+# ---- search for artifacts ------------------------------------------------------------------------------------------
 
 
 def test_artifacts_come_in_the_order_of_the_pipeline(run: RunDir) -> None:
@@ -112,7 +112,7 @@ def test_an_artifact_is_found_by_name_or_label(run: RunDir, spelling: str) -> No
     assert run.find(spelling) == run.place("student", "small")
 
 
-def test_a_near_name_is_offered(run: RunDir) -> None:
+def test_a_similar_name_is_suggested(run: RunDir) -> None:
     with pytest.raises(UsageError, match=r"no artifact 'x'\. The run has none\."):
         run.find("x")
     put(run.place("student", "lenet_half"))
@@ -214,7 +214,7 @@ def test_readers_need_no_lock(run_copy: Path, tmp_path: Path) -> None:
             assert kdx(*command, "--run", run_copy, cwd=tmp_path).returncode == 0
 
 
-def test_the_kernel_frees_the_lock_of_a_killed_process(run: RunDir) -> None:
+def test_the_lock_of_a_killed_process_is_released(run: RunDir) -> None:
     with holder(run.root) as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -232,7 +232,7 @@ def test_the_lock_is_free_again_after_an_error(run: RunDir) -> None:
         pass
 
 
-# ---- what is a run -------------------------------------------------------------------------------------------------
+# ---- run directories and others ------------------------------------------------------------------------------------
 
 
 def test_the_first_writer_makes_the_directory_a_run(run: RunDir) -> None:
@@ -246,7 +246,7 @@ def test_the_first_writer_makes_the_directory_a_run(run: RunDir) -> None:
     assert (run.root / RUN_FILE).stat().st_mtime_ns == before
 
 
-def test_a_directory_of_something_else_is_refused_and_left_alone(run: RunDir) -> None:
+def test_a_directory_of_something_else_is_refused_and_unchanged(run: RunDir) -> None:
     run.root.mkdir()
     (run.root / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match="is not a run directory: it contains thesis"), run.lock():
@@ -292,7 +292,7 @@ def test_a_run_file_that_cannot_be_read_is_refused(run: RunDir, text: str, says:
     assert (run.root / RUN_FILE).read_text() == text
 
 
-# ---- what is done --------------------------------------------------------------------------------------------------
+# ---- cached artifacts ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_the_same_work_is_done(run: RunDir, made: ArtifactRef) -> None:
         (CONFIG, (*INPUTS, Input("student", "m.safetensors", "12" * 32)), "student: none -> m.safetensors 12121212"),
     ],
 )
-def test_other_work_is_a_conflict_that_says_how(
+def test_other_work_is_refused_with_the_reason(
     run: RunDir, made: ArtifactRef, config: dict[str, Any], inputs: tuple[Input, ...], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
@@ -352,7 +352,7 @@ def test_a_damaged_artifact_is_not_done(run: RunDir, made: ArtifactRef) -> None:
     assert run.is_done(made, CONFIG, INPUTS, force=True) is False
 
 
-def test_an_artifact_that_was_put_away_comes_back(run: RunDir, made: ArtifactRef) -> None:
+def test_an_artifact_is_restored_after_an_interrupted_publication(run: RunDir, made: ArtifactRef) -> None:
     """A process killed between the two renames of a publication leaves the old artifact beside its place."""
     made.directory.rename(replaced_path(made.directory))
     assert run.is_done(made, CONFIG, INPUTS, force=False) is True
@@ -366,7 +366,7 @@ def test_another_artifact_at_the_place_is_not_done(run: RunDir, made: ArtifactRe
         run.is_done(other, CONFIG, INPUTS, force=False)
 
 
-def test_an_option_that_is_added_later_unmakes_nothing(run: RunDir, made: ArtifactRef) -> None:
+def test_an_option_that_is_added_later_keeps_artifacts_cached(run: RunDir, made: ArtifactRef) -> None:
     assert run.is_done(made, {**CONFIG, "new_option": None}, INPUTS, force=False) is True
     with pytest.raises(ConfigError, match="--new-option: None -> 3"):
         run.is_done(made, {**CONFIG, "new_option": 3}, INPUTS, force=False)

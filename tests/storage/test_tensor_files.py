@@ -1,4 +1,4 @@
-"""Tensor files from strangers: what is written comes back, and everything malformed is refused with one error."""
+"""Tensor files: what is written is read again, and every malformed file is refused with one error."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ json_values = st.recursive(
 
 
 def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 200, shape, generator=generator).to(dtype)
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 200, shape, generator=rng).to(dtype)
 
 
 tensors_by_name = st.dictionaries(
@@ -214,7 +214,7 @@ BAD_NPY = {
 
 
 def refusal(path: Path, reader: Any) -> str:
-    """Return what `reader` says about a file that it must refuse, soon."""
+    """Return the error of `reader` for a file that it must refuse within the time of `soon`."""
     started = time.process_time()
     with pytest.raises(ArtifactError) as caught:
         reader(path)
@@ -237,8 +237,8 @@ def test_malformed_npy_is_refused(content: bytes, tmp_path: Path) -> None:
     refusal(path, read_npy)
 
 
-def test_the_corpus_is_made_of_what_it_says(tmp_path: Path) -> None:
-    """The untouched files are read, so that each bad one is refused for what is changed in it."""
+def test_the_corpus_contains_the_defects_that_it_names(tmp_path: Path) -> None:
+    """The unchanged files are read, so each other file is refused because of its change."""
     path = tmp_path / "good"
     path.write_bytes(GOOD_TENSOR)
     assert torch.equal(read_safetensors(path)[0]["a"], torch.zeros(1))
@@ -263,7 +263,7 @@ def test_what_is_not_a_file_is_refused(reader: Any, tmp_path: Path) -> None:
     refusal(tmp_path / "directory", reader)
 
 
-# ---- damage at random ----------------------------------------------------------------------------------------------
+# ---- random damage -------------------------------------------------------------------------------------------------
 
 
 changes_of_bytes = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6)

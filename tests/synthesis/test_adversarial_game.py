@@ -1,4 +1,4 @@
-"""The adversarial game: what it starts from, whose move it is, and that its generator gets what it is after."""
+"""The adversarial game: its start, the turns of generator and student, and that the generator reduces its loss."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_generators_make_pixels_of_any_shape(start: str, shape: tuple[int, int, 
 
 
 @every_shape
-def test_the_editor_begins_by_changing_nothing(shape: tuple[int, int, int]) -> None:
+def test_a_new_editor_changes_nothing(shape: tuple[int, int, int]) -> None:
     images = torch.rand((3, *shape))
     assert torch.equal(
         GAME_GENERATORS["structured"](shape, 4)(torch.cat([images, torch.randn(3, 1, *shape[1:])], 1)), images
@@ -96,7 +96,7 @@ def test_a_generator_costs_what_is_affordable(start: str, shape: tuple[int, int,
 
 
 @every_start
-def test_the_width_suits_the_teacher_and_is_told(start: str, teacher: Classifier) -> None:
+def test_the_width_depends_on_the_teacher_and_is_recorded(start: str, teacher: Classifier) -> None:
     game = opened("dfad", teacher, start=start)
     assert isinstance(game, AdversarialSource)
     cost = count_multiply_adds(teacher, torch.zeros(1, 1, 28, 28))
@@ -108,7 +108,7 @@ def test_the_width_suits_the_teacher_and_is_told(start: str, teacher: Classifier
     assert chosen.facts["generator_multiply_adds"] == game_multiply_adds(start, (1, 28, 28), 11)
 
 
-# ---- the start, and what is replayed ------------------------------------------------------------------------------
+# ---- start and replay ---------------------------------------------------------------------------------------------
 
 
 @every_game
@@ -159,7 +159,9 @@ def test_the_generator_moves_after_so_many_student_steps(
 
 
 @pytest.mark.parametrize("repeat", [1, 3])
-def test_images_are_repeated_and_the_teacher_asked_once(repeat: int, teacher: Classifier, student: Classifier) -> None:
+def test_images_are_repeated_but_the_teacher_processes_them_once(
+    repeat: int, teacher: Classifier, student: Classifier
+) -> None:
     game = opened("zskt", teacher, student_steps=100, repeat=repeat, replay=0.0, fresh=0)
     before = teacher.queries.total
     batches = drawn(game, student, steps=7)
@@ -168,7 +170,7 @@ def test_images_are_repeated_and_the_teacher_asked_once(repeat: int, teacher: Cl
     assert teacher.queries.total - before == 10 * -(-7 // repeat)
 
 
-def test_published_turns_are_the_defaults() -> None:
+def test_published_values_are_the_defaults() -> None:
     turns = {name: live_method(name).config().student_steps for name in GAMES}  # type: ignore[attr-defined]
     assert turns == {"zskt": 10, "dfad": 5, "dfq": 10, "dafl": 1}
     dfq: Any = live_method("dfq").config()
@@ -194,11 +196,11 @@ def test_values_out_of_range_are_refused(name: str, option: str, value: Any) -> 
         live_method(name).config(**{option: value})
 
 
-# ---- the generator's aim --------------------------------------------------------------------------------------------
+# ---- terms of the generator -----------------------------------------------------------------------------------------
 
 
 def gap(name: str, teacher: Classifier, student: Classifier, images: torch.Tensor) -> float:
-    """How much the two differ, as the game called `name` counts it."""
+    """Return the difference of student and teacher, as measured by the game `name`."""
     with torch.no_grad():
         answers = student(images), teacher(images)
         return float(logit_l1(*answers, 1.0, False) if name == "dfad" else kl_divergence(*answers, 1.0, False))
@@ -206,7 +208,7 @@ def gap(name: str, teacher: Classifier, student: Classifier, images: torch.Tenso
 
 @pytest.mark.parametrize("name", ["zskt", "dfad"])
 @every_start
-def test_disagreement_rises_while_the_student_stands_still(name: str, start: str, teacher: Classifier) -> None:
+def test_disagreement_rises_while_the_student_is_fixed(name: str, start: str, teacher: Classifier) -> None:
     student = classifier(seed=1).eval()
     game = opened(name, teacher, start=start, replay=0.0, student_steps=1, generator_batch=32, generator_lr=5e-3)
     before = gap(name, teacher, student, game.sample(100).images)
@@ -236,7 +238,7 @@ def test_dfq_reaches_each_of_its_aims(start: str, teacher: Classifier) -> None:
 
 
 def features_of(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """What enters the last layer."""
+    """Return the inputs of the last layer."""
     with torch.no_grad():
         return teacher.network[:-1]((images - teacher.mean) / teacher.std)  # type: ignore[index]
 
@@ -283,7 +285,7 @@ def test_the_loss_of_dafl_is_the_sum_of_its_terms(teacher: Classifier, student: 
     assert told == pytest.approx(expected, rel=1e-4)
 
 
-def test_batch_norm_counts_where_there_is_any() -> None:
+def test_batch_norm_terms_are_used_if_the_teacher_has_batch_norm() -> None:
     student = classifier(seed=1)
     for batch_norm, layers in ((True, 2), (False, 0)):
         teacher = classifier(batch_norm=batch_norm).frozen()
@@ -297,7 +299,7 @@ def test_batch_norm_counts_where_there_is_any() -> None:
         assert (losses[0] < losses[1]) if batch_norm else (losses[0] == losses[1])
 
 
-def test_a_game_that_does_not_watch_batch_norm_does_not_see_it(teacher: Classifier, student: Classifier) -> None:
+def test_only_a_game_that_uses_batch_norm_gets_its_statistics(teacher: Classifier, student: Classifier) -> None:
     seen = []
 
     def terms(outputs: NetworkOutputs) -> Terms:
@@ -354,10 +356,10 @@ def test_rules_are_frozen() -> None:
         GameSchedule(difference, 1).repeat = 2  # type: ignore[misc]
 
 
-# ---- in a run -----------------------------------------------------------------------------------------------------
+# ---- manifest -----------------------------------------------------------------------------------------------------
 
 
-def test_what_was_chosen_stands_in_the_manifest(run_copy: Path) -> None:
+def test_the_chosen_values_are_in_the_manifest(run_copy: Path) -> None:
     options: dict[str, Any] = {"method": "dfq", "steps": 12, "pool": 100, "fresh": 4, "batch_size": 10}
     outcome = api.distill(run=run_copy, name="game", threads=1, **options)
     metrics = read_manifest(outcome.directory).metrics

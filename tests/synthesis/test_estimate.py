@@ -1,4 +1,4 @@
-"""The estimate of accuracy: calibrated on recorded runs, honest about what it does not know, and free of real data."""
+"""The estimate of accuracy: calibrated on recorded runs, made only where it was calibrated, without real data."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_more_agreement_means_more_accuracy(agreement: float, more: float) -> No
     assert made(agreement + more).accuracy > made(agreement).accuracy
 
 
-def test_other_images_make_the_same_agreement_worth_more() -> None:
-    """A student that never saw structured noise and still agrees on it knows the teacher better."""
+def test_other_images_increase_the_estimate_of_the_same_agreement() -> None:
+    """A student that was not trained on structured noise and agrees on it as much agrees more on real images."""
     assert made(0.7, structured=False).accuracy > made(0.7, structured=True).accuracy
 
 
@@ -83,14 +83,14 @@ def test_the_line_is_the_one_that_was_fitted() -> None:
 
 
 def recorded(used: dict[str, Any]) -> tuple[float, float, float]:
-    """(estimate, its error, true accuracy) of a student that was recorded with real images."""
+    """(estimate, its error, measured accuracy) of a recorded student."""
     teacher = TeacherAccuracy(used["teacher_accuracy"], 0.0)
     result = estimate(used["structured_agreement"], teacher, used["structured"])
     assert result is not None
     return result.accuracy, result.accuracy_error, used["accuracy"]
 
 
-def test_estimates_are_near_the_truth() -> None:
+def test_estimates_are_near_the_measured_accuracies() -> None:
     finished = [row for row in CALIBRATION["students"] if row["steps"] >= 400]
     students = [recorded(row) for row in finished if row["structured_agreement"] >= LEAST_AGREEMENT]
     near = sum(abs(guess - truth) <= 0.01 for guess, _, truth in students)
@@ -104,7 +104,7 @@ def classifier(seed: int) -> Classifier:
     return Classifier(ClassifierSpec("lenet_half", (1, 32, 32), tuple("abc"), (0.1,), (0.3,))).eval()
 
 
-def test_structured_agreement_leaves_everything_as_it_is() -> None:
+def test_structured_agreement_changes_no_state() -> None:
     teacher, student = classifier(0).frozen(), classifier(1)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_structured_agreement_leaves_everything_as_it_is() -> None:
 
 
 def test_distill_estimates_without_real_data(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the agreement of this student, which processors differ in, it is estimated from what it measures."""
+    """The agreement of this student differs between processors; the estimate is computed from the measured one."""
     monkeypatch.setattr("kdextract.synthesis.estimate.LEAST_AGREEMENT", 0.0)
     monkeypatch.setattr("kdextract.synthesis.estimate.MOST_AGREEMENT", 1.0)
     with_it = api.distill(
@@ -140,11 +140,11 @@ def test_an_unknown_teacher_accuracy_means_no_estimate(tmp_path: Path) -> None:
     assert not [name for name in student.manifest.metrics if name.startswith("estimated")]
 
 
-# ---- where it is made ----------------------------------------------------------------------------------------------
+# ---- range of the estimate -----------------------------------------------------------------------------------------
 
 
 def teacher_of(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, parameters: int = 100) -> Classifier:
-    """A teacher of so many parameters, which need not work."""
+    """A teacher with this number of parameters, which is not run."""
     names = tuple(f"class {index}" for index in range(classes))
     spec = ClassifierSpec("hinton800", shape, names, (0.1,) * shape[0], (0.3,) * shape[0])
     return Classifier(spec, torch.nn.Linear(parameters, 1, bias=False))
@@ -231,7 +231,7 @@ def test_a_game_from_noise_is_another_one(options: dict[str, Any], expected: str
     assert LiveImages.of(dfq, dfq.config(**options), MethodInputs()).learned_from == expected
 
 
-def test_one_line_says_why_there_is_none(teacher_run: Path, tmp_path: Path) -> None:
+def test_one_line_gives_the_reason_for_a_missing_estimate(teacher_run: Path, tmp_path: Path) -> None:
     options = ["--method", "dfq", "--start", "noise", "--replay", "0", "--steps", "2", "--batch-size", "8"]
     done = kdx("distill", *options, "--threads", "1", "--run", teacher_run, "--json", cwd=tmp_path)
     assert [line for line in done.stderr.splitlines() if "estimate" in line] == [

@@ -60,8 +60,8 @@ every_loss = pytest.mark.parametrize("kind", sorted(DISTILLATION_LOSSES))
 
 
 def random_logits(batch: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = 4 * torch.randn((2, batch, classes), generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    student, teacher = 4 * torch.randn((2, batch, classes), generator=rng, dtype=torch.float64)
     return student, teacher
 
 
@@ -94,7 +94,7 @@ def test_gradient_equals_finite_differences(kind: str, scale: bool) -> None:
 @every_loss
 @given(**shapes, temperature=st.floats(0.5, 20))
 @repeatable
-def test_loss_is_smallest_at_the_teachers_answer(
+def test_loss_is_smallest_at_the_teachers_logits(
     kind: str, batch: int, classes: int, seed: int, temperature: float
 ) -> None:
     student, teacher = random_logits(batch, classes, seed)
@@ -134,7 +134,7 @@ def test_scaling_keeps_the_size_of_gradients(kind: str) -> None:
 
 
 @every_loss
-def test_no_gradient_is_lost_to_extreme_logits(kind: str) -> None:
+def test_gradients_at_extreme_logits_are_not_zero(kind: str) -> None:
     student = torch.tensor([[300.0, -300.0, 0.0]], requires_grad=True)
     loss = DISTILLATION_LOSSES[kind](student, torch.tensor([[-300.0, 300.0, 0.0]]), 1.0, True)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -146,8 +146,8 @@ def test_no_gradient_is_lost_to_extreme_logits(kind: str) -> None:
 @given(batch=st.integers(1, 5), units=st.integers(1, 30), seed=st.integers(0, 10**6), variance=st.floats(1e-3, 1e3))
 @repeatable
 def test_standardized_error_equals_numpy(batch: int, units: int, seed: int, variance: float) -> None:
-    generator = np.random.default_rng(seed)
-    values, targets = generator.normal(size=(2, batch, units))
+    rng = np.random.default_rng(seed)
+    values, targets = rng.normal(size=(2, batch, units))
     expected = (((values - targets) ** 2).mean(axis=1) / variance).sum()
     value = standardized_error(torch.tensor(values), torch.tensor(targets), torch.tensor(variance, dtype=torch.float64))
     assert float(value) == pytest.approx(expected, rel=1e-9)
@@ -207,7 +207,7 @@ def test_gradient_of_an_image_does_not_depend_on_the_batch(name: str) -> None:
         assert torch.allclose(gradient(slice(row, row + 1))[0], together[row], rtol=1e-6, atol=0)
 
 
-# ---- what generators minimize -------------------------------------------------------------------------------------
+# ---- losses of generators -----------------------------------------------------------------------------------------
 
 
 def agreed_kl_of_numpy(student: np.ndarray, teacher: np.ndarray) -> float:
@@ -235,9 +235,9 @@ def test_losses_of_logits_equal_numpy(batch: int, classes: int, seed: int) -> No
 @given(batch=st.integers(1, 6), seed=st.integers(0, 2**16))
 @repeatable
 def test_sameness_equals_numpy_over_all_pairs(batch: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand((batch, 2, 3, 4), generator=generator, dtype=torch.float64)
-    noise = torch.randn((batch, 5), generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.rand((batch, 2, 3, 4), generator=rng, dtype=torch.float64)
+    noise = torch.randn((batch, 5), generator=rng, dtype=torch.float64)
     x, z = images.numpy().reshape(batch, -1), noise.numpy()
     products = [((z[i] - z[j]) ** 2).mean() * np.abs(x[i] - x[j]).mean() for i in range(batch) for j in range(batch)]
     assert float(diversity_penalty(images, noise)) == pytest.approx(np.exp(-np.mean(products)), rel=1e-9)
@@ -251,7 +251,7 @@ def test_one_row_has_no_variation_downwards() -> None:
     assert float(total_variation(row[..., :1])) == 0.0
 
 
-def test_only_samples_of_one_opinion_count() -> None:
+def test_only_images_with_the_same_predicted_class_count() -> None:
     teacher = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
     student = torch.tensor([[1.0, 0.0], [0.0, 9.0]], requires_grad=True)
     value = agreed_kl(student, teacher)

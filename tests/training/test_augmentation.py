@@ -1,4 +1,4 @@
-"""What is done to images before networks see them."""
+"""Changes of images before they are given to the networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdextract.training.augmentation import Augmenter, redrawn
     background=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_redrawn_images_are_images(batch: int, shape: tuple[int, int, int], background: float, seed: int) -> None:
+def test_redrawn_images_are_valid(batch: int, shape: tuple[int, int, int], background: float, seed: int) -> None:
     images = torch.rand((batch, *shape), generator=seeded(seed))
     result = redrawn(images, background, seeded(seed))
     assert result.shape == images.shape
@@ -41,7 +41,7 @@ def test_dark_ink_is_treated_like_bright_ink() -> None:
     assert torch.allclose(redrawn(1 - images, 1.0, seeded(2)), 1 - redrawn(images, 0.0, seeded(2)), atol=1e-6)
 
 
-def test_full_ink_keeps_its_middle_and_fades_out_at_some_corners() -> None:
+def test_full_ink_stays_in_the_middle_and_fades_at_some_corners() -> None:
     result = redrawn(torch.ones((300, 1, 28, 28)), 0.0, seeded(1))
     assert result[:, :, 13:15, 13:15].min() > 0.6
     corners = result[:, 0, 0, 0]
@@ -51,14 +51,14 @@ def test_full_ink_keeps_its_middle_and_fades_out_at_some_corners() -> None:
     assert (edges > 0.9).any()
 
 
-def test_one_grey_becomes_many_in_the_same_order() -> None:
+def test_one_grey_level_becomes_many_in_the_same_order() -> None:
     dark, bright = (redrawn(torch.full((300, 1, 5, 5), grey), 0.0, seeded(3))[:, 0, 2, 2] for grey in (0.4, 0.6))
     assert (dark <= bright).all()
     assert dark.std() > 0.2
     assert dark.min() < 0.2 < 0.8 < bright.max()
 
 
-def test_half_of_the_images_hold_a_part_of_another() -> None:
+def test_half_of_the_images_contain_a_part_of_another() -> None:
     images = torch.zeros((400, 2, 11, 11))
     images[:200, 0], images[200:, 1] = 1, 1
     result = redrawn(images, 0.0, seeded(4))

@@ -1,4 +1,4 @@
-"""Wall-clock budgets: durations, trials, and loops that end in time, whatever their steps cost."""
+"""Wall-clock budgets: durations, trials, and loops that end in time, however long their steps take."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
-# ---- on a clock that does as it is told ----------------------------------------------------------------------------
+# ---- on a simulated clock ------------------------------------------------------------------------------------------
 
 
 class Weight(nn.Module):
-    """The smallest thing that can be trained."""
+    """A module with one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Weight(nn.Module):
 
 
 class Silent(Probe):
-    """A probe whose looks take as long as they are told."""
+    """A probe whose evaluations take the given time."""
 
     def __init__(self, look: Callable[[], None]) -> None:
         object.__setattr__(self, "wait", look)
@@ -66,7 +66,7 @@ class Silent(Probe):
 
 
 class Simulation:
-    """`kdx distill --budget` with made-up costs: opening, trial, loop and closing, on a clock of its own.
+    """`kdx distill --budget` with simulated costs: opening, trial, loop and closing, on a simulated clock.
 
     Args:
         cost: seconds of step number n, from 0, at `now` seconds; the trial starts at 0 as well.
@@ -96,7 +96,7 @@ class Simulation:
         self.now += self.look
 
     def run(self, extra: float = 0.0, most: int = TRIAL_STEPS) -> tuple[float, float, int, list[Row]]:
-        """Return the shares of the budget that the trial and the whole take, the planned steps, and the rows."""
+        """Return the shares of the budget for the trial and for all, the planned steps, and the rows."""
         self.now += self.opening
         times = StepTimes(TRIAL_SHARE * self.budget, most)
         self.loop(TRIAL_STEPS, times)
@@ -128,7 +128,7 @@ EVEN = {
 
 @pytest.mark.parametrize("budget", [200.0, 600.0, 1200.0])
 @pytest.mark.parametrize("name", EVEN)
-def test_a_budget_is_used_and_kept(name: str, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_is_used_and_not_exceeded(name: str, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     trial, whole, _, rows = Simulation(monkeypatch, budget, EVEN[name]).run()
     assert trial <= MOST_TRIAL
     assert 0.9 <= whole <= 1.0
@@ -138,7 +138,7 @@ def test_a_budget_is_used_and_kept(name: str, budget: float, monkeypatch: pytest
 @pytest.mark.parametrize("told", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("budget", [300.0, 600.0])
 def test_costly_batches_are_not_tried(told: float, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of 30 s at every 50th step, of which the source says that it takes half, all or twice as long."""
+    """A batch takes 30 s at every 50th step; the source announces half of it, all of it or twice as long."""
     cost = lambda step, now: 30.0 if step % 50 == 49 else 0.5  # noqa: E731
     trial, whole, _, _ = Simulation(monkeypatch, budget, cost).run(told * 30.0 / 50, 49)
     assert trial <= MOST_TRIAL
@@ -146,20 +146,20 @@ def test_costly_batches_are_not_tried(told: float, budget: float, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["even", "slow at first"])
-def test_steps_that_are_as_they_were_tried_keep_to_their_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so equal steps make equal students."""
+def test_steps_as_long_as_in_the_trial_keep_their_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So equal steps give equal students."""
     _, _, steps, rows = Simulation(monkeypatch, 600.0, EVEN[name]).run()
     assert rows[-1]["step"] == steps
 
 
-def test_a_step_that_is_longer_than_a_trial_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_longer_than_the_trial_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     simulation = Simulation(monkeypatch, 100.0, lambda step, now: 20.0)
     times = StepTimes(TRIAL_SHARE * 100, TRIAL_STEPS)
     simulation.loop(TRIAL_STEPS, times)
     assert times.times == [20.0]
 
 
-def test_a_loop_that_is_late_gets_no_step_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_is_late_runs_no_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("kdextract.training.budget.time", SimpleNamespace(monotonic=lambda: now))
     timetable = Timetable(100.0, 0.0, 1.0)
@@ -172,14 +172,14 @@ def test_a_loop_that_is_late_gets_no_step_more(monkeypatch: pytest.MonkeyPatch) 
     assert step == planned <= 4
 
 
-def test_few_steps_have_a_look_each() -> None:
+def test_few_steps_count_one_evaluation_each() -> None:
     assert Costs(step=1.0, evaluation=1.0, closing=10.0).steps_within(30.0, 40) == 10
     assert Costs(step=1.0, evaluation=0.1, closing=10.0).steps_within(114.0, 40) == 100
     assert Costs(step=1.0, evaluation=0.1, closing=10.0).steps_within(3.0, 40) == 1
 
 
 @pytest.mark.parametrize("last", [700, 1300])
-def test_what_is_left_of_a_schedule_is_spread(last: int) -> None:
+def test_the_rest_of_a_schedule_is_spread_over_the_steps_left(last: int) -> None:
     planned, other = Schedule(1000, 0.1), Schedule(1000, 0.1, replan=Replan(500, 0.5, last))
     assert other.last == last
     assert other.rate(500) == pytest.approx(planned.rate(500))

@@ -1,4 +1,4 @@
-"""The loops that train networks: what they draw from, what they minimize, and how they go on after a stop."""
+"""The loops that train networks: their sources, their losses, and how they resume after a stop."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def teacher() -> Classifier:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """200 digits as the teacher takes them."""
+    """200 digits in the input size of the teacher."""
     return fit_images(load_data("digits", "train", Path()).images[:200], (1, 32, 32))
 
 
@@ -93,10 +93,10 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("lenet_half", 35_820), ("lenet5_half", 15_738), ("lenet", 61_706)])
-def test_student_is_the_architecture_that_was_asked_for(
+def test_student_has_the_requested_architecture(
     name: str, parameters: int, teacher: Classifier, images: torch.Tensor
 ) -> None:
-    """In the 2017 code the student was the teacher's architecture, whatever was asked for."""
+    """In the 2017 code the student had the teacher's architecture, whatever was requested."""
     student = make_student(name)
     start = weights(student)
     run(teacher, student, ImagePool(images, None, 0, CPU), steps=3)
@@ -127,7 +127,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
 
 
 @pytest.mark.parametrize("augmenter", [plain, shifting])
-def test_teacher_is_left_bit_for_bit_as_it_was(augmenter: Callable[[], Augmenter], images: torch.Tensor) -> None:
+def test_teacher_is_unchanged_in_every_bit(augmenter: Callable[[], Augmenter], images: torch.Tensor) -> None:
     teacher = make_teacher().train().requires_grad_(True)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     run(teacher, make_student(), ImagePool(images, None, 0, CPU), steps=4, augmenter=augmenter())
@@ -140,13 +140,13 @@ def test_teacher_is_left_bit_for_bit_as_it_was(augmenter: Callable[[], Augmenter
 
 
 def watch(classifier: Classifier) -> list[torch.Tensor]:
-    """Return a list that grows by the input of every forward pass."""
+    """Return a list to which the input of every forward pass is appended."""
     seen: list[torch.Tensor] = []
     classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach().clone()))
     return seen
 
 
-def test_known_targets_are_used_and_the_teacher_is_not_asked(images: torch.Tensor) -> None:
+def test_given_targets_are_used_without_the_teacher(images: torch.Tensor) -> None:
     teacher = make_teacher()
     targets = predict(teacher, images)
     asked = watch(teacher)
@@ -162,8 +162,8 @@ def test_known_targets_are_used_and_the_teacher_is_not_asked(images: torch.Tenso
     assert distance(weights(cached), end) < 0.01 * distance(start, end), "apart by rounding alone"
 
 
-def test_targets_that_are_known_are_what_the_student_learns(teacher: Classifier, images: torch.Tensor) -> None:
-    """The targets name each digit's successor, which the teacher knows nothing of."""
+def test_the_student_learns_the_given_targets(teacher: Classifier, images: torch.Tensor) -> None:
+    """The targets are the digit after the one in the image, which the teacher does not predict."""
     wanted = (load_data("digits", "train", Path()).labels[:200] + 1) % 10
     student = make_student()
 
@@ -175,7 +175,7 @@ def test_targets_that_are_known_are_what_the_student_learns(teacher: Classifier,
     assert errors(student) < 0.5 * min(before, errors(teacher))
 
 
-def test_augmented_images_are_shown_to_the_teacher_as_the_student_sees_them(images: torch.Tensor) -> None:
+def test_teacher_and_student_get_the_same_augmented_images(images: torch.Tensor) -> None:
     teacher, student = make_teacher(), make_student()
     targets = predict(teacher, images)
     asked, shown = watch(teacher), watch(student)
@@ -188,7 +188,7 @@ def test_augmented_images_are_shown_to_the_teacher_as_the_student_sees_them(imag
     assert sum(changed) > 0.9 * len(changed)
 
 
-# ---- the loss, and what is kept ---------------------------------------------------------------------------------
+# ---- the loss and the final weights -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(DISTILLATION_LOSSES))
@@ -215,7 +215,7 @@ def test_loss_options_matter(teacher: Classifier, images: torch.Tensor) -> None:
 
 
 def test_last_weights_are_kept_and_nothing_is_averaged(teacher: Classifier, images: torch.Tensor) -> None:
-    """The student is what plain Adam arrives at with its last step."""
+    """The student has the weights of plain Adam after the last step."""
     steps, lr, batch_size = 15, 2e-3, 32
     targets = predict(teacher, images)
     student, by_hand = make_student(), make_student()
@@ -270,7 +270,7 @@ def test_rows_hold_the_mean_loss_of_the_steps_between(monkeypatch: pytest.Monkey
     assert [row["lr"] for row in rows] == [schedule.rate(row["step"] - 1) for row in rows]
 
 
-# ---- going on after a stop --------------------------------------------------------------------------------------
+# ---- resuming after a stop --------------------------------------------------------------------------------------
 
 
 def pool_source(images: torch.Tensor, teacher: Classifier) -> Source:
@@ -318,7 +318,7 @@ def test_a_resumed_student_equals_one_that_was_not_stopped(
 
 
 def numbered(count: int) -> torch.Tensor:
-    """Images that can be told apart by their one pixel."""
+    """Images of one pixel, whose value is their number."""
     return torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
 
 
@@ -437,7 +437,7 @@ def test_warm_up_rises_linearly_to_the_full_rate() -> None:
     assert all(warm.rate(step) < cosine.rate(step) for step in range(9))
 
 
-def test_augmenter_acts_only_when_asked_to() -> None:
+def test_augmenter_changes_images_only_with_its_options() -> None:
     pixels = torch.rand((40, 1, 12, 12), generator=torch.Generator().manual_seed(0))
     assert not plain().active
     assert plain()(pixels) is pixels
@@ -484,7 +484,7 @@ def test_predict_does_not_depend_on_the_batch(teacher: Classifier, images: torch
     [("train", True, True), ("frozen", False, True), ("frozen-affine", False, False)],
 )
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_batch_normalization_learns_what_it_may(
+def test_batch_normalization_updates_what_its_option_allows(
     teacher: Classifier,
     images: torch.Tensor,
     mode: str,
@@ -508,7 +508,7 @@ def test_batch_normalization_learns_what_it_may(
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_a_look_does_not_thaw_batch_normalization(teacher: Classifier, images: torch.Tensor) -> None:
+def test_an_evaluation_keeps_batch_normalization_frozen(teacher: Classifier, images: torch.Tensor) -> None:
     student = make_student()
     student.network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1024, 10))
     student.train()
@@ -519,7 +519,7 @@ def test_a_look_does_not_thaw_batch_normalization(teacher: Classifier, images: t
 
 
 def test_a_checkpoint_keeps_the_random_states_of_cpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What draws on a GPU, such as dropout, goes on as well; a GPU is not needed to see that its state is kept."""
+    """So dropout on a GPU resumes as well; that the state is saved is tested without a GPU."""
     on_gpu = {1: torch.arange(16, dtype=torch.uint8)}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: on_gpu[device.index])
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: on_gpu.update({device.index: state}))

@@ -1,4 +1,4 @@
-"""What is known about a student without data: agreement on held-out images, patience, snapshots."""
+"""Observation of a student without real data: agreement on held-out images, patience, snapshots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images() -> torch.Tensor:
 
 
 class Scripted(Probe):
-    """A probe that measures what it is told to."""
+    """A probe that returns given agreements."""
 
     def __init__(self, values: list[float], num_images: int = 1000) -> None:
         object.__setattr__(self, "values", iter(values))
@@ -59,7 +59,7 @@ def test_the_cooldown_starts_when_agreement_stops_growing() -> None:
 
 
 @pytest.mark.parametrize(("num_images", "cooldown_start"), [(1000, None), (64, 30)])
-def test_a_gain_of_less_than_half_an_image_is_none(num_images: int, cooldown_start: int | None) -> None:
+def test_a_gain_of_less_than_half_an_image_does_not_count(num_images: int, cooldown_start: int | None) -> None:
     observer = Observer(
         Scripted([0.5, 0.502, 0.504], num_images), steps=10 * NUM_EVALUATIONS, patience=2, num_snapshots=0
     )
@@ -81,7 +81,7 @@ def test_agreement_is_measured_every_few_steps_only() -> None:
     assert looked == [10 * (evaluation + 1) for evaluation in range(NUM_EVALUATIONS)]
 
 
-def test_snapshots_are_classifiers_of_their_moment(tmp_path: Path, images: torch.Tensor) -> None:
+def test_snapshots_have_the_weights_of_their_step(tmp_path: Path, images: torch.Tensor) -> None:
     observer = Observer(Scripted([0.5] * 100), steps=100, patience=None, num_snapshots=3)
     students = {step: make_classifier(step) for step in range(5, 101, 5)}
     for step, student in students.items():
@@ -96,7 +96,7 @@ def test_snapshots_are_classifiers_of_their_moment(tmp_path: Path, images: torch
         assert all(torch.equal(value, expected[name]) for name, value in restored.network.state_dict().items())
 
 
-def test_a_restored_observer_goes_on_as_if_nothing_had_happened() -> None:
+def test_a_restored_observer_continues_as_an_uninterrupted_one() -> None:
     values = [0.1, 0.5, 0.5, 0.5, 0.5, 0.5]
 
     def walk(stop: int | None) -> tuple[list[int | None], list[int]]:

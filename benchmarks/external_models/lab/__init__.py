@@ -1,1 +1,1 @@
-"""A laboratory's package."""
+"""A package with relative imports, like those of a research group."""

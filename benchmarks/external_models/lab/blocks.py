@@ -1,4 +1,4 @@
-"""Parts of the laboratory's networks."""
+"""Layers of the DenseNet of this package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DenseLayer(nn.Sequential):
-    """Norm, ReLU, convolution; the output is concatenated to the input."""
+    """Batch normalization, ReLU, convolution; the output is concatenated to the input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class DenseLayer(nn.Sequential):
 
 
 class Transition(nn.Sequential):
-    """Half of the channels and half of the size."""
+    """Halves the number of channels, the height and the width."""
 
     def __init__(self, channels: int) -> None:
         conv = nn.Conv2d(channels, channels // 2, 1, bias=False)

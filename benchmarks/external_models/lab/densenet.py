@@ -1,4 +1,4 @@
-"""The laboratory's DenseNet."""
+"""A DenseNet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .blocks import DenseLayer, Transition
 
 
 class DenseNet(nn.Module):
-    """Two dense blocks; images of 3x32x32."""
+    """Two dense blocks, for images of 3x32x32."""
 
     def __init__(self, growth_rate: int = 12, layers: int = 3, num_classes: int = 10) -> None:
         super().__init__()

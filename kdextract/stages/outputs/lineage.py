@@ -1,4 +1,4 @@
-"""What an artifact of a run was made from, and its evaluations: found by hashes, described in sentences."""
+"""Finds the sources and evaluations of an artifact by hashes, and describes how it was made, for the model card."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from ...storage.artifacts import Input, Manifest
 from ...storage.run_dir import PLACES, ArtifactRef, RunDir, manifest_of
 
 Fact = tuple[str, str]
-"""Subject and sentence, both as plain text."""
+"""Name and text, both plain text."""
 
 NEEDS = {
-    "teacher": "The teacher alone: its file and its answers. No image of its training data, no statistics of them.",
-    "teacher+statistics": "The teacher, and statistics of its activations that were recorded on real data. No image.",
+    "teacher": "Only the teacher: its weights and outputs. No real image, and no statistics of real images, except "
+    "those that the teacher's normalization layers may contain.",
+    "teacher+statistics": "The teacher, and statistics of its activations, recorded on real data. No real image.",
     "teacher+samples": "The teacher, and a few real images.",
     "teacher+data": "The teacher, and real images.",
 }
@@ -33,9 +34,9 @@ _OF_FILES = re.compile(r"(npz:|folder:)(.*)")
 
 
 def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
-    """Return the artifacts that one was made from, directly or indirectly, by label, the oldest first.
+    """Return the artifacts from which one was made, directly or indirectly, by label, the oldest first.
 
-    Artifacts that the run no longer has, or has in another version, are left out.
+    Artifacts that are no longer in the run, or have changed since, are left out.
     """
     by_label = {ref.label: ref for ref in run.artifacts()}
     found: dict[str, Manifest] = {}
@@ -53,15 +54,15 @@ def ancestors(run: RunDir, manifest: Manifest) -> dict[str, Manifest]:
 
 
 def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest]:
-    """Return the evaluations of this classifier with the run's present teacher; equal ones once."""
+    """Return the evaluations of this classifier with the present teacher of the run; of equal ones only the first."""
     teachers = {manifest_of(ref).identity for ref in run.artifacts("teacher")}
     found: dict[str, ArtifactRef] = {}
     manifests: dict[ArtifactRef, Manifest] = {}
     for ref in run.artifacts("evaluation"):
         manifest = manifest_of(ref)
         inputs = {entry.role: entry.sha256 for entry in manifest.inputs}
-        about_it = inputs.get("classifier") == classifier.sha256 and inputs.get("teacher") in teachers
-        if about_it and manifest.identity not in found:
+        is_of_it = inputs.get("classifier") == classifier.sha256 and inputs.get("teacher") in teachers
+        if is_of_it and manifest.identity not in found:
             found[manifest.identity] = ref
             manifests[ref] = manifest
     return manifests
@@ -79,14 +80,15 @@ def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
         facts.append(("Training" if manifest.stage == "train" else "Import", _teacher_text(manifest)))
     elif manifest.kind == "compressed":
         layers = ", ".join(_layer_text(text) for text in manifest.metrics.get("ranks", []))
-        facts.append(("Method", f"Layers of the teacher taken apart: {layers}. It was not trained afterwards."))
+        text = f"Tucker-2 decomposition of these layers of the teacher: {layers}. Not trained afterwards."
+        facts.append(("Method", text))
     else:
         facts += _distillation_facts(manifest, sources)
     if manifest.needs in NEEDS:
-        facts.append(("Access to data", NEEDS[manifest.needs]))
+        facts.append(("Data used", NEEDS[manifest.needs]))
     opened = [(label, entry) for label, made in _with_sources(manifest, sources).items() for entry in made.real_data]
     shown = [f"{data_name(e.get('spec'))} ({e.get('split')}) by {label} for {e.get('purpose')}" for label, e in opened]
-    facts.append(("Real data opened on the way", ("; ".join(shown) or "none that the manifests tell of") + "."))
+    facts.append(("Real data read", ("; ".join(shown) or "none is recorded") + "."))
     seeds = [
         f"{label} {made.config['seed']}" for label, made in _with_sources(manifest, sources).items() if _uses_seed(made)
     ]
@@ -116,31 +118,31 @@ def _layer_text(text: str) -> str:
 
 
 def _teacher_text(manifest: Manifest) -> str:
-    """Return a sentence about a teacher: its network, its training data, and its measured accuracy."""
+    """Return a text about a teacher: its network, its training data, and its validation accuracy."""
     config, metrics = manifest.config, manifest.metrics
     text = f"{data_name(metrics.get('model', 'a network'))}"
     if "num_parameters" in metrics:
         text += f", {metrics['num_parameters']:,} parameters"
     data = config.get("data")
     if manifest.stage == "train":
-        text += f", trained on {data_name(data)} ({metrics['num_images']:,} images)"
+        text += f", trained on {metrics['num_images']:,} images of {data_name(data)}"
     else:
-        text += f", made by kdx {manifest.stage}"
-        text += f", which was told that it had learned from {data_name(data)}" if isinstance(data, str) else ""
+        text += f", imported by kdx {manifest.stage}; "
+        text += f"training data as stated by the user: {data_name(data)}" if data else "training data not stated"
     if "validation_accuracy" in metrics:
         share, count = 100 * metrics["validation_accuracy"], metrics["validation_images"]
-        text += f"; accuracy {share:.2f} % on {count:,} of its images that were set aside"
+        text += f"; validation accuracy {share:.2f} % ({count:,} images that were not used for training)"
     return f"{text}."
 
 
 def _distillation_facts(student: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
     metrics, budget = student.metrics, student.budget
     settings = metrics.get("settings", {})
-    facts = [("Method", _method_text(student, sources)), ("Learned from", _images_text(student))]
+    facts = [("Method", _method_text(student, sources)), ("Training images", _images_text(student))]
     if "teacher_queries" in budget:
         before = sum(source.budget.get("teacher_queries", 0) for source in _synthesis(student, sources))
-        also = f", and {before:,} before that, for what it learned from" if before else ""
-        queries = f"The teacher was shown {budget['teacher_queries']:,} images by kdx distill{also}."
+        also = f", and {before:,} in the stages that made the training images" if before else ""
+        queries = f"The teacher processed {budget['teacher_queries']:,} images in kdx distill{also}."
         facts.append(("Teacher queries", queries))
     if "steps" in metrics:
         text = f"{metrics['steps']:,} steps"
@@ -148,12 +150,12 @@ def _distillation_facts(student: Manifest, sources: dict[str, Manifest]) -> list
         text += f", optimizer {student.config['optimizer']}" if "optimizer" in student.config else ""
         text += f", loss {settings['loss']}" if "loss" in settings else ""
         text += f" at temperature {settings['temperature']:g}" if settings.get("loss") in ("kl", "ce") else ""
-        facts.append(("Training", f"{text}. {_start_text(student)}"))
+        facts.append(("Training", f"{text}; weights of the last step. {_start_text(student)}"))
     return facts
 
 
 def _synthesis(student: Manifest, sources: dict[str, Manifest]) -> list[Manifest]:
-    """Return the transfer set and the generators that a student's images come from, as far as they are known."""
+    """Return the manifests of the transfer set and of the generators that made a student's images, if in `sources`."""
     found: list[Manifest] = []
     waiting = [student]
     while waiting:
@@ -167,14 +169,14 @@ def _synthesis(student: Manifest, sources: dict[str, Manifest]) -> list[Manifest
 def _start_text(student: Manifest) -> str:
     given = next((entry for entry in student.inputs if entry.role == "student"), None)
     if given is not None:
-        return f"It started as {data_name(given.path)}."
+        return f"Initial weights: those of {data_name(given.path)}."
     if student.metrics.get("inherited"):
-        return "It started with the teacher's strongest units."
-    return "It started with random weights."
+        return "Initial weights: copied from the teacher's units with the largest weights."
+    return "Initial weights: random."
 
 
 def _images_text(student: Manifest) -> str:
-    """Return a sentence about the images that a student learned from, and their number."""
+    """Return a sentence about the kind and the number of a student's training images."""
     count = student.metrics.get("num_images")
     many = "An unknown number of" if count is None else f"{count:,}"
     by_role = {entry.role: entry for entry in student.inputs}
@@ -182,12 +184,12 @@ def _images_text(student: Manifest) -> str:
     if "transfer-set" in by_role:
         return f"{many} synthetic images of {_place_text(by_role['transfer-set'])}."
     if "generator" in by_role:
-        return f"{many} synthetic images of {_place_text(by_role['generator'])}, made while it learned."
+        return f"{many} synthetic images of {_place_text(by_role['generator'])}, made during training."
     if "data" in by_role:
         return f"{many} real images of {data_name(given)}."
     if given.startswith("noise:"):
         return f"{many} images of {given.removeprefix('noise:')} noise."
-    return f"{many} synthetic images, made while it learned."
+    return f"{many} synthetic images, made during training."
 
 
 def _place_text(entry: Input) -> str:
@@ -195,15 +197,15 @@ def _place_text(entry: Input) -> str:
 
 
 def _method_text(student: Manifest, sources: dict[str, Manifest]) -> str:
-    """Return a sentence about the method: its name, the first line of its docstring, the paper."""
+    """Return the name of the method, the first line of its docstring, and its paper."""
     method = _method_of(student, sources)
     if method is None:
-        return "Knowledge distillation: it learned to give the teacher's answers."
+        return "Knowledge distillation: trained to reproduce the teacher's outputs."
     return f"{method.name}: {method.summary} ({method.source})"
 
 
 def _method_of(student: Manifest, sources: dict[str, Manifest]) -> SynthesisMethod | None:
-    """Return the method that made a student's images; None if no method or an unknown one did."""
+    """Return the method that made a student's images; None if there is none or it is not known."""
     for made in _synthesis(student, sources):
         name = str(made.config.get("objective", made.config.get("method")))
         if name in objective_names():

@@ -24,7 +24,7 @@ USE = {
 REMARKS = {
     "onnx": "`pixels` is a NumPy array. Class names are in the file's metadata, under `class_names`.",
     "pt2": "`pixels` is a tensor. Class names are in the file's `kdx.json` (`extra_files` of `torch.export.load`). "
-    "PyTorch's reader can run code that such a file contains: check where yours is from.",
+    "PyTorch can run code that such a file contains when it opens it: open only files from a source that you trust.",
     "safetensors": "`pixels` is a tensor. Class names are in `classifier.spec.class_names`.",
 }
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|&~#$!])")
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """Description of an exported file; all texts are plain text, not Markdown.
+    """An exported file; all texts are plain text, not Markdown.
 
     `input_shape` is (channels, height, width), `mean` and `std` have one value per channel; `opset` is None for formats
     other than ONNX. `difference` is the largest absolute difference of a logit, over `num_compared` images.
@@ -60,7 +60,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Card:
-    """The values of the template, as Markdown."""
+    """The values that the template inserts, as Markdown."""
 
     title: str
     introduction: str
@@ -75,12 +75,12 @@ class Card:
 
 
 def model_card(exported: Exported, origin: Sequence[Fact], evaluations: Sequence[Json], made: Json) -> str:
-    """Return the card.
+    """Return the text of the card.
 
     Args:
-        origin: how the classifier was made, as plain text; empty if that is not known.
-        evaluations: metrics of each of its evaluations.
-        made: metrics of the stage that made it.
+        origin: how the classifier was made, as plain text; empty if this is not known.
+        evaluations: metrics of each evaluation of the classifier.
+        made: metrics of the stage that made the classifier.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -103,13 +103,13 @@ def model_card(exported: Exported, origin: Sequence[Fact], evaluations: Sequence
 
 
 def escaped(text: object) -> str:
-    """Return a text on one line, escaped so that Markdown displays it unchanged, in tables as well."""
+    """Return the text on one line, escaped so that Markdown displays it unchanged, also in tables."""
     printable = "".join(character if character.isprintable() else " " for character in str(text))
     return _SPECIAL.sub(r"\\\1", " ".join(printable.split()))
 
 
 def _introduction(exported: Exported) -> str:
-    kind = {"onnx": "an ONNX file", "pt2": "a program of `torch.export`", "safetensors": "weights for kdx"}
+    kind = {"onnx": "an ONNX file", "pt2": "a program of `torch.export`", "safetensors": "a file of weights for kdx"}
     return (
         f"A classifier of {len(exported.class_names)} classes, exported by kdx {escaped(exported.kdx_version)} from "
         f"{escaped(exported.source)} as {kind[exported.format]}."
@@ -126,12 +126,12 @@ def _facts(exported: Exported) -> list[Fact]:
         ("File", f"{exported.file}, {exported.num_bytes:,} bytes"),
         ("Input", f"pixels: {shape}"),
         ("Output", f"logits: float32 [batch, {len(exported.class_names)}]"),
-        ("Normalization", f"inside the file; mean and deviation per channel: {scale}"),
+        ("Normalization", f"done by the classifier; mean and standard deviation per channel: {scale}"),
         ("Network", f"{exported.architecture}, {exported.num_parameters:,} parameters"),
         (
             "Checked",
-            f"on {exported.num_compared} synthetic images, in batches of several sizes: logits differ from those of "
-            f"the classifier in PyTorch by at most {exported.difference:.2g}",
+            f"with {exported.num_compared} synthetic images in batches of several sizes: logits differ from those of "
+            f"the classifier in kdx by at most {exported.difference:.2g}",
         ),
     ]
     if exported.opset is not None:
@@ -142,7 +142,7 @@ def _facts(exported: Exported) -> list[Fact]:
 def _classes(names: Sequence[str]) -> str:
     rows = [f"| {index} | {escaped(name)} |" for index, name in enumerate(names[:SHOWN_CLASSES])]
     more = len(names) - SHOWN_CLASSES
-    note = [] if more <= 0 else ["", f"and {more} more, named in the file."]
+    note = [] if more <= 0 else ["", f"and {more} more classes, whose names are in the file."]
     return "\n".join(["| logit | class |", "|--:|---|", *rows, *note])
 
 
@@ -162,6 +162,6 @@ def _estimate_text(made: Json) -> str:
         return ""
     share, error = (100 * made[name] for name in ("estimated_accuracy", "estimated_accuracy_error"))
     return (
-        f"kdx estimated an accuracy of {share:.2f} % +- {error:.2f}, without real images, from how it agrees with its "
-        "teacher on structured noise."
+        f"Estimated accuracy on real images: {share:.2f} % +- {error:.2f} (one standard error), from the agreement "
+        "with the teacher on structured noise and the teacher's accuracy."
     )

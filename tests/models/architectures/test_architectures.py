@@ -1,4 +1,4 @@
-"""Every registered architecture keeps the same contract, and the size that its paper gives it."""
+"""The contract that every registered architecture keeps, and its size, which is that of its paper."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_table_names_only_registered_models() -> None:
 
 @every_model
 @pytest.mark.parametrize("batch", [1, 3])
-def test_answers_one_logit_per_class_and_image_at_the_full_size(name: str, batch: int) -> None:
+def test_returns_one_logit_per_class_and_image_at_the_full_size(name: str, batch: int) -> None:
     shape = architecture(name).input_shape
     with torch.device("meta"):
         network = architecture(name).build(shape, 7)
@@ -217,7 +217,7 @@ def test_residual_networks_halve_the_image_three_times(name: str, blocks: int) -
 @pytest.mark.parametrize(
     ("name", "layer", "channels"), [("resnet18", "block1_1", 64), ("mobilenet_v2", "block4_2", 64)]
 )
-def test_a_fresh_residual_block_passes_its_input_on(name: str, layer: str, channels: int) -> None:
+def test_a_new_residual_block_returns_its_input(name: str, layer: str, channels: int) -> None:
     block = small_classifier(name).network.get_submodule(layer)
     inputs = torch.rand((2, channels, 4, 4), generator=torch.Generator().manual_seed(1))
     assert torch.equal(block(inputs), inputs)
@@ -427,7 +427,7 @@ def test_normalization_is_the_first_operation() -> None:
         assert torch.allclose(classifier(pixels), expected, rtol=0, atol=rounding(expected))
 
 
-def test_placed_keeps_weights_and_answers() -> None:
+def test_placed_keeps_weights_and_outputs() -> None:
     classifier = small_classifier("lenet").eval()
     pixels = random_pixels(classifier.input_shape, 2)
     before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
@@ -449,7 +449,7 @@ def test_registering_a_name_twice_is_refused() -> None:
     assert architecture("lenet") is before
 
 
-def test_unknown_model_is_answered_with_the_near_name() -> None:
+def test_unknown_model_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match=r"'lenet5_hlaf'.* Did you mean 'lenet5_half'") as caught:
         architecture("lenet5_hlaf")
     assert all(name in str(caught.value) for name in model_names())
@@ -493,7 +493,7 @@ def test_malformed_description_is_refused(change: dict[str, object], tmp_path: P
         load_classifier(path)
 
 
-def test_description_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_description_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_safetensors(small_classifier("lenet").network.state_dict(), {}))
     with pytest.raises(ArtifactError, match="not a classifier of kdx"):

@@ -1,4 +1,4 @@
-"""The fast pooling equals torch's in every value and gradient, ties included."""
+"""The fast pooling equals that of PyTorch in every value and gradient, ties included."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_it_equals_torch(
     batch: int, channels: int, height: int, width: int, levels: int, channels_last: bool, seed: int
 ) -> None:
     """Few levels make many ties: the first pixel of a window gets the gradient then."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(-levels, levels + 1, (batch, channels, height, width), generator=generator) / 7
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randint(-levels, levels + 1, (batch, channels, height, width), generator=rng) / 7
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = images.contiguous(memory_format=layout)
-    upstream = torch.randn((batch, channels, height // 2, width // 2), generator=generator)
+    upstream = torch.randn((batch, channels, height // 2, width // 2), generator=rng)
     fast = value_and_gradient(HalvingMaxPool2d(), images, upstream)
     for ours, theirs in zip(fast, value_and_gradient(nn.MaxPool2d(2), images, upstream), strict=True):
         assert torch.equal(ours, theirs)

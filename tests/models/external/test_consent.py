@@ -1,4 +1,4 @@
-"""Code of strangers does not run: what a received file names, where it gets in, and what stays possible for a user."""
+"""Untrusted code does not run, whatever a received file names; users can still run their own code."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ ATTACKS = NOT_DEFINED | NOT_ALLOWED
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A run whose teacher was imported from one's own model.py."""
+    """A run whose teacher was imported from the user's own model.py."""
     (tmp_path / "model.py").write_text(MINE)
     api.import_model(model=f"{tmp_path}/model.py:build", input_size="1x8x8", run=tmp_path / "mine", threads=1)
     return tmp_path / "mine"
@@ -109,7 +109,7 @@ def sprung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def received(mine: Path, architecture: str, **changes: Any) -> Path:
-    """Return a run that somebody has sent: like one's own, but for what its teacher names."""
+    """Return a received run: like the user's own, except for the code that its teacher names."""
     run = mine.parent / "received"
     shutil.copytree(mine, run)
     path = run / "teacher" / MODEL_FILE
@@ -153,7 +153,7 @@ ROUTES: dict[str, Callable[[Path, Path], Any]] = {
 """Ways of a received run into a process."""
 
 
-def test_the_traps_would_spring(mine: Path, sprung: Path) -> None:
+def test_the_traps_make_their_file_when_they_run(mine: Path, sprung: Path) -> None:
     with pytest.raises(RuntimeError):  # what the pickle gives is no checkpoint, but by then it has run
         torch.hub.load_state_dict_from_url(f"file://{mine.parent}/trap.pth", str(mine.parent))
     assert sprung.exists()
@@ -189,7 +189,7 @@ def test_what_a_received_file_names_is_not_called(mine: Path, sprung: Path, atta
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_file_says_what_it_would_call(mine: Path, attack: str) -> None:
+def test_the_error_names_what_a_file_would_call(mine: Path, attack: str) -> None:
     call = parse_name(ATTACKS[attack].format(folder=mine.parent))
     if not call.function:
         pytest.skip("no name of a function")
@@ -419,7 +419,7 @@ def test_imports_within_a_package_of_ones_own_are_pointed_at(tmp_path: Path) -> 
         read_code(parse_name(f"{path}:nets"))
 
 
-def test_a_package_may_hand_on_its_own_modules_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_may_export_functions_of_its_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "handing_of_a_test"
     (package / "deep").mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -471,7 +471,7 @@ def test_modules_are_found_without_importing_what_is_above_them(
         assert function_of(name, None)() == 5
 
 
-def test_where_everything_is_allowed_code_still_imports_what_is_beside_it(
+def test_code_files_import_others_of_their_folder_where_all_code_is_allowed(
     legitimate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(consent.TRUST_ALL, "1")
@@ -479,7 +479,7 @@ def test_where_everything_is_allowed_code_still_imports_what_is_beside_it(
     assert callable(function_of(name, read_code(name)))
 
 
-def test_what_kdx_fills_in_is_allowed_with_what_was_typed(tmp_path: Path, state: Path) -> None:
+def test_arguments_that_kdx_adds_are_allowed_with_those_of_the_user(tmp_path: Path, state: Path) -> None:
     (tmp_path / "model.py").write_text(MINE)
     name = parse_name(f"{tmp_path}/model.py:build")
     typed = Blueprint(name, read_code(name))

@@ -1,4 +1,4 @@
-"""Networks of any origin: their names, whose code may run, what they take and answer."""
+"""Networks that are not of kdx: their names, permission to run their code, their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAME = NetworkName("net")
         ("half", "registered", "half", ""),
     ],
 )
-def test_names_are_told_apart(text: str, kind: str, place: str, function: str) -> None:
+def test_kinds_of_names_are_distinguished(text: str, kind: str, place: str, function: str) -> None:
     name = parse_name(text)
     assert (name.kind, name.place, name.function) == (kind, place, function)
     assert name.is_foreign == (kind != "registered")
@@ -139,7 +139,7 @@ def test_code_runs_only_where_it_was_named(tmp_path: Path, monkeypatch: pytest.M
     assert callable(function_of(name, Code("model.py", source + "\n")))
 
 
-def test_without_a_place_to_keep_consent_it_says_so(
+def test_an_unwritable_state_directory_is_reported(
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state.write_text("a file, not a folder")
@@ -150,7 +150,7 @@ def test_without_a_place_to_keep_consent_it_says_so(
     assert consent.require(b"a", NetworkName("model.py:build")) is None
 
 
-def test_code_may_import_what_stands_beside_it(tmp_path: Path) -> None:
+def test_code_may_import_files_of_its_folder(tmp_path: Path) -> None:
     package = tmp_path / "outer" / "inner"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
@@ -193,7 +193,7 @@ def test_files_that_are_no_code_are_refused(tmp_path: Path) -> None:
         read_code(NetworkName(f"{path}:build"))
 
 
-def test_modules_that_are_not_there_are_refused() -> None:
+def test_missing_modules_are_refused() -> None:
     with pytest.raises(UsageError, match=r"no module 'no\.such'.*no/such\.py:build"):
         read_code(NetworkName("no.such:build"))
     with pytest.raises(UsageError, match="no module 'sys'"):
@@ -278,7 +278,7 @@ def test_names_of_libraries_are_checked() -> None:
         libraries.check_library_name(parse_name("torchvision/fcn_resnet50"))
 
 
-def test_torchvision_says_what_its_networks_take() -> None:
+def test_the_input_of_torchvisions_networks_is_known() -> None:
     facts = libraries.facts(parse_name("torchvision/inception_v3"))
     assert facts is not None
     assert facts.input_shape == (3, 299, 299)
@@ -293,7 +293,7 @@ def test_torchvision_says_what_its_networks_take() -> None:
         libraries.build(parse_name("torchvision/resnet18(no_such=1)"))
 
 
-def test_a_librarys_own_weights_are_asked_for_only_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_librarys_own_weights_are_loaded_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     asked: list[Any] = []
@@ -304,7 +304,7 @@ def test_a_librarys_own_weights_are_asked_for_only_where_they_are_wanted(monkeyp
     assert asked == [("resnet18", None), ("resnet18", "DEFAULT")]
 
 
-def test_timm_says_what_its_networks_take() -> None:
+def test_the_input_of_timms_networks_is_known() -> None:
     pytest.importorskip("timm")
     facts = libraries.facts(parse_name("timm/vit_tiny_patch16_224"))
     assert facts is not None
@@ -391,7 +391,7 @@ SCORES = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
         (SCORES[:, :1].sigmoid(), Head((), "probability"), 2),
     ],
 )
-def test_answers_are_understood(answer: Any, head: Head, classes: int) -> None:
+def test_kinds_of_outputs_are_detected(answer: Any, head: Head, classes: int) -> None:
     found, number = find_head([answer], 3)
     assert (found, number) == (head, classes)
     logits = found.logits(answer)
@@ -418,7 +418,7 @@ def test_answers_are_understood(answer: Any, head: Head, classes: int) -> None:
         (torch.full((3, 5), torch.nan), "not finite"),
     ],
 )
-def test_answers_without_classes_are_refused(answer: Any, match: str) -> None:
+def test_outputs_without_classes_are_refused(answer: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         find_head([answer], 3)
 
@@ -464,7 +464,7 @@ def test_input_sizes_are_found(network: nn.Module, shape: tuple[int, int, int]) 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_sizes_that_cannot_be_told_are_asked_for() -> None:
+def test_sizes_that_cannot_be_detected_are_requested() -> None:
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ConfigError, match=r"several sizes .*3x32x32.*--input-size"):
         probe(pooled, NAME, None)
@@ -475,7 +475,7 @@ def test_sizes_that_cannot_be_told_are_asked_for() -> None:
         probe(Fixed(37), NAME, (1, 28, 28))
 
 
-def test_wrappings_are_taken_off() -> None:
+def test_wrappers_are_removed() -> None:
     network = Fixed(8)
     assert unwrapped(nn.DataParallel(network), NAME) is network
     assert unwrapped(torch.compile(network), NAME) is network
@@ -504,7 +504,7 @@ class Normed(Fixed):
         return super().forward(self.norm(images))
 
 
-def test_a_program_answers_as_its_network_and_shows_its_layers(tmp_path: Path) -> None:
+def test_a_program_returns_the_outputs_of_its_network_and_has_its_layers(tmp_path: Path) -> None:
     from copy import deepcopy
 
     from kdextract.models.hooks import batch_norm_layers, weighted_layers

@@ -1,4 +1,4 @@
-"""Which teachers have batch normalization to match: the file's header, the network and the commands agree."""
+"""Teachers with batch normalization: the header of the file, the network and the commands agree."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def imported(norm: str, folder: Path) -> Path:
 
 
 def without_the_entry(run: Path) -> None:
-    """Make the teacher's file one of version 0.1, and the manifest fit."""
+    """Turn the file of the teacher into one of version 0.1, and adapt the manifest."""
     from dataclasses import replace
 
     from kdextract.storage.artifacts import Output, file_sha256, read_manifest, write_manifest
@@ -80,7 +80,7 @@ def without_the_entry(run: Path) -> None:
 
 
 def missing(run: Path) -> str:
-    """Return what `kdx methods` says that a run has to have for DeepInversion."""
+    """Return what `kdx methods` lists as missing in a run for DeepInversion."""
     done = kdx("methods", "--run", run, "--json", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -91,7 +91,7 @@ def missing(run: Path) -> str:
 
 
 def applies(run: Path) -> str:
-    """Return what `kdx check-teacher` says of DeepInversion."""
+    """Return whether DeepInversion applies, according to `kdx check-teacher`."""
     done = kdx("check-teacher", "--run", run, "--json", cwd=run.parent)
     rows = json.loads(done.stdout)["methods"]
     found = {row["applies"] for row in rows if row["method"] == "deep_inversion"}
@@ -99,8 +99,8 @@ def applies(run: Path) -> str:
     return found.pop()
 
 
-def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
-    """Names of tensors do not tell instance normalization from batch normalization; it was once sent to a dead end."""
+def test_file_network_and_commands_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
+    """Instance and batch normalization have tensors of the same names, so names cannot distinguish them."""
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]
     file = run / "teacher" / "model.safetensors"
     assert read_safetensors_header(file)[1][BATCH_NORM_KEY] is batch_norm
@@ -119,14 +119,14 @@ def test_all_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", ["instance", "both"])
-def test_a_file_of_version_0_1_is_opened_to_see(norm: str, tmp_path: Path) -> None:
+def test_a_file_of_version_0_1_is_loaded_to_find_batch_normalization(norm: str, tmp_path: Path) -> None:
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]
     without_the_entry(run)
     assert ("no batch normalization" in missing(run)) is not batch_norm
 
 
-def test_the_modules_of_a_program_are_told_apart(tmp_path: Path) -> None:
-    """torch.export leaves one type for all modules; what they compute says what they are."""
+def test_the_modules_of_a_program_are_distinguished(tmp_path: Path) -> None:
+    """torch.export gives all modules one type, so they are distinguished by their operations."""
     from kdextract.models.external.exported_program import Program
 
     for norm in ("batch", "instance", "forgets"):

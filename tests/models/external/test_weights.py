@@ -1,4 +1,4 @@
-"""Weights of others: found in their wrappers, fitted to a network, and refused without running anything."""
+"""Weights of external models: found in their wrappers, fitted to a network, or refused without running code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MANY = settings(repeatable, max_examples=300)
 
 
 class Small(nn.Module):
-    """A convolution, a normalization and a linear layer under names of their own."""
+    """A convolution, a normalization and a linear layer."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def under(wrappers: list[str], content: Any) -> Any:
 
 
 def nested(prefix: str, network: nn.Module) -> nn.Module:
-    """Return a network whose names are those of `network` behind a dotted prefix."""
+    """Return a network whose parameter names are those of `network` after a dotted prefix."""
     for name in reversed(prefix.split(".")[:-1]):
         outer = nn.Module()
         outer.add_module(name, network)
@@ -133,7 +133,7 @@ def test_weights_are_found_under_any_wrapper_and_prefix(
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "module.model."]
 )
-def test_a_prefix_is_taken_off_or_put_on_and_said(prefix: str) -> None:
+def test_a_prefix_is_removed_or_added_and_reported(prefix: str) -> None:
     source, target = small(1), small(2)
     count = len(source.state_dict())
     state = nested(prefix, source).state_dict()
@@ -182,14 +182,14 @@ def test_no_wrapper_is_preferred_to_the_place_with_the_most_tensors(tmp_path: Pa
     assert weights.found == ("under 'G'", "not read: 'D' (1 tensor)", "ignored: noise")
 
 
-def test_what_only_an_optimizer_holds_is_not_read(tmp_path: Path) -> None:
+def test_tensors_of_an_optimizer_are_not_read(tmp_path: Path) -> None:
     moments = {"state": {"a": {"exp_avg": torch.zeros(2)}}, "param_groups": []}
     for content in ({"optimizer": {"a": torch.zeros(2)}}, {"model": moments}, [torch.zeros(2)], torch.zeros(2), {}):
         with pytest.raises(ArtifactError, match="holds no mapping of names to tensors"):
             read_weights(saved(tmp_path / "a.pth", content))
 
 
-def test_dictionaries_that_hold_themselves_are_read_at_once(tmp_path: Path) -> None:
+def test_dictionaries_that_contain_themselves_are_read_in_finite_time(tmp_path: Path) -> None:
     inner: dict[str, Any] = {"a": torch.ones(2)}
     inner.update({f"k{i}": inner for i in range(3000)})
     started = time.process_time()
@@ -250,7 +250,7 @@ def test_the_oldest_forms_are_read(tmp_path: Path) -> None:
 # ---- fitting ---------------------------------------------------------------------------------------------------------
 
 
-def test_missing_counts_of_batches_are_said(tmp_path: Path) -> None:
+def test_missing_counts_of_batches_are_reported(tmp_path: Path) -> None:
     source, target = small(1), small(2)
     state = {name: value for name, value in source.state_dict().items() if "num_batches" not in name}
     target.bn.num_batches_tracked += 7
@@ -290,7 +290,7 @@ def test_names_that_do_not_fit_are_named_with_their_shapes() -> None:
     assert refused({}).startswith("the file has no conv.weight")
 
 
-def test_another_number_of_classes_is_hinted_at() -> None:
+def test_the_error_for_another_number_of_classes_suggests_num_classes() -> None:
     assert refused(small(classes=100).state_dict()) == (
         "fc.weight is [100, 2] in the file and [3, 2] in the network and "
         "fc.bias is [100] in the file and [3] in the network: --num-classes 100?"
@@ -302,7 +302,7 @@ def test_another_number_of_classes_is_hinted_at() -> None:
     assert "--num-classes" not in refused({**small().state_dict(), "fc.weight": torch.tensor(1.0)})
 
 
-def test_types_are_kept_or_converted_and_said() -> None:
+def test_types_are_kept_or_converted_and_reported() -> None:
     def cast(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in small(1).state_dict().items()}
 
@@ -336,7 +336,7 @@ def test_quantized_and_complex_weights_are_refused() -> None:
 
 
 def refusal(path: Path, reader: Callable[[Path], Any]) -> str:
-    """Return the one line that `reader` says about a file that it must refuse, soon."""
+    """Return the error line of `reader` for a file that it must refuse within the time of `soon`."""
     started = time.process_time()
     with pytest.raises(ArtifactError) as caught:
         reader(path)
@@ -348,8 +348,8 @@ def refusal(path: Path, reader: Callable[[Path], Any]) -> str:
     return sentence
 
 
-def test_the_corpora_are_made_of_what_they_say(tmp_path: Path) -> None:
-    """The untouched files are read, and the hostile pickles do what they are for, where nothing keeps them from it."""
+def test_the_corpora_contain_the_defects_that_they_name(tmp_path: Path) -> None:
+    """The unchanged files are read, and the hostile pickles call their functions in an unsafe loader."""
     for content in (GOOD_ARCHIVE, GOOD_LEGACY):
         tensors = read_weights(saved_as(tmp_path / "good.pth", content)).tensors
         assert tensors["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -359,7 +359,7 @@ def test_the_corpora_are_made_of_what_they_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "behind a tensor"])
-def test_hostile_pickles_would_run_if_they_were_let(name: str, tmp_path: Path) -> None:
+def test_hostile_pickles_run_code_in_an_unsafe_loader(name: str, tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
     copyreg.add_extension("posix", "system", 0xF0)
     try:
@@ -418,13 +418,13 @@ def test_hostile_pickles_are_refused_before_anything_runs(name: str, form: str, 
         ("behind a tensor", "would run posix.system when unpickled; kdx reads tensors only"),
     ],
 )
-def test_a_refusal_names_what_would_run(name: str, ends: str, tmp_path: Path) -> None:
+def test_an_error_names_what_would_run(name: str, ends: str, tmp_path: Path) -> None:
     path = saved_as(tmp_path / "evil.pth", archive(HOSTILE[name]("sentinel")))
     assert refusal(path, check_pickle_file).endswith(ends)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_others_let_pytorch_call_is_not_called(zipped: bool, tmp_path: Path) -> None:
+def test_functions_allowed_by_other_libraries_are_not_called(zipped: bool, tmp_path: Path) -> None:
     class Noticed:
         made = 0
 
@@ -450,7 +450,7 @@ def test_what_others_let_pytorch_call_is_not_called(zipped: bool, tmp_path: Path
 
 
 class Allowed:
-    """What another library of the process has allowed."""
+    """A class that another library of the process has allowed PyTorch to load."""
 
 
 @pytest.mark.parametrize("content", BAD_PICKLES.values(), ids=BAD_PICKLES.keys())
@@ -475,7 +475,7 @@ def test_malformed_safetensors_are_refused(name: str, tmp_path: Path) -> None:
     refusal(saved_as(tmp_path / "bad.pth", BAD_SAFETENSORS[name]), read_weights)
 
 
-def test_files_of_other_kinds_are_told_as_such(tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_named_in_the_error(tmp_path: Path) -> None:
     def said(content: bytes, name: str = "a.pth") -> str:
         return refusal(saved_as(tmp_path / name, content), check_weights_file)
 
@@ -524,7 +524,7 @@ def test_a_check_needs_neither_torch_nor_numpy(tmp_path: Path) -> None:
     assert not (tmp_path / "sentinel").exists()
 
 
-# ---- damage at random ------------------------------------------------------------------------------------------------
+# ---- random damage ---------------------------------------------------------------------------------------------------
 
 SOUND_PICKLE = b"\x80\x02}q\0(" + text("a") + tensor() + text("b") + tensor(sizes(2, 1), sizes(2, 1), 1) + text("c")
 SOUND_PICKLE += number(90) + b"u."
@@ -545,7 +545,7 @@ changes_of_bytes = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255))
 
 
 def read_or_refused(path: Path, content: bytes) -> bool:
-    """Return whether a file is read. Anything but a refusal escapes."""
+    """Return whether a file is read. Errors other than a refusal are raised."""
     path.write_bytes(content)
     try:
         tensors = read_weights(path).tensors
@@ -592,7 +592,7 @@ def test_any_sequence_of_instructions_is_read_or_refused(parts: list[bytes], tmp
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_training_scripts_leave_beside_the_weights_is_left_out(tmp_path: Path, legacy: bool) -> None:
+def test_other_contents_of_training_checkpoints_are_ignored(tmp_path: Path, legacy: bool) -> None:
     from types import SimpleNamespace
 
     network = nn.Linear(3, 2)

@@ -1,4 +1,4 @@
-"""`kdx distill` with images that are made meanwhile: every live method, auto, budgets, patience, snapshots."""
+"""`kdx distill` with live methods: every method, auto, budgets, patience, snapshots."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_after_an_interruption_no_image_is_made_again(
     assert len(made) == 1 + 1 + STEPS // PERIOD  # held out, the first batch, one every 10 steps
 
 
-def test_without_a_transfer_set_auto_picks_a_method_and_says_why(teacher_run: Path, tmp_path: Path) -> None:
+def test_without_a_transfer_set_auto_selects_a_method_and_prints_why(teacher_run: Path, tmp_path: Path) -> None:
     done = kdx("distill", "--steps", "2", "--run", teacher_run, "--threads", "1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -123,13 +123,13 @@ def test_without_a_transfer_set_auto_picks_a_method_and_says_why(teacher_run: Pa
     assert json.loads(again.stdout)["status"] == "cached"
 
 
-def test_auto_takes_the_defaults_of_what_it_picks(teacher_run: Path) -> None:
+def test_auto_uses_the_defaults_of_the_selected_method(teacher_run: Path) -> None:
     metrics = api.distill(run=teacher_run, method="auto", steps=1, threads=1).manifest.metrics
     settings = live_method(metrics["source"]).settings
     assert {name: metrics["settings"][name] for name in settings if name in metrics["settings"]} == settings
 
 
-def test_what_is_given_goes_before_what_the_method_wants(teacher_run: Path) -> None:
+def test_given_options_override_the_defaults_of_the_method(teacher_run: Path) -> None:
     metrics = distill(teacher_run, "structured_noise", steps=1, temperature=3.0, warp=0.1, lr=0.01)
     assert metrics["settings"] == {
         "batch_size": 16, "lr": 0.01, "loss": "kl", "temperature": 3.0, "shift": 0, "warp": 0.1, "redraw": False
@@ -179,13 +179,13 @@ def test_options_that_do_not_fit_are_refused(
 
 @pytest.fixture
 def never_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However fast or slow the machine is, the number of steps stays as it was planned."""
+    """Keep the planned number of steps, however fast or slow the machine is."""
     monkeypatch.setattr(Timetable, "last_step", lambda self, step, planned: planned)
 
 
 @pytest.mark.usefixtures("never_late")
 def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -> None:
-    """And the same number of steps makes the same student."""
+    """The same number of steps gives the same student."""
     distill(teacher_run, "structured_noise", steps=1, name="one")
     alone = read_manifest(teacher_run / "students" / "one").budget["seconds"]["total"]
     metrics = distill(teacher_run, "structured_noise", steps=None, budget=f"{4 * alone + 4:.0f}s")
@@ -222,8 +222,8 @@ def test_an_interrupted_budget_keeps_its_number_of_steps(teacher_run: Path, monk
     assert decided[0] == decided[1]
 
 
-def test_patience_ends_a_student_that_learns_no_more(teacher_run: Path) -> None:
-    """At a rate of next to nothing there is nothing to wait for."""
+def test_patience_stops_a_student_that_no_longer_improves(teacher_run: Path) -> None:
+    """With a learning rate near 0, agreement does not increase."""
     metrics = distill(teacher_run, "structured_noise", steps=400, patience=3, lr=1e-9)
     assert metrics["stopped_early"]
     assert metrics["steps"] < 100
@@ -245,6 +245,6 @@ def test_snapshots_are_kept_and_verified(teacher_run: Path, tmp_path: Path) -> N
     assert kdx("verify", "--run", teacher_run, cwd=tmp_path).returncode == 4
 
 
-def test_unknown_live_method_is_answered_with_the_near_name() -> None:
+def test_unknown_live_method_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match="Did you mean 'structured_noise'"):
         live_method("structured-noise")

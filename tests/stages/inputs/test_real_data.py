@@ -1,4 +1,4 @@
-"""Real data that differs from a classifier is told apart before any work: classes, their order, size and channels."""
+"""Real data that does not fit a classifier is detected before any work: classes, their order, size and channels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ("nought", "one", "two")
 def given(
     shape: tuple[int, int, int], names: tuple[str, ...] | None, data_shape: tuple[int, ...], data_names: tuple[str, ...]
 ) -> tuple[torch.Tensor, list[str]]:
-    """Return what a classifier is given of data of another shape and other names, and the lines that are said."""
+    """Return the data that a classifier gets from data of this shape with these names, and the printed lines."""
     lines: list[str] = []
     context: Any = SimpleNamespace(reporter=SimpleNamespace(line=lines.append))
     images = torch.arange(2 * int(np.prod(data_shape)), dtype=torch.int64).remainder(256).to(torch.uint8)
@@ -35,7 +35,7 @@ def given(
     return images_for(shape, names, data, "folder:x", context), lines
 
 
-def test_what_fits_is_given_as_it_is_and_without_a_word() -> None:
+def test_fitting_data_is_unchanged_and_nothing_is_printed() -> None:
     images, lines = given((1, 4, 4), NAMES, (1, 4, 4), NAMES)
     assert images.flatten().tolist() == list(range(32))
     assert lines == []
@@ -50,7 +50,7 @@ def test_what_fits_is_given_as_it_is_and_without_a_word() -> None:
     ],
 )
 @pytest.mark.parametrize("names", [None, NAMES])
-def test_other_sizes_and_channels_are_said_in_one_line(
+def test_other_sizes_and_channels_are_reported_in_one_line(
     data_shape: tuple[int, ...], shape: tuple[int, int, int], says: str, names: tuple[str, ...] | None
 ) -> None:
     images, lines = given(shape, names, data_shape, NAMES)
@@ -80,12 +80,12 @@ def test_other_classes_are_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("names", [("0", "1", "2"), ("3", "1", "0")])
-def test_numbers_stand_for_any_names(names: tuple[str, ...]) -> None:
+def test_class_names_that_are_numbers_match_any_names(names: tuple[str, ...]) -> None:
     assert given((1, 4, 4), NAMES, (1, 4, 4), names)[1] == []
     assert given((1, 4, 4), names, (1, 4, 4), NAMES)[1] == []
 
 
-def test_other_names_for_as_many_classes_are_said() -> None:
+def test_other_names_for_as_many_classes_are_reported() -> None:
     wanted, names = ("plane", "car", "bird", "cat", "deer"), ("airplane", "car", "b", "c", "d")
     assert given((1, 4, 4), wanted, (1, 4, 4), names)[1] == [
         "folder:x: class names differ from those of the classifier: 'airplane' counts as 'plane', "
@@ -93,7 +93,7 @@ def test_other_names_for_as_many_classes_are_said() -> None:
     ]
 
 
-def test_tables_and_images_are_told_apart_before_classes() -> None:
+def test_tables_and_images_are_distinguished_before_classes() -> None:
     for names in (None, NAMES):
         with pytest.raises(ConfigError, match="rows of 4 features cannot be given to a classifier of images of 1x4x4"):
             given((1, 4, 4), names, (1, 1, 4), ("a", "b"))
@@ -166,7 +166,7 @@ def test_stages_that_use_labels_refuse_other_classes(
     assert set(run.rglob("manifest.json")) == before
 
 
-def test_a_student_may_learn_from_images_of_other_classes(run: Path) -> None:
+def test_a_student_may_be_trained_on_images_of_other_classes(run: Path) -> None:
     for name in ("order", "fewer", "more"):
         spec = f"npz:{run.parent / name}.npz"
         made = api.distill(run=run, data=spec, name=name, student="lenet_half", steps=1, threads=1)
@@ -195,7 +195,7 @@ def test_classes_without_names_are_those_of_the_teacher(run: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_stage_says_once_that_images_are_resized(
+def test_every_stage_reports_once_that_images_are_resized(
     stage: str, options: dict[str, Any], run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = f"npz:{run.parent / 'own'}.npz"

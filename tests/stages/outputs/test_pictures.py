@@ -1,4 +1,4 @@
-"""Pictures: equal inputs give equal bytes, and they show what they say."""
+"""Pictures: equal inputs give equal bytes, and the images and captions are right."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def made_images(count: int, channels: int = 1, size: int = 16) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 200, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 200, (count, channels, size, size), generator=rng, dtype=torch.uint8)
 
 
 def sure_of(answers: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_grid_has_a_row_per_class_and_shows_its_images(channels: int) -> None:
             assert np.array_equal(tile(picture, row, column), np.broadcast_to(image, (TILE, TILE, 3)))
 
 
-def test_grid_frames_in_red_what_the_teacher_gives_to_another_class() -> None:
+def test_grid_frames_in_red_images_that_the_teacher_predicts_as_another_class() -> None:
     labels = torch.arange(20) % 2
     answers = labels.clone()
     answers[[0, 3, 18]] = 1 - answers[[0, 3, 18]]
@@ -82,7 +82,7 @@ def test_grid_frames_in_red_what_the_teacher_gives_to_another_class() -> None:
     assert not (agreeing == RED).all(axis=2).any()
 
 
-def test_grid_says_how_sure_the_teacher_is() -> None:
+def test_grid_captions_contain_the_confidence_of_the_teacher() -> None:
     """The captions differ when names, confidence or agreement do; the images beside them do not."""
     labels, images = torch.zeros(8, dtype=torch.int64), made_images(8)
     half = sure_of(labels, 2)
@@ -136,7 +136,7 @@ def test_confusion_picture_shades_the_share_of_the_row() -> None:
     assert shade(2, 0) == shade(2, 1)
 
 
-def test_confusion_picture_writes_counts_where_there_are_any() -> None:
+def test_confusion_picture_contains_counts_above_zero() -> None:
     picture = decode(confusion_picture(np.array([[7, 0], [0, 7]]), ("a", "b")))
     size = (picture.shape[1] - MARGIN) // 2
     assert len(np.unique(cell(picture, 0, 0, size).reshape(-1, 3), axis=0)) > 1

@@ -1,4 +1,4 @@
-"""What the attempts at a stage have cost together: seconds, images that the teacher was shown, memory."""
+"""Costs of all attempts of a stage: seconds, images that the teacher processed, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was interrupted goes on and ends with the same bytes; equal seeds give equal bytes, other seeds other ones."""
+"""An interrupted stage resumes and ends with the same bytes; equal seeds give equal bytes, other seeds others."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ LONG: dict[str, dict[str, Any]] = {  # some seconds of work
     "train": {"epochs": 2, "batch_size": 24, "threads": 1, "seed": 3},
     "optimize-dataset": {
         "objective": "all_layers",
-        "images_per_class": 30,
+        "images_per_class": 16,
         "batch_size": 10,
         "steps": 20,
         "name": "made",
         "threads": 1,
         "seed": 3,
     },
-    "distill": {"data": "all_layers", "steps": 180, "batch_size": 24, "name": "made", "threads": 1, "seed": 3},
+    "distill": {"data": "all_layers", "steps": 100, "batch_size": 24, "name": "made", "threads": 1, "seed": 3},
 }
 SHORT: dict[str, dict[str, Any]] = {  # a few checkpoints
     "train": {"epochs": 2, "batch_size": 450, "threads": 1, "seed": 3},
@@ -54,7 +54,7 @@ def function_of(stage: str) -> Callable[..., Any]:
 
 
 def start_over(run: Path, stage: str) -> Path:
-    """Make room for the stage's result in a copy of the finished run, and return where it goes."""
+    """Remove the artifact of the stage from a copy of the finished run, and return its directory."""
     if stage == "train":
         shutil.rmtree(run)
     return run / PLACES[stage]
@@ -62,7 +62,7 @@ def start_over(run: Path, stage: str) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
-    """A function that returns the sha256 of what a stage makes when nothing happens to it; it is made once."""
+    """A function that returns the sha256 of the files of an uninterrupted stage, which runs only once."""
 
     @cache
     def made(stage: str, long: bool = False) -> dict[str, str]:
@@ -74,7 +74,7 @@ def uninterrupted(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) 
     return made
 
 
-# ---- killed from outside -------------------------------------------------------------------------------------------
+# ---- killed by another process -------------------------------------------------------------------------------------
 
 
 class Process:
@@ -87,14 +87,14 @@ class Process:
         self._process = Kdx(words, run.parent, environment(), CHECKPOINT_AT_EVERY_OFFER)
 
     def rows(self) -> int:
-        """How many metric rows the checkpoint holds."""
+        """Number of metric rows in the checkpoint."""
         try:
             return len(read_safetensors_metadata(self._checkpoint)["rows"])
         except ArtifactError:
             return 0
 
     def stop_after(self, rows: int, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal once the checkpoint has so many rows; return exit code and stderr."""
+        """Send a signal when the checkpoint has N rows; return exit code and stderr."""
         deadline = time.monotonic() + HANGS_AFTER
         while self.rows() < rows:
             assert not self._process.ended(), "it ended before it could be stopped"
@@ -111,8 +111,8 @@ class Process:
 
 INTERRUPTIONS = {
     "train": [(2, signal.SIGKILL), (40, signal.SIGTERM), (80, signal.SIGKILL)],
-    "optimize-dataset": [(1, signal.SIGKILL), (9, signal.SIGINT), (18, signal.SIGKILL)],
-    "distill": [(2, signal.SIGKILL), (50, signal.SIGTERM), (90, signal.SIGKILL), (130, signal.SIGINT)],
+    "optimize-dataset": [(1, signal.SIGKILL), (5, signal.SIGINT), (10, signal.SIGKILL)],
+    "distill": [(2, signal.SIGKILL), (25, signal.SIGTERM), (45, signal.SIGKILL), (70, signal.SIGINT)],
 }
 EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -147,7 +147,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 
 
 def crashed(run: Path, stage: str, offers: int, **changes: Any) -> Path:
-    """Start the stage, crash it after so many checkpoints, and return the place of its result."""
+    """Start the stage, crash it after N checkpoints, and return the directory of its artifact."""
     with pytest.MonkeyPatch.context() as patch:
         save_until_crash(patch)[0] = offers
         with pytest.raises(Crash):
@@ -181,7 +181,7 @@ def test_saving_checkpoints_changes_nothing(
     assert sha256s(target) == straight
 
 
-def test_a_resumed_stage_does_not_begin_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stage_starts_from_the_last_checkpoint(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashed(run_copy, "distill", 4)
     restored = []
     real = Checkpoints.load

@@ -1,4 +1,4 @@
-"""A command finds and hashes what it reads once, and uses the bytes whose hash it records."""
+"""A command finds and hashes its inputs once, and uses the bytes whose hash it records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"steps": 1, "batch_size": 8, "threads": 1}
 
 @pytest.fixture(scope="module")
 def full_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that holds an artifact of every kind that another command reads, and a verifier beside it."""
+    """A run that has an artifact of every kind that another command reads, and a verifier beside it."""
     folder = tmp_path_factory.mktemp("full")
     run = shutil.copytree(finished_run, folder / "run")
     api.train_generator("kegnet", run=run, generators=2, steps=1, batch_size=8, threads=1)
@@ -49,7 +49,7 @@ def verifier(run: Path) -> Path:
 
 
 def commands(run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return commands that read every kind of input: what is read, the command, its options."""
+    """Return commands that read every kind of input, as (input, command, options)."""
     teacher = run / "teacher" / MODEL_FILE
     made = {"objective": "adaptive_deep_inversion", "student": "lenet_half", "images_per_class": 1}
     return {
@@ -149,7 +149,7 @@ def test_what_changes_after_it_was_hashed_is_not_used(file: str, how: str, run: 
     assert {str(p) for p in run.parent.rglob("manifest.json")} == before, "nothing was written"
 
 
-def test_a_file_is_hashed_once_however_it_is_spelled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_hashed_once_for_all_spellings_of_its_path(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     place = RunDir(run)
     typed = place.file(Path("teacher") / MODEL_FILE)
@@ -173,8 +173,8 @@ def test_an_artifact_found_by_its_path_must_be_in_its_place_too(run: Path) -> No
         place.artifact(moved)
 
 
-def test_a_plan_from_before_the_run_existed_is_the_one_that_is_carried_out(run: Path) -> None:
-    """The command plans before it makes a directory; what it found then is what it records."""
+def test_a_plan_made_before_the_run_existed_is_executed(run: Path) -> None:
+    """The command plans before it makes a directory, and records the inputs that it found then."""
     plans: list[Any] = []
     stage = STAGES["train"]
 

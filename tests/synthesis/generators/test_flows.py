@@ -1,4 +1,4 @@
-"""Flows: two directions that undo each other, and log-determinants and densities against calculus."""
+"""Flows: two directions that are inverses, and log-determinants and densities against their definitions."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_log_prob_is_the_change_of_variables(name: str, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize(("name", "shape"), SMALL)
-def test_labels_matter_and_images_do_not_see_each_other(name: str, shape: Shape) -> None:
+def test_outputs_depend_on_labels_and_not_on_other_images(name: str, shape: Shape) -> None:
     flow = built(name, shape).train().requires_grad_(False)
     noise, _ = some_input(flow, 1)
     by_label = flow(noise.expand(CLASSES, -1), torch.arange(CLASSES))
@@ -140,7 +140,7 @@ def test_labels_matter_and_images_do_not_see_each_other(name: str, shape: Shape)
 
 
 @pytest.mark.parametrize(("name", "shape"), [*SMALL, ("realnvp", (3, 8, 8)), ("glow", (3, 8, 8))])
-def test_both_directions_send_gradients_to_every_parameter(name: str, shape: Shape) -> None:
+def test_both_directions_have_gradients_for_every_parameter(name: str, shape: Shape) -> None:
     flow = built(name, shape)
     noise, labels = some_input(flow, 6)
     pixels, logdet = flow.transform(noise, labels)
@@ -279,7 +279,7 @@ def test_dequantized_pixels_fill_the_interval_of_their_level(seed: int, level: i
 
 
 @pytest.mark.parametrize("mean", [0.1, 0.5, 0.8])
-def test_a_fresh_flow_is_as_bright_as_it_is_told(mean: float) -> None:
+def test_a_new_flow_has_the_given_brightness(mean: float) -> None:
     for shape, name in (((1, 16, 16), "realnvp"), ((1, 1, 6), "nice")):
         flow = BUILDERS[name](shape)
         flow.set_brightness(torch.full((1, 1, 1), mean))

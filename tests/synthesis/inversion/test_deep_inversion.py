@@ -117,7 +117,7 @@ def test_terms_are_those_of_a_forward_pass_by_hand(batch_norm: bool) -> None:
 
 
 def by_hand(teacher: Classifier, pixels: torch.Tensor, first: float, kept: Any) -> float:
-    """Return the distance to the statistics of the layers, from what enters or leaves each of them."""
+    """Return the distance to the statistics of the layers, computed from their inputs or outputs."""
     norms = [name for name, m in teacher.network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     names = norms if kept is None else list(kept)
     total = 0.0
@@ -156,7 +156,7 @@ def test_pooled_statistics_are_those_of_all_images_and_places() -> None:
 
 
 def test_tokens_are_matched_by_the_channels_of_their_last_dimension() -> None:
-    """Images with the recorded statistics are at no distance, whatever the number of tokens."""
+    """Images with the recorded statistics have distance 0, for any number of tokens."""
     torch.manual_seed(0)
     teacher = statistics_teacher(Tokens(3, 4), (3, 6, 6), 4)
     images, labels = torch.randint(0, 256, (16, 3, 6, 6), dtype=torch.uint8), torch.arange(16) % 4
@@ -183,7 +183,7 @@ def test_the_rate_rises_and_falls() -> None:
     assert {PLAIN.rate(step, 5) for step in range(5)} == {0.1}
 
 
-def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
+def test_the_teacher_gets_the_batch_rolled_and_mirrored() -> None:
     values = torch.randn((3, 2, 8, 9), generator=seeded())
     schedule = PixelSchedule(steps=1, lr=0.1, betas=(0.9, 0.999), jitter=2, flip=True)
     seen = set()
@@ -208,7 +208,7 @@ def test_what_is_shown_is_the_batch_rolled_and_mirrored() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("num_classes", [2, 11])
-def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: int) -> None:
+def test_the_kept_batch_has_the_smallest_loss(channels: int, num_classes: int) -> None:
     teacher = classifier((channels, 16, 16), num_classes).frozen()
     weights = TermWeights(ce=1.0, tv=1e-3, tv_l1=0.0, l2=1e-3, bn=1.0)
     labels = torch.arange(9) % num_classes
@@ -227,7 +227,7 @@ def test_the_batch_that_is_kept_had_the_least_loss(channels: int, num_classes: i
     assert num_hooks(teacher) == 0
 
 
-def test_hooks_are_gone_after_an_error() -> None:
+def test_no_hook_is_left_after_an_error() -> None:
     teacher = classifier().frozen()
     with pytest.raises(IndexError):
         invert(teacher, None, None, torch.full((3,), 999), TermWeights(1, 0, 0, 0, bn=1.0), PLAIN, seeded())
@@ -299,7 +299,7 @@ def test_settings_that_are_given_replace_the_preset() -> None:
 
 
 class Counting:
-    """Makes batches that say which one they are: all pixels of the n-th batch are n / 255."""
+    """Makes numbered batches: all pixels of the n-th batch are n / 255."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape, self.made = shape, 0
@@ -307,7 +307,7 @@ class Counting:
         self.starts: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def __call__(
-        self, labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+        self, labels: torch.Tensor, student: Classifier | None, rng: torch.Generator, start: torch.Tensor | None
     ) -> Inverted:
         self.students.append(student if student is None else student.network.training)
         self.starts.append((labels, start))
@@ -379,7 +379,7 @@ def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
     seen = []
 
     def make(
-        labels: torch.Tensor, student: Classifier | None, random: torch.Generator, start: torch.Tensor | None
+        labels: torch.Tensor, student: Classifier | None, rng: torch.Generator, start: torch.Tensor | None
     ) -> Inverted:
         seen.append(None if student is None else [p.requires_grad for p in student.parameters()])
         return Inverted(torch.zeros((len(labels), *teacher.input_shape)), 1.0, 0, [{"step": 1, "loss": 1.0}])
@@ -391,7 +391,7 @@ def test_a_student_has_no_weight_gradients_while_images_are_made() -> None:
     assert wanted == [False] + [True] * (len(wanted) - 1)
 
 
-def test_a_new_batch_is_seen_first_and_then_all() -> None:
+def test_the_first_samples_are_of_the_new_batch() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1).train()
     make = Counting(teacher.input_shape)
     pool = GrowingPool(make, teacher, batch=12, period=5, seed=0)
@@ -410,7 +410,7 @@ def test_a_new_batch_is_seen_first_and_then_all() -> None:
     assert len(pool.held_out(5)) == 5
 
 
-def test_later_batches_begin_from_images_of_the_pool() -> None:
+def test_later_batches_start_from_images_of_the_pool() -> None:
     teacher, student = classifier().frozen(), classifier(seed=1)
     make = Counting(teacher.input_shape)
     pool = GrowingPool(make, teacher, batch=12, period=1, seed=0, from_noise=2)
@@ -467,7 +467,7 @@ def test_nothing_is_read_from_the_device_while_pixels_are_optimized() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often a value leaves its device for Python."""
+    """Counts how often a value is copied from its device to Python."""
 
     count = 0
 
@@ -505,7 +505,7 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["optimize_dataset", "generate"])
-def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, verifier: Path) -> None:
+def test_the_verifiers_agreement_is_recorded(stage: str, teacher_run: Path, verifier: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "images_per_class": 4, "threads": 1}
     if stage == "generate":
         api.train_generator(method="kegnet", run=teacher_run, generators=1, steps=3, width=4, threads=1)
@@ -529,7 +529,7 @@ def test_another_classifier_says_what_it_sees(stage: str, teacher_run: Path, ver
         make(**options, name="none", verifier="nowhere.safetensors")
 
 
-def test_batch_normalization_goes_before_statistics(tmp_path: Path) -> None:
+def test_batch_normalization_is_preferred_to_statistics(tmp_path: Path) -> None:
     options: dict[str, Any] = {"run": tmp_path / "run", "threads": 1}
     api.train(model="lenet5_bn", epochs=1, **options)
     api.compute_stats(**options)
@@ -554,7 +554,7 @@ def test_the_student_to_compete_with(finished_run: Path, tmp_path: Path) -> None
     assert {entry.role for entry in made.manifest.inputs} == {"teacher", "statistics", "student"}
 
 
-def test_what_a_live_method_makes_is_shown(teacher_run: Path, verifier: Path) -> None:
+def test_images_of_a_live_method_are_drawn(teacher_run: Path, verifier: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "steps": 4, "batch_size": 8, "threads": 1, "verifier": str(verifier)}
     made = api.distill(method="deep_dream", period=2, pool_batch=16, pixel_steps=3, **options)
     assert 0 <= made.manifest.metrics["verifier_agrees_with_teacher"] <= 1
@@ -567,7 +567,7 @@ def test_what_a_live_method_makes_is_shown(teacher_run: Path, verifier: Path) ->
         api.distill(data="noise:normal", name="floor", **options)
 
 
-def test_methods_say_what_a_run_has_to_have(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
+def test_methods_list_what_a_run_needs(finished_run: Path, teacher_run: Path, tmp_path: Path) -> None:
     def missing(run: Path) -> dict[tuple[str, str], str]:
         done = kdx("methods", "--json", "--run", run, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

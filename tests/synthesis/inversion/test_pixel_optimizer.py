@@ -1,4 +1,4 @@
-"""What optimizers do to colour images, compared with PyTorch's plain Adam, which looks at every stride."""
+"""Optimizers of colour images, compared with PyTorch's plain Adam, which respects every stride."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ours(architecture: str, device: torch.device) -> Classifier:
 
 
 def imported(folder: Path, device: torch.device) -> Classifier:
-    """A network that somebody else wrote for contiguous images."""
+    """An external network for contiguous images."""
     torch.manual_seed(0)
     (folder / "contiguous.py").write_text(CONTIGUOUS)
     options = ModelOptions(f"{folder / 'contiguous.py'}:Net", input_size="3x32x32", mean="0.5", std="0.3")
@@ -88,7 +88,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def teacher(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: torch.device
 ) -> Classifier:
-    """Without batch normalization; with it; of another origin."""
+    """Teachers without batch normalization, with it, and of an external network."""
     if request.param == "imported":
         return imported(tmp_path_factory.mktemp("code"), device).frozen()
     return ours(request.param, device).frozen()
@@ -96,15 +96,15 @@ def teacher(
 
 @pytest.fixture(scope="module")
 def statistics(teacher: Classifier) -> Statistics:
-    random = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=random, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (12 * NUM_CLASSES, *SHAPE), generator=rng, dtype=torch.uint8)
     options = StatisticsOptions(2048, 8, SpectralOptions(0.1, 8))
     labels = torch.arange(len(images)) % NUM_CLASSES
     return compute_statistics(teacher, images, labels, options, lambda amount: None).to(teacher.device)
 
 
 def compare(make: Callable[[float], torch.Tensor], lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make(lr)` gives what was optimized at this rate: it goes where plain Adam goes, within 1 % of the way."""
+    """Assert that the result of `make(lr)` is that of plain Adam at this rate, within 1 % of the change."""
     start, reached = make(1e-12), make(lr)
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim, "Adam", PlainAdam)
@@ -116,7 +116,7 @@ def compare(make: Callable[[float], torch.Tensor], lr: float, monkeypatch: pytes
 
 
 def chosen(config: Any, **options: Any) -> Any:
-    """Return the options of a method, of those given the ones that it has."""
+    """Return the options of a method, with those of the given values that it has."""
     known = {declared.name for declared in option_fields(config)}
     return config(**{name: value for name, value in options.items() if name in known})
 
@@ -209,9 +209,9 @@ def test_a_gradient_of_any_layout_moves_the_pixels_that_it_is_of(
     change: str,
     restart: bool,
 ) -> None:
-    random = torch.Generator().manual_seed(channels)
-    start = torch.rand((batch, channels, height, width), generator=random).to(on, memory_format=start_layout)
-    target = torch.rand(start.shape, generator=random).to(on)
+    rng = torch.Generator().manual_seed(channels)
+    start = torch.rand((batch, channels, height, width), generator=rng).to(on, memory_format=start_layout)
+    target = torch.rand(start.shape, generator=rng).to(on)
     kept = start.clone()
 
     def loss(images: torch.Tensor) -> torch.Tensor:

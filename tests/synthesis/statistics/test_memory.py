@@ -1,4 +1,4 @@
-"""What recording statistics takes, computed from the shapes of layers, and measured on a small network."""
+"""Memory for the recording of statistics, computed from the shapes of layers and measured with a small network."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ OPTIONS = StatisticsOptions(
 
 
 def on_meta(network: Any, shape: tuple[int, int, int], num_classes: int, options: StatisticsOptions) -> RecordedLayers:
-    """Return the recorded layers of a network that takes no memory."""
+    """Return the recorded layers of a network on the meta device."""
     teacher = statistics_teacher(network.to("meta"), shape, num_classes)
     teacher.mean = teacher.mean.to("meta")
     return recorded_layers(teacher, options.max_units)
 
 
 def images_per_pass(found: RecordedLayers) -> int:
-    """As many as give 1 GB of outputs, up to 500."""
+    """Return the number of images that have 1 GB of outputs, at most 500."""
     return min(MOST_IMAGES, MOST_BYTES // (4 * sum(layer.units for layer in found.layers)))
 
 
 def old_bytes(layers: tuple[Layer, ...], num_classes: int) -> int:
-    """A mean and a deviation per unit, class and layer, as version 0.1 kept them."""
+    """Return the bytes of a mean and a deviation per unit, class and layer, as in version 0.1."""
     return num_classes * sum(layer.units for layer in layers) * 2 * 4
 
 
@@ -77,7 +77,7 @@ def test_resnet50_with_1000_classes_fits_into_8_gb() -> None:
 
 
 class Bottlenecks(nn.Sequential):
-    """Convolutions of 1x1 and 3x3 with batch normalization, as ResNet-50 has, and as many classes as images allow."""
+    """Convolutions of 1x1 and 3x3 with batch normalization, as in ResNet-50, and many classes."""
 
     def __init__(self, num_classes: int, width: int = 16) -> None:
         parts: list[nn.Module] = [nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width)]
@@ -138,10 +138,10 @@ def measure(case: str) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_computed_is_what_a_process_takes(case: str) -> None:
-    """An upper bound, and not many times too high: a plan of ten times the truth would say nothing.
+def test_the_computed_memory_is_an_upper_bound_of_the_measured_one(case: str) -> None:
+    """The computed memory is at least the measured one, and not many times more.
 
-    What is measured is what comes on top of the memory that a first pass with few images took and may have given back.
+    The measured memory is that in addition to the memory of a first pass with few images.
     """
     code = f"import json, test_memory; print(json.dumps(test_memory.measure({case!r})))"
     folders = (Path(__file__).parent, ROOT / "tests", Path(kdextract.__file__).parents[1])
@@ -164,7 +164,7 @@ def test_statistics_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch,
     assert not (teacher_run / "statistics").exists()
 
 
-def test_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, teacher_run: Path) -> None:
+def test_statistics_that_may_not_fit_are_reported_in_a_line(monkeypatch: pytest.MonkeyPatch, teacher_run: Path) -> None:
     lines: list[str] = []
     monkeypatch.setattr(Reporter, "line", lambda self, text: lines.append(text))
     monkeypatch.setattr(compute_stats, "_machine_memory", lambda: 40_000_000)
@@ -173,7 +173,7 @@ def test_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, teacher_run: 
     assert (teacher_run / "statistics").is_dir()
 
 
-def test_a_classifier_takes_as_many_images_as_its_layers_allow() -> None:
+def test_the_batch_size_depends_on_the_sizes_of_layers() -> None:
     tiny: Classifier = statistics_teacher(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2), 2)
     assert tiny.images_per_pass == MOST_IMAGES
     wide = nn.Sequential(nn.Conv2d(1, 100, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(100, 2))

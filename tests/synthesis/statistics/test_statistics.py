@@ -1,4 +1,4 @@
-"""The recorded statistics against NumPy on all the images at once, and what is drawn from them."""
+"""The recorded statistics against NumPy with all images at once, and samples of them."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def tiny_teacher() -> Classifier:
 
 def tiny_images() -> tuple[torch.Tensor, torch.Tensor]:
     """Images of three classes with means of their own, in mixed order."""
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(COUNTS)])
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    patterns = torch.rand((3, 1, 8, 8), generator=generator)
-    pixels = 0.6 * patterns[labels] + 0.4 * torch.rand((len(labels), 1, 8, 8), generator=generator)
+    labels = labels[torch.randperm(len(labels), generator=rng)]
+    patterns = torch.rand((3, 1, 8, 8), generator=rng)
+    pixels = 0.6 * patterns[labels] + 0.4 * torch.rand((len(labels), 1, 8, 8), generator=rng)
     return (pixels * 255).to(torch.uint8), labels
 
 
@@ -84,7 +84,7 @@ def activations_by_hand(teacher: Classifier, images: torch.Tensor) -> dict[str, 
 
 
 def nothing(amount: int) -> None:
-    """Take no notice of progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_layers_of_many_units_have_no_covariance(teacher: Classifier, statistics
 
 @pytest.mark.parametrize("spectral", [True, False])
 def test_a_limit_that_leaves_the_logits_out_is_refused(spectral: bool, teacher: Classifier) -> None:
-    """Every method draws the logits; a record without them is of no use."""
+    """Every method draws the logits, so no method can use a record without them."""
     with pytest.raises(ConfigError, match="max-units"):
         compute_statistics(
             teacher,
@@ -278,7 +278,7 @@ def test_class_of_equal_images_gives_finite_records(teacher: Classifier) -> None
         torch.testing.assert_close(target, means[name].expand(50, -1), rtol=1e-3, atol=1e-3)
 
 
-def test_teacher_is_left_as_it_was(teacher: Classifier) -> None:
+def test_teacher_is_unchanged(teacher: Classifier) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     compute_statistics(teacher, *tiny_images(), OPTIONS, nothing)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
@@ -302,7 +302,7 @@ class Windows(nn.Module):
 
 
 class Normed(nn.Module):
-    """Two convolutions, with batch normalization or none."""
+    """Two convolutions, with or without batch normalization."""
 
     def __init__(self, channels: int, num_classes: int, batch_norm: bool) -> None:
         super().__init__()
@@ -365,8 +365,8 @@ def test_figures_per_channel_are_those_of_all_images_and_places(
     assert statistics.record(LAYERS).factor.shape == (num_classes, sum(joined), 3)
 
 
-def test_layers_that_put_out_several_rows_per_image_are_not_joined() -> None:
-    """They once ended in an error of PyTorch's about tensors of different lengths."""
+def test_layers_with_several_rows_per_image_are_not_joined() -> None:
+    """They would cause an error of PyTorch about tensors of different lengths."""
     torch.manual_seed(0)
     teacher = statistics_teacher(Windows(), (1, 4, 4), 2)
     images = torch.randint(0, 256, (9, 1, 4, 4), dtype=torch.uint8)
@@ -387,7 +387,7 @@ def test_a_teacher_in_double_precision_has_statistics() -> None:
     assert {tensor.dtype for name, tensor in tensors.items() if name != "counts"} == {torch.float32}
 
 
-def test_large_means_do_not_drown_small_deviations() -> None:
+def test_small_deviations_are_exact_beside_large_means() -> None:
     """Sums of squares in single precision would lose the variance here."""
     sums = ChannelSums(2, 1, torch.device("cpu"))
     values = torch.randn((40, 2, 50), generator=torch.Generator().manual_seed(0)) * 0.1 + 1000
@@ -396,7 +396,7 @@ def test_large_means_do_not_drown_small_deviations() -> None:
     torch.testing.assert_close(sums.variance.double(), values.double().var((0, 2), correction=0), rtol=1e-6, atol=0)
 
 
-def test_parts_of_a_batch_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_batch_have_the_sums_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn((10, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     whole, parts = (ChannelSums(3, 1, torch.device("cpu")) for _ in range(2))
     whole.add(values.contiguous(memory_format=torch.channels_last))
@@ -451,7 +451,7 @@ def test_samples_follow_their_labels(statistics: Statistics, per_class: list[dic
             torch.testing.assert_close(rows.std(0).double(), deviation, rtol=0.06, atol=1e-3)
 
 
-def test_sampling_depends_on_the_generator_alone(statistics: Statistics) -> None:
+def test_sampling_depends_only_on_the_random_generator(statistics: Statistics) -> None:
     record, labels = statistics.record(LAYERS), torch.tensor([2, 0, 1, 1])
     mean = record.mean.clone()
     once, again, other = (record.sample(labels, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
@@ -539,7 +539,7 @@ def test_few_eigenvectors_keep_more_of_the_weights_than_those_of_the_smallest_ei
 
 
 @pytest.mark.parametrize(("fraction", "most", "expected"), [(0.1, 64, 5), (0.3, 64, 13), (0.3, 6, 6), (0.3, 5, 5)])
-def test_fraction_and_limit_say_how_many_eigenvectors(
+def test_fraction_and_limit_determine_the_number_of_eigenvectors(
     fraction: float, most: int, expected: int, teacher: Classifier
 ) -> None:
     options = replace(OPTIONS, spectra=SpectralOptions(fraction, most))
@@ -549,7 +549,7 @@ def test_fraction_and_limit_say_how_many_eigenvectors(
     assert expected - 1 <= kept <= min(most, expected + 1)
 
 
-def test_unit_that_never_fires_is_left_out_of_the_graph() -> None:
+def test_unit_that_is_never_active_is_left_out_of_the_graph() -> None:
     teacher = tiny_teacher()
     with torch.no_grad():
         teacher.network.fc1.weight[4] = 0
@@ -563,9 +563,9 @@ def test_unit_that_never_fires_is_left_out_of_the_graph() -> None:
 
 
 def test_spectrum_is_the_product_with_the_basis_of_each_class(statistics: Statistics) -> None:
-    generator = torch.Generator().manual_seed(9)
+    rng = torch.Generator().manual_seed(9)
     labels = torch.tensor([2, 0, 1, 1, 0, 2, 2])
-    activations = {name: torch.randn((7, units), generator=generator) for name, units in UNITS.items()}
+    activations = {name: torch.randn((7, units), generator=rng) for name, units in UNITS.items()}
     activations["conv1"] = activations["conv1"].view(7, 2, 3, 3)
     for graph in all_graphs(statistics):
         nodes = np.concatenate([activations[name].flatten(1).numpy() for name in graph.layers], axis=1)
@@ -625,7 +625,7 @@ def assert_same(one: Statistics, other: Statistics) -> None:
     assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
-def test_statistics_survive_a_file(statistics: Statistics, tmp_path: Path) -> None:
+def test_statistics_can_be_saved_and_loaded(statistics: Statistics, tmp_path: Path) -> None:
     path = tmp_path / "statistics.safetensors"
     path.write_bytes(encode_safetensors(*statistics.to_tensors()))
     restored = Statistics.from_tensors(*read_safetensors(path))

@@ -12,7 +12,7 @@ from kdextract.synthesis.structured_noise.patterns import PATTERNS, SHARES, mask
 
 
 @pytest.mark.parametrize("name", list(PATTERNS))
-def test_every_pattern_is_a_mask_with_something_in_it(name: str) -> None:
+def test_every_pattern_is_a_mask_that_is_not_empty(name: str) -> None:
     drawn = PATTERNS[name](64, 28, 36, seeded())
     assert drawn.shape == (64, 28, 36)
     assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
@@ -22,7 +22,7 @@ def test_every_pattern_is_a_mask_with_something_in_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PATTERNS))
-def test_patterns_depend_on_the_generator_alone(name: str) -> None:
+def test_patterns_depend_only_on_the_random_generator(name: str) -> None:
     torch.manual_seed(1)
     once = PATTERNS[name](9, 16, 16, seeded(5))
     torch.manual_seed(2)
@@ -56,7 +56,7 @@ def test_images_are_valid_at_any_size(
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
 
-def test_brightness_decides_between_black_and_white_paper() -> None:
+def test_brightness_selects_a_black_or_white_background() -> None:
     means = [float(structured_images(500, (1, 24, 24), b, seeded()).mean()) for b in (0.05, 0.5, 0.95)]
     assert means[0] < 0.25 < 0.4 < means[1] < 0.6 < 0.75 < means[2]
 
@@ -76,7 +76,7 @@ def test_masks_mix_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = dict.fromkeys(PATTERNS, 0)
     for name in PATTERNS:
 
-        def blank(count: int, height: int, width: int, generator: torch.Generator, name: str = name) -> torch.Tensor:
+        def blank(count: int, height: int, width: int, rng: torch.Generator, name: str = name) -> torch.Tensor:
             asked[name] += count
             return torch.zeros((count, height, width))
 

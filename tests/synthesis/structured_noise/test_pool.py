@@ -1,4 +1,4 @@
-"""The pool of images that are made on the spot, and the structured images in it."""
+"""The pool of images that are replaced continually, and the structured images in it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def teacher() -> Classifier:
     return classifier
 
 
-def uniform(count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand((count, 1, 32, 32), generator=generator)
+def uniform(count: int, rng: torch.Generator) -> torch.Tensor:
+    return torch.rand((count, 1, 32, 32), generator=rng)
 
 
 def make_pool(teacher: Classifier, period: int = 2, seed: int = 3) -> RefreshedPool:
     return RefreshedPool(uniform, teacher, size=40, chunk=10, period=period, seed=seed)
 
 
-def test_it_knows_the_teachers_answers(teacher: Classifier) -> None:
+def test_it_stores_the_teachers_logits(teacher: Classifier) -> None:
     batch = make_pool(teacher).sample(30)
     assert batch.targets is not None
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_without_a_period_nothing_enters(teacher: Classifier) -> None:
 
 
 def test_classes_are_drawn_equally_often() -> None:
-    """A teacher that sees one class in nine images out of ten."""
+    """For a teacher that predicts one class for nine of ten images."""
 
     class Bright(torch.nn.Module):
         mean = torch.zeros(1)
@@ -75,8 +75,8 @@ def test_classes_are_drawn_equally_often() -> None:
             bright = (pixels[:, 0, 0, 0] > 0.9).float()
             return torch.stack([1 - bright, bright], dim=1)
 
-    def make(count: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand((count, 1, 4, 4), generator=generator)
+    def make(count: int, rng: torch.Generator) -> torch.Tensor:
+        return torch.rand((count, 1, 4, 4), generator=rng)
 
     teacher = Bright().eval()
     pool = RefreshedPool(make, teacher, size=2000, chunk=500, period=0, seed=0)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_a_restored_pool_continues_with_the_same_samples(teacher: Classifier) ->
             assert torch.equal(other.sample(6).images, images)
 
 
-def test_seed_decides(teacher: Classifier) -> None:
+def test_samples_depend_on_the_seed(teacher: Classifier) -> None:
     samples = [make_pool(teacher, seed=seed).sample(8).images for seed in (3, 3, 4)]
     assert torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], samples[2])
@@ -117,8 +117,8 @@ def test_held_out_images_are_others_and_always_the_same(teacher: Classifier) -> 
     assert not any(image.numpy().tobytes() in known for image in held_out)
 
 
-def test_images_of_classes_are_what_the_teacher_sees(teacher: Classifier) -> None:
-    """An untrained teacher sees few classes: where it sees a class at all, it is kept; elsewhere the nearest."""
+def test_images_of_classes_are_those_that_the_teacher_predicts(teacher: Classifier) -> None:
+    """An untrained teacher predicts few classes: other classes get the images with their highest probability."""
     labels = torch.arange(40) % 4
     found = images_of_classes(teacher, labels, 8, torch.Generator().manual_seed(0))
     assert found.images.shape == (40, 1, 32, 32)
@@ -129,7 +129,7 @@ def test_images_of_classes_are_what_the_teacher_sees(teacher: Classifier) -> Non
     assert float((answers == labels).float().mean()) >= float((chance == labels).float().mean())
 
 
-def test_a_stored_pool_holds_images_out_only_when_told_to() -> None:
+def test_a_stored_pool_holds_images_out_only_on_request() -> None:
     images = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1)
     keeps, gives_all = (ImagePool(images, None, 0, torch.device("cpu"), holds_out=h) for h in (True, False))
     held_out = set(keeps.held_out(100).flatten().tolist())
