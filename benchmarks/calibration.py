@@ -76,7 +76,7 @@ def measure(run: RunDir, data_dir: Path) -> list[Row]:
 def is_structured(source: str, run: RunDir) -> bool:
     """Return whether the images for a student were structured noise, or were optimized from it."""
     from kdextract.methods import live_method, live_names
-    from kdextract.stages.distill.source import TransferSetImages
+    from kdextract.stages.inputs.image_source import TransferSetImages
 
     if source in live_names():
         return live_method(source).structured

@@ -327,8 +327,8 @@ def test_only_the_stages_that_may_reach_that_module() -> None:
     ]
     assert sorted(name for name, names in callers.items() if "open_real_data" in names) == [
         "stages/compute_stats.py",
-        "stages/distill/source.py",
         "stages/evaluate.py",
+        "stages/inputs/image_source.py",
         "stages/neighbours.py",
         "stages/train.py",
         "stages/train_generator.py",

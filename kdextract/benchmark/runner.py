@@ -17,7 +17,7 @@ from types import FrameType
 from ..errors import DivergedError, Interrupted, RunLockedError, UsageError, did_you_mean
 from ..options.declare import DataAccess
 from ..stages import STAGES
-from ..stages.distill.source import NOISE
+from ..stages.inputs.image_source import NOISE
 from ..stages.running.runner import signals_to
 from ..storage.run_dir import RunDir
 from ..training.progress import Reporter, Task

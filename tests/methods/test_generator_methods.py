@@ -28,7 +28,7 @@ from kdextract.models.hooks import count_multiply_adds
 from kdextract.models.pixels import to_uint8
 from kdextract.stages.distill.config import DistillConfig
 from kdextract.stages.distill.settings import fill_in
-from kdextract.stages.distill.source import (
+from kdextract.stages.inputs.image_source import (
     GeneratorImages,
     LiveImages,
     NoiseImages,

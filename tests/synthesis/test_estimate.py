@@ -17,7 +17,7 @@ from kdextract import api
 from kdextract.methods import live_method
 from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
-from kdextract.stages.distill.source import LiveImages
+from kdextract.stages.inputs.image_source import LiveImages
 from kdextract.stages.inputs.method_inputs import MethodInputs
 from kdextract.storage.run_dir import MODEL_FILE
 from kdextract.synthesis.estimate import (

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
-from ...models.queries import HELD_OUT, PROBE
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...training.budget import Timetable, parse_duration
+from ..inputs.image_source import ImageSource, choose_source, open_with_probe
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
 from .budget import plan_steps
@@ -16,7 +16,6 @@ from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
 from .settings import USUAL_SETTINGS, fill_in
-from .source import ImageSource, choose_source
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from ...synthesis.estimate import TeacherAccuracy
     from ...training.loop import Row
     from ...training.observer import Probe, Snapshot
-    from ...training.sources import Source
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
     """Plan: reads the teacher, one source of images, and the files of the initial student and of the verifier."""
     config.method_config()
     teacher = run.artifact(run.teacher()).input("teacher")
-    images = choose_source(config, run)
+    images = choose_source(config, config.data, "--data", run)
     if config.verifier is not None and not images.makes_images:
         raise UsageError("--verifier has no effect here: no images are made while the student learns")
     verifier = find_verifier(config, run)
@@ -112,7 +110,7 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     student = context.placed(start.build(teacher, config.inherit, context.reporter.line))
     inherited = config.inherit and (start.share is not None or (start.is_new and inherit(teacher, student)))
     settings = fill_in(config, images, teacher, student)
-    source, probe, facts = _open_source(images, config, teacher, context)
+    source, probe, facts = open_with_probe(images, config, teacher, context)
     if start.share is not None and context.checkpoints.load() is None:
         with context.phase("batch normalization"):
             estimate_batch_norm(student, source, settings.batch_size)
@@ -187,28 +185,6 @@ def summarize(
         "settings": vars(prepared.loop.settings),
         **({"source_facts": facts} if facts else {}),
     }
-
-
-def _open_source(
-    images: ImageSource, config: DistillConfig, teacher: Classifier, context: StageContext
-) -> tuple[Source, Probe, dict[str, int]]:
-    """Return the source of images, held-out images with the teacher's classes, and the choices of the source."""
-    from ...training.observer import HELD_OUT_IMAGES, Probe
-    from ...training.sources import Batched, Described
-
-    with context.phase("source"):
-        source = images.open(config, teacher, context)
-        with teacher.queries.purpose(HELD_OUT):
-            if isinstance(source, Batched):  # its images take long to make
-                held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
-            else:
-                held_out = source.held_out(HELD_OUT_IMAGES)
-        with teacher.queries.purpose(PROBE):
-            probe = Probe.of(teacher, held_out)
-    facts = source.facts if isinstance(source, Described) else {}
-    if facts:
-        context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
-    return source, probe, facts
 
 
 def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:

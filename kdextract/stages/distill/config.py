@@ -17,8 +17,8 @@ from ...options.declare import (
     option,
 )
 from ...training.budget import parse_duration
+from ..inputs.image_source import AUTO
 from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS
-from .source import AUTO
 
 if TYPE_CHECKING:
     pass

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ..inputs.augmentation import USUAL_AUGMENTATION, drawing_background, usual_augmentation
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
     from ...training.augmentation import Augmenter
-    from .source import ImageSource
+    from ..inputs.image_source import ImageSource
 
 CONVOLUTION_RATE, LINEAR_RATE = 4e-3, 1e-3
 USUAL_SETTINGS: dict[str, Any] = {
@@ -18,9 +19,7 @@ USUAL_SETTINGS: dict[str, Any] = {
     "batch_size": 128,
     "loss": "kl",
     "temperature": 4.0,
-    "shift": 2,
-    "warp": 0.2,
-    "redraw": False,
+    **USUAL_AUGMENTATION,
 }
 """Defaults, unless the user or the source of images sets another value."""
 
@@ -41,7 +40,7 @@ class Settings:
         """Return the augmentation of images before they are given to both networks."""
         from ...training.augmentation import Augmenter
 
-        background = _background(teacher) if self.redraw else None
+        background = drawing_background(teacher) if self.redraw else None
         return Augmenter(self.shift, flip, self.warp, seed, background)
 
 
@@ -53,24 +52,10 @@ def fill_in(given: Any, images: ImageSource, teacher: Classifier, student: Class
     """
     from torch import nn
 
-    from ...synthesis.structured_noise.patterns import drawings_alone
-
     if student.is_table and given.redraw:
         raise ConfigError("--redraw changes images, and the teacher takes rows of a table")
     convolves = any(isinstance(module, nn.Conv2d) for module in student.network.modules())
     usual = {**USUAL_SETTINGS, **images.settings, "lr": CONVOLUTION_RATE if convolves else LINEAR_RATE}
-    if student.is_table:
-        usual |= {"shift": 0, "warp": 0.0}
-    elif images.low_diversity:
-        usual["redraw"] = drawings_alone(_brightness(teacher))
+    usual |= usual_augmentation(images, teacher)
     chosen = {name: getattr(given, name) for name in Settings.__dataclass_fields__}
     return Settings(**{name: usual[name] if value is None else value for name, value in chosen.items()})
-
-
-def _brightness(teacher: Classifier) -> float:
-    return float(teacher.mean.mean())
-
-
-def _background(teacher: Classifier) -> float:
-    """Return the brightness of the background, 0 or 1, whichever is nearer to the mean of the teacher's data."""
-    return float(_brightness(teacher) >= 0.5)

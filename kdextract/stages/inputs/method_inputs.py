@@ -10,7 +10,7 @@ from ...data.tables import is_table
 from ...errors import ArtifactError, ConfigError
 from ...methods import TWO_WAYS, Given, LiveMethod, Objective, SynthesisMethod
 from ...storage.artifacts import BATCH_NORM_KEY, Input, read_manifest, read_safetensors_header, strongest
-from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, RunDir
+from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, InputFile, RunDir
 from ..running.runner import StageContext
 
 if TYPE_CHECKING:
@@ -56,34 +56,38 @@ class MethodInputs:
         return Statistics.from_tensors(*contents).to(context.device)
 
 
-def find_method_inputs(method: Objective | LiveMethod, run: RunDir, student: str | None = None) -> MethodInputs:
+def find_method_inputs(
+    method: Objective | LiveMethod, run: RunDir, student: str | None = None, teacher: InputFile | None = None
+) -> MethodInputs:
     """Return the inputs of a method in this run, every file of them checked.
 
     Args:
         student: the name of a student of the run, for a method that needs one.
+        teacher: the file of the teacher if it is not the run's; the run's statistics are then not those of the teacher.
 
     Raises:
         ConfigError: the teacher or the statistics that the method needs are missing.
         UsageError: there is no such student.
         ArtifactError: a file is missing or was changed.
     """
-    run.teacher()
+    file = run.teacher().directory / MODEL_FILE if teacher is None else teacher.path
     competitor = None if student is None else run.find(student, "student")
-    statistics = _statistics_for(method, run)
+    statistics = _statistics_for(method, run, file, of_run=teacher is None)
     return MethodInputs(*(None if ref is None else run.artifact(ref) for ref in (statistics, competitor)))
 
 
 def missing_inputs(method: SynthesisMethod, run: RunDir) -> str:
     """Return in words what is missing in the run for the method; '' if the method can be used."""
     try:
-        shape = tuple(_header(run)["classifier"]["input_shape"])
+        file = run.teacher().directory / MODEL_FILE
+        shape = tuple(_header(file)["classifier"]["input_shape"])
     except ConfigError as error:
         return str(error)
     try:
         if not method.supports_tables and is_table(shape):
             return "images: the teacher takes rows of a table"
         if isinstance(method, Objective | LiveMethod):
-            _statistics_for(method, run)
+            _statistics_for(method, run, file)
         if isinstance(method, Objective) and method.needs_student and not run.artifacts("student"):
             return f"{run.root} has no student; make one with: kdx distill"
     except (ConfigError, ArtifactError) as error:
@@ -91,29 +95,36 @@ def missing_inputs(method: SynthesisMethod, run: RunDir) -> str:
     return ""
 
 
-def _statistics_for(method: Objective | LiveMethod, run: RunDir) -> ArtifactRef | None:
-    """Return the run's statistics if the method needs them. Raises `ConfigError` if they, or a record, are missing."""
+def _statistics_for(
+    method: Objective | LiveMethod, run: RunDir, teacher: Path, of_run: bool = True
+) -> ArtifactRef | None:
+    """Return the run's statistics if the method needs them. Raises `ConfigError` if they, or a record, are missing.
+
+    Args:
+        teacher: the file of the teacher; `of_run` says whether it is the run's, of which the statistics are.
+    """
     record = method.record if isinstance(method, Objective) else None
     if record is not None:
         return _with_record(run, method.name, record)
-    if not method.matches_batch_norm or _has_batch_norm(run):
+    if not method.matches_batch_norm or _has_batch_norm(teacher):
         return None
+    if not of_run:
+        raise ConfigError(
+            f"{method.name} needs batch normalization in {teacher}, or its recorded statistics: make it the teacher of "
+            "another run with kdx import-model, and record them there with kdx compute-stats"
+        )
     statistics = run.place("statistics")
     if not statistics.directory.is_dir():
         raise ConfigError(TWO_WAYS)
     return statistics
 
 
-def _header(run: RunDir) -> dict[str, Any]:
+def _header(teacher: Path) -> dict[str, Any]:
     """Return the description in the header of the teacher's file."""
-    return read_safetensors_header(_teacher_file(run))[1]
+    return read_safetensors_header(teacher)[1]
 
 
-def _teacher_file(run: RunDir) -> Path:
-    return run.teacher().directory / MODEL_FILE
-
-
-def _has_batch_norm(run: RunDir) -> bool:
+def _has_batch_norm(teacher: Path) -> bool:
     """Return whether the teacher has batch normalization that keeps statistics (`hooks.batch_norm_layers`).
 
     Files of version 0.1 do not record this; for these the teacher is loaded.
@@ -121,13 +132,13 @@ def _has_batch_norm(run: RunDir) -> bool:
     Raises:
         ArtifactError: it is such a file, and the teacher cannot be loaded.
     """
-    recorded = _header(run).get(BATCH_NORM_KEY)
+    recorded = _header(teacher).get(BATCH_NORM_KEY)
     if isinstance(recorded, bool):
         return recorded
     from ...models.classifier import load_classifier
     from ...models.hooks import batch_norm_layers
 
-    return bool(batch_norm_layers(load_classifier(_teacher_file(run)).network))
+    return bool(batch_norm_layers(load_classifier(teacher).network))
 
 
 def _with_record(run: RunDir, name: str, record: str) -> ArtifactRef:

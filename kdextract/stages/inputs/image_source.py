@@ -1,4 +1,4 @@
-"""The source of a student's images: a transfer set, generators, noise, real data or a live method."""
+"""The source of images for a student: a transfer set, generators, noise, real data or a live method."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import UsageError
 from ...methods import LiveMethod, live_method, objective, objective_names
+from ...models.queries import HELD_OUT, PROBE
 from ...storage.artifacts import Input
-from ...storage.run_dir import MODEL_FILE, RunDir
-from ..inputs.image_artifacts import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
-from ..inputs.method_inputs import MethodInputs, find_method_inputs
-from ..inputs.real_data import OpensRealData, images_for, open_real_data, real_data_input
+from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
+from .image_artifacts import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
+from .method_inputs import MethodInputs, find_method_inputs
+from .real_data import OpensRealData, images_for, open_real_data, real_data_input
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
+    from ...training.observer import Probe
     from ...training.sources import Source
     from ..running.runner import StageContext
 
@@ -26,12 +28,7 @@ NOISE = ["noise:normal", "noise:uniform"]
 
 
 class NamesSource(OpensRealData, Protocol):
-    """The options of `distill` that this module uses."""
-
-    @property
-    def data(self) -> str | None:
-        """`--data`."""
-        ...
+    """The options of a stage that this module uses, besides the one that names stored images."""
 
     @property
     def method(self) -> str | None:
@@ -218,8 +215,16 @@ def _game_or_name(method: LiveMethod, options: Any) -> str:
     return method.name
 
 
-def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
-    """Return the source of `--data` or `--method`; without both, the run's only one, or what `auto` selects.
+def choose_source(
+    config: NamesSource, spec: str | None, option: str, run: RunDir, teacher: InputFile | None = None
+) -> ImageSource:
+    """Return the source that `spec` or `--method` names; without both, the run's only one, or what `auto` selects.
+
+    Args:
+        spec: the value of the option that names a transfer set, generators, noise or real data.
+        option: this option as the user types it, for errors.
+        teacher: the file of the classifier that gives targets, if it is not the run's teacher. The run's transfer sets,
+            generators and statistics are not used for it unless `spec` names them.
 
     Raises:
         UsageError: the name is unknown, or both options are given.
@@ -229,27 +234,53 @@ def choose_source(config: NamesSource, run: RunDir) -> ImageSource:
     from ...data.load import data_names, is_real_data
 
     if config.method is not None:
-        if config.data is not None:
-            raise UsageError("--data and --method both name a source of images; give one of them")
+        if spec is not None:
+            raise UsageError(f"{option} and --method both name a source of images; give one of them")
         if config.method == AUTO:
-            return _auto(run)
+            return _auto(run, teacher)
         method = live_method(config.method)
-        return LiveImages.of(method, config.method_config(), find_method_inputs(method, run))
-    if config.data in NOISE:
-        return NoiseImages.named(config.data)
-    if config.data is not None and is_real_data(config.data):
-        return RealImages.of(config.data, real_data_input(config, config.data, "train"))
-    if config.data is None and not run.artifacts(*STORED):
-        return _auto(run)
-    artifact = find_image_artifact(config.data, run, "--data", STORED, NOISE + data_names())
+        return LiveImages.of(method, config.method_config(), find_method_inputs(method, run, teacher=teacher))
+    if spec in NOISE:
+        return NoiseImages.named(spec)
+    if spec is not None and is_real_data(spec):
+        return RealImages.of(spec, real_data_input(config, spec, "train"))
+    if spec is None and (teacher is not None or not run.artifacts(*STORED)):
+        return _auto(run, teacher)
+    artifact = find_image_artifact(spec, run, option, STORED, NOISE + data_names())
     return TransferSetImages.of(artifact) if artifact.kind == "transfer-set" else GeneratorImages.of(artifact)
 
 
-def _auto(run: RunDir) -> ImageSource:
-    """Return the images of the live method that `methods.auto` selects for the run's teacher, with default options."""
+def open_with_probe(
+    images: ImageSource, config: NamesSource, teacher: Classifier, context: StageContext
+) -> tuple[Source, Probe, dict[str, int]]:
+    """Return the source of images, held-out images with the teacher's classes, and the choices of the source.
+
+    The seconds are those of the phase `source`, and the images are counted as `held_out` and `probe`.
+    """
+    from ...training.observer import HELD_OUT_IMAGES, Probe
+    from ...training.sources import Batched, Described
+
+    with context.phase("source"):
+        source = images.open(config, teacher, context)
+        with teacher.queries.purpose(HELD_OUT):
+            if isinstance(source, Batched):  # its images take long to make
+                held_out = context.checkpoints.once_tensor("held_out", lambda: source.held_out(HELD_OUT_IMAGES))
+            else:
+                held_out = source.held_out(HELD_OUT_IMAGES)
+        with teacher.queries.purpose(PROBE):
+            probe = Probe.of(teacher, held_out)
+    facts = source.facts if isinstance(source, Described) else {}
+    if facts:
+        context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    return source, probe, facts
+
+
+def _auto(run: RunDir, teacher: InputFile | None) -> ImageSource:
+    """Return the images of the live method that `methods.auto` selects for the teacher, with default options."""
     from ...methods.auto import pick
     from ...models.classifier import load_classifier
 
-    name, reason = pick(run.artifact(run.teacher()).file(MODEL_FILE).read(load_classifier))
+    file = teacher or run.artifact(run.teacher()).file(MODEL_FILE)
+    name, reason = pick(file.read(load_classifier))
     method = live_method(name)
-    return LiveImages.of(method, method.config(), find_method_inputs(method, run), reason)
+    return LiveImages.of(method, method.config(), find_method_inputs(method, run, teacher=teacher), reason)
