@@ -427,7 +427,8 @@ def teacher_run(tmp_path: Path, model: Path, weights: Path) -> Path:
     ("student", "name", "architecture"),
     [
         ("half", "build-half", "model.py:build(in_channels=1, num_classes=7, width=4)"),
-        ("width:0.25", "build-0.25", "model.py:build(in_channels=1, num_classes=7, width=2)"),
+        ("width:0.25", "build-width-0.25", "model.py:build(num_classes=7)"),
+        ("width:0.25:hinton800", "hinton800-0.25", "hinton800(width=0.25)"),
         ("MODEL:small", "small", "model.py:small(num_classes=7)"),
         ("MODEL:build(width=3)", "build-width3", "model.py:build(in_channels=1, num_classes=7, width=3)"),
         ("half:hinton800", "hinton800-half", "hinton800(width=0.5)"),

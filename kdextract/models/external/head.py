@@ -60,6 +60,8 @@ class Head:
 
     def values(self, output: Any) -> torch.Tensor:
         """Return the tensor of the output that has the classes, as [batch, K] or [batch, 1]."""
+        if not self.part and isinstance(output, tuple | list):  # several outputs in training mode only: the first one
+            output = output[0]
         for step in () if isinstance(output, torch.Tensor) else self.part:
             output = getattr(output, step) if isinstance(step, str) and hasattr(output, step) else output[step]
         return _as_rows(output)

@@ -132,8 +132,8 @@ def parse_narrower(text: str) -> tuple[str | None, float] | None:
 
 @dataclass(frozen=True)
 class Share:
-    """What a cut network has, as a share in (0, 1]: `of` is `width` (its channels), `macs` (multiply-adds) or `params`
-    (parameters)."""
+    """What a cut network has, as a share in (0, 1]: `of` is `width` or `half` (channels), `macs` (multiply-adds) or
+    `params` (parameters)."""
 
     of: str
     value: float
@@ -144,7 +144,8 @@ class Share:
         return "half" if self == HALF else f"{self.of}-{self.value:g}"
 
 
-HALF = Share("width", 0.5)
+HALF = Share("half", 0.5)
+"""`--student half`, which is a narrower copy of a teacher that has a width."""
 
 
 def parse_share(text: str) -> Share | None:

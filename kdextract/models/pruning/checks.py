@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from ...errors import KdxError
 from ..external.head import Head
 from ..hooks import evaluation_mode
 from .groups import Group, find_groups
@@ -39,7 +40,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
 def _plain_layer(layer: nn.Module) -> nn.Module:
     """Return the layer with a plain weight. PyTorch's removal of a parametrization would change a class, and with it
     the layer that this one was copied from."""
-    plain_class = type(layer).__mro__[1]
+    plain_class: Any = type(layer).__mro__[1]
     plain: nn.Module = plain_class.__new__(plain_class)
     plain.__dict__.update(layer.__dict__)
     plain._modules = {name: module for name, module in layer._modules.items() if name != "parametrizations"}
@@ -112,6 +113,8 @@ class Trial:
         with `compare`, if they are those of the whole network with the other channels set to zero."""
         try:
             ours = self._answers(take(deepcopy(self._varied), kept_axes(self._varied, kept)))
+        except KdxError:
+            raise
         except Exception as error:
             return (str(error) or type(error).__name__).splitlines()[0]
         theirs = self._answers(set_to_zero(deepcopy(self._varied), removed_axes(kept)))
@@ -152,10 +155,11 @@ class Trial:
 
     @torch.no_grad()
     def _answers(self, network: nn.Module) -> torch.Tensor:
-        """Return the outputs of the classes in evaluation mode, after a pass in training mode, which may use more
-        layers."""
+        """Return the outputs of the classes in evaluation mode. A pass in training mode, which may use more layers and
+        changes running statistics, follows."""
+        answers = self._head.values(self._output(network, training=False))
         self._output(network, training=True)
-        return self._head.values(self._output(network, training=False))
+        return answers
 
     def _output(self, network: nn.Module, training: bool) -> Any:
         """Return the output for noise. Torch's random state is restored, so that dropout is the same each time."""

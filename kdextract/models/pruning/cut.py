@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ...errors import ConfigError
+from ...errors import ConfigError, KdxError
 from ..architectures.registry import scaled
 from ..classifier import Classifier
 from ..external.exported_program import Program
@@ -70,6 +70,8 @@ def channel_groups(classifier: Classifier) -> Channels:
     trial = Trial(network, classifier.spec.head, classifier.input_shape)
     try:
         found = trial.find_groups()
+    except KdxError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(f"{architecture} cannot be cut: torch-pruning cannot trace it ({reason})") from error
@@ -183,7 +185,7 @@ def width_for(classifier: Classifier, channels: Channels, share: Share) -> float
     Raises:
         ConfigError: it has more with one channel of each block.
     """
-    if share.of == "width":
+    if share.of not in COSTS:
         return share.value
     cost = {"macs": Classifier.multiply_adds, "params": lambda made: made.num_parameters}[share.of]
     whole = cost(classifier)

@@ -54,7 +54,8 @@ class StudentStart:
             from ...models.pruning.cut import cut_to
 
             made = cut_to(teacher, self.share)
-            say(f"channels cut in {made.summary}")
+            left = made.classifier.multiply_adds() / teacher.multiply_adds()
+            say(f"channels cut to {100 * left:.3g} % of the multiply-adds, in {made.summary}")
             return made.classifier if inherit else Classifier(made.classifier.spec)
         if self.file is None:
             assert self.blueprint is not None
@@ -88,6 +89,8 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
     teacher = run.artifact(run.teacher()).file(MODEL_FILE).read(read_spec)
     share = parse_share(spec)
     if share is not None and not (share == HALF and _has_width(teacher)):
+        if teacher.blueprint().name.kind == "program":
+            raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes; name another student")
         return StudentStart(f"{_short(teacher.blueprint())}-{share.short}", (), share=share)
     blueprint, inputs = _blueprint(spec, teacher, run)
     blueprint = blueprint.with_inferred_arguments(teacher.input_shape, teacher.num_classes)

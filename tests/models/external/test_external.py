@@ -22,7 +22,15 @@ from kdextract.models.external import consent, libraries
 from kdextract.models.external.blueprint import Blueprint, unwrapped
 from kdextract.models.external.exported_program import Program
 from kdextract.models.external.head import Head, find_head
-from kdextract.models.external.names import NetworkName, parse_input_size, parse_name, parse_narrower
+from kdextract.models.external.names import (
+    HALF,
+    NetworkName,
+    Share,
+    parse_input_size,
+    parse_name,
+    parse_narrower,
+    parse_share,
+)
 from kdextract.models.external.probe import probe
 from kdextract.models.external.user_code import Code, as_file, function_of, narrowed, read_code, with_inferred_arguments
 
@@ -94,6 +102,33 @@ def test_narrower_networks(text: str, expected: Any) -> None:
 def test_widths_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="a width is a number"):
         parse_narrower(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("half", HALF),
+        ("half:Teacher", HALF),
+        ("0.25", Share("width", 0.25)),
+        ("width:0.25", Share("width", 0.25)),
+        ("width:0.25:TEACHER", Share("width", 0.25)),
+        ("macs:1e-3", Share("macs", 1e-3)),
+        ("width:0.25:lenet5", None),
+        ("half:lenet5", None),
+        ("lenet5", None),
+        ("0.25.safetensors", None),
+    ],
+)
+def test_shares_of_the_teacher(text: str, expected: Share | None) -> None:
+    assert parse_share(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["width:0", "width:1", "width:1.5", "width:x", "macs:", "macs:nan", "7", "-0.5", "1..2"]
+)
+def test_shares_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"above 0 and below 1, such as (width|macs):0.5"):
+        parse_share(text)
 
 
 def test_input_sizes() -> None:

@@ -1,4 +1,4 @@
-"""Networks that a user could bring, each with something that makes cutting harder. The files of tests name this file."""
+"""Networks that a user could bring, each with something that makes cutting harder."""
 
 from __future__ import annotations
 
@@ -157,12 +157,22 @@ class FixedView(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 8, 3, 2, 1)
         self.conv2 = nn.Conv2d(8, 16, 3, 2, 1)
+        self.drop = nn.Dropout(0.3)
         self.fc1 = nn.Linear(256, 20)
+        self.norm = nn.BatchNorm1d(20)
         self.fc2 = nn.Linear(20, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
-        return self.fc2(torch.relu(self.fc1(x.view(-1, 256))))
+        return self.fc2(self.norm(torch.relu(self.fc1(self.drop(x.view(-1, 256))))))
+
+
+class Notebook(nn.Sequential):
+    """Dropout between a convolution and batch normalization."""
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
+        first = [nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.3), nn.Flatten()]
+        super().__init__(*first, nn.Linear(8 * 49, 10), nn.ReLU(), nn.BatchNorm1d(10), nn.Linear(10, num_classes))
 
 
 class Shuffled(nn.Module):
@@ -265,3 +275,19 @@ class ReadTwice(nn.Module):
         x = self.conv(x)
         normalized = torch.relu(self.bn(x))
         return self.fc((normalized + torch.relu(x) if self.also else normalized).mean((2, 3)))
+
+
+class Auxiliary(nn.Module):
+    """Returns a tensor in evaluation mode, and a tuple in training mode."""
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 8, 3, 2, 1)
+        self.conv2 = nn.Conv2d(8, 12, 3, 2, 1)
+        self.second = nn.Linear(8, num_classes)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = torch.relu(self.conv1(x))
+        answers = self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+        return (answers, self.second(x.mean((2, 3)))) if self.training else answers
