@@ -24,6 +24,7 @@ ARTIFACT_KINDS = {
     "train-generator": "generator",
     "generate": "transfer-set",
     "compress": "compressed",
+    "prune": "pruned",
     "distill": "student",
     "evaluate": "evaluation",
 }

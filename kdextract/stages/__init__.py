@@ -18,6 +18,7 @@ from . import (
     import_model,
     neighbours,
     optimize_dataset,
+    prune,
     train,
     train_generator,
 )
@@ -40,6 +41,7 @@ STAGES: dict[str, Stage[Any, Any]] = {
         train_generator,
         generate,
         compress,
+        prune,
         distill,
         evaluate,
         neighbours,

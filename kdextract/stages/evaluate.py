@@ -38,7 +38,7 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; default: the only student.",
+        "Student, teacher, compressed or pruned classifier, or a safetensors file; default: the only student.",
         positional=True,
     )
     data: str | None = option(

@@ -47,7 +47,7 @@ class ExportConfig(NamedStageConfig):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed), or a model.safetensors file; default: the only student.",
+        "Student, teacher, compressed or pruned classifier, or a safetensors file; default: the only student.",
         positional=True,
     )
     format: str = option("onnx", "File format.", choices=FORMATS, panel="Output")

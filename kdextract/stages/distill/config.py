@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
-from ...methods import live_method, live_names
+from ...methods import live_method
 from ...options.declare import (
     DataAccess,
     MethodStageConfig,
@@ -17,7 +17,7 @@ from ...options.declare import (
     option,
 )
 from ...training.budget import parse_duration
-from ..inputs.image_source import AUTO
+from ..inputs.image_source import AUTO, chosen_live_method, live_method_option, live_method_options
 from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
 
     --student takes a share of the teacher's channels or multiply-adds: half, width:N or macs:N. It keeps the weights of
     the largest channels. Or a name of `kdx models`, half:SPEC, torchvision/NAME, timm/NAME or FILE.py:NAME, with random
-    weights; or weights to start from: compressed/NAME or FILE.safetensors.
+    weights; or weights to start from: compressed/NAME, pruned/NAME or FILE.safetensors.
 
     Examples:
 
@@ -62,13 +62,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         metavar="SPEC",
         panel="Source",
     )
-    method: str | None = option(
-        None,
-        "Method that makes images; `kdx methods` lists them.",
-        choices=lambda: [AUTO, *live_names()],
-        metavar="NAME",
-        panel="Source",
-    )
+    method: str | None = live_method_option()
     budget: str | None = option(
         None,
         "Wall-clock time of the stage, such as 120s or 2m.",
@@ -162,14 +156,12 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
 
     def chosen_method(self) -> tuple[str, type[OptionSet]]:
         """The live method, if one is named, and the class of its options."""
-        if self.method in (None, AUTO):
-            return ("distill without --method" if self.method is None else "--method auto"), OptionSet
-        return f"--method {self.method}", live_method(str(self.method)).config
+        return chosen_live_method("distill", self.method)
 
     @classmethod
     def methods(cls) -> dict[str, type[OptionSet]]:
         """The options of every live method, by name."""
-        return {name: live_method(name).config for name in live_names()}
+        return live_method_options()
 
     @classmethod
     def method_defaults(cls, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ...errors import ConfigError
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, Artifact, ArtifactRef, InputFile, RunDir
 
-CLASSIFIERS = ("teacher", "compressed", "student")
+CLASSIFIERS = ("teacher", "compressed", "pruned", "student")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_classifier(label: str | None, run: RunDir) -> ChosenClassifier:
             return find_classifier(str(Path(label) / MODEL_FILE), run)
         label = here[0].label
     ref = only_student(run) if label is None else run.find(label, *CLASSIFIERS)
-    name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
+    name = f"{ref.name}-{ref.kind}" if ref.kind in ("compressed", "pruned") else ref.name
     artifact = run.artifact(ref)
     return ChosenClassifier(artifact.file(MODEL_FILE), name, artifact)
 

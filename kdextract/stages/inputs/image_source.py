@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import UsageError
-from ...methods import LiveMethod, live_method, objective, objective_names
+from ...methods import LiveMethod, live_method, live_names, objective, objective_names
 from ...models.queries import HELD_OUT, PROBE
+from ...options.declare import OptionSet, option
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from .image_artifacts import ImageArtifact, find_image_artifact, open_generators, read_transfer_set
@@ -25,6 +26,29 @@ AUTO = "auto"
 STORED = ["transfer-set", "generator"]
 REAL_IMAGES, TRAINED_GENERATORS = "real images", "trained generators"
 NOISE = ["noise:normal", "noise:uniform"]
+
+
+def live_method_option() -> Any:
+    """Declare `--method` of a stage that trains a network on images made meanwhile."""
+    return option(
+        None,
+        "Method that makes images; `kdx methods` lists them.",
+        choices=lambda: [AUTO, *live_names()],
+        metavar="NAME",
+        panel="Source",
+    )
+
+
+def chosen_live_method(stage: str, method: str | None) -> tuple[str, type[OptionSet]]:
+    """Return the method of `--method` as errors name it, and the class of its options."""
+    if method in (None, AUTO):
+        return (f"{stage} without --method" if method is None else "--method auto"), OptionSet
+    return f"--method {method}", live_method(str(method)).config
+
+
+def live_method_options() -> dict[str, type[OptionSet]]:
+    """Return the options of every live method, by name."""
+    return {name: live_method(name).config for name in live_names()}
 
 
 class NamesSource(OpensRealData, Protocol):
