@@ -24,7 +24,6 @@ ARTIFACT_KINDS = {
     "train-generator": "generator",
     "generate": "transfer-set",
     "compress": "compressed",
-    "prune": "pruned",
     "distill": "student",
     "evaluate": "evaluation",
 }
