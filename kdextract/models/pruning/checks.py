@@ -88,14 +88,11 @@ class Trial:
         """Return the groups of channels of the network. Raises whatever the network or torch-pruning raises."""
         with torch.no_grad(), evaluation_mode(self._network):
             usual = len(_tensors_in(self._network(self._images)))
-            more = len(_tensors_in(self._output(self._network, training=True))) != usual
+            more = len(_tensors_in(self._output(self._network, training=True))) != usual  # such as auxiliary outputs
 
         def run(network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
             output = self._output(network, training=more)
-            try:
-                return [self._head.values(output)], _tensors_in(output)
-            except (AttributeError, KeyError, IndexError, TypeError):  # there are several outputs in training only
-                return _tensors_in(output), []
+            return (_tensors_in(output), []) if more else ([self._head.values(output)], _tensors_in(output))
 
         with torch.enable_grad():
             return find_groups(self._network, run)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import rounding
+from conftest import environment, rounding
 from helpers import equal, seeded, weights
 from torch import nn
 
@@ -348,6 +350,19 @@ def test_records_that_do_not_fit_are_refused(change: Any, foreign: bool, tmp_pat
     assert torch.equal(answers(load_classifier(kept_in(made, tmp_path, kept))), answers(made))
     with pytest.raises(ArtifactError):
         load_classifier(kept_in(made, tmp_path, change(kept)))
+
+
+@pytest.mark.parametrize("name", ["Normed", "Auxiliary"])
+def test_outputs_of_training_alone_keep_their_classes(name: str) -> None:
+    made = cut_to(theirs(name), HALF).classifier
+    assert made.network.second.weight.shape == (10, 4)
+
+
+def test_a_file_is_read_without_torch_pruning(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(encode_classifier(cut_to(theirs("Normed"), HALF).classifier))
+    reading = "import sys, kdextract\nkdextract.load_classifier(sys.argv[1])\nassert 'torch_pruning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", reading, str(file)], env=environment(), check=True)
 
 
 def test_a_teacher_whose_channels_were_cut_has_students_of_other_networks() -> None:
