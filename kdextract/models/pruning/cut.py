@@ -65,7 +65,7 @@ def channel_groups(classifier: Classifier) -> Channels:
     """
     architecture = classifier.spec.architecture
     if isinstance(classifier.network, Program):
-        raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes; name another student")
+        raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes")
     network = plain_copy(classifier.network)
     trial = Trial(network, classifier.spec.head, classifier.input_shape)
     try:
