@@ -16,7 +16,7 @@ SEEDS = tuple(range(5))
 SNAPSHOTS = 10
 MAX_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-BETWEEN = tuple(name for name in STAGES if name not in ("train", "compress", "distill", "evaluate"))
+BETWEEN = tuple(name for name in STAGES if name not in ("train", "compress", "prune", "distill", "evaluate"))
 
 
 @dataclass(frozen=True)

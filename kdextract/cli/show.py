@@ -26,6 +26,7 @@ HEADLINES = {
     "generator": ["method", "generators", "num_parameters", "teacher_agrees_with_label", "rarest_class_share"],
     "transfer-set": ["num_images", "teacher_agrees_with_label", "mean_confidence"],
     "compressed": ["model", "num_parameters", "multiply_adds"],
+    "pruned": ["model", "num_parameters", "multiply_adds", "held_out_agreement"],
     "student": ["student", "num_parameters", "loss", "estimated_accuracy"],
     "extended": ["model", "old_classes", "new_classes", "old_accuracy", "new_accuracy", "accuracy"],
     "quantized": ["model", "bits", "agreement", "bytes"],

@@ -24,6 +24,7 @@ PANELS = (
     "Generators",
     "Statistics",
     "Ranks",
+    "Size",
     "Schedule",
     "Loss",
     "Augmentation",

@@ -42,8 +42,8 @@ class EvaluateConfig(NamedStageConfig, TeacherConfig, DataAccess):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed, extended, quantized), or its file; default: the only "
-        "student.",
+        "Classifier of the run (student, teacher, compressed, pruned, extended, quantized), or its file; default: the "
+        "only student.",
         positional=True,
     )
     data: str | None = option(

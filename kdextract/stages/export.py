@@ -48,8 +48,8 @@ class ExportConfig(NamedStageConfig):
 
     artifact: str | None = option(
         None,
-        "Classifier of the run (student, teacher, compressed, extended), or a model.safetensors file; default: the "
-        "only student.",
+        "Classifier of the run (student, teacher, compressed, pruned, extended), or a model.safetensors file; default: "
+        "the only student.",
         positional=True,
     )
     format: str = option("onnx", "File format.", choices=FORMATS, panel="Output")

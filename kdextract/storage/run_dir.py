@@ -26,6 +26,7 @@ PLACES = {  # kind -> its folder; a folder that ends in / contains any number of
     "generator": "generators/",
     "transfer-set": "transfer-sets/",
     "compressed": "compressed/",
+    "pruned": "pruned/",
     "student": "students/",
     "extended": "extended/",
     "quantized": "quantized/",

@@ -777,6 +777,13 @@ COMMANDS = {
     "--noise-scale --verifier --teacher --weights --json --quiet/-q --verbose/-v",
     "compress": "--run --seed --device --threads --force --dry-run --name --tucker --tucker-ratio --tucker-ranks "
     "--layers --preset --teacher --weights --json --quiet/-q --verbose/-v",
+    "prune": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --macs --params "
+    "--channels --criterion --data --method --pool --fresh --start --generator-lr --generator-batch "
+    "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
+    "--preset --warmup --jitter --ce --tv "
+    "--compete --from-noise --adapt-steps --init "
+    "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
+    "--teacher --weights --json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
     "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "

@@ -81,7 +81,7 @@ def test_the_options_of_a_method_are_shown_with_it(command: str, method: str) ->
     taken = {entry.name for entry in entries_of(config.methods()[method])}
     found = dict(panels(config, method))
     assert names(found[f"Options of {method}"]) == taken
-    listed = "distill" if command == "extend" else command  # both take the same methods, which are listed once
+    listed = "distill" if command in ("extend", "prune") else command  # they take the same methods
     (row,) = [row for row in api.methods(method)["methods"] if row["command"].startswith(listed)]
     assert [(entry["option"], entry["effect"]) for entry in row["options"]] == found[f"Options of {method}"]
     others = {name for options in config.methods().values() for name in (e.name for e in entries_of(options))}

@@ -132,7 +132,8 @@ def parse_narrower(text: str) -> tuple[str | None, float] | None:
 
 @dataclass(frozen=True)
 class Share:
-    """What a cut network has, as a share in (0, 1): `of` is `width` or `half` (channels), or `macs` (multiply-adds)."""
+    """What a cut network has, as a share in (0, 1]: `of` is `width` or `half` (channels), `macs` (multiply-adds) or
+    `params` (parameters)."""
 
     of: str
     value: float

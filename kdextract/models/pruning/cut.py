@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from ..architectures.registry import scaled
 from ..classifier import Classifier
 from ..external.exported_program import Program
 from ..external.names import Share
-from ..hooks import evaluation_mode, last_layer, module_of, weighted_layers
+from ..hooks import evaluation_mode, is_weighted, last_layer, module_of, weighted_layers
 from .checks import Kept, Trial, kept_axes, plain_copy
 from .groups import Group
 from .importance import Importance, magnitude, strongest
@@ -23,6 +23,7 @@ from .sizes import find_layer, sizes_of
 from .slices import OUT, take
 
 BISECTIONS = 24
+COSTS = {"macs": "multiply-adds", "params": "parameters"}
 UNTRACED = "how its channels are used cannot be traced"
 
 
@@ -43,6 +44,14 @@ class Channels:
     whole: dict[str, str]
     trial: Trial
 
+    def without(self, reasons: Mapping[Group, str]) -> Channels:
+        """Return the channels without these groups; their layers are left whole for these reasons."""
+        groups = [group for group in self.groups if group not in reasons]
+        outputs = dict.fromkeys(axis.layer for group in reasons for axis in group.axes if axis.side == OUT)
+        layers = {name: find_layer(self.network, name) for name in outputs}
+        weighted = [name for name, layer in layers.items() if isinstance(layer, nn.Module) and is_weighted(layer)]
+        return replace(self, groups=tuple(groups), whole=self.whole | _whole(weighted, groups, reasons))
+
 
 def channel_groups(classifier: Classifier) -> Channels:
     """Return the channels of a classifier that can be cut. The classifier is not changed.
@@ -56,7 +65,7 @@ def channel_groups(classifier: Classifier) -> Channels:
     """
     architecture = classifier.spec.architecture
     if isinstance(classifier.network, Program):
-        raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes; name another student")
+        raise ConfigError("a .pt2 program cannot be cut: its operations have fixed sizes")
     network = plain_copy(classifier.network)
     trial = Trial(network, classifier.spec.head, classifier.input_shape)
     try:
@@ -148,53 +157,78 @@ def _copy_weights(source: nn.Module, network: nn.Module) -> None:
 def kept_at_width(channels: Channels, width: float, importance: Importance = magnitude) -> dict[Group, list[int]]:
     """Return the most important channels of each group, of which a share `width` stays, at least one of each block."""
     return {
-        group: strongest(importance(channels.network, group), group, _per_block(group, width))
+        group: strongest(importance(channels.network, group), group, per_block(group, width))
         for group in channels.groups
     }
 
 
-def _per_block(group: Group, width: float) -> int:
+def per_block(group: Group, width: float) -> int:
+    """Return how many channels of each block of a group stay at this width, at least one."""
     return scaled(len(group.channels) // group.unit, width)
 
 
-def width_for_multiply_adds(classifier: Classifier, channels: Channels, share: float) -> float:
-    """Return the largest width at which the multiply-adds are at most this share of the classifier's, by bisection.
+Selection = tuple[nn.Module, dict[Group, list[int]]]
+Select = Callable[[Channels, float], Selection]
+"""(channels, width) -> the network to cut, with the layers of `Channels.network`, and the channels that stay, of which
+each group has a share `width`."""
+
+
+def most_important(importance: Importance) -> Select:
+    """Return the selection of the most important channels, whose weights are not changed."""
+    return lambda channels, width: (channels.network, kept_at_width(channels, width, importance))
+
+
+def width_for(classifier: Classifier, channels: Channels, share: Share) -> float:
+    """Return the largest width at which the classifier has at most this share of its multiply-adds or parameters, by
+    bisection; for a share of the channels, the share.
 
     Raises:
-        ConfigError: there are more with one channel of each block.
+        ConfigError: it has more with one channel of each block.
     """
-    most = share * classifier.multiply_adds()
+    if share.of not in COSTS:
+        return share.value
+    cost = {"macs": Classifier.multiply_adds, "params": lambda made: made.num_parameters}[share.of]
+    whole = cost(classifier)
     low, high = 0.0, 1.0
-    if _multiply_adds(classifier, channels, low) > most:
-        least = _multiply_adds(classifier, channels, low) / classifier.multiply_adds()
+    least = cost(_at_width(classifier, channels, low))
+    if least > share.value * whole:
         raise ConfigError(
-            f"{classifier.spec.architecture} cannot be cut to {share:g} of its multiply-adds: with one channel of each "
-            f"group, {least:.3g} of them are left"
+            f"{classifier.spec.architecture} cannot be cut to {share.value:g} of its {COSTS[share.of]}: with one "
+            f"channel of each group, {least / whole:.3g} of them are left"
         )
+    if cost(_at_width(classifier, channels, high)) <= share.value * whole:
+        return high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if _multiply_adds(classifier, channels, middle) <= most else (low, middle)
+        fits = cost(_at_width(classifier, channels, middle)) <= share.value * whole
+        low, high = (middle, high) if fits else (low, middle)
     return low
 
 
-def _multiply_adds(classifier: Classifier, channels: Channels, width: float) -> int:
-    """Return the multiply-adds of the classifier at this width, whichever channels stay."""
+def _at_width(classifier: Classifier, channels: Channels, width: float) -> Classifier:
+    """Return the classifier with the first channels of each block, to count: the numbers do not depend on which."""
     kept = {}
     for group in channels.groups:
-        count = _per_block(group, width)
+        count = per_block(group, width)
         kept[group] = sorted(index for block in group.members() for index in block[:count])
     network = take(deepcopy(channels.network), kept_axes(channels.network, kept))
-    return Classifier(replace(classifier.spec, code=None), network).multiply_adds()
+    return Classifier(replace(classifier.spec, code=None), network)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A classifier whose channels were cut, and the numbers of convolutions and linear layers: `layers`, without the
-    last one, of which those in `whole` have all outputs, for the reason that is given."""
+    """A classifier whose channels were cut.
+
+    Attributes:
+        layers: the number of convolutions and linear layers, without the last one.
+        whole: those of them that have all outputs, with the reason.
+        kept: the channels that stay of each group.
+    """
 
     classifier: Classifier
     layers: int
     whole: dict[str, str]
+    kept: dict[Group, list[int]]
 
     @property
     def summary(self) -> str:
@@ -207,27 +241,29 @@ class Cut:
         return f"{line}; left whole: {named} ({self.whole[names[0]]})"
 
 
-def cut_to(classifier: Classifier, share: Share, importance: Importance = magnitude) -> Cut:
-    """Return the classifier with a share of its channels or multiply-adds: all groups of channels at one width.
+def cut_to(
+    classifier: Classifier,
+    share: Share,
+    select: Select | None = None,
+    channels: Channels | None = None,
+) -> Cut:
+    """Return the classifier with a share of its channels, multiply-adds or parameters: all groups at one width.
+
+    Args:
+        classifier: it is not changed.
+        select: selects the channels; without it, those with the largest weights stay.
+        channels: those that can be cut, if not all of `channel_groups`.
 
     Raises:
-        ConfigError: no channel can be cut, or not as many as the share of multiply-adds requires.
+        ConfigError: no channel can be cut, or not as many as the share requires.
     """
-    channels = channel_groups(classifier)
+    channels, select = channels or channel_groups(classifier), select or most_important(magnitude)
     while True:
-        width = share.value
-        if share.of == "macs":
-            width = width_for_multiply_adds(classifier, channels, share.value)
-        kept = kept_at_width(channels, width, importance)
+        network, kept = select(channels, width_for(classifier, channels, share))
         groups, failures = channels.trial.possible(kept, compare=False)
         if not failures:
             break
-        whole = channels.whole | _whole(list(_outputs_of(failures)), groups, failures)
-        channels = replace(channels, groups=tuple(groups), whole=whole)
         if not groups:
             raise ConfigError(f"{classifier.spec.architecture} cannot be cut: {next(iter(failures.values()))}")
-    return Cut(cut(classifier, kept, channels.network), channels.layers, channels.whole)
-
-
-def _outputs_of(failures: Mapping[Group, str]) -> dict[str, None]:
-    return dict.fromkeys(axis.layer for group in failures for axis in group.axes if axis.side == OUT)
+        channels = channels.without(failures)
+    return Cut(cut(classifier, kept, network), channels.layers, channels.whole, kept)

@@ -73,17 +73,57 @@ def set_to_zero(network: nn.Module, removed: Mapping[Axis, Sequence[int]]) -> nn
 
 def channel_energies(network: nn.Module, axis: Axis) -> torch.Tensor:
     """Return the sum of squares of the weights and biases of each channel of an axis, float64 [channels]."""
+    return channel_sums(network, axis, torch.square)
+
+
+def channel_sums(network: nn.Module, axis: Axis, measure: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return for each channel of an axis the sum of `measure` over its weights and biases, float64 [channels].
+
+    Args:
+        measure: (float64 values of a parameter of the network) -> a tensor of the same shape. The gradients of the
+            parameter, if it has any, are the gradients of what it gets.
+    """
     total = torch.zeros(axis_length(find_layer(network, axis.layer), axis.side), dtype=torch.float64)
     for held in _tensors(network, axis):
         values = getattr(held.owner, held.name, None)
         if isinstance(values, torch.Tensor) and not held.name.startswith("running_"):
-            squares = values.detach().double().square()
-            if held.groups > 1:  # each part of the outputs reads a part of the inputs
-                total += torch.cat([part.transpose(0, 1).flatten(1).sum(1) for part in squares.chunk(held.groups)])
-                continue
-            for part in squares.chunk(held.copies, held.dimension):
-                total += part.movedim(held.dimension, 0).reshape(len(total), -1).sum(1)
+            measured = measure(_in_double(values))
+            for part in measured.chunk(held.copies, held.dimension):
+                total += torch.stack(_channels_of(part, held)).reshape(len(total), -1).sum(1)
     return total
+
+
+def _in_double(values: torch.Tensor) -> torch.Tensor:
+    plain = values.detach().cpu().double()
+    plain.grad = None if values.grad is None else values.grad.detach().cpu().double()
+    return plain
+
+
+def merge(network: nn.Module, axis: Axis, clusters: Sequence[Sequence[int]]) -> None:
+    """Give the first channel of each cluster the cluster's mean (side `out`: weights, biases and statistics) or its sum
+    (side `in`: weights), in place. Other channels are not changed.
+
+    Args:
+        axis: of any layer but attention.
+        clusters: indices at the axis.
+    """
+    for held in _tensors(network, axis):
+        assert held.copies == 1, "the channels of attention are several times in one tensor"
+        values = getattr(held.owner, held.name, None)
+        if isinstance(values, torch.Tensor):
+            merged = values.detach().clone()
+            channels = _channels_of(merged, held)
+            for members in clusters:
+                together = torch.stack([channels[member] for member in members]).double()
+                channels[members[0]].copy_(together.sum(0) if axis.side == IN else together.mean(0))
+            replace_tensor(held.owner, held.name, merged)
+
+
+def _channels_of(values: torch.Tensor, held: _Held) -> list[torch.Tensor]:
+    """Return the parts of a tensor that belong to one channel each, which share its memory."""
+    if held.groups > 1:  # each part of the outputs reads a part of the inputs
+        return [channel for part in values.chunk(held.groups) for channel in part.unbind(1)]
+    return list(values.unbind(held.dimension))
 
 
 def _sizes_after(layer: nn.Module, lengths: dict[str, int]) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
 
     --student takes a share of the teacher's channels or multiply-adds: half, width:N or macs:N. It keeps the weights of
     the largest channels. Or a name of `kdx models`, half:SPEC, torchvision/NAME, timm/NAME or FILE.py:NAME, with random
-    weights; or weights to start from: compressed/NAME or FILE.safetensors.
+    weights; or weights to start from: compressed/NAME, pruned/NAME or FILE.safetensors.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""The initial student: a new network of any origin, a cut or narrower teacher, a compressed teacher, or a file."""
+"""The initial student: a new network of any origin, a cut or narrower teacher, an artifact of weights, or a file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from ...errors import ConfigError
 from ...models.external.names import HALF, Share, parse_name, parse_narrower, parse_share
 from ...models.external.user_code import as_file
 from ...storage.artifacts import Input
-from ...storage.run_dir import MODEL_FILE, Artifact, InputFile, RunDir
+from ...storage.run_dir import MODEL_FILE, PLACES, InputFile, RunDir
 from ..inputs.user_model import kdx_file
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier, ClassifierSpec
     from ...models.external.blueprint import Blueprint
+
+STARTS = {"compressed": "kdx compress", "pruned": "kdx prune"}
+"""Kind of artifact that is an initial student -> the command that makes it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
     Raises:
         UsageError: there is no such network.
         ConfigError: it does not fit the teacher, or it is a narrower network than one without a width, or the run has
-            no such compressed teacher.
+            no such compressed or pruned classifier.
         ArtifactError: there is no such file.
     """
     given = _given(spec, run)
@@ -104,23 +107,21 @@ def student_start(spec: str, run: RunDir) -> StudentStart:
 
 
 def _given(spec: str, run: RunDir) -> StudentStart | None:
-    """Return a student that comes with weights, from a compressed teacher or a classifier's file; None for others."""
-    compressed = run.artifacts("compressed")
-    for ref in compressed:
-        if spec.rstrip("/") in (ref.label, str(ref.directory)):
-            return _compressed(run.artifact(ref))
-    if spec.startswith("compressed/") and not Path(spec).exists():
-        there = f"it has {', '.join(ref.label for ref in compressed)}" if compressed else "make it with: kdx compress"
-        raise ConfigError(f"{run.root} has no {spec}; {there}")
+    """Return a student that comes with weights: an artifact that is one, or a classifier's file; None for others."""
+    for kind, command in STARTS.items():
+        present = run.artifacts(kind)
+        for ref in present:
+            if spec.rstrip("/") in (ref.label, str(ref.directory)):
+                artifact = run.artifact(ref)
+                return StudentStart(artifact.name, (artifact.input("student"),), artifact.file(MODEL_FILE))
+        if spec.startswith(PLACES[kind]) and not Path(spec).exists():
+            there = f"it has {', '.join(ref.label for ref in present)}" if present else f"make it with: {command}"
+            raise ConfigError(f"{run.root} has no {spec}; {there}")
     path = kdx_file(spec)
     if path is None:
         return None
     file = run.file(path)
     return StudentStart(path.absolute().parent.name or "student", (file.input("student"),), file)
-
-
-def _compressed(artifact: Artifact) -> StudentStart:
-    return StudentStart(artifact.name, (artifact.input("student"),), artifact.file(MODEL_FILE))
 
 
 def _blueprint(spec: str, teacher: ClassifierSpec, run: RunDir) -> tuple[Blueprint, list[Input]]:

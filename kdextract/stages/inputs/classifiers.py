@@ -9,7 +9,7 @@ from ...errors import ConfigError
 from ...storage.artifacts import Input
 from ...storage.run_dir import MODEL_FILE, ONNX_FILE, Artifact, ArtifactRef, InputFile, RunDir
 
-CLASSIFIERS = ("teacher", "compressed", "student", "extended")
+CLASSIFIERS = ("teacher", "compressed", "pruned", "student", "extended")
 QUANTIZED = "quantized"
 
 
@@ -61,7 +61,7 @@ def find_classifier(label: str | None, run: RunDir, quantized: bool = False) -> 
             return find_classifier(str(inside), run, quantized)
         label = here[0].label
     ref = only_student(run) if label is None else run.find(label, *kinds)
-    name = f"{ref.name}-compressed" if ref.kind == "compressed" else ref.name
+    name = f"{ref.name}-{ref.kind}" if ref.kind in ("compressed", "pruned") else ref.name
     artifact = run.artifact(ref)
     return ChosenClassifier(artifact.file(ONNX_FILE if ref.kind == QUANTIZED else MODEL_FILE), name, artifact)
 

@@ -32,7 +32,7 @@ NEEDS = {
     "teacher+data": "The teacher, and real images.",
 }
 """`Manifest.needs` in words."""
-DRAWING = ("train", "optimize-dataset", "train-generator", "generate", "distill", "extend")
+DRAWING = ("train", "optimize-dataset", "train-generator", "generate", "prune", "distill", "extend")
 """Stages whose results depend on a seed."""
 _OF_FILES = re.compile(r"(npz:|folder:)(.*)")
 
@@ -73,7 +73,7 @@ def evaluations_of(classifier: Input, run: RunDir) -> dict[ArtifactRef, Manifest
 
 
 def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
-    """Return how a classifier was made, as facts about a teacher, a compressed or extended one, or a student.
+    """Return how a classifier was made, as facts about a teacher, a compressed, pruned or extended one, or a student.
 
     Args:
         sources: its `ancestors`.
@@ -88,6 +88,8 @@ def origin(manifest: Manifest, sources: dict[str, Manifest]) -> list[Fact]:
         facts.append(("Method", text))
     elif manifest.kind == "extended":
         facts += _extension_facts(manifest)
+    elif manifest.kind == "pruned":
+        facts.append(("Method", _pruning_text(manifest)))
     else:
         facts += _distillation_facts(manifest, sources)
     if manifest.needs in NEEDS:
@@ -121,6 +123,15 @@ def _uses_seed(manifest: Manifest) -> bool:
 def _layer_text(text: str) -> str:
     name, _, ranks = text.rpartition(" ")
     return f"{name} (ranks {ranks})"
+
+
+def _pruning_text(manifest: Manifest) -> str:
+    """Return from which classifier channels were cut, how many of each layer are left, and by which criterion."""
+    by_role = {entry.role: entry.path for entry in manifest.inputs}
+    start = by_role.get("classifier", by_role.get("teacher"))
+    left = ", ".join(manifest.metrics.get("channels_kept", []))
+    criterion = manifest.config.get("criterion")
+    return f"Channels of {data_name(start)} were cut (criterion {criterion}). Left are: {left}. Not trained afterwards."
 
 
 def _teacher_text(manifest: Manifest) -> str:

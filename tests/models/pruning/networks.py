@@ -246,6 +246,37 @@ class OneLayer(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class Small(nn.Sequential):
+    """Two convolutions, with batch normalization or without."""
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, batch_norm: bool = True) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, 6, 3, stride=2),
+            nn.BatchNorm2d(6) if batch_norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2),
+            nn.BatchNorm2d(8) if batch_norm else nn.Identity(),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, num_classes),
+        )
+
+
+class ReadTwice(nn.Module):
+    """The outputs of a convolution are read by batch normalization and, with `also`, by the next layer as well."""
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, also: bool = True) -> None:
+        super().__init__()
+        self.also = also
+        self.conv, self.bn, self.fc = nn.Conv2d(in_channels, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        normalized = torch.relu(self.bn(x))
+        return self.fc((normalized + torch.relu(x) if self.also else normalized).mean((2, 3)))
+
+
 class Auxiliary(nn.Module):
     """Returns a tensor in evaluation mode, and a tuple in training mode."""
 

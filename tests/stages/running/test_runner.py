@@ -34,6 +34,7 @@ def full_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     api.train_generator("kegnet", run=run, generators=2, steps=1, batch_size=8, threads=1)
     api.generate("kegnet", run=run, images_per_class=1, threads=1)
     api.compress(run=run, threads=1)
+    api.prune(run=run, name="smaller", criterion="fold", threads=1)
     api.train(run=folder / "other", epochs=1, seed=3, threads=1)
     for name in ("new", "newer"):
         images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
@@ -79,6 +80,9 @@ def commands(run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "a live method": ("distill", {"method": "auto", "name": "b", **SMALL}),
         "compressed": ("distill", {"data": "kegnet", "student": "compressed/tucker", "name": "b", **SMALL} | {
             "data": "transfer-sets/kegnet"}),
+        "pruned": ("distill", {"data": "noise:normal", "student": "pruned/smaller", "name": "b", **SMALL}),
+        "a teacher to prune": ("prune", {"data": "transfer-sets/kegnet"}),
+        "a student to prune": ("prune", {"artifact": "students/lenet_half", "data": "noise:normal"}),
         "the teacher's file": (
             "distill",
             {"data": "noise:normal", "student": str(teacher), "name": "b", **SMALL},
@@ -135,6 +139,7 @@ REPLACED = {  # file -> the command whose options are in `commands`
     "compressed/tucker/model.safetensors": "compressed",
     "extended/more/model.safetensors": "an extended classifier",
     "extended/more/scores.json": "an extended classifier",
+    "pruned/smaller/model.safetensors": "pruned",
     "../other/teacher/model.safetensors": "teacher, generators",
     "./teacher/model.safetensors": "a file",
     "././teacher/model.safetensors": "a teacher to export",
