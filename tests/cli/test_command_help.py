@@ -36,7 +36,8 @@ def names(rows: list[HelpRow]) -> set[str]:
 
 def named(command: str, method: str) -> list[str]:
     """Return the arguments that select a method of a command."""
-    return {"train-generator": [method], "distill": ["--method", method]}.get(command, ["--objective", method])
+    options = {"distill": "--method", "prune": "--method", "optimize-dataset": "--objective"}
+    return [*([options[command]] if command in options else []), method]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
