@@ -181,10 +181,10 @@ def test_the_manifest_of_a_student_of_real_data_records_it(run_copy: Path) -> No
 
 def test_the_test_images_are_opened_by_evaluate_alone(finished_run: Path) -> None:
     splits = {
-        path.parent.name: [entry["split"] for entry in read_manifest(path.parent).real_data]
+        str(path.parent.relative_to(finished_run)): [entry["split"] for entry in read_manifest(path.parent).real_data]
         for path in finished_run.rglob("manifest.json")
     }
-    assert [name for name, opened in splits.items() if "test" in opened] == ["lenet_half"]
+    assert [name for name, opened in splits.items() if "test" in opened] == ["evaluations/lenet_half"]
 
 
 def test_later_stages_do_not_change_the_teacher(run_copy: Path) -> None:

@@ -36,7 +36,7 @@ def names(rows: list[HelpRow]) -> set[str]:
 
 def named(command: str, method: str) -> list[str]:
     """Return the arguments that select a method of a command."""
-    options = {"distill": "--method", "extend": "--method", "optimize-dataset": "--objective"}
+    options = {"distill": "--method", "extend": "--method", "prune": "--method", "optimize-dataset": "--objective"}
     return [*([options[command]] if command in options else []), method]
 
 

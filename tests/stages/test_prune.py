@@ -215,6 +215,14 @@ def test_distill_evaluate_export_and_show_take_the_result(run: Path, here: Here)
     assert "pruned/less" in here("show", "--run", run).stdout
 
 
+def test_a_student_that_starts_from_the_result_has_its_access_to_data(run: Path) -> None:
+    for name, data, needs in (("real", "digits", "teacher+data"), ("noise", "noise:normal", "teacher")):
+        made = prune(run, data=data, name=name)
+        assert made.manifest.needs == needs
+        student = api.distill(run=run, student=f"pruned/{name}", data="noise:normal", steps=1, threads=1)
+        assert student.manifest.needs == needs
+
+
 def test_a_missing_result_is_reported_with_the_command_that_makes_it(run: Path) -> None:
     with pytest.raises(ConfigError, match="has no pruned/less; make it with: kdx prune"):
         api.distill(run=run, student="pruned/less", data="drawn", steps=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
+from ...storage.artifacts import strongest
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...training.budget import Timetable, parse_duration
 from ..inputs.image_source import ImageSource, choose_source, open_with_probe
@@ -45,7 +46,8 @@ def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
     start = student_start(config.student, run)
     inputs = (teacher, *images.inputs, *verifier_inputs(verifier), *start.inputs)
     place = run.place("student", config.name or start.name)
-    return Plan(place, inputs, images.needs, DistillInputs(images, start, verifier))
+    needs = strongest(images.needs, start.needs)
+    return Plan(place, inputs, needs, DistillInputs(images, start, verifier))
 
 
 def execute(config: DistillConfig, resolved: DistillInputs, context: StageContext) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class StudentStart:
     """How the initial student is made: from the file of a classifier, as a new network by its `blueprint`, or as a
     `share` of the teacher, whose channels are cut.
 
-    `name` is the default name of the student's artifact; `inputs` are the files that the student is made from.
+    `name` is the default name of the student's artifact; `inputs` are the files that the student is made from, and
+    `needs` is the access to data that they took.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StudentStart:
     file: InputFile | None = None
     blueprint: Blueprint | None = None
     share: Share | None = None
+    needs: str = "teacher"
 
     @property
     def is_new(self) -> bool:
@@ -113,7 +115,8 @@ def _given(spec: str, run: RunDir) -> StudentStart | None:
         for ref in present:
             if spec.rstrip("/") in (ref.label, str(ref.directory)):
                 artifact = run.artifact(ref)
-                return StudentStart(artifact.name, (artifact.input("student"),), artifact.file(MODEL_FILE))
+                file, needs = artifact.file(MODEL_FILE), artifact.manifest.needs
+                return StudentStart(artifact.name, (artifact.input("student"),), file, needs=needs)
         if spec.startswith(PLACES[kind]) and not Path(spec).exists():
             there = f"it has {', '.join(ref.label for ref in present)}" if present else f"make it with: {command}"
             raise ConfigError(f"{run.root} has no {spec}; {there}")

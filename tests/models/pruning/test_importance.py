@@ -258,6 +258,19 @@ def test_copies_of_channels_of_imported_networks_are_folded_without_any_differen
     check_folded(imported(name))
 
 
+@pytest.mark.parametrize("name", ["Small", "Depthwise", "Normed"])
+def test_more_clusters_than_different_channels_are_filled_with_copies(name: str) -> None:
+    teacher = imported(name)
+    channels = channel_groups(teacher)
+    made, _ = duplicated(teacher, channels)
+    found = channel_groups(made)
+    folded = cut_to(made, Share("width", 0.75), folding(made, 0), found)
+    for group, kept in folded.kept.items():
+        assert len(kept) == group.unit * math.floor(0.75 * len(group.channels) / group.unit + 0.5)
+    expected = answers(made)
+    torch.testing.assert_close(answers(folded.classifier), expected, rtol=0, atol=rounding(expected))
+
+
 def test_the_first_channel_of_a_cluster_gets_the_mean_or_the_sum() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 6, 1, groups=2))
     first, second = (layer(net, name).weight.detach().clone() for name in ("0", "1"))
