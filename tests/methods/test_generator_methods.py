@@ -140,6 +140,7 @@ def test_training_lowers_the_loss(way: str, teacher_run: Path) -> None:
 
 
 @every_way
+@pytest.mark.slow
 def test_a_generator_costs_no_more_than_the_teacher_by_default(
     way: str, straight: Callable[[str], Path], teacher_run: Path
 ) -> None:
@@ -533,7 +534,8 @@ def test_students_of_generators_get_redrawn_images(teacher_run: Path) -> None:
 def test_drawings_are_redrawn_by_default(brightness: float, redraw: bool) -> None:
     teacher = Classifier(ClassifierSpec("lenet5", (1, 32, 32), tuple("abc"), (brightness,), (0.3,)))
     given = DistillConfig()
-    noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", Input("data", "mnist (train)", "0" * 64))
+    data = Input("data", "mnist (train)", "0" * 64)
+    noise, real = NoiseImages.named("noise:normal"), RealImages.of("mnist", data, "distillation")
     manifest = Manifest("generator", "generators/kegnet", "train-generator", "0.1.0", {}, (), ())
     generators = GeneratorImages.of(Artifact(Path("generators/kegnet"), "generators/kegnet", manifest, {}))
     assert fill_in(given, generators, teacher, teacher).redraw == redraw

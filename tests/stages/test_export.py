@@ -550,6 +550,7 @@ def test_no_tolerance_means_no_difference(
     assert 0 < manifest.metrics["largest_difference"] <= 10 * moved
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """With another order of sets and dicts, and in another directory."""
     file = tmp_path / "model.safetensors"

@@ -19,7 +19,7 @@ from kdextract.stages.prune import CRITERIA, PruneConfig
 from kdextract.storage.artifacts import read_manifest
 from kdextract.training.batch_norm import NUM_IMAGES
 
-NETWORKS = Path(__file__).parent.parent / "models" / "pruning" / "networks.py"
+NETWORKS = Path(__file__).parent.parent / "models" / "pruning" / "networks_to_cut.py"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_every_criterion_makes_a_classifier_of_the_promised_size(run: Path, crit
     assert sha256s(run / "teacher") == teacher
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(run: Path) -> None:
     for criterion in CRITERIA:
         first = prune(run, criterion=criterion)
@@ -121,6 +122,7 @@ def test_batch_normalization_is_estimated_except_by_folding(run: Path) -> None:
     assert folded.manifest.metrics["held_out_agreement"] == 1
 
 
+@pytest.mark.slow
 def test_images_of_every_kind_of_source(run: Path) -> None:
     agreements = {}
     for name, options in {
@@ -140,6 +142,7 @@ def test_images_of_every_kind_of_source(run: Path) -> None:
     assert len(files) == 5
 
 
+@pytest.mark.slow
 def test_other_classifiers_than_the_teacher(run: Path) -> None:
     student = prune(run, artifact="students/small", channels=0.5)
     assert student.directory.name == "small-channels-0.5"

@@ -143,6 +143,7 @@ def test_residual_sums_and_convolutions_are_computed_with_integers() -> None:
     assert {inputs[node.output[0]] for node in convolutions} <= {"QuantizeLinear", "Relu"}
 
 
+@pytest.mark.slow
 def test_the_images_matter_and_equal_ones_give_equal_bytes() -> None:
     classifier, result = quantized("lenet5")
     again = quantize(classifier, list(images(classifier, 1).split(32)))
@@ -206,6 +207,7 @@ def test_the_student_is_quantized_without_data(made: Path) -> None:
     assert sum("latency" in name for name in metrics) == 4
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_bytes(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made, tmp_path / "run")
     old = sha256s(run / "quantized" / "lenet_half-int8")
@@ -241,6 +243,7 @@ def test_it_is_evaluated_loaded_and_shown(made: Path, tmp_path: Path, here: Here
     assert here("verify", "--run", run).returncode == 0
 
 
+@pytest.mark.slow
 def test_sources_of_images_and_real_test_data(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made, tmp_path / "run")
     files = {}
@@ -275,6 +278,7 @@ def imported(folder: Path) -> Path:
     return folder / "own"
 
 
+@pytest.mark.slow
 def test_an_imported_network_and_a_table(tmp_path: Path, state: Path, here: Here) -> None:
     done = here("quantize", "teacher", "--run", imported(tmp_path), "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr

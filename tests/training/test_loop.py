@@ -114,7 +114,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     start = make_student("lenet5_half")
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(start))
-    student = StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher)
+    student = StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher, True, print)
     assert student.spec == start.spec
     assert equal(weights(student), weights(start))
     for spec in (
@@ -123,7 +123,7 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     ):
         path.write_bytes(encode_classifier(Classifier(spec)))
         with pytest.raises(ConfigError, match="must be equal"):
-            StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher)
+            StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher, True, print)
 
 
 @pytest.mark.parametrize("augmenter", [plain, shifting])

@@ -33,7 +33,7 @@ from kdextract.models.pruning.sizes import find_layer
 from kdextract.stages.compress import choose_ranks, fill
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 
-NETWORKS = Path(__file__).with_name("networks.py")
+NETWORKS = Path(__file__).with_name("networks_to_cut.py")
 LARGE = ("alex", "alex_half", "vgg16", "vgg19")
 """Architectures that also take images of 32 pixels, at which they are smaller."""
 EXACT = {
@@ -82,7 +82,7 @@ def ours(name: str, channels: int, num_classes: int) -> Classifier:
 
 
 def theirs(name: str, channels: int = 3, num_classes: int = 10) -> Classifier:
-    """A network of `networks.py`, imported."""
+    """A network of `networks_to_cut.py`, imported."""
     torch.manual_seed(0)
     target, _, more = name.rstrip(")").partition("(")
     arguments = ", ".join(filter(None, [more, f"in_channels={channels}, num_classes={num_classes}"]))
@@ -208,6 +208,7 @@ def test_all_channels_kept_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.75])
 @pytest.mark.parametrize("name", ["wrn16_1", "lenet5_bn", "hinton800"])
+@pytest.mark.slow
 def test_multiply_adds_are_the_most_that_the_share_allows(name: str, share: float) -> None:
     teacher = ours(name, 1, 10)
     made = cut_to(teacher, Share("macs", share)).classifier.multiply_adds()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import rounding
 from helpers import equal, seeded, weights
-from networks import Small
+from networks_to_cut import Small
 from torch import nn
 
 from kdextract.models.classifier import Classifier, ClassifierSpec
@@ -25,9 +25,9 @@ from kdextract.models.pruning.groups import Group
 from kdextract.models.pruning.importance import batch_norm_scales, scaling_layers, taylor
 from kdextract.models.pruning.slices import Axis, merge
 
-NETWORKS = Path(__file__).with_name("networks.py")
+NETWORKS = Path(__file__).with_name("networks_to_cut.py")
 FOLDED = ["Padded", "Depthwise", "Dense", "FixedView", "Shuffled", "Normed", "Twice"]
-"""Networks of `networks.py` that do not normalize over channels."""
+"""Networks of `networks_to_cut.py` that do not normalize over channels."""
 
 
 def varied(made: Classifier) -> Classifier:
@@ -49,7 +49,7 @@ def varied(made: Classifier) -> Classifier:
 
 
 def imported(name: str, channels: int = 3) -> Classifier:
-    """A network of `networks.py`: a name, or a name with arguments in parentheses."""
+    """A network of `networks_to_cut.py`: a name, or a name with arguments in parentheses."""
     torch.manual_seed(0)
     target, _, more = name.rstrip(")").partition("(")
     arguments = ", ".join(filter(None, [more, f"in_channels={channels}"]))

@@ -117,7 +117,9 @@ INTERRUPTIONS = {
 EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-@pytest.mark.parametrize("stage", INTERRUPTIONS)
+@pytest.mark.parametrize(
+    "stage", ["distill", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("train", "optimize-dataset"))]
+)
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     run_copy: Path, uninterrupted: Callable[..., dict[str, str]], stage: str
 ) -> None:

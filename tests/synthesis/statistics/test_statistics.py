@@ -331,7 +331,7 @@ def outputs_by_hand(teacher: Classifier, pixels: torch.Tensor) -> dict[str, list
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("num_classes", [2, 10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["tokens", "batch norm", "plain", "channels last"])
 @pytest.mark.parametrize("max_units", [100, 1000])
 def test_figures_per_channel_are_those_of_all_images_and_places(
