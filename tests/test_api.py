@@ -271,6 +271,7 @@ def test_failed_checks_are_exceptions(run_copy: Path) -> None:
         api.verify(run=run_copy)
 
 
+@pytest.mark.slow
 def test_demo_and_benchmark_return_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kdextract.cli import demo
     from kdextract.stages import train

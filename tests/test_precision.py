@@ -44,6 +44,7 @@ def test_bfloat16_rounds_and_returns_float32() -> None:
 
 
 @pytest.mark.parametrize("name", live_names())
+@pytest.mark.slow
 def test_live_methods_run_in_bfloat16(name: str, finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     small = {"pool": 400, "fresh": 4, "pool_batch": 16, "period": 2, "pixel_steps": 3}

@@ -62,6 +62,7 @@ WAYS: dict[str, dict[str, Any]] = {
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 6, "width": 4, "threads": 1}
 
 every_way = pytest.mark.parametrize("way", WAYS)
+OF_EACH_METHOD = ("kegnet", "dafl", "keflow-nice", "keflow-samples")
 
 
 def train(run: Path, way: str, **options: Any) -> Any:
@@ -115,7 +116,9 @@ def test_it_makes_generators_from_the_teacher_alone(
         assert Image.open(directory / picture).size[1] > 100
 
 
-@every_way
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way in OF_EACH_METHOD else pytest.mark.slow) for way in WAYS]
+)
 def test_interrupted_it_ends_with_the_same_bytes(
     way: str, straight: Callable[[str], Path], teacher_run: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:

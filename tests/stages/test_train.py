@@ -91,6 +91,7 @@ def test_a_recipe_sets_what_is_not_given() -> None:
         assert chosen_recipe(TrainConfig(recipe=name, **given)) == replace(recipe, **given)
 
 
+@pytest.mark.slow
 def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) -> None:
     made, of_one_answer = {}, errors_of_one_answer(load_data("digits", "train", Path()).labels)
     for recipe in RECIPES:

@@ -99,6 +99,7 @@ def applies(run: Path) -> str:
     return found.pop()
 
 
+@pytest.mark.slow
 def test_file_network_and_commands_agree_on_batch_normalization(norm: str, tmp_path: Path) -> None:
     """Instance and batch normalization have tensors of the same names, so names cannot distinguish them."""
     run, batch_norm = imported(norm, tmp_path), NORMS[norm][1]

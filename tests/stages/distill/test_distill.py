@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
 """Options that make a method quick."""
 
 every_live_method = pytest.mark.parametrize("name", live_names())
+OF_EACH_KIND = ("adaptive_deep_inversion", "dafl", "structured_noise")
+"""A method that inverts, one that trains a generator, and one that does neither."""
 
 
 def distill(run: Path, method: str, **options: Any) -> dict[str, Any]:
@@ -77,7 +79,10 @@ def test_every_method_makes_a_student_from_the_teacher_alone(
     assert sha256s(run / "teacher") == sha256s(finished_run / "teacher")
 
 
-@every_live_method
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in live_names()],
+)
 def test_interrupted_it_ends_with_the_same_bytes(
     name: str, straight: Callable[[str], Path], teacher_run: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:
@@ -198,6 +203,7 @@ def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("never_late")
+@pytest.mark.slow
 def test_an_interrupted_budget_keeps_its_number_of_steps(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decided = []
     real = Checkpoints.once

@@ -529,6 +529,7 @@ def test_the_verifiers_agreement_is_recorded(stage: str, teacher_run: Path, veri
         make(**options, name="none", verifier="nowhere.safetensors")
 
 
+@pytest.mark.slow
 def test_batch_normalization_is_preferred_to_statistics(tmp_path: Path) -> None:
     options: dict[str, Any] = {"run": tmp_path / "run", "threads": 1}
     api.train(model="lenet5_bn", epochs=1, **options)
