@@ -261,7 +261,7 @@ def test_what_is_refused_writes_nothing(run: Path, options: dict[str, Any], erro
     with pytest.raises(error, match=match) as caught:
         prune(run, **options)
     assert "\n" not in str(caught.value)
-    assert not list((run / "pruned").glob("[a-z]*"))
+    assert not (run / "pruned").exists()
 
 
 @pytest.mark.parametrize(("name", "match"), [("OneLayer", "one layer"), ("Recurrent", "GRU")])
@@ -269,7 +269,7 @@ def test_networks_with_nothing_to_cut_are_refused(name: str, match: str, tmp_pat
     run = imported(tmp_path, name)
     with pytest.raises(ConfigError, match=match):
         prune(run)
-    assert not list((run / "pruned").glob("[a-z]*"))
+    assert not (run / "pruned").exists()
 
 
 def test_a_classifier_of_another_task_is_refused(run: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def share_matrix(shares: list[list[float | None]], rows: list[str], columns: lis
     Args:
         shares: one list per row, with one entry per column.
         rows: the caption of each row, of one or two lines.
-        columns: the caption of each column.
+        columns: the caption of each column, of one or two lines.
         note: a line below the table.
     """
     width, height, left = 64, 40, 2 * MARGIN
@@ -124,7 +124,8 @@ def share_matrix(shares: list[list[float | None]], rows: list[str], columns: lis
     canvas = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
     for column, name in enumerate(columns):
-        draw.text((left + column * width + 4, 14), name[:10], fill="black", font=font)
+        lines = "\n".join(line if len(line) <= 11 else f"{line[:9]}.." for line in name.splitlines())
+        draw.multiline_text((left + column * width + 4, 8), lines, fill="black", font=font, spacing=2)
     for row, (caption, entries) in enumerate(zip(rows, shares, strict=True)):
         top = (row + 1) * height
         lines = "\n".join(line[:28] for line in caption.splitlines())

@@ -164,4 +164,4 @@ def _row(entry: Json, num_tasks: int) -> ScoreRow:
 
 
 def _span(classes: tuple[str, ...]) -> str:
-    return classes[0] if len(classes) == 1 else f"{classes[0]}..{classes[-1]}"
+    return classes[0] if len(classes) == 1 else f"{classes[0]}\nto {classes[-1]}"

@@ -9,14 +9,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ...errors import ConfigError, OutOfMemoryError, from_os_error
+from ...errors import ConfigError, OutOfMemoryError, UsageError, from_os_error
 from ...models.queries import SYNTHESIS, Queries
 from ...options.declare import (
     MethodStageConfig,
@@ -261,9 +261,19 @@ def _execute_and_count(
     write()
     try:
         return stage.execute(config, resolved, context)
-    except BaseException:
-        write()
+    except BaseException as error:
+        if isinstance(error, UsageError | ConfigError) and not (partial / CHECKPOINT_FILE).exists():
+            _remove_empty(partial)
+        else:
+            write()
         raise
+
+
+def _remove_empty(partial: Path) -> None:
+    """Remove the directory of a checkpoint that was never written, and the directory of its kind if nothing is left."""
+    shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):
+        partial.parent.rmdir()
 
 
 def _prepare_partial(stage: str, plan: Plan[Any], record: Json, reporter: Reporter) -> Path:
@@ -341,8 +351,6 @@ def _set_up_torch(config: StageConfig) -> torch.device:
     """Set the number of threads and determinism, and return the device; to be called inside `process_as_it_was`."""
     os.environ.setdefault(CUBLAS, ":4096:8")
     import torch
-
-    from ...errors import UsageError
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
