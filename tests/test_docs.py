@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT, SPEAKS_OF_THE_MACHINE, environment, kdx
 
 DOCS = ROOT / "docs"
-PAGES = ["python.md", "bring-your-own-model.md", "bring-your-own-data.md"]
+LONG_PAGES = ["bring-your-own-model.md", "bring-your-own-data.md"]
+PAGES = ["python.md", *(pytest.param(page, marks=pytest.mark.slow) for page in LONG_PAGES)]
 HIDDEN = "<!-- run:"  # commands that a page needs and does not show, up to -->
 _BLOCK = re.compile(rf"^(?:```(python|sh)\n(.*?)^```$|{HIDDEN}\n(.*?)^-->$)", re.MULTILINE | re.DOTALL)
 

@@ -18,7 +18,7 @@ from kdextract.methods import live_method, live_names, objective, objective_name
 from kdextract.models.classifier import Classifier, load_classifier
 from kdextract.models.hooks import record_batch_statistics
 from kdextract.options.declare import option_fields
-from kdextract.stages.running import runner as stage_runner
+from kdextract.stages.running import torch_settings
 from kdextract.storage.artifacts import read_manifest
 from kdextract.training.supervised import predict
 
@@ -117,7 +117,7 @@ def test_stages_compile(finished_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_compiler_is_named_in_the_error(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_runner, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(torch_settings, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(ConfigError, match="--compile needs a C\\+\\+ compiler"):
         api.distill(run=run_copy, data="all_layers", name="x", steps=2, compile=True, threads=1)
 

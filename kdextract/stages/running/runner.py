@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import signal
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -20,7 +18,6 @@ from ...errors import ConfigError, OutOfMemoryError, UsageError, from_os_error
 from ...models.queries import SYNTHESIS, Queries
 from ...options.declare import (
     MethodStageConfig,
-    NetworkConfig,
     StageConfig,
     difference,
     option_fields,
@@ -36,7 +33,8 @@ from .checkpoints import CHECKPOINT_FILE, CHECKPOINT_FORMAT, Checkpoints
 from .outcome import Outcome as Outcome
 from .outcome import Plan as Plan
 from .outcome import ResolvedT
-from .process_state import CUBLAS, process_as_it_was
+from .process_state import process_as_it_was
+from .torch_settings import how_networks_run, import_what_is_set, set_up_torch
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 KEY_FILE = "key.json"
 METRICS_FILE = "metrics.jsonl"
-COMPILERS = ("g++", "clang++")
 _TAKE_MEMORY = ("batch_size", "generator_batch", "pool_batch", "max_units", "covariance_rank")
 """Options of stages and methods that take less memory with a smaller value; errors name them in this order."""
 
@@ -234,10 +231,10 @@ def _execute(
 ) -> Outcome:
     partial = _prepare_partial(stage.name, plan, record, reporter)
     checkpoints = Checkpoints(partial)
-    _import_what_is_set(config)
+    import_what_is_set(config)
     with process_as_it_was(), signals_to(checkpoints.stop):
-        device = _set_up_torch(config)
-        how = _how_networks_run(config, device)
+        device = set_up_torch(config)
+        how = how_networks_run(config, device)
         context = StageContext(run, reporter, checkpoints, device, started, Attempts.read(partial), *how)
         reset_peak_memory(device)
         metrics = _execute_and_count(stage, config, plan.resolved, context, partial)
@@ -338,52 +335,6 @@ def _environment(context: StageContext) -> Json:
         "threads": torch.get_num_threads(),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _import_what_is_set(config: StageConfig) -> None:
-    """Import PyTorch, and its compiler if networks are compiled, so that `process_as_it_was` saves their settings."""
-    import_module("torch")
-    if isinstance(config, NetworkConfig) and config.compile:
-        import_module("torch._dynamo")
-
-
-def _set_up_torch(config: StageConfig) -> torch.device:
-    """Set the number of threads and determinism, and return the device; to be called inside `process_as_it_was`."""
-    os.environ.setdefault(CUBLAS, ":4096:8")
-    import torch
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {config.device!r}; use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {config.device!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"this machine has no device {config.device!r}; use --device cpu")
-    return device
-
-
-def _how_networks_run(config: StageConfig, device: torch.device) -> tuple[torch.dtype | None, bool]:
-    """Return precision and compilation of networks, (None, False) for a stage without these options.
-
-    Raises:
-        ConfigError: the device does not support the precision, or there is no C++ compiler.
-    """
-    import torch
-
-    if not isinstance(config, NetworkConfig):
-        return None, False
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bfloat16; leave out --precision")
-    if config.compile and not any(map(shutil.which, COMPILERS)):
-        raise ConfigError(f"--compile needs a C++ compiler ({' or '.join(COMPILERS)}), and none is installed")
-    return (torch.bfloat16 if config.precision == "bf16" else None), bool(config.compile)
 
 
 @contextmanager
