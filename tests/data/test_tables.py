@@ -21,6 +21,8 @@ from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.stages.compress import CompressConfig, choose_ranks
 from kdextract.stages.inputs.real_data import fitted
+from kdextract.synthesis.generators import training as generator_training
+from kdextract.training import augmentation, observer
 
 NOWHERE = Path("no-such-directory")
 SKLEARN = {"iris": (150, 4, 3), "wine": (178, 13, 3), "breast_cancer": (569, 30, 2)}
@@ -310,8 +312,9 @@ def test_rows_are_not_changed_at_random(tmp_path: Path, monkeypatch: pytest.Monk
     def never(*arguments: Any) -> torch.Tensor:
         raise AssertionError("a row was moved")
 
-    monkeypatch.setattr("kdextract.training.augmentation.augment", never)
-    monkeypatch.setattr("kdextract.training.augmentation.warp", never)
+    for module in (augmentation, generator_training, observer):
+        monkeypatch.setattr(module, "augment", never, raising=False)
+        monkeypatch.setattr(module, "warp", never)
     options = {"run": tmp_path / "run", "threads": 1}
     api.train(data="iris", model="kegnet_mlp", epochs=2, batch_size=32, shift=2, warp=0.2, flip=True, **options)
     api.distill(data="noise:uniform", student="kegnet_mlp", steps=2, **options)

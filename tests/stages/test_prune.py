@@ -163,8 +163,15 @@ def test_other_classifiers_than_the_teacher(run: Path) -> None:
     assert sha256s(named.directory) == sha256s(prune(run).directory)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["Small", "Depthwise"])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("Small", 1),
+        ("Depthwise", 3),
+        pytest.param("Small", 3, marks=pytest.mark.slow),
+        pytest.param("Depthwise", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_imported_networks(name: str, channels: int, tmp_path: Path) -> None:
     run = imported(tmp_path, name, channels)
     before = sha256s(run / "teacher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def images(classifier: Classifier, seed: int, count: int = 128) -> torch.Tensor:
     return structured_images(count, classifier.input_shape, 0.4, seeded(seed))
 
 
+@lru_cache
 def quantized(name: str, seed: int = 1) -> tuple[Classifier, Quantized]:
+    """Return a classifier and what is made of it; tests do not change them."""
     classifier = classifier_of(name)
     return classifier, quantize(classifier, list(images(classifier, seed).split(32)))
 

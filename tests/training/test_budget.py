@@ -126,7 +126,7 @@ EVEN = {
 }
 
 
-@pytest.mark.parametrize("budget", [200.0, 600.0, 1200.0])
+@pytest.mark.parametrize("budget", [200.0, 600.0, pytest.param(1200.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EVEN)
 def test_a_budget_is_used_and_not_exceeded(name: str, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     trial, whole, _, rows = Simulation(monkeypatch, budget, EVEN[name]).run()

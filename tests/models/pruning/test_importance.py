@@ -383,7 +383,7 @@ def test_every_criterion_cuts_every_kind_of_network(name: str, channels: int) ->
         assert equal(weights(made.classifier), weights(again.classifier)), criterion
 
 
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.75])
+@pytest.mark.parametrize("share", [0.4, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.1, 0.75))])
 @pytest.mark.parametrize("name", ["Padded", "FixedView"])
 def test_parameters_are_the_most_that_the_share_allows(name: str, share: float) -> None:
     teacher = imported(name)

@@ -30,8 +30,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Options that make a method quick."""
 
-every_live_method = pytest.mark.parametrize("name", live_names())
 OF_EACH_KIND = ("adaptive_deep_inversion", "dafl", "structured_noise")
+every_live_method = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in live_names()]
+)
 """A method that inverts, one that trains a generator, and one that does neither."""
 
 
@@ -79,10 +81,7 @@ def test_every_method_makes_a_student_from_the_teacher_alone(
     assert sha256s(run / "teacher") == sha256s(finished_run / "teacher")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in live_names()],
-)
+@every_live_method
 def test_interrupted_it_ends_with_the_same_bytes(
     name: str, straight: Callable[[str], Path], teacher_run: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:

@@ -136,7 +136,14 @@ def test_pixels_of_every_objective(
     compare(make, 0.05, monkeypatch)
 
 
-@pytest.mark.parametrize("name", [name for name in live_names() if not live_method(name).gradient_free])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("deep_inversion", "dfq") else pytest.mark.slow)
+        for name in live_names()
+        if not live_method(name).gradient_free
+    ],
+)
 def test_images_of_every_live_method(
     name: str, teacher: Classifier, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
