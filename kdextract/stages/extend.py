@@ -14,6 +14,7 @@ from .inputs.augmentation import USUAL_AUGMENTATION, drawing_background, usual_a
 from .inputs.class_selection import images_of_classes, images_of_names, parse_classes
 from .inputs.classifiers import ChosenClassifier, find_classifier
 from .inputs.image_source import (
+    REAL_IMAGES,
     ImageSource,
     choose_source,
     chosen_live_method,
@@ -284,6 +285,7 @@ def train(
 ) -> list[Row]:
     """Train `new`, in place, and return the metric rows; agreement on held-out images is measured if there are any."""
     from ..training.augmentation import Augmenter
+    from ..training.crossing import Crossings
     from ..training.extension import ExtensionOptions, extend
     from ..training.loop import Schedule
     from ..training.observer import Observer
@@ -291,12 +293,15 @@ def train(
     usual = USUAL_AUGMENTATION if old_images is None else old_images.augmentation
     background = drawing_background(old) if usual["redraw"] else None
     shift, warp = (0, 0.0) if old.is_table else (SHIFT, WARP)
+    real = old_images is not None and old_images.found.learned_from == REAL_IMAGES
+    crosses = old_images is not None and not real and len(new_images.names) > 1 and not old.is_table
     options = ExtensionOptions(
         config.batch_size,
         Schedule(config.steps, config.lr, warmup=round(WARMUP_SHARE * config.steps)),
         Augmenter(shift, False, warp, config.seed + 1),
         Augmenter(usual["shift"], False, usual["warp"], config.seed + 2, background),
         config.lwf,
+        Crossings(config.seed + 3) if crosses else None,
     )
     with context.phase("extension"), context.checkpoints.loop():
         return extend(

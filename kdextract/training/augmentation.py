@@ -90,11 +90,21 @@ def _sides(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows.view(1, 1, -1, 1), columns.view(1, 1, 1, -1)
 
 
+def random_sides(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Return a mask per image, [batch, 1, height, width]: near 1 on one side of a random straight line, else near 0.
+
+    Args:
+        images: [batch, channels, height, width].
+        rng: on the CPU.
+    """
+    y, x = _sides(images)
+    angle, place = _uniform_per_image((0, 2 * math.pi), images, rng), _uniform_per_image((-0.5, 0.5), images, rng)
+    return torch.sigmoid(8 * (x * angle.cos() + y * angle.sin() - place))
+
+
 def _spliced(ink: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """In half of the images, replace the part beyond a random straight line by that part of another image."""
-    y, x = _sides(ink)
-    angle, place = _uniform_per_image((0, 2 * math.pi), ink, rng), _uniform_per_image((-0.5, 0.5), ink, rng)
-    own = torch.sigmoid(8 * (x * angle.cos() + y * angle.sin() - place))
+    own = random_sides(ink, rng)
     own = torch.where(_uniform_per_image((0, 1), ink, rng) < 0.5, own, 1.0)
     others = torch.randperm(len(ink), generator=rng).to(ink.device)
     return torch.lerp(ink[others], ink, own)

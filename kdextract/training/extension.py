@@ -17,6 +17,7 @@ from ..models.hooks import batch_norm_layers
 from ..models.more_classes import first_classes
 from ..models.queries import TARGETS
 from .augmentation import Augmenter
+from .crossing import Crossings
 from .loop import CheckpointSaver, Monitor, Row, Schedule, Stateful, take_steps
 from .losses import kl_divergence
 from .progress import Reporter
@@ -24,10 +25,13 @@ from .sources import ImagePool, Source
 
 TEMPERATURE = 2.0
 """Temperature of the Kullback-Leibler terms (Li and Hoiem 2016, Learning without Forgetting, section 3)."""
-NOT_NEW_WEIGHT = 10.0
-"""Weight of `not_new`. Synthetic images are told from new ones more easily than real images of the old classes are, so
-that a small weight prefers new classes. MNIST, classes 0-4 and 5-9, structured noise, 1000 steps, one seed: accuracy on
-old and new classes 91.2 and 96.7 % with weight 3, 94.0 and 94.4 % with weight 10."""
+ALONE_NOT_NEW_WEIGHT = 10.0
+"""Weight of `not_new` without crossed images. Synthetic images are told from new ones more easily than real images of
+the old classes are, so that a small weight prefers new classes."""
+CROSSED_WEIGHT = 0.2
+"""Weight of `crossed_loss`, chosen on MNIST (`docs/notes.md`): larger ones take new images for old ones."""
+SURE = 0.9
+"""Crossed images count if the old classifier gives one of its classes at least this probability."""
 
 
 def kept_answers(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
@@ -53,14 +57,30 @@ def not_new(logits: torch.Tensor, num_old: int) -> torch.Tensor:
     return (logits.logsumexp(1) - logits[:, :num_old].logsumexp(1)).mean()
 
 
-def old_images_loss(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+def old_images_loss(new: torch.Tensor, old: torch.Tensor, not_new_weight: float = 1.0) -> torch.Tensor:
     """Loss on images of the old classes: the old answers among the old classes, and no new class (weighted).
 
     Args:
         new: logits of all classes [batch, K].
         old: logits of the old classes by the old classifier [batch, K_old].
     """
-    return kept_answers(new, old) + NOT_NEW_WEIGHT * not_new(new, old.shape[1])
+    return kept_answers(new, old) + not_new_weight * not_new(new, old.shape[1])
+
+
+def crossed_loss(new: torch.Tensor, old: torch.Tensor, differ: torch.Tensor) -> torch.Tensor:
+    """Mean of `old_images_loss` over those crossed images that the old classifier is sure of (`SURE`); 0 without any.
+
+    Args:
+        new: logits of all classes [batch, K].
+        old: logits of the old classes by the old classifier [batch, K_old].
+        differ: bool [batch], whether an image was joined from images of two classes; others do not count.
+    """
+    counts = (differ & (old.softmax(1).amax(1) >= SURE)).to(new.dtype)
+    num_old = old.shape[1]
+    log_new, log_old = (F.log_softmax(logits / TEMPERATURE, 1) for logits in (new[:, :num_old], old))
+    kept = F.kl_div(log_new, log_old, reduction="none", log_target=True).sum(1) * TEMPERATURE**2
+    is_new = new.logsumexp(1) - new[:, :num_old].logsumexp(1)
+    return ((kept + is_new) * counts).sum() / counts.sum().clamp_min(1)
 
 
 def new_images_loss(new: torch.Tensor, labels: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
@@ -95,6 +115,7 @@ class ExtensionOptions:
         schedule: the steps, their learning rates, and the optimizer.
         new_augmenter, old_augmenter: change new and old images before both classifiers get them.
         keep_on_new: whether the old answers are also kept on the new images (Learning without Forgetting).
+        crossings: joins new images for `crossed_loss`; None: without it.
     """
 
     batch_size: int
@@ -102,6 +123,7 @@ class ExtensionOptions:
     new_augmenter: Augmenter
     old_augmenter: Augmenter
     keep_on_new: bool = True
+    crossings: Crossings | None = None
 
 
 class _Batches:
@@ -129,14 +151,19 @@ class _Batches:
         of_new = new_images_loss(self._new(images), batch.targets, kept)
         if self._source is None:
             return of_new
-        return balanced(self._loss_on_old(self._source), of_new, self._old.num_classes, self._new.num_classes)
+        of_old = self._loss_on_old(self._source)
+        if options.crossings is not None:
+            crossed, differ = options.crossings(images, batch.targets)
+            of_old = of_old + CROSSED_WEIGHT * crossed_loss(self._new(crossed), self._old_answers(crossed), differ)
+        return balanced(of_old, of_new, self._old.num_classes, self._new.num_classes)
 
     def _loss_on_old(self, source: Source) -> torch.Tensor:
         with self._in_source():
             source.update(self._as_student)
             images = source.sample(self._options.batch_size).images
         images = self._options.old_augmenter(images)
-        return old_images_loss(self._new(images), self._old_answers(images))
+        weight = ALONE_NOT_NEW_WEIGHT if self._options.crossings is None else 1.0
+        return old_images_loss(self._new(images), self._old_answers(images), weight)
 
     def _old_answers(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), self._old.queries.purpose(TARGETS):
@@ -182,6 +209,7 @@ def extend(
         "new_images": new_images,
         "new_augmenter": options.new_augmenter,
         "old_augmenter": options.old_augmenter,
+        **({} if options.crossings is None else {"crossings": options.crossings}),
         **({} if source is None else {"source": source}),
     }
     rows = take_steps(new, batches.next_loss, options.schedule, members, checkpoints, reporter, "extend", monitor)

@@ -21,6 +21,7 @@ from kdextract.stages.inputs.class_selection import images_of_classes, parse_cla
 from kdextract.stages.outputs.task_scores import TaskScores
 from kdextract.storage.artifacts import NEEDS, read_manifest, with_new_data
 from kdextract.storage.run_dir import RunDir
+from kdextract.training.crossing import Crossings
 
 OLD, NEW, THIRD = (0, 1, 2, 3), (4, 5), (6, 7)
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 8, "threads": 1, "method": "structured_noise", "pool": 200}
@@ -93,6 +94,26 @@ def test_old_classes_are_kept_without_their_data(run: Path) -> None:
     assert metrics["tuned"]["old_accuracy"] <= metrics["lwf"]["old_accuracy"] + 0.1
     assert sha256s(run / "teacher") == teacher
     assert found["synthetic"].manifest.needs == "teacher+new-data"
+
+
+@pytest.mark.parametrize(
+    ("options", "joins"),
+    [
+        ({}, True),
+        ({"classes": "4"}, False),
+        ({"old_images": "noise:normal", "method": None, "pool": None}, True),
+        ({"old_images": "digits", "method": None, "pool": None}, False),
+        ({"old_images": "none", "method": None, "pool": None}, False),
+    ],
+)
+def test_new_images_are_joined_if_there_are_two_new_classes_and_synthetic_images(
+    options: dict[str, Any], joins: bool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    joined = Crossings.__call__
+    monkeypatch.setattr(Crossings, "__call__", lambda self, *batch: (calls.append(batch), joined(self, *batch))[1])
+    extend(run, **options)
+    assert len(calls) == (2 if joins else 0)
 
 
 def test_two_extensions_one_after_the_other(run: Path) -> None:

@@ -13,11 +13,13 @@ from kdextract.errors import Interrupted
 from kdextract.models.classifier import Classifier
 from kdextract.models.more_classes import first_classes
 from kdextract.training.augmentation import Augmenter
+from kdextract.training.crossing import Crossings
 from kdextract.training.extension import (
-    NOT_NEW_WEIGHT,
+    SURE,
     TEMPERATURE,
     ExtensionOptions,
     balanced,
+    crossed_loss,
     extend,
     kept_answers,
     new_images_loss,
@@ -71,8 +73,9 @@ def test_the_probability_of_a_new_class_is_pushed_to_zero(logits: tuple[torch.Te
     count = old.shape[1]
     expected = mean([-math.log(sum(softmax(row)[:count])) for row in new.tolist()])
     assert float(not_new(new, count)) == pytest.approx(expected, rel=1e-4)
-    both = float(kept_answers(new, old)) + NOT_NEW_WEIGHT * expected
-    assert float(old_images_loss(new, old)) == pytest.approx(both, rel=1e-4)
+    for weight in (1.0, 10.0):
+        both = float(kept_answers(new, old)) + weight * expected
+        assert float(old_images_loss(new, old, weight)) == pytest.approx(both, rel=1e-4)
 
 
 def test_both_terms_unweighted_at_temperature_1_are_the_divergence_over_all_classes(
@@ -80,11 +83,44 @@ def test_both_terms_unweighted_at_temperature_1_are_the_divergence_over_all_clas
 ) -> None:
     """The old classifier's target for its own image is 0 for every new class."""
     monkeypatch.setattr("kdextract.training.extension.TEMPERATURE", 1.0)
-    monkeypatch.setattr("kdextract.training.extension.NOT_NEW_WEIGHT", 1.0)
     new, old = logits
     targets = [[*softmax(row), *[0.0] * (new.shape[1] - old.shape[1])] for row in old.tolist()]
     expected = mean([kl(t, softmax(row)) for t, row in zip(targets, new.tolist(), strict=True)])
     assert float(old_images_loss(new, old)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_crossed_images_count_where_classes_differ_and_the_old_classifier_is_sure(
+    logits: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    new, old = logits
+    old = 20 * old
+    old[1] = 0  # not sure
+    differ = torch.tensor([False, True, True, True, False])
+    sure = [row for row in range(5) if differ[row] and max(softmax(old[row].tolist())) >= SURE]
+    assert sure
+    assert 1 not in sure
+    expected = mean([float(old_images_loss(new[row : row + 1], old[row : row + 1])) for row in sure])
+    assert float(crossed_loss(new, old, differ)) == pytest.approx(expected, rel=1e-4)
+    assert float(crossed_loss(new, old, torch.zeros(5, dtype=torch.bool))) == 0.0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crossed_images_have_parts_of_two_images(channels: int) -> None:
+    labels = torch.arange(64) % 2
+    images = (labels.float().view(-1, 1, 1, 1) + 0.25).expand(-1, channels, 20, 16).contiguous()
+    crossings = Crossings(0)
+    state = crossings.state()
+    crossed, differ = crossings(images, labels)
+    own, others = crossed.sub(images).abs() < 0.1, crossed.sub(1.5 - images).abs() < 0.1
+    assert torch.equal(crossed[~differ], images[~differ])
+    assert 16 <= int(differ.sum()) <= 48
+    for part in (own, others):
+        shares = part[differ].flatten(1).float().mean(1)
+        assert 0.2 < float(shares.mean()) < 0.6
+        assert float(shares.max()) > 0.5
+    again = Crossings(1)
+    again.restore(state)
+    assert torch.equal(again(images, labels)[0], crossed)
 
 
 def test_labels_count_among_all_classes(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -113,9 +149,8 @@ def pair(channels: int, batch_norm: bool) -> tuple[Classifier, Classifier, Image
 
 
 def options(steps: int = 6, keep_on_new: bool = True) -> ExtensionOptions:
-    return ExtensionOptions(
-        8, Schedule(steps, 1e-2), Augmenter(1, False, 0.1, 3), Augmenter(1, False, 0.1, 4), keep_on_new
-    )
+    new, old = (Augmenter(1, False, 0.1, seed) for seed in (3, 4))
+    return ExtensionOptions(8, Schedule(steps, 1e-2), new, old, keep_on_new, Crossings(5))
 
 
 class Nothing:
@@ -131,8 +166,10 @@ class Nothing:
 @pytest.mark.parametrize("method", [None, "structured_noise", "dfq"])
 @pytest.mark.parametrize(("channels", "batch_norm"), [(1, True), (3, False)])
 def test_only_the_new_classifier_is_trained_and_a_stop_changes_nothing(
-    channels: int, batch_norm: bool, method: str | None, tmp_path: Path
+    channels: int, batch_norm: bool, method: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kdextract.training.extension.SURE", 0.0)  # every crossed image counts
+
     def run(saver: object) -> Classifier:
         old, new, pool = pair(channels, batch_norm)
         before, first = weights(old), weights(new)
