@@ -12,6 +12,7 @@ from ...training.budget import Timetable, parse_duration
 from ..inputs.image_source import ImageSource, choose_source, open_with_probe
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
+from .blocks import choose_blocks
 from .budget import plan_steps
 from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
@@ -22,6 +23,7 @@ from .student import StudentStart, student_start
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
     from ...synthesis.estimate import TeacherAccuracy
+    from ...training.blocks import BlockOptions
     from ...training.loop import Row
     from ...training.observer import Probe, Snapshot
 
@@ -109,7 +111,8 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
         # drawn next, are the same as in kdx 0.1, which built the teacher here to select the method.
         context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
     teacher = context.teacher()
-    student = context.placed(start.build(teacher, config.inherit, context.reporter.line))
+    made, kept = start.build(teacher, config.inherit, context.reporter.line)
+    student = context.placed(made)
     inherited = config.inherit and (start.share is not None or (start.is_new and inherit(teacher, student)))
     settings = fill_in(config, images, teacher, student)
     source, probe, facts = open_with_probe(images, config, teacher, context)
@@ -118,7 +121,8 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
             estimate_batch_norm(student, source, settings.batch_size)
     accuracy = teacher_accuracy(config.teacher_accuracy, context)
     reason = why_not(teacher, images.learned_from, accuracy)
-    loop = Loop(config, settings, teacher, source)
+    blocks = choose_blocks(config.match_blocks, start.is_from_teacher, kept, teacher, student, context.reporter.line)
+    loop = Loop(config, settings, teacher, source, blocks)
     return Prepared(config, loop, images, student, inherited, probe, facts, accuracy, reason)
 
 
@@ -168,7 +172,7 @@ def summarize(
     prepared: Prepared, trained: Trained, verified: dict[str, float], context: StageContext
 ) -> dict[str, Any]:
     """Estimate the student's accuracy, if that is possible, and return the summary metrics."""
-    student, probe, facts = prepared.student, prepared.probe, prepared.facts
+    student, probe, facts, blocks = prepared.student, prepared.probe, prepared.facts, prepared.loop.blocks
     estimated = _estimated(prepared, trained, context)
     return {
         "student": student.spec.architecture,
@@ -185,8 +189,15 @@ def summarize(
         **verified,
         **estimated,
         "settings": vars(prepared.loop.settings),
+        **({} if blocks is None else {"matched_blocks": _recorded(blocks)}),
         **({"source_facts": facts} if facts else {}),
     }
+
+
+def _recorded(blocks: BlockOptions) -> dict[str, Any]:
+    """Return the weight of block matching, and the names of the blocks in both networks."""
+    pairs = blocks.pairs
+    return {"weight": blocks.weight, "teacher": [p.teacher for p in pairs], "student": [p.student for p in pairs]}
 
 
 def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
