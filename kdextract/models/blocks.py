@@ -21,7 +21,7 @@ from .pruning.sizes import ChannelNorm, TokenNorm
 MOST_BLOCKS = 16
 """Largest number of blocks that are compared; of more, evenly spaced ones."""
 LEAST_SHARE = 0.5
-"""Blocks of one level are used if they contain at least this share of the layers with weights, the last one excluded"""
+"""Blocks of one level are used if they contain at least this share of the layers with weights, without the last one."""
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 NORMS = (ChannelNorm, nn.GroupNorm, TokenNorm)
 
@@ -84,11 +84,14 @@ class Trace:
         network without such blocks, every layer with weights is one, with the normalization that follows it. Modules
         that contain the last layer are none: their outputs are compared by the loss of the logits.
         """
-        hidden = self.layers[:-1]
+        if not self.layers:
+            return []
+        hidden, core = self.layers[:-1], self._core()
         levels: dict[int, list[str]] = defaultdict(list)
         for call in self.outputs:
             name = module_of(call)
-            if self._is_member(name) and len(self._inside(name)) > 1 and self.layers[-1] not in self._inside(name):
+            inside = self._inside(name)
+            if len(inside) > 1 and self.layers[-1] not in inside and self._is_member(name, core):
                 levels[self._level(name)].append(call)
         for level in sorted(levels, reverse=True):
             held = {layer for call in levels[level] for layer in self._inside(module_of(call))}
@@ -100,9 +103,12 @@ class Trace:
     def _inside(self, name: str) -> list[str]:
         return [layer for layer in self.layers if layer == name or layer.startswith(f"{name}.")]
 
-    def _is_member(self, name: str) -> bool:
+    def _is_member(self, name: str, core: str) -> bool:
+        """Whether a module is in a container, or a child of the core that is no container itself."""
         parent = name.rpartition(".")[0]
-        return isinstance(self.network.get_submodule(parent), CONTAINERS) or parent == self._core()
+        if isinstance(self.network.get_submodule(parent), CONTAINERS):
+            return True
+        return parent == core and not isinstance(self.network.get_submodule(name), CONTAINERS)
 
     def _core(self) -> str:
         """Return the name of the network inside of wrappers, modules of which one child contains all layers."""
@@ -186,7 +192,7 @@ class _Tracing:
             self._sources[output.grad_fn] = name, axis, output.shape[axis]
 
     def _source(self, output: torch.Tensor) -> tuple[str | None, int]:
-        """Return the layer whose outputs the channels of a tensor are, None if unknown, and the axis of the channels"""
+        """Return the layer whose outputs the channels of a tensor are, None if it is unknown, and their axis."""
         waiting, seen = [output.grad_fn], set()
         while waiting:
             node = waiting.pop()
@@ -215,33 +221,21 @@ def find_pairs(teacher: Classifier, student: Classifier, kept: Mapping[str, Sequ
         kept: for each layer of the teacher that was cut, the outputs that the student has.
     """
     ours, theirs = trace(teacher), trace(student)
-    if not ours.layers or not theirs.layers:
-        return []
     if _same_modules(teacher, student):
         found = (_pair(call, ours.outputs[call], theirs.outputs.get(call), kept) for call in ours.blocks())
         return [pair for pair in found if pair is not None]
-    last_of, last_there = (
-        {one.outputs[call].shape: call for call in sorted(one.blocks(), key=list(one.outputs).index)}
-        for one in (ours, theirs)
-    )
-    pairs = [
-        BlockPair(call, last_there[shape], ours.outputs[call].axis)
-        for shape, call in last_of.items()
-        if shape in last_there
-    ]
-    order = [list(theirs.outputs).index(pair.student) for pair in pairs]
-    return pairs if order == sorted(order) else []
+    last_of, last_there = ({one.outputs[call].shape: call for call in one.blocks()} for one in (ours, theirs))
+    shared = [shape for shape in last_of if shape in last_there]
+    if shared != [shape for shape in last_there if shape in last_of]:
+        return []
+    return [BlockPair(last_of[shape], last_there[shape], ours.outputs[last_of[shape]].axis) for shape in shared]
 
 
 def _same_modules(teacher: Classifier, student: Classifier) -> bool:
     """Whether both have modules of the same names; a factorized layer of the student has further ones inside."""
-    ours, theirs = (dict(one.network.named_modules()).keys() for one in (teacher, student))
+    ours, theirs = ({name for name, _ in one.network.named_modules()} for one in (teacher, student))
     inside = tuple(f"{name}." for name, *_ in student.spec.factors)
-    return (
-        not ours - theirs
-        and all(name.startswith(inside) for name in theirs - ours if inside)
-        and (bool(inside) or ours == theirs)
-    )
+    return ours <= theirs and all(name.startswith(inside) for name in theirs - ours)
 
 
 def _pair(call: str, ours: Output, theirs: Output | None, kept: Mapping[str, Sequence[int]]) -> BlockPair | None:

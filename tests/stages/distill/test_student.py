@@ -187,3 +187,30 @@ def test_interrupted_it_ends_with_the_same_bytes_and_estimates_statistics_once(
     assert sha256s(resumed.directory) == sha256s(straight.directory)
     assert read_manifest(resumed.directory).budget["attempts"] == 3
     assert resumed.manifest.metrics["num_images"] == straight.manifest.metrics["num_images"]
+
+
+def test_blocks_of_a_cut_student_are_matched_unless_switched_off(here: Here, own: Path) -> None:
+    options = ["--data", "noise:uniform", "--steps", "12", "--batch-size", "16", "--threads", "1", "--run", own]
+    done = here("distill", "--student", "half", *options)
+    assert done.returncode == 0, done.stderr
+    assert "--match-blocks 30: 3 blocks (bn, conv2, fc1)" in done.stderr
+    usual = read_manifest(own / "students" / "Net-half")
+    names = ["bn", "conv2", "fc1"]
+    assert usual.metrics["matched_blocks"] == {"weight": 30.0, "teacher": names, "student": names}
+    ends = {}
+    for weight in (None, 30.0, 3.0, 0.0):
+        made = api.distill(run=own, student="half", name=f"s{weight}", match_blocks=weight, **SHORT)
+        ends[weight] = sha256s(made.directory)["model.safetensors"]
+        assert ("matched_blocks" in made.manifest.metrics) is (weight != 0)
+        assert made.manifest.budget["teacher_queries"] == usual.budget["teacher_queries"] - 2 * (weight == 0)
+    assert ends[None] == ends[30.0] == sha256s(own / "students" / "Net-half")["model.safetensors"]
+    assert len(set(ends.values())) == 3
+
+
+def test_weights_of_blocks_that_cannot_be_matched_are_refused(own: Path, model: Path) -> None:
+    student = f"{model}:Linear"
+    made = api.distill(run=own, student=student, **SHORT)
+    assert "matched_blocks" not in made.manifest.metrics
+    with pytest.raises(ConfigError, match="no block of the student has the output shape"):
+        api.distill(run=own, student=student, name="refused", match_blocks=1.0, **SHORT)
+    assert not (own / "students" / "refused").exists()
