@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ...training.blocks import BlockOptions
 
 USUAL_WEIGHT = 30.0
-"""Weight of the blocks for a student that is made from its teacher (docs/notes.md)."""
+"""Weight of blocks with all channels of the teacher, for a student that is made from it (docs/notes.md)."""
 
 
 def choose_blocks(
@@ -26,7 +26,9 @@ def choose_blocks(
     """Return the blocks that are compared, None for none; one line names them.
 
     Args:
-        weight: the value of `--match-blocks`; None: `USUAL_WEIGHT` if the student is `made_from_teacher`.
+        weight: the value of `--match-blocks`; None: `USUAL_WEIGHT` if the student is `made_from_teacher`, for blocks
+            that have all channels of the teacher. A student whose blocks have fewer has more freedom without the term:
+            in long training it agrees more with the teacher (docs/notes.md).
         kept: for each layer of the teacher that was cut, the outputs that the student has.
 
     Raises:
@@ -37,7 +39,7 @@ def choose_blocks(
 
     if weight == 0 or (weight is None and not made_from_teacher):
         return None
-    pairs = find_pairs(teacher, student, kept)
+    pairs = find_pairs(teacher, student, {} if weight is None else kept)
     if pairs:
         chosen = USUAL_WEIGHT if weight is None else weight
         say(f"--match-blocks {chosen:g}: {describe(pairs)}")

@@ -53,7 +53,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
 
     student: str = option(
         "lenet_half",
-        "Network, or weights to start from, as described above.",
+        "Network or weights, as above.",
         metavar="SPEC",
         panel="Student",
     )
@@ -111,7 +111,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         metavar="W",
         minimum=0,
         panel="Loss",
-        otherwise=f"{USUAL_WEIGHT:g} if made from the teacher",
+        otherwise=f"{USUAL_WEIGHT:g}, or 0",
     )
     shift: int | None = option(
         None,
