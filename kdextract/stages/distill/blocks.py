@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ...training.blocks import BlockOptions
 
 USUAL_WEIGHT = 30.0
-"""Weight of blocks with all channels of the teacher, for a student that is made from it (docs/notes.md)."""
+"""Weight without `--match-blocks`, for the blocks that are then compared (docs/notes.md)."""
 
 
 def choose_blocks(
@@ -26,9 +26,9 @@ def choose_blocks(
     """Return the blocks that are compared, None for none; one line names them.
 
     Args:
-        weight: the value of `--match-blocks`; None: `USUAL_WEIGHT` if the student is `made_from_teacher`, for blocks
-            that have all channels of the teacher. A student whose blocks have fewer has more freedom without the term:
-            in long training it agrees more with the teacher (docs/notes.md).
+        weight: the value of `--match-blocks`. None: `USUAL_WEIGHT`, for blocks of several layers that have all channels
+            of the teacher's, if the student is `made_from_teacher`. Single layers, and blocks with fewer channels, are
+            not compared then: students agreed less with the teacher (docs/notes.md).
         kept: for each layer of the teacher that was cut, the outputs that the student has.
 
     Raises:
@@ -39,7 +39,9 @@ def choose_blocks(
 
     if weight == 0 or (weight is None and not made_from_teacher):
         return None
-    pairs = find_pairs(teacher, student, {} if weight is None else kept)
+    pairs = find_pairs(teacher, student, kept)
+    if weight is None:
+        pairs = [pair for pair in pairs if pair.channels is None and _has_layers(teacher, pair.teacher)]
     if pairs:
         chosen = USUAL_WEIGHT if weight is None else weight
         say(f"--match-blocks {chosen:g}: {describe(pairs)}")
@@ -50,3 +52,10 @@ def choose_blocks(
             "teacher's block at its place; leave the option out"
         )
     return None
+
+
+def _has_layers(teacher: Classifier, call: str) -> bool:
+    """Whether the module of a call consists of others."""
+    from ...models.hooks import module_of
+
+    return any(True for _ in teacher.network.get_submodule(module_of(call)).children())
