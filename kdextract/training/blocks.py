@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from ..models.blocks import BlockPair
 from ..models.classifier import Classifier
@@ -92,7 +93,7 @@ class BlockLoss:
     def _note_student(self, call: str, output: torch.Tensor) -> None:
         if self._active:
             target, scale = self._targets[self._of_student[call].teacher]
-            self._losses[call] = (output * scale - target).square().mean()
+            self._losses[call] = F.mse_loss(output * scale, target)
 
 
 def channel_scale(values: torch.Tensor, axis: int) -> torch.Tensor:
@@ -101,7 +102,8 @@ def channel_scale(values: torch.Tensor, axis: int) -> torch.Tensor:
     Variances are at least `FLOOR` of their mean over the channels; if all are 0, the scale is 1.
     """
     others = [dimension for dimension in range(values.dim()) if dimension != axis]
-    variance = values.var(others, correction=0, keepdim=True)
+    # In two passes, which is much faster on a CPU than `var` over these dimensions.
+    variance = (values - values.mean(others, keepdim=True)).square().mean(others, keepdim=True)
     variance = torch.maximum(variance, FLOOR * variance.mean())
     return torch.where(variance > 0, variance, 1.0).rsqrt()
 
