@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,8 @@ def train(prepared: Prepared, context: StageContext) -> Trained:
 
     loop, config = prepared.loop, prepared.config
     steps, timetable = _steps_and_timetable(prepared, context)
-    observer = Observer(prepared.probe, steps, config.patience, config.snapshots, timetable)
+    evaluations = _evaluations(prepared)(steps)
+    observer = Observer(prepared.probe, steps, config.patience, config.snapshots, timetable, evaluations)
     with context.phase("distillation"), context.checkpoints.loop():
         rows = loop.run(
             prepared.student,
@@ -210,6 +212,16 @@ def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> d
     return estimated_figures(loop.teacher, prepared.student, prepared.accuracy, structured, *sizes, context)
 
 
+def _evaluations(prepared: Prepared) -> Callable[[int], int]:
+    """Return the function from a number of steps to that of evaluations; `--patience` counts in the usual ones."""
+    from ...training.observer import NUM_EVALUATIONS, evaluations_within
+
+    if prepared.config.patience is not None:
+        return lambda steps: NUM_EVALUATIONS
+    batch_size, held_out = prepared.loop.settings.batch_size, len(prepared.probe.images)
+    return lambda steps: evaluations_within(steps, batch_size, held_out)
+
+
 def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int, Timetable | None]:
     """Return the number of steps of the options; with `--budget`, the one that fits, and a timetable for it."""
     loop, config = prepared.loop, prepared.config
@@ -218,7 +230,7 @@ def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int
     budget = parse_duration(config.budget)
 
     def decide() -> dict[str, float]:
-        sizes = loop.settings.batch_size, not prepared.no_estimate
+        sizes = loop.settings.batch_size, not prepared.no_estimate, _evaluations(prepared)
         return plan_steps(
             budget, loop.run, loop.source, loop.teacher, prepared.student, prepared.probe, *sizes, context
         )
