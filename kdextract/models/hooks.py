@@ -19,7 +19,7 @@ _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _EXPORTED = "InterpreterModule"  # the class of every module in a program of torch.export
 
 
-class _CallCounter:
+class CallCounter:
     """Names the calls of modules within one forward pass: `conv` the first time, `conv#2` the second."""
 
     def __init__(self, network: nn.Module, stack: ExitStack, recorded: dict[str, Any] | None = None) -> None:
@@ -83,7 +83,7 @@ def hand_over_activations(
         return hook
 
     with ExitStack() as stack:
-        calls = _CallCounter(network, stack, recorded)
+        calls = CallCounter(network, stack, recorded)
         for name in _modules_of(layers):
             stack.callback(network.get_submodule(name).register_forward_hook(pass_on(name)).remove)
         yield
@@ -103,7 +103,7 @@ def transform_inputs(
         return hook
 
     with ExitStack() as stack:
-        calls = _CallCounter(network, stack)
+        calls = CallCounter(network, stack)
         for name in _modules_of(layers):
             stack.callback(network.get_submodule(name).register_forward_pre_hook(replace(name)).remove)
         yield
@@ -214,7 +214,7 @@ def record_batch_statistics(network: nn.Module) -> Iterator[dict[str, BatchStati
         return hook
 
     with ExitStack() as stack:
-        calls = _CallCounter(network, stack, recorded)
+        calls = CallCounter(network, stack, recorded)
         for name in batch_norm_layers(network):
             stack.callback(network.get_submodule(name).register_forward_pre_hook(keep(name)).remove)
         yield recorded
@@ -281,7 +281,7 @@ def layer_outputs(network: nn.Module, *inputs: torch.Tensor) -> dict[str, LayerO
         return hook
 
     with torch.no_grad(), ExitStack() as stack:
-        calls = _CallCounter(network, stack, outputs)
+        calls = CallCounter(network, stack, outputs)
         for name, module in network.named_modules():
             if is_weighted(module):
                 stack.callback(module.register_forward_hook(note(name)).remove)

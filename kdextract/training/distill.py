@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from ..models.classifier import Classifier
 from ..models.hooks import batch_norm_layers
 from ..models.queries import TARGETS
 from .augmentation import Augmenter
+from .blocks import BlockLoss, BlockOptions
 from .loop import CheckpointSaver, Monitor, Row, Schedule, Stateful, take_steps
 from .losses import DISTILLATION_LOSSES
 from .progress import Reporter
@@ -45,6 +46,7 @@ class DistillationOptions:
         batch_norm: mode of the student's batch normalization. `train`: it normalizes with the statistics of the batch.
             `frozen`: it normalizes with its running statistics, which do not change. `frozen-affine`: its scales and
             shifts do not change either.
+        blocks: the blocks whose outputs are compared as well; None for none.
     """
 
     batch_size: int
@@ -52,6 +54,7 @@ class DistillationOptions:
     loss: DistillationLossOptions
     augmenter: Augmenter
     batch_norm: str = "train"
+    blocks: BlockOptions | None = None
 
 
 def distill(
@@ -67,7 +70,8 @@ def distill(
     """Train `student`, in place, to give the logits of `teacher`; the weights after the last step are kept.
 
     The teacher is frozen and in evaluation mode. Targets that the source supplies are used as they are unless the
-    images are augmented; otherwise the teacher computes targets for the images that the student gets.
+    images are augmented; otherwise the teacher computes targets for the images that the student gets. To compare
+    blocks, the teacher runs on every batch, also where its targets are not used.
 
     Args:
         source: supplies the images.
@@ -86,18 +90,25 @@ def distill(
         for layer in batch_norm_layers(student):
             student.get_submodule(layer).eval().requires_grad_(options.batch_norm == "frozen")
     loss_function, augmenter = DISTILLATION_LOSSES[options.loss.kind], options.augmenter
+    blocks = None if options.blocks is None else BlockLoss(options.blocks, teacher.device)
 
     def loss() -> torch.Tensor:
         with in_source():
             source.update(student)
             batch = source.sample(options.batch_size)
         images, targets = augmenter(batch.images), batch.targets
-        if targets is None or augmenter.active:
-            with torch.no_grad(), teacher.queries.purpose(TARGETS):
-                targets = teacher(images)
-        return loss_function(student(images), targets, options.loss.temperature, options.loss.scale)
+        with nullcontext() if blocks is None else blocks.watching():
+            if targets is None or augmenter.active or blocks is not None:
+                with torch.no_grad(), teacher.queries.purpose(TARGETS):
+                    answers = teacher(images)
+                targets = answers if targets is None or augmenter.active else targets
+            between_logits = loss_function(student(images), targets, options.loss.temperature, options.loss.scale)
+        return between_logits if blocks is None else between_logits + blocks.value()
 
     members: dict[str, Stateful] = {"source": source, "augmenter": augmenter}
-    rows = take_steps(student, loss, options.schedule, members, checkpoints, reporter, "distill", monitor)
+    with ExitStack() as hooks:
+        if blocks is not None:
+            hooks.enter_context(blocks.attached(teacher, student))
+        rows = take_steps(student, loss, options.schedule, members, checkpoints, reporter, "distill", monitor)
     student.eval().requires_grad_(True)
     return rows

@@ -16,7 +16,12 @@ from .sources import State
 from .supervised import predict
 
 NUM_EVALUATIONS = 40
-"""Number of evaluations of a student during its training."""
+"""Largest number of evaluations of a student during its training."""
+FEWEST_EVALUATIONS, EVALUATION_SHARE = 8, 0.1
+"""Of few steps there are fewer: their images are at most this share of the images that are trained on, each of which
+costs `TRAINING_COST` times as much; but not fewer than the first number."""
+TRAINING_COST = 3
+"""Cost of a training step per image, in forward passes: one forward, and a backward pass that costs two."""
 HELD_OUT_IMAGES = 1000
 """Number of held-out images; a source may have fewer."""
 DISTORTION = 0.1
@@ -64,6 +69,15 @@ class Probe:
         return float(torch.cat(equal).float().mean())
 
 
+def evaluations_within(steps: int, batch_size: int, held_out: int) -> int:
+    """Return how often a student is evaluated on `held_out` images during so many steps of `batch_size` images.
+
+    It depends on these numbers alone, so that a time budget gives the same files as the number of steps that it became.
+    """
+    affordable = int(EVALUATION_SHARE * TRAINING_COST * steps * batch_size / held_out)
+    return min(NUM_EVALUATIONS, max(FEWEST_EVALUATIONS, affordable))
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A student after `step` steps, `seconds` after the start of the loop; `content` are the bytes of its file."""
@@ -87,6 +101,7 @@ class Observer:
         patience: the cooldown starts after this number of evaluations in a row without improvement; None: never.
         num_snapshots: number of snapshots, evenly spaced, none of them at the end.
         timetable: computes another last step where the loop would not end in time; None: the plan is kept.
+        num_evaluations: number of evaluations, evenly spaced.
     """
 
     def __init__(
@@ -96,10 +111,11 @@ class Observer:
         patience: int | None,
         num_snapshots: int,
         timetable: Timetable | None = None,
+        num_evaluations: int = NUM_EVALUATIONS,
     ) -> None:
         self._probe, self._patience = probe, patience
         self._steps, self._timetable = steps, timetable
-        self._every = max(1, steps // NUM_EVALUATIONS)
+        self._every = max(1, steps // num_evaluations)
         self._snapshot_steps = [round(steps * (i + 1) / (num_snapshots + 1)) for i in range(num_snapshots)]
         self._next_evaluation = self._every
         self._best, self._evaluations_since_best = -1.0, 0

@@ -114,7 +114,8 @@ def test_student_can_start_from_a_file_of_the_same_shape(tmp_path: Path, teacher
     start = make_student("lenet5_half")
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode_classifier(start))
-    student = StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher, True, print)
+    student, kept = StudentStart("student", (), RunDir(tmp_path).file(path)).build(teacher, True, print)
+    assert not kept
     assert student.spec == start.spec
     assert equal(weights(student), weights(start))
     for spec in (

@@ -10,7 +10,7 @@ import torch
 from kdextract.models.classifier import Classifier, ClassifierSpec, load_classifier
 from kdextract.training.budget import Timetable
 from kdextract.training.loop import Schedule
-from kdextract.training.observer import NUM_EVALUATIONS, Observer, Probe
+from kdextract.training.observer import NUM_EVALUATIONS, Observer, Probe, evaluations_within
 
 
 def make_classifier(seed: int) -> Classifier:
@@ -75,10 +75,17 @@ def test_without_patience_no_cooldown_starts() -> None:
     assert observer.cooldown_start is None
 
 
-def test_agreement_is_measured_every_few_steps_only() -> None:
-    observer = Observer(Scripted([0.5] * NUM_EVALUATIONS), steps=10 * NUM_EVALUATIONS, patience=None, num_snapshots=0)
+@pytest.mark.parametrize(("evaluations", "every"), [(NUM_EVALUATIONS, 10), (8, 50)])
+def test_agreement_is_measured_every_few_steps_only(evaluations: int, every: int) -> None:
+    observer = Observer(Scripted([0.5] * evaluations), 10 * NUM_EVALUATIONS, None, 0, num_evaluations=evaluations)
     looked = [step for step in range(1, 10 * NUM_EVALUATIONS + 1) if observer.on_step(make_classifier(0), step)]
-    assert looked == [10 * (evaluation + 1) for evaluation in range(NUM_EVALUATIONS)]
+    assert looked == [every * (evaluation + 1) for evaluation in range(evaluations)]
+
+
+def test_few_steps_have_few_evaluations() -> None:
+    counts = [evaluations_within(steps, 128, 1000) for steps in (10, 77, 400, 1040, 1050, 4000)]
+    assert counts == [8, 8, 15, 39, 40, 40]
+    assert evaluations_within(400, 16, 50) == 38
 
 
 def test_snapshots_have_the_weights_of_their_step(tmp_path: Path, images: torch.Tensor) -> None:

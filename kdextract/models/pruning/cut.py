@@ -241,6 +241,11 @@ class Cut:
         return f"{line}; left whole: {named} ({self.whole[names[0]]})"
 
 
+def kept_outputs(classifier: Classifier, made: Cut) -> dict[str, list[int]]:
+    """Return the outputs, ascending, that each layer of `classifier` has kept in `made`, for those that lost some."""
+    return {axis.layer: stay for axis, stay in kept_axes(classifier.network, made.kept).items() if axis.side == OUT}
+
+
 def cut_to(
     classifier: Classifier,
     share: Share,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...models.queries import TRIAL
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 MEASURED_IMAGES, MEASUREMENTS = 250, 2
 """So many images are given to both networks, so many times, to measure the time per image of what is not trained."""
-TRAINING_COST = 3
-"""Cost of a training step per image, in forward passes: one forward, and a backward pass that costs two."""
+EVALUATION_ROUNDS = 3
+"""So many times, the number of evaluations is computed from the number of steps, and the other way round."""
 
 Take = Callable[["Classifier", int, "NoCheckpoints", Reporter, "Monitor[Classifier]"], Any]
 
@@ -45,6 +46,7 @@ def plan_steps(
     probe: Probe,
     batch_size: int,
     estimates: bool,
+    evaluations: Callable[[int], int],
     context: StageContext,
 ) -> dict[str, float]:
     """Return the number of `steps` that fit into the budget, and the seconds of the work after them, `closing`.
@@ -58,9 +60,10 @@ def plan_steps(
         probe: the held-out images on which the student is evaluated.
         batch_size: images per step.
         estimates: whether the student's accuracy will be estimated.
+        evaluations: returns the number of evaluations of the student during a number of steps.
     """
     from ...training.loop import random_states, set_random_states
-    from ...training.observer import NUM_EVALUATIONS
+    from ...training.observer import TRAINING_COST
 
     began, state, random = time.monotonic(), source.state(), random_states(teacher.device)
     with teacher.queries.purpose(TRIAL):
@@ -81,11 +84,22 @@ def plan_steps(
     evaluation = looked * len(probe.images)
     closing = CLOSING_SECONDS + evaluation + PICTURED_IMAGES * made
     left = AIM * budget - context.elapsed
-    steps = Costs(times.usual + extra, evaluation, closing).steps_within(left, NUM_EVALUATIONS)
+    costs = Costs(times.usual + extra, evaluation, closing)
+    steps = _fitting_steps(costs, left, evaluations)
     if estimates:
         closing += _estimate_seconds(steps * batch_size, made, looked)
-        steps = Costs(times.usual + extra, evaluation, closing).steps_within(left, NUM_EVALUATIONS)
+        steps = _fitting_steps(replace(costs, closing=closing), left, evaluations)
     return {"steps": steps, "closing": closing}
+
+
+def _fitting_steps(costs: Costs, seconds: float, evaluations: Callable[[int], int]) -> int:
+    """Return how many steps fit into the seconds, with the evaluations that there are during so many steps."""
+    from ...training.observer import NUM_EVALUATIONS
+
+    steps = costs.steps_within(seconds, NUM_EVALUATIONS)
+    for _ in range(EVALUATION_ROUNDS):
+        steps = costs.steps_within(seconds, evaluations(steps))
+    return steps
 
 
 def _try_steps(budget: float, take: Take, source: Source, trial: Classifier) -> tuple[StepTimes, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ...training.budget import Timetable, parse_duration
 from ..inputs.image_source import ImageSource, choose_source, open_with_probe
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
+from .blocks import choose_blocks
 from .budget import plan_steps
 from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
@@ -22,6 +24,7 @@ from .student import StudentStart, student_start
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
     from ...synthesis.estimate import TeacherAccuracy
+    from ...training.blocks import BlockOptions
     from ...training.loop import Row
     from ...training.observer import Probe, Snapshot
 
@@ -109,7 +112,8 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
         # drawn next, are the same as in kdx 0.1, which built the teacher here to select the method.
         context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
     teacher = context.teacher()
-    student = context.placed(start.build(teacher, config.inherit, context.reporter.line))
+    made, kept = start.build(teacher, config.inherit, context.reporter.line)
+    student = context.placed(made)
     inherited = config.inherit and (start.share is not None or (start.is_new and inherit(teacher, student)))
     settings = fill_in(config, images, teacher, student)
     source, probe, facts = open_with_probe(images, config, teacher, context)
@@ -118,7 +122,8 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
             estimate_batch_norm(student, source, settings.batch_size)
     accuracy = teacher_accuracy(config.teacher_accuracy, context)
     reason = why_not(teacher, images.learned_from, accuracy)
-    loop = Loop(config, settings, teacher, source)
+    blocks = choose_blocks(config.match_blocks, start.is_from_teacher, kept, teacher, student, context.reporter.line)
+    loop = Loop(config, settings, teacher, source, blocks)
     return Prepared(config, loop, images, student, inherited, probe, facts, accuracy, reason)
 
 
@@ -128,7 +133,8 @@ def train(prepared: Prepared, context: StageContext) -> Trained:
 
     loop, config = prepared.loop, prepared.config
     steps, timetable = _steps_and_timetable(prepared, context)
-    observer = Observer(prepared.probe, steps, config.patience, config.snapshots, timetable)
+    evaluations = _evaluations(prepared)(steps)
+    observer = Observer(prepared.probe, steps, config.patience, config.snapshots, timetable, evaluations)
     with context.phase("distillation"), context.checkpoints.loop():
         rows = loop.run(
             prepared.student,
@@ -168,7 +174,7 @@ def summarize(
     prepared: Prepared, trained: Trained, verified: dict[str, float], context: StageContext
 ) -> dict[str, Any]:
     """Estimate the student's accuracy, if that is possible, and return the summary metrics."""
-    student, probe, facts = prepared.student, prepared.probe, prepared.facts
+    student, probe, facts, blocks = prepared.student, prepared.probe, prepared.facts, prepared.loop.blocks
     estimated = _estimated(prepared, trained, context)
     return {
         "student": student.spec.architecture,
@@ -185,8 +191,15 @@ def summarize(
         **verified,
         **estimated,
         "settings": vars(prepared.loop.settings),
+        **({} if blocks is None else {"matched_blocks": _recorded(blocks)}),
         **({"source_facts": facts} if facts else {}),
     }
+
+
+def _recorded(blocks: BlockOptions) -> dict[str, Any]:
+    """Return the weight of block matching, and the names of the blocks in both networks."""
+    pairs = blocks.pairs
+    return {"weight": blocks.weight, "teacher": [p.teacher for p in pairs], "student": [p.student for p in pairs]}
 
 
 def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> dict[str, float]:
@@ -199,6 +212,16 @@ def _estimated(prepared: Prepared, trained: Trained, context: StageContext) -> d
     return estimated_figures(loop.teacher, prepared.student, prepared.accuracy, structured, *sizes, context)
 
 
+def _evaluations(prepared: Prepared) -> Callable[[int], int]:
+    """Return the function from a number of steps to that of evaluations; `--patience` counts in the usual ones."""
+    from ...training.observer import NUM_EVALUATIONS, evaluations_within
+
+    if prepared.config.patience is not None:
+        return lambda steps: NUM_EVALUATIONS
+    batch_size, held_out = prepared.loop.settings.batch_size, len(prepared.probe.images)
+    return lambda steps: evaluations_within(steps, batch_size, held_out)
+
+
 def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int, Timetable | None]:
     """Return the number of steps of the options; with `--budget`, the one that fits, and a timetable for it."""
     loop, config = prepared.loop, prepared.config
@@ -207,7 +230,7 @@ def _steps_and_timetable(prepared: Prepared, context: StageContext) -> tuple[int
     budget = parse_duration(config.budget)
 
     def decide() -> dict[str, float]:
-        sizes = loop.settings.batch_size, not prepared.no_estimate
+        sizes = loop.settings.batch_size, not prepared.no_estimate, _evaluations(prepared)
         return plan_steps(
             budget, loop.run, loop.source, loop.teacher, prepared.student, prepared.probe, *sizes, context
         )

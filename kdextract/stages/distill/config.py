@@ -18,6 +18,7 @@ from ...options.declare import (
 )
 from ...training.budget import parse_duration
 from ..inputs.image_source import AUTO, chosen_live_method, live_method_option, live_method_options
+from .blocks import USUAL_WEIGHT
 from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
 
     student: str = option(
         "lenet_half",
-        "Network, or weights to start from, as described above.",
+        "Network or weights, as above.",
         metavar="SPEC",
         panel="Student",
     )
@@ -103,6 +104,14 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         above=0,
         panel="Loss",
         otherwise=f"{USUAL_SETTINGS['temperature']:g}, or by method",
+    )
+    match_blocks: float | None = option(
+        None,
+        "Weight of the blocks' outputs.",
+        metavar="W",
+        minimum=0,
+        panel="Loss",
+        otherwise=f"{USUAL_WEIGHT:g}, or 0",
     )
     shift: int | None = option(
         None,

@@ -12,6 +12,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
+    from ...training.blocks import BlockOptions
     from ...training.loop import CheckpointSaver, Monitor, Row
     from ...training.sources import Source
     from .config import DistillConfig
@@ -27,6 +28,7 @@ class Loop:
     settings: Settings
     teacher: Classifier
     source: Source
+    blocks: BlockOptions | None = None
 
     def run(
         self,
@@ -48,5 +50,6 @@ class Loop:
             DistillationLossOptions(settings.loss, settings.temperature, scale=True),
             settings.augmenter(config.flip, self.teacher, config.seed + 1),
             config.batch_norm or "train",
+            self.blocks,
         )
         return distill(self.teacher, student, self.source, options, checkpoints, reporter, monitor, in_source)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ...models.classifier import Classifier, ClassifierSpec
     from ...models.external.blueprint import Blueprint
 
+KeptOutputs = dict[str, list[int]]
+"""Name of a layer of the teacher that was cut -> the outputs that the student has, ascending."""
 STARTS = {"compressed": "kdx compress", "pruned": "kdx prune"}
 """Kind of artifact that is an initial student -> the command that makes it."""
 
@@ -28,7 +30,7 @@ class StudentStart:
     `share` of the teacher, whose channels are cut.
 
     `name` is the default name of the student's artifact; `inputs` are the files that the student is made from, and
-    `needs` is the access to data that they took.
+    `needs` is the access to data that they took. `is_artifact` says that the file is a compressed or pruned classifier.
     """
 
     name: str
@@ -37,14 +39,20 @@ class StudentStart:
     blueprint: Blueprint | None = None
     share: Share | None = None
     needs: str = "teacher"
+    is_artifact: bool = False
 
     @property
     def is_new(self) -> bool:
         """Whether its weights are random ones."""
         return self.blueprint is not None
 
-    def build(self, teacher: Classifier, inherit: bool, say: Callable[[str], None]) -> Classifier:
-        """Return a student with the teacher's input shape and classes, on the CPU.
+    @property
+    def is_from_teacher(self) -> bool:
+        """Whether it is the teacher with channels cut or layers factorized, so that its blocks are the teacher's."""
+        return self.share is not None or self.is_artifact
+
+    def build(self, teacher: Classifier, inherit: bool, say: Callable[[str], None]) -> tuple[Classifier, KeptOutputs]:
+        """Return a student with the teacher's input shape and classes, on the CPU, and which outputs a cut layer kept.
 
         Args:
             inherit: whether a cut student keeps the teacher's weights; otherwise they are random ones.
@@ -56,15 +64,16 @@ class StudentStart:
         from ...models.classifier import Classifier, load_classifier
 
         if self.share is not None:
-            from ...models.pruning.cut import cut_to
+            from ...models.pruning.cut import cut_to, kept_outputs
 
             made = cut_to(teacher, self.share)
             left = made.classifier.multiply_adds() / teacher.multiply_adds()
             say(f"channels cut to {100 * left:.3g} % of the multiply-adds, in {made.summary}")
-            return made.classifier if inherit else Classifier(made.classifier.spec)
+            student = made.classifier if inherit else Classifier(made.classifier.spec)
+            return student, kept_outputs(teacher, made)
         if self.file is None:
             assert self.blueprint is not None
-            return _fresh(self.blueprint, teacher.spec)
+            return _fresh(self.blueprint, teacher.spec), {}
         student = self.file.read(load_classifier)
         for what, ours, theirs in (
             ("images of shape", student.input_shape, teacher.input_shape),
@@ -74,7 +83,7 @@ class StudentStart:
                 raise ConfigError(
                     f"the student {self.file.path} has {what} {ours}, the teacher {theirs}; they must be equal"
                 )
-        return student
+        return student, {}
 
 
 def student_start(spec: str, run: RunDir) -> StudentStart:
@@ -116,7 +125,7 @@ def _given(spec: str, run: RunDir) -> StudentStart | None:
             if spec.rstrip("/") in (ref.label, str(ref.directory)):
                 artifact = run.artifact(ref)
                 file, needs = artifact.file(MODEL_FILE), artifact.manifest.needs
-                return StudentStart(artifact.name, (artifact.input("student"),), file, needs=needs)
+                return StudentStart(artifact.name, (artifact.input("student"),), file, needs=needs, is_artifact=True)
         if spec.startswith(PLACES[kind]) and not Path(spec).exists():
             there = f"it has {', '.join(ref.label for ref in present)}" if present else f"make it with: {command}"
             raise ConfigError(f"{run.root} has no {spec}; {there}")

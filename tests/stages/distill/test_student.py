@@ -36,6 +36,24 @@ class Net(nn.Module):
         x = self.drop(torch.relu(self.conv2(torch.relu(self.bn(self.conv1(x))))))
         return self.fc2(torch.relu(self.fc1(x.view(-1, 32))))
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = nn.Conv2d(6, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, 1, 1)
+
+    def forward(self, x):
+        return x + self.conv2(torch.relu(self.bn(self.conv1(x))))
+
+class Blocks(nn.Module):
+    "Channels that a view mixes with pixels, those between the blocks, cannot be cut."
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(1, 6, 3, 2, 1), nn.Linear(96, 3)
+        self.stage = nn.Sequential(Residual(), Residual())
+
+    def forward(self, x):
+        return self.fc(self.stage(self.stem(x)).view(-1, 96))
+
 class Linear(nn.Linear):
     def __init__(self):
         super().__init__(64, 3)
@@ -187,3 +205,39 @@ def test_interrupted_it_ends_with_the_same_bytes_and_estimates_statistics_once(
     assert sha256s(resumed.directory) == sha256s(straight.directory)
     assert read_manifest(resumed.directory).budget["attempts"] == 3
     assert resumed.manifest.metrics["num_images"] == straight.manifest.metrics["num_images"]
+
+
+def test_blocks_of_a_cut_student_are_matched_unless_switched_off(here: Here, model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    api.import_model(model=f"{model}:Blocks", input_size="1x8x8", run=tmp_path / "run", threads=1)
+    options = ["--data", "noise:uniform", "--steps", "12", "--batch-size", "16", "--threads", "1"]
+    done = here("distill", "--student", "half", *options, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "--match-blocks 30: 2 blocks (stage.0, stage.1)" in done.stderr
+    usual = read_manifest(tmp_path / "run" / "students" / "Blocks-half")
+    blocks = ["stage.0", "stage.1"]
+    assert usual.metrics["matched_blocks"] == {"weight": 30.0, "teacher": blocks, "student": blocks}
+    ends = []
+    for weight in (30.0, 3.0, 0.0):
+        made = api.distill(run=tmp_path / "run", student="half", name=f"s{weight}", match_blocks=weight, **SHORT)
+        ends.append(sha256s(made.directory)["model.safetensors"])
+        assert ("matched_blocks" in made.manifest.metrics) is (weight > 0)
+        blank = 2 * (weight == 0)
+        assert made.manifest.budget["teacher_queries"] == usual.budget["teacher_queries"] - blank
+    assert ends[0] == sha256s(tmp_path / "run" / "students" / "Blocks-half")["model.safetensors"]
+    assert len(set(ends)) == 3
+
+
+def test_single_layers_and_cut_channels_are_matched_with_a_weight_alone(own: Path) -> None:
+    usual, given = (api.distill(run=own, student="half", name=f"w{w}", match_blocks=w, **SHORT) for w in (None, 3.0))
+    assert "matched_blocks" not in usual.manifest.metrics
+    assert given.manifest.metrics["matched_blocks"]["teacher"] == ["bn", "conv2", "fc1"]
+
+
+def test_weights_of_blocks_that_cannot_be_matched_are_refused(own: Path, model: Path) -> None:
+    student = f"{model}:Linear"
+    made = api.distill(run=own, student=student, **SHORT)
+    assert "matched_blocks" not in made.manifest.metrics
+    with pytest.raises(ConfigError, match="no block of the student has the output shape"):
+        api.distill(run=own, student=student, name="refused", match_blocks=1.0, **SHORT)
+    assert not (own / "students" / "refused").exists()
