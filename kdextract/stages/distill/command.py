@@ -9,6 +9,7 @@ from ...errors import UsageError
 from ...storage.artifacts import strongest
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...training.budget import Timetable, parse_duration
+from ..inputs.distill_settings import USUAL_SETTINGS, fill_in
 from ..inputs.image_source import ImageSource, choose_source, open_with_probe
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
@@ -16,7 +17,6 @@ from .budget import plan_steps
 from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
-from .settings import USUAL_SETTINGS, fill_in
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:
