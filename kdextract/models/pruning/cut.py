@@ -172,7 +172,9 @@ def most_important(importance: Importance) -> Select:
 
     def select(channels: Channels, counts: Counts) -> Selection:
         network = channels.network
-        return network, {group: strongest(importance(network, group), group, counts[group]) for group in channels.groups}
+        return network, {
+            group: strongest(importance(network, group), group, counts[group]) for group in channels.groups
+        }
 
     return select
 
@@ -215,7 +217,7 @@ def with_counts(classifier: Classifier, channels: Channels, counts: Counts) -> C
     for group in channels.groups:
         kept[group] = sorted(index for block in group.members() for index in block[: counts[group]])
     network = take(deepcopy(channels.network), kept_axes(channels.network, kept))
-    return Classifier(replace(classifier.spec, code=None), network)
+    return Classifier(classifier.spec, network)
 
 
 @dataclass(frozen=True)
