@@ -177,7 +177,22 @@ def plan(config: PruneConfig, run: RunDir) -> Plan[PruneInputs]:
     place = run.place("pruned", config.name or "-".join(parts))
     inputs = (teacher.input("teacher"), *([] if start is None else [start.input]), *images.inputs)
     before = "" if start is None or start.artifact is None else start.artifact.manifest.needs
+    if config.dry_run:
+        _try(config, start, run)
     return Plan(place, inputs, strongest("teacher", before, images.needs), PruneInputs(start, images))
+
+
+def _try(config: PruneConfig, start: ChosenClassifier | None, run: RunDir) -> None:
+    """Raise `ConfigError` if the classifier cannot be cut to the size of the options; no time is measured."""
+    from ..models.classifier import load_classifier
+    from ..models.pruning.cut import width_for
+
+    teacher = run.artifact(run.teacher()).file(MODEL_FILE).read(load_classifier)
+    whole = teacher if start is None else start.file.read(load_classifier)
+    _require_same_task(whole, teacher, start)
+    channels = _channels(config, whole)
+    if config.latency is None:
+        width_for(whole, channels, config.share)
 
 
 def _source(config: PruneConfig, run: RunDir) -> ImageSource:
@@ -209,7 +224,7 @@ def execute(config: PruneConfig, resolved: PruneInputs, context: StageContext) -
     _require_same_task(whole, teacher, resolved.start)
     source, probe, _ = open_with_probe(resolved.images, config, teacher, context)
     with context.phase("pruning"):
-        channels = channels_for(config, whole)
+        channels = _channels(config, whole)
     options = _round_options(config, resolved.images, teacher, whole)
     rounds, timed = Rounds(whole, channels), _timed(whole, channels, context)
     choose, phase = _choose(config, rounds, timed, teacher, source), _phase(context)
@@ -256,7 +271,7 @@ def _require_same_task(whole: Classifier, teacher: Classifier, start: ChosenClas
         )
 
 
-def channels_for(config: PruneConfig, whole: Classifier) -> Channels:
+def _channels(config: PruneConfig, whole: Classifier) -> Channels:
     """Return the channels that the options allow to cut.
 
     Raises:

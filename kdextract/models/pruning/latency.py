@@ -1,15 +1,16 @@
 """Sizes of layers by time: where a channel costs more seconds, more channels are cut.
 
-The seconds of a channel of a group are measured: the group is cut to a half, and the network is timed beside the whole
-one. Channels are then removed one after the other, of all groups together: always the one that loses least per second.
-What it loses is the fall of the logarithm of the share of importance that its group has left, once for each layer of
-the group; if all channels are equally important, this makes widths inversely proportional to the seconds of a channel.
-How many channels are removed is found by timing the cut network.
+The seconds of a channel of a group are measured: the group is cut to a quarter, and the network is timed beside the
+whole one. Channels are then removed one after the other, of all groups together: always the one that loses least per
+second. What it loses is the fall of the logarithm of the share of importance that its group has left, once for each
+layer of the group; if all channels are equally important, this makes widths inversely proportional to the seconds of a
+channel. How many channels are removed is found by timing the cut network.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
 import time
 from collections import Counter
@@ -35,8 +36,13 @@ Once = Callable[[str, Callable[[], Json]], Json]
 BATCH = 32
 """Images of the batch that is timed."""
 WARM_UP = 2
-LEAST_PAIRS, MOST_PAIRS, SECONDS = 9, 201, 1.0
+LEAST_PAIRS, MOST_PAIRS, SECONDS = 11, 201, 2.0
 """Both networks are timed in turn, so many times that it takes about so many seconds."""
+PART = 4
+"""To measure the time of its channels, a group is cut to one channel in so many. The smaller what is left, the more the
+difference exceeds noise."""
+SEARCHES = 12
+"""Number of measurements for the number of channels that are removed."""
 MORE = 50
 """One removal in so many is added while the cut network takes too long."""
 LEAST_COST = 0.01
@@ -93,9 +99,9 @@ class Timing:
         """Return the time of one channel of each block of each group, as a share of that of the whole network."""
         full, costs = counts_at(channels, 1.0), {}
         for group in channels.groups:
-            half = full[group] // 2
-            saved = 1 - self.share(with_counts(whole, channels, full | {group: half}))
-            costs[group] = saved / (full[group] - half)
+            left = max(1, full[group] // PART)
+            saved = 1 - self.share(with_counts(whole, channels, full | {group: left}))
+            costs[group] = saved / (full[group] - left)
         return costs
 
 
@@ -173,7 +179,7 @@ def counts_in_time(
     that it takes, measured once more. Where that is above `share`, which noise may cause, more channels are removed.
 
     Args:
-        order: from `removal_order`; its first removals are made, as few as are enough, found by bisection.
+        order: from `removal_order`; its first removals are made, as few as are enough.
 
     Raises:
         ConfigError: it takes longer after all of them; the message has the share that it takes.
@@ -189,19 +195,48 @@ def counts_in_time(
 
     if share >= 1:
         return full, 1.0
-    low, high = 0, len(order)
-    least = time_after(high)
+    most = len(order)
+    least = time_after(most)
     if least > share:
         raise ConfigError(
             f"{classifier.spec.architecture} cannot be cut to {share:g} of the time of a batch: with one channel of "
             f"each group, {least:.3g} of it is left"
         )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if time_after(middle) <= share else (middle, high)
-    while (reached := time_after(high)) > share and high < len(order):
-        high = min(len(order), high + max(1, len(order) // MORE))
-    return after(high), reached
+    removals = fewest(most, share, time_after, least)
+    while (reached := time_after(removals)) > share and removals < most:
+        removals = min(most, removals + max(1, most // MORE))
+    return after(removals), reached
+
+
+def fewest(most: int, share: float, time_after: Callable[[int], float], least: float) -> int:
+    """Return the smallest number of removals, up to `most`, after which the time is at most `share`.
+
+    A falling function is fitted to all measurements so far (isotonic regression). The next one is made where it
+    crosses `share`, so that one wrong measurement is corrected by others, which it would not be in a bisection.
+
+    Args:
+        time_after: measures the time after a number of removals.
+        least: the time after `most` removals.
+    """
+    measured = {0: [1.0], most: [least]}
+    for _ in range(SEARCHES):
+        crossing = _crossing(measured, share)
+        near = [number for number in (crossing, crossing - 1) if number > 0]
+        number = min(near, key=lambda one: len(measured.get(one, ())))
+        measured.setdefault(number, []).append(time_after(number))
+    return _crossing(measured, share)
+
+
+def _crossing(measured: Mapping[int, Sequence[float]], share: float) -> int:
+    """Return the smallest number at which a falling function, fitted to these measurements, is at most `share`."""
+    from sklearn.isotonic import IsotonicRegression
+
+    numbers = sorted(measured)
+    means, weights = ([of(measured[one]) for one in numbers] for of in (statistics.fmean, len))
+    fitted = IsotonicRegression(increasing=False).fit_transform(numbers, means, sample_weight=weights)
+    place = next((index for index, value in enumerate(fitted) if value <= share), len(numbers) - 1)
+    (left, right), (high, low) = numbers[place - 1 : place + 1], fitted[place - 1 : place + 1]
+    return left + max(1, math.ceil((right - left) * (high - share) / max(high - low, 1e-12) - 1e-9))
 
 
 def removal_order(channels: Channels, importance: Importance, costs: Mapping[Group, float]) -> list[Group]:

@@ -44,6 +44,11 @@ def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
         raise UsageError("--verifier has no effect here: no images are made while the student learns")
     verifier = find_verifier(config, run)
     start = student_start(config.student, run)
+    if config.dry_run and start.share is not None:
+        from ...models.classifier import load_classifier
+
+        whole = run.artifact(run.teacher()).file(MODEL_FILE).read(load_classifier)
+        start.build(whole, config.inherit, lambda line: None)  # raises an error if the teacher cannot be cut
     inputs = (teacher, *images.inputs, *verifier_inputs(verifier), *start.inputs)
     place = run.place("student", config.name or start.name)
     needs = strongest(images.needs, start.needs)
