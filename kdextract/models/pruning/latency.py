@@ -3,8 +3,8 @@
 The seconds of a channel of a group are measured: the group is cut to a quarter, and the network is timed beside the
 whole one. Channels are then removed one after the other, of all groups together: always the one that loses least per
 second. What it loses is the fall of the logarithm of the share of importance that its group has left, once for each
-layer of the group; if all channels are equally important, this makes widths inversely proportional to the seconds of a
-channel. How many channels are removed is found by timing the cut network.
+layer of the group. If all channels are equally important, the number that stays in a group is inversely proportional to
+the seconds of a channel. How many channels are removed is found by timing the cut network.
 """
 
 from __future__ import annotations
