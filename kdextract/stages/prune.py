@@ -243,10 +243,7 @@ def execute(config: PruneConfig, resolved: PruneInputs, context: StageContext) -
     return {
         "model": pruned.spec.architecture,
         "criterion": config.criterion,
-        "num_parameters": pruned.num_parameters,
-        "parameters_before": whole.num_parameters,
-        "multiply_adds": pruned.multiply_adds(),
-        "multiply_adds_before": whole.multiply_adds(),
+        **_sizes(pruned, whole),
         "bytes": len(content),
         "bytes_before": len(before),
         **timed.figures,
@@ -257,6 +254,15 @@ def execute(config: PruneConfig, resolved: PruneInputs, context: StageContext) -
         **({"rounds": options.rounds, "steps": steps} if steps else {}),
         "channels_kept": [f"{name} {left} of {total}" for name, left, total in kept],
         "left_whole": [f"{name}: {reason}" for name, reason in made.whole.items()],
+    }
+
+
+def _sizes(pruned: Classifier, whole: Classifier) -> dict[str, int]:
+    return {
+        "num_parameters": pruned.num_parameters,
+        "parameters_before": whole.num_parameters,
+        "multiply_adds": pruned.multiply_adds(),
+        "multiply_adds_before": whole.multiply_adds(),
     }
 
 

@@ -274,7 +274,7 @@ def test_interrupted_in_any_round_it_ends_with_the_same_bytes(
     ("name", "channels", "num_classes"),
     [
         ("Small(batch_norm=False)", 1, 2),
-        pytest.param("Small", 3, 100, marks=pytest.mark.slow),
+        pytest.param("Small", 3, 1000, marks=pytest.mark.slow),
         pytest.param("Normed", 3, 10, marks=pytest.mark.slow),
         pytest.param("Twice", 1, 100, marks=pytest.mark.slow),
         pytest.param("Attention", 3, 2, marks=pytest.mark.slow),
