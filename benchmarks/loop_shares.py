@@ -22,7 +22,7 @@ from kdextract.methods import Given, live_method
 from kdextract.models.architectures import architecture
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.stages.distill.budget import NoCheckpoints
-from kdextract.stages.distill.settings import CONVOLUTION_RATE
+from kdextract.stages.inputs.distill_settings import CONVOLUTION_RATE
 from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training import loop as training
 from kdextract.training.augmentation import Augmenter

@@ -27,7 +27,7 @@ from kdextract.models.classifier import Classifier, ClassifierSpec, load_classif
 from kdextract.models.hooks import count_multiply_adds
 from kdextract.models.pixels import to_uint8
 from kdextract.stages.distill.config import DistillConfig
-from kdextract.stages.distill.settings import fill_in
+from kdextract.stages.inputs.distill_settings import fill_in
 from kdextract.stages.inputs.image_source import (
     GeneratorImages,
     LiveImages,

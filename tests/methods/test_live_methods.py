@@ -17,7 +17,7 @@ from kdextract.methods import Given, live_method, live_names, register_live
 from kdextract.models.classifier import Classifier
 from kdextract.options.declare import OptionSet, option_fields, option_info
 from kdextract.stages.distill.budget import NoCheckpoints
-from kdextract.stages.distill.settings import USUAL_SETTINGS
+from kdextract.stages.inputs.distill_settings import USUAL_SETTINGS
 from kdextract.storage.tensor_files import encode_safetensors, read_safetensors
 from kdextract.training.augmentation import Augmenter
 from kdextract.training.distill import DistillationLossOptions, DistillationOptions, distill

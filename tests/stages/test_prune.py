@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Here, error_of, sha256s
+from conftest import Crash, Here, error_of, sha256s
 from helpers import equal, weights
 
 from kdextract import api
 from kdextract.errors import ConfigError, UsageError
 from kdextract.models.classifier import load_classifier
-from kdextract.stages.prune import CRITERIA, PruneConfig
+from kdextract.models.pruning import latency
+from kdextract.models.pruning.names import CRITERIA
+from kdextract.stages.prune import PruneConfig
 from kdextract.storage.artifacts import read_manifest
 from kdextract.training.batch_norm import NUM_IMAGES
 
@@ -45,7 +49,9 @@ def prune(run: Path, **options: Any) -> Any:
 def imported(folder: Path, name: str, channels: int = 3, num_classes: int = 10) -> Path:
     """A run whose teacher is a network of a user's file."""
     run = folder / "imported"
-    model = f"{NETWORKS}:{name}(in_channels={channels}, num_classes={num_classes})"
+    target, _, more = name.rstrip(")").partition("(")
+    arguments = ", ".join(filter(None, [more, f"in_channels={channels}, num_classes={num_classes}"]))
+    model = f"{NETWORKS}:{target}({arguments})"
     api.import_model(model, run=run, input_size=f"{channels}x16x16", trust_code=True, threads=1)
     return run
 
@@ -198,6 +204,178 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
         assert made.manifest.metrics["num_parameters"] <= 0.5 * made.manifest.metrics["parameters_before"]
 
 
+# rounds
+
+SHORT = {"rounds": 3, "round_steps": 4, "data": "drawn"}
+
+
+def rows_of(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", *(pytest.param(name, marks=pytest.mark.slow) for name in CRITERIA[1:])]
+)
+def test_rounds_train_between_the_cuts(run: Path, criterion: str) -> None:
+    teacher = sha256s(run / "teacher")
+    usual = {} if criterion == "fold" else {"data": "drawn"}
+    once = prune(run, criterion=criterion, macs=0.6, **usual)
+    made = prune(run, criterion=criterion, macs=0.6, **SHORT)
+    assert made.directory.name == "-".join(filter(None, [criterion * (criterion != "magnitude"), "macs-0.6-rounds-3"]))
+    metrics, budget = made.manifest.metrics, made.manifest.budget
+    assert metrics["channels_kept"] == once.manifest.metrics["channels_kept"]
+    assert load_classifier(made.directory).spec == load_classifier(once.directory).spec
+    assert budget["student_steps"] == metrics["steps"] == 8
+    each = {"taylor": 1024 + NUM_IMAGES, "fold": 0}.get(criterion, NUM_IMAGES)
+    assert metrics["num_images"] == budget["images"] == 3 * each + 8 * 128
+    assert {"pruning", "distillation", "synthesis"} <= budget["seconds"].keys()
+    assert budget["teacher_queries_by_purpose"]["targets"] >= 8 * 128
+    rows = rows_of(made.directory)
+    cuts = [row for row in rows if "multiply_adds" in row]
+    assert [(row["round"], row["step"]) for row in cuts] == [(1, 0), (2, 4), (3, 8)]
+    sizes = [row["multiply_adds"] / metrics["multiply_adds_before"] for row in cuts]
+    assert all(0.7 * 0.6 ** (k / 3) < size <= 0.6 ** (k / 3) for k, size in enumerate(sizes, 1))
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [row["step"] for row in rows if "agreement" in row] == [0, 4, 4, 8, 8]
+    assert rows[-1]["agreement"] == metrics["held_out_agreement"]
+    assert made.manifest.needs == "teacher"
+    assert sha256s(run / "teacher") == teacher
+    card = api.export(f"pruned/{made.directory.name}", run=run, format="safetensors", threads=1).directory / "README.md"
+    assert "were cut in 3 rounds, with 8 training steps between them (criterion" in card.read_text()
+
+
+@pytest.mark.slow
+def test_training_between_the_cuts_improves_the_agreement(run: Path) -> None:
+    options = {"macs": 0.2, "method": "structured_noise", "pool": 1000}
+    once = prune(run, **options).manifest.metrics["held_out_agreement"]
+    trained = prune(run, rounds=3, round_steps=100, **options).manifest.metrics["held_out_agreement"]
+    assert trained > once + 0.1
+
+
+@pytest.mark.parametrize(
+    ("criterion", "stops"),
+    [("magnitude", (2, 7)), *(pytest.param(name, (4, 6, 8), marks=pytest.mark.slow) for name in CRITERIA)],
+)
+def test_interrupted_in_any_round_it_ends_with_the_same_bytes(
+    run: Path, criterion: str, stops: tuple[int, ...], saves_until_crash: Callable[[], list[int]]
+) -> None:
+    options = {**SHORT, "criterion": criterion, "channels": 0.5}
+    straight = prune(run, name="straight", **options)
+    left = saves_until_crash()
+    done = 0
+    for stop in stops:
+        left[0] = stop - done
+        with pytest.raises(Crash):
+            prune(run, name="resumed", **options)
+        done = stop
+    left[0] = 10_000
+    resumed = prune(run, name="resumed", **options)
+    assert sha256s(resumed.directory) == sha256s(straight.directory)
+    assert resumed.manifest.budget["attempts"] == 1 + len(stops)
+    for name in ("images", "student_steps"):
+        assert resumed.manifest.budget[name] == straight.manifest.budget[name]
+    assert resumed.manifest.metrics == straight.manifest.metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "num_classes"),
+    [
+        ("Small(batch_norm=False)", 1, 2),
+        pytest.param("Small", 3, 1000, marks=pytest.mark.slow),
+        pytest.param("Normed", 3, 10, marks=pytest.mark.slow),
+        pytest.param("Twice", 1, 100, marks=pytest.mark.slow),
+        pytest.param("Attention", 3, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_rounds_of_imported_networks_also_interrupted(
+    name: str, channels: int, num_classes: int, tmp_path: Path, saves_until_crash: Callable[[], list[int]]
+) -> None:
+    run = imported(tmp_path, name, channels, num_classes)
+    options = {**SHORT, "rounds": 2, "data": "noise:uniform", "params": 0.5}
+    straight = prune(run, name="straight", **options)
+    left = saves_until_crash()
+    left[0] = 2
+    with pytest.raises(Crash):
+        prune(run, name="resumed", **options)
+    left[0] = 10_000
+    assert sha256s(prune(run, name="resumed", **options).directory) == sha256s(straight.directory)
+    assert not equal(weights(load_classifier(straight.directory)), weights(load_classifier(run / "teacher")))
+    assert load_classifier(straight.directory)(torch.rand(2, channels, 16, 16)).shape == (2, num_classes)
+
+
+@pytest.mark.slow
+def test_folding_in_rounds_takes_images(run: Path) -> None:
+    made = prune(run, criterion="fold", rounds=2, round_steps=1, data="drawn")
+    assert made.manifest.metrics["source"] == "drawn"
+    assert made.manifest.budget["images"] == 128
+
+
+# time
+
+
+def by_parameters(classifier: Any, pixels: torch.Tensor) -> float:
+    """Stand in for the measured seconds of a batch."""
+    return 1e-6 * classifier.num_parameters
+
+
+@pytest.mark.parametrize("criterion", ["batch-norm", pytest.param("fold", marks=pytest.mark.slow)])
+def test_a_share_of_the_time(run: Path, criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "batch_seconds", by_parameters)
+    made = prune(run, criterion=criterion, latency=0.6, **({} if criterion == "fold" else {"data": "drawn"}))
+    metrics = made.manifest.metrics
+    assert made.directory.name == f"{criterion}-latency-0.6"
+    classifier = load_classifier(made.directory)
+    assert classifier.num_parameters <= 0.6 * metrics["parameters_before"]
+    assert metrics["latency"] == round(classifier.num_parameters / metrics["parameters_before"], 4)
+    assert metrics["milliseconds_before"] == pytest.approx(metrics["parameters_before"] / 1000, abs=1e-3)
+    assert metrics["milliseconds"] == pytest.approx(classifier.num_parameters / 1000, abs=1e-3)
+    names = [entry.split()[0] for entry in metrics["channels_kept"]]
+    assert list(metrics["time_of_channels"]) == names
+    assert "timing" in made.manifest.budget["seconds"]
+    assert classifier(torch.rand(2, *classifier.input_shape)).shape == (2, 10)
+
+
+def test_times_are_measured_once_also_if_it_is_interrupted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, saves_until_crash: Callable[[], list[int]]
+) -> None:
+    options = {**SHORT, "rounds": 2, "latency": 0.7}
+    monkeypatch.setattr(latency, "batch_seconds", by_parameters)
+    straight = prune(run, name="straight", **options)
+    left = saves_until_crash()
+    left[0] = 2
+    with pytest.raises(Crash):
+        prune(run, name="resumed", **options)
+    left[0] = 10_000
+    calls = []
+
+    def slower(classifier: Any, pixels: torch.Tensor) -> float:
+        calls.append(classifier)
+        return 3 * by_parameters(classifier, pixels)  # another speed, the same shares
+
+    monkeypatch.setattr(latency, "batch_seconds", slower)
+    resumed = prune(run, name="resumed", **options)
+    assert calls
+    ours, theirs = resumed.manifest.metrics, straight.manifest.metrics
+    assert ours["time_of_channels"] == theirs["time_of_channels"]
+    assert sha256s(resumed.directory) == sha256s(straight.directory)
+
+
+def test_a_time_that_is_not_reached_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "batch_seconds", lambda classifier, pixels: 1 + 1e-9 * classifier.num_parameters)
+    with pytest.raises(ConfigError, match=r"cannot be cut to 0\.5 of the time of a batch: .*, 1 of it is left"):
+        prune(run, latency=0.5, data="drawn")
+    assert not (run / "pruned").exists()
+
+
+@pytest.mark.slow
+def test_a_share_of_the_real_time(run: Path) -> None:
+    made = prune(run, latency=0.97)
+    metrics = made.manifest.metrics
+    assert 0 < metrics["latency"] <= 0.97 or all(" 1 of " in entry for entry in metrics["channels_kept"])
+    assert metrics["num_parameters"] < metrics["parameters_before"]
+    assert metrics["milliseconds"] > 0
+
+
 # what takes the result
 
 
@@ -255,6 +433,10 @@ def test_a_missing_result_is_reported_with_the_command_that_makes_it(run: Path) 
         ({"criterion": "fold", "method": "auto"}, UsageError, "--method has no effect on --criterion fold"),
         ({"data": "noise:normal", "method": "auto"}, UsageError, "--data and --method"),
         ({"criterion": "best"}, UsageError, "--criterion"),
+        ({"latency": 0.5, "macs": 0.5}, UsageError, "--macs and --latency both set the size"),
+        ({"round_steps": 5}, UsageError, "--round-steps has no effect without --rounds above 1"),
+        ({"rounds": 1, "round_steps": 5}, UsageError, "--round-steps has no effect without --rounds above 1"),
+        ({"rounds": 0}, UsageError, "--rounds must be at least 1"),
         ({"pool": 100}, UsageError, "--pool has no effect on prune without --method"),
         ({"channels": 0.05}, ConfigError, "leaves no channel of conv1, which has 6; the share is at least 0.0833"),
         ({"macs": 1e-4}, ConfigError, "cannot be cut to 0.0001 of its multiply-adds"),
@@ -274,8 +456,11 @@ def test_what_is_refused_writes_nothing(run: Path, options: dict[str, Any], erro
 @pytest.mark.parametrize(("name", "match"), [("OneLayer", "one layer"), ("Recurrent", "GRU")])
 def test_networks_with_nothing_to_cut_are_refused(name: str, match: str, tmp_path: Path) -> None:
     run = imported(tmp_path, name)
+    for dry_run in (False, True):
+        with pytest.raises(ConfigError, match=match):
+            prune(run, dry_run=dry_run)
     with pytest.raises(ConfigError, match=match):
-        prune(run)
+        api.distill(run=run, student="half", data="noise:uniform", dry_run=True, threads=1)
     assert not (run / "pruned").exists()
 
 
@@ -283,6 +468,8 @@ def test_a_classifier_of_another_task_is_refused(run: Path, tmp_path: Path) -> N
     other = imported(tmp_path, "Small") / "teacher" / "model.safetensors"
     with pytest.raises(ConfigError, match=r"takes images of shape \(3, 16, 16\) and has 10 classes"):
         prune(run, artifact=str(other))
+    with pytest.raises(ConfigError, match="they must be equal"):
+        prune(run, artifact=str(other), dry_run=True)
 
 
 def test_errors_of_the_command_line_are_one_line(run: Path, here: Here, tmp_path: Path) -> None:
@@ -303,4 +490,8 @@ def test_a_dry_run_writes_nothing(run: Path) -> None:
     assert planned.directory == run / "pruned" / "macs-0.5"
     assert not planned.directory.exists()
     assert [entry.role for entry in planned.plan.inputs] == ["teacher"]
+    with pytest.raises(ConfigError, match=r"cannot be cut to 0\.0001 of its multiply-adds"):
+        prune(run, macs=1e-4, dry_run=True)
+    assert prune(run, latency=0.5, dry_run=True).status == "planned"
+    assert not (run / "pruned").exists()
     assert read_manifest(run / "teacher").kind == "teacher"

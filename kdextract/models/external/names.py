@@ -132,8 +132,8 @@ def parse_narrower(text: str) -> tuple[str | None, float] | None:
 
 @dataclass(frozen=True)
 class Share:
-    """What a cut network has, as a share in (0, 1]: `of` is `width` or `half` (channels), `macs` (multiply-adds) or
-    `params` (parameters)."""
+    """What a cut network has, as a share in (0, 1]: `of` is `width` or `half` (channels), `macs` (multiply-adds),
+    `params` (parameters) or `latency` (the time of a batch)."""
 
     of: str
     value: float

@@ -154,28 +154,29 @@ def _copy_weights(source: nn.Module, network: nn.Module) -> None:
     network.load_state_dict(weights)
 
 
-def kept_at_width(channels: Channels, width: float, importance: Importance = magnitude) -> dict[Group, list[int]]:
-    """Return the most important channels of each group, of which a share `width` stays, at least one of each block."""
-    return {
-        group: strongest(importance(channels.network, group), group, per_block(group, width))
-        for group in channels.groups
-    }
-
-
-def per_block(group: Group, width: float) -> int:
-    """Return how many channels of each block of a group stay at this width, at least one."""
-    return scaled(len(group.channels) // group.unit, width)
-
-
+Counts = dict[Group, int]
+"""How many channels of each block of a group stay."""
+Sizing = Callable[[Channels], Counts]
 Selection = tuple[nn.Module, dict[Group, list[int]]]
-Select = Callable[[Channels, float], Selection]
-"""(channels, width) -> the network to cut, with the layers of `Channels.network`, and the channels that stay, of which
-each group has a share `width`."""
+Select = Callable[[Channels, Counts], Selection]
+"""(channels, counts) -> the network to cut, with the layers of `Channels.network`, and the channels that stay."""
+
+
+def counts_at(channels: Channels, width: float) -> Counts:
+    """Return the counts at which a share `width` of the channels of each group stays, at least one of each block."""
+    return {group: scaled(len(group.channels) // group.unit, width) for group in channels.groups}
 
 
 def most_important(importance: Importance) -> Select:
     """Return the selection of the most important channels, whose weights are not changed."""
-    return lambda channels, width: (channels.network, kept_at_width(channels, width, importance))
+
+    def select(channels: Channels, counts: Counts) -> Selection:
+        network = channels.network
+        return network, {
+            group: strongest(importance(network, group), group, counts[group]) for group in channels.groups
+        }
+
+    return select
 
 
 def width_for(classifier: Classifier, channels: Channels, share: Share) -> float:
@@ -206,13 +207,17 @@ def width_for(classifier: Classifier, channels: Channels, share: Share) -> float
 
 
 def _at_width(classifier: Classifier, channels: Channels, width: float) -> Classifier:
-    """Return the classifier with the first channels of each block, to count: the numbers do not depend on which."""
+    return with_counts(classifier, channels, counts_at(channels, width))
+
+
+def with_counts(classifier: Classifier, channels: Channels, counts: Counts) -> Classifier:
+    """Return the classifier with the first channels of each block, to count or to time it: which ones makes no
+    difference there."""
     kept = {}
     for group in channels.groups:
-        count = per_block(group, width)
-        kept[group] = sorted(index for block in group.members() for index in block[:count])
+        kept[group] = sorted(index for block in group.members() for index in block[: counts[group]])
     network = take(deepcopy(channels.network), kept_axes(channels.network, kept))
-    return Classifier(replace(classifier.spec, code=None), network)
+    return Classifier(classifier.spec, network)
 
 
 @dataclass(frozen=True)
@@ -262,9 +267,23 @@ def cut_to(
     Raises:
         ConfigError: no channel can be cut, or not as many as the share requires.
     """
-    channels, select = channels or channel_groups(classifier), select or most_important(magnitude)
+
+    def sizing(channels: Channels) -> Counts:
+        return counts_at(channels, width_for(classifier, channels, share))
+
+    return cut_by(classifier, sizing, select or most_important(magnitude), channels or channel_groups(classifier))
+
+
+def cut_by(classifier: Classifier, sizing: Sizing, select: Select, channels: Channels) -> Cut:
+    """Return the classifier with as many channels of each group as `sizing` returns.
+
+    Groups whose cut the network does not run with are left whole; the others are then sized again.
+
+    Raises:
+        ConfigError: no channel can be cut; `sizing` may raise others.
+    """
     while True:
-        network, kept = select(channels, width_for(classifier, channels, share))
+        network, kept = select(channels, sizing(channels))
         groups, failures = channels.trial.possible(kept, compare=False)
         if not failures:
             break

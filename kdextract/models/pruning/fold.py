@@ -25,7 +25,7 @@ from torch import nn
 
 from ..classifier import Classifier
 from ..hooks import evaluation_mode, is_weighted
-from .cut import Channels, Select, Selection, per_block
+from .cut import Channels, Counts, Select, Selection
 from .groups import Group
 from .sizes import find_layer
 from .slices import OUT, merge
@@ -53,11 +53,11 @@ def folding(classifier: Classifier, seed: int) -> Select:
         seed: of k-means.
     """
 
-    def select(channels: Channels, width: float) -> Selection:
+    def select(channels: Channels, counts: Counts) -> Selection:
         whole = channels.network
         pairs = followed_by_batch_norm(classifier, whole)
         producers = {group: _producers(whole, group, pairs) for group in channels.groups}
-        clusters = {group: _clusters(group, producers[group], width, seed) for group in channels.groups}
+        clusters = {group: _clusters(group, producers[group], counts[group], seed) for group in channels.groups}
         network = deepcopy(whole).requires_grad_(False)
         for group in channels.groups:
             _fold(network, group, producers[group], [own for own in clusters[group] if len(own) > 1])
@@ -173,12 +173,11 @@ def _producers(network: nn.Module, group: Group, pairs: dict[str, str]) -> list[
     return producers
 
 
-def _clusters(group: Group, producers: Sequence[_Producer], width: float, seed: int) -> Clusters:
-    """Return clusters of similar channels: in each block of a group as many as stay at this width."""
+def _clusters(group: Group, producers: Sequence[_Producer], count: int, seed: int) -> Clusters:
+    """Return clusters of similar channels, `count` in each block of a group."""
     features = torch.cat([producer.effective() for producer in producers], 1).numpy()
     clusters: Clusters = []
     for block in group.members():
-        count = per_block(group, width)
         found: dict[int, list[int]] = {}
         for channel, label in zip(block, _labels(features[block], count, seed), strict=True):
             found.setdefault(label, []).append(channel)

@@ -10,6 +10,7 @@ from ...errors import UsageError
 from ...storage.artifacts import strongest
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
 from ...training.budget import Timetable, parse_duration
+from ..inputs.distill_settings import USUAL_SETTINGS, fill_in
 from ..inputs.image_source import ImageSource, choose_source, open_with_probe
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
@@ -18,7 +19,6 @@ from .budget import plan_steps
 from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
-from .settings import USUAL_SETTINGS, fill_in
 from .student import StudentStart, student_start
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ def plan(config: DistillConfig, run: RunDir) -> Plan[DistillInputs]:
         raise UsageError("--verifier has no effect here: no images are made while the student learns")
     verifier = find_verifier(config, run)
     start = student_start(config.student, run)
+    if config.dry_run and start.share is not None:
+        from ...models.classifier import load_classifier
+
+        whole = run.artifact(run.teacher()).file(MODEL_FILE).read(load_classifier)
+        start.build(whole, config.inherit, lambda line: None)  # raises an error if the teacher cannot be cut
     inputs = (teacher, *images.inputs, *verifier_inputs(verifier), *start.inputs)
     place = run.place("student", config.name or start.name)
     needs = strongest(images.needs, start.needs)

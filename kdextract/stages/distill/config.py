@@ -17,9 +17,9 @@ from ...options.declare import (
     option,
 )
 from ...training.budget import parse_duration
+from ..inputs.distill_settings import CONVOLUTION_RATE, LINEAR_RATE, OPTIMIZER, USUAL_SETTINGS
 from ..inputs.image_source import AUTO, chosen_live_method, live_method_option, live_method_options
 from .blocks import USUAL_WEIGHT
-from .settings import CONVOLUTION_RATE, LINEAR_RATE, USUAL_SETTINGS
 
 if TYPE_CHECKING:
     pass
@@ -90,7 +90,9 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         panel="Schedule",
         otherwise=f"{CONVOLUTION_RATE:g}; MLPs: {LINEAR_RATE:g}",
     )
-    optimizer: str = option("soap", "Optimizer; soap needs fewer images.", choices=["soap", "adam"], panel="Schedule")
+    optimizer: str = option(
+        OPTIMIZER, "Optimizer; soap needs fewer images.", choices=["soap", "adam"], panel="Schedule"
+    )
     loss: str | None = option(
         None,
         "Loss between the outputs.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...training.progress import Reporter
-from .settings import Settings
+from ..inputs.distill_settings import Settings
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ...training.loop import CheckpointSaver, Monitor, Row
     from ...training.sources import Source
     from .config import DistillConfig
-
-WARMUP_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,10 @@ class Loop:
         in_source: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> list[Row]:
         """Train the student, in place, for `steps` steps; return the metric rows of `training.distill.distill`."""
-        from ...training.distill import DistillationLossOptions, DistillationOptions, distill
-        from ...training.loop import Schedule
+        from ...training.distill import distill
 
-        config, settings = self.config, self.settings
-        options = DistillationOptions(
-            settings.batch_size,
-            Schedule(steps, settings.lr, warmup=round(WARMUP_SHARE * steps), optimizer=config.optimizer),
-            DistillationLossOptions(settings.loss, settings.temperature, scale=True),
-            settings.augmenter(config.flip, self.teacher, config.seed + 1),
-            config.batch_norm or "train",
-            self.blocks,
+        config = self.config
+        options = self.settings.loop_options(
+            steps, self.teacher, config.seed, config.optimizer, config.flip, config.batch_norm, self.blocks
         )
         return distill(self.teacher, student, self.source, options, checkpoints, reporter, monitor, in_source)

@@ -131,7 +131,12 @@ def _pruning_text(manifest: Manifest) -> str:
     start = by_role.get("classifier", by_role.get("teacher"))
     left = ", ".join(manifest.metrics.get("channels_kept", []))
     criterion = manifest.config.get("criterion")
-    return f"Channels of {data_name(start)} were cut (criterion {criterion}). Left are: {left}. Not trained afterwards."
+    rounds, steps = manifest.metrics.get("rounds", 1), manifest.metrics.get("steps")
+    between = f" in {rounds} rounds, with {steps} training steps between them" if steps else ""
+    return (
+        f"Channels of {data_name(start)} were cut{between} (criterion {criterion}). Left are: {left}. Not trained "
+        "afterwards."
+    )
 
 
 def _teacher_text(manifest: Manifest) -> str:

@@ -26,7 +26,7 @@ from kdextract.models.classifier import (
 )
 from kdextract.models.external.names import HALF, Share
 from kdextract.models.importer import Findings, ModelOptions, read_model
-from kdextract.models.pruning.cut import Channels, channel_groups, cut, cut_to, kept_at_width
+from kdextract.models.pruning.cut import Channels, channel_groups, counts_at, cut, cut_to, most_important
 from kdextract.models.pruning.groups import Group
 from kdextract.models.pruning.importance import magnitude, strongest
 from kdextract.models.pruning.sizes import find_layer
@@ -131,6 +131,11 @@ def silence_half(classifier: Classifier, channels: Channels) -> dict[Group, list
             if isinstance(getattr(layer, tensor, None), torch.Tensor):
                 getattr(layer, tensor).data[indices] = 0
     return {group: sorted(stay) for group, stay in kept.items()}
+
+
+def kept_at_width(channels: Channels, width: float) -> dict[Group, list[int]]:
+    """Return the channels with the largest weights, a share `width` of each group."""
+    return most_important(magnitude)(channels, counts_at(channels, width))[1]
 
 
 def check_cut(teacher: Classifier, student: Classifier, folder: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.models.external.names import Share
 from kdextract.models.importer import Findings, ModelOptions, read_model
-from kdextract.models.pruning.cut import Channels, channel_groups, cut, cut_to, most_important, width_for
+from kdextract.models.pruning.cut import Channels, channel_groups, counts_at, cut, cut_to, most_important, width_for
 from kdextract.models.pruning.fold import folding, followed_by_batch_norm, remaining_variance, unfoldable
 from kdextract.models.pruning.groups import Group
 from kdextract.models.pruning.importance import batch_norm_scales, scaling_layers, taylor
@@ -315,7 +315,7 @@ def test_statistics_of_folded_channels_are_those_measured_on_uncorrelated_inputs
         ClassifierSpec("hinton800", (1, 1, 30), ("a", "b", "c"), (0.0,), (1.0,)), nn.Sequential(nn.Flatten(), net)
     )
     channels = channel_groups(made.eval())
-    folded = folding(made, 0)(channels, 0.5)
+    folded = folding(made, 0)(channels, counts_at(channels, 0.5))
     net_after, kept = folded
     rows = kept[channels.groups[0]]
     assert len(rows) == 4
