@@ -22,7 +22,9 @@ TRIAL_IMAGES, TRIAL_PIXELS = 100, 2**21
 FEWEST_IMAGES = 16
 LEAST_SHARE = 0.01
 """Components with a smaller share are dropped."""
-SHARE_STEPS = 500
+SHARE_STEPS, TOLERANCE = 500, 1e-3
+"""Most steps of the search for shares. It ends where the least loss is at most this share of the loss smaller, which
+follows from the slope of a convex function."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def best_shares(features: torch.Tensor, loss: Callable[[torch.Tensor], torch.Ten
     for _ in range(SHARE_STEPS):
         slope = _slope(shares, features, loss)
         steepest = float(slope.abs().max())
-        if steepest < 1e-9:
+        if -float(slope.min()) <= TOLERANCE * max(abs(value), TOLERANCE):
             break
         while rate > 1e-9:
             moved = torch.softmax(shares.clamp_min(1e-30).log() - rate / steepest * slope, 0)
