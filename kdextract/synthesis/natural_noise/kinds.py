@@ -40,9 +40,9 @@ Paint = Callable[[Settings, tuple[int, int, int], torch.Generator], torch.Tensor
 LEAVES, OBJECT_LEAVES, LARGE_LEAVES = 48, 20, 5
 """Leaves per image: of dead leaves, of the object in the middle, and of images of few areas."""
 TEXTURES = 2
-PART_PIXELS = 2**22
+PART_PIXELS = 2**20
 """Largest number of pixels times leaves that are computed at a time on a CPU; `GPU_PARTS` times as many elsewhere."""
-GPU_PARTS = 64
+GPU_PARTS = 256
 BRIGHTNESS, CAST = 0.12, 0.06
 """Deviation between images of the mean pixel, and of the mean colour."""
 BLUR_SIDE = 32
