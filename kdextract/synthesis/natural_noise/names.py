@@ -6,5 +6,5 @@ STRUCTURED = "structured"
 """The kind of images that `structured_noise` makes."""
 ALL_KINDS = ("spectrum", "flat_leaves", "textured_leaves", "objects", "areas", "landscapes", STRUCTURED)
 FITTED, EQUAL = "fitted", "equal"
-MIXTURES = [FITTED, EQUAL, *ALL_KINDS]
-"""Names of mixtures: fitted to the teacher, equal shares of all kinds, or one kind alone."""
+MIXTURES = [FITTED, *ALL_KINDS, EQUAL]
+"""Names of mixtures: fitted to the teacher, one kind alone, or equal shares of all kinds."""
