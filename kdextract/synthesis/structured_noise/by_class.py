@@ -85,6 +85,6 @@ def require_images(teacher: Classifier) -> None:
     """Raise `ConfigError` if the teacher takes rows of a table."""
     if teacher.is_table:
         raise ConfigError(
-            "the teacher takes rows of a table, for which there is no structured noise; train a generator with: "
-            "kdx train-generator kegnet --preset tabular, or use --data noise:uniform"
+            "the teacher takes rows of a table, for which there is no structured or natural noise; train a generator "
+            "with: kdx train-generator kegnet --preset tabular, or use --data noise:uniform"
         )
