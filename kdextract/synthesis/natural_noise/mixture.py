@@ -82,7 +82,7 @@ def fitted_mixture(teacher: Classifier, trials: int, rng: torch.Generator) -> Fi
         features += [_measured(judge, component, teacher, rng) for component in new]
         components += new
         shares = best_shares(torch.stack(features), judge.loss)
-    shares = torch.where(shares < LEAST_SHARE, 0, shares)
+    shares = torch.where(shares < min(LEAST_SHARE, float(shares.max())), 0, shares)
     shares /= shares.sum()
     kept = shares.nonzero().flatten().tolist()
     mixture = Mixture(tuple(components[index] for index in kept), tuple(shares[kept].tolist()))

@@ -171,6 +171,18 @@ def test_every_fit_is_a_mixture(shape: tuple[int, int, int], num_classes: int, b
     assert sum(facts.get(kind, 0) for kind in ALL_KINDS) == pytest.approx(1, abs=0.001)
 
 
+def test_a_teacher_that_cannot_tell_images_apart_gets_them_all() -> None:
+    """Every one of 120 trials has less than the share below which others are dropped."""
+
+    class Constant(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.new_zeros(len(pixels), 2)
+
+    fitted = fitted_mixture(statistics_teacher(Constant(), (1, 8, 8), 2), 120, seeded())
+    assert len(fitted.mixture.shares) == 120
+    assert sum(fitted.mixture.shares) == pytest.approx(1)
+
+
 def test_few_trials_give_equal_shares_without_a_query() -> None:
     teacher = classifier(SHAPE).frozen()
     asked = teacher.queries.total
