@@ -34,9 +34,9 @@ def structured_noise(
     given: Given, labels: torch.Tensor, config: StructuredNoiseConfig, rng: torch.Generator
 ) -> Inverted:
     """Random lines, shapes and textures; for each class, images that the teacher assigns to it."""
-    from ..synthesis.structured_noise.by_class import images_of_classes
+    from ..synthesis.structured_noise.by_class import images_of_classes, maker
 
-    return images_of_classes(given.teacher, labels, config.candidates, rng)
+    return images_of_classes(maker(given.teacher), given.teacher, labels, config.candidates, rng)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,7 @@ class OldImages:
     source: Source
     probe: Probe
     augmentation: dict[str, Any]
-    facts: dict[str, int]
+    facts: dict[str, float]
 
 
 @dataclass(frozen=True)

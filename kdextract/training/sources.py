@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,7 +69,7 @@ class Described(Protocol):
     """A source that chose some of its settings itself when it was opened."""
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> Mapping[str, float]:
         """These settings, by name."""
         ...
 

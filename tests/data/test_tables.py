@@ -382,9 +382,11 @@ def test_distill_from_noise_works_and_estimates_nothing(run: Path) -> None:
     assert share_of_errors(scores, "breast_cancer") < 0.25
 
 
-@pytest.mark.parametrize("method", ["auto", None, "structured_noise", "dafl", "dfq"])
+@pytest.mark.parametrize("method", ["auto", None, "structured_noise", "natural_noise", "dafl", "dfq"])
 def test_structured_noise_is_refused_for_tables(method: str | None, run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no structured noise; train a generator with: .*noise:uniform") as caught:
+    with pytest.raises(
+        ConfigError, match=r"no structured or natural noise; train a generator with: .*noise:uniform"
+    ) as caught:
         api.distill(run=run, method=method, student="kegnet_mlp", steps=1, name="refused", threads=1)
     assert caught.value.exit_code == 3
     assert not (run / "students" / "refused").exists()
@@ -418,9 +420,10 @@ def test_kegnet_makes_generators_of_rows(run: Path) -> None:
     assert share_of_errors(scores, "breast_cancer") < 0.5
 
 
-def test_the_objective_of_structured_noise_is_refused_for_tables(run: Path) -> None:
-    with pytest.raises(ConfigError, match="no structured noise"):
-        api.optimize_dataset(run=run, objective="structured_noise", images_per_class=2, threads=1)
+@pytest.mark.parametrize("objective", ["structured_noise", "natural_noise"])
+def test_the_objective_of_structured_noise_is_refused_for_tables(objective: str, run: Path) -> None:
+    with pytest.raises(ConfigError, match="no structured or natural noise"):
+        api.optimize_dataset(run=run, objective=objective, images_per_class=2, threads=1)
 
 
 def test_auto_is_refused_for_tables_of_every_teacher() -> None:

@@ -237,7 +237,7 @@ def test_facts_are_numbers(name: str, teacher: Classifier) -> None:
     source = opened(name, teacher)
     if isinstance(source, Described):
         assert source.facts
-        assert all(isinstance(value, int) for value in source.facts.values())
+        assert all(isinstance(value, int | float) for value in source.facts.values())
 
 
 def test_unknown_method_is_refused_with_the_most_similar_name() -> None:

@@ -84,7 +84,7 @@ class Prepared:
     student: Classifier
     inherited: bool
     probe: Probe
-    facts: dict[str, int]
+    facts: dict[str, float]
     accuracy: TeacherAccuracy | None
     no_estimate: str
 

@@ -155,7 +155,7 @@ class TransferSetImages(ImageSource):
         """Return the images of this artifact."""
         made_for = str(artifact.manifest.config.get("objective"))
         generated = artifact.manifest.stage == "generate"
-        structured = made_for == "structured_noise"
+        structured = made_for in objective_names() and objective(made_for).gradient_free
         inverted = made_for in objective_names() and not objective(made_for).supports_tables and not structured
         return cls(
             name=artifact.name,
@@ -301,7 +301,7 @@ def images_named(spec: str | None, option: str, config: OpensSource, run: RunDir
 
 def open_with_probe(
     images: ImageSource, config: NamesSource, teacher: Classifier, context: StageContext
-) -> tuple[Source, Probe, dict[str, int]]:
+) -> tuple[Source, Probe, dict[str, float]]:
     """Return the source of images, held-out images with the teacher's classes, and the choices of the source.
 
     The seconds are those of the phase `source`, and the images are counted as `held_out` and `probe`.
@@ -318,7 +318,7 @@ def open_with_probe(
                 held_out = source.held_out(HELD_OUT_IMAGES)
         with teacher.queries.purpose(PROBE):
             probe = Probe.of(teacher, held_out)
-    facts = source.facts if isinstance(source, Described) else {}
+    facts = dict(source.facts) if isinstance(source, Described) else {}
     if facts:
         context.reporter.line(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     return source, probe, facts

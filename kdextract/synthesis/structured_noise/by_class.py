@@ -34,15 +34,27 @@ def structured_pool(teacher: Classifier, size: int, fresh: int, seed: int) -> Re
     Raises:
         ConfigError: the teacher takes rows of a table.
     """
-    size = at_most(size, MAX_POOL_BYTES, teacher)
-    chunk = fresh * PERIOD if fresh else 1000
-    return RefreshedPool(maker(teacher), teacher, size, chunk, PERIOD if fresh else 0, seed)
+    return RefreshedPool(maker(teacher), teacher, *pool_sizes(teacher, size, fresh), seed)
 
 
-def images_of_classes(teacher: Classifier, labels: torch.Tensor, candidates: int, rng: torch.Generator) -> Inverted:
-    """Draw structured images and keep, for each label, one for which the teacher predicts this class.
+def pool_sizes(teacher: Classifier, size: int, fresh: int) -> tuple[int, int, int]:
+    """Return size, chunk and period of a `RefreshedPool` of at most half a gigabyte.
 
     Args:
+        size: wanted number of images.
+        fresh: number of images that are replaced per step; 0: none.
+    """
+    size = at_most(size, MAX_POOL_BYTES, teacher)
+    return (size, fresh * PERIOD, PERIOD) if fresh else (size, 1000, 0)
+
+
+def images_of_classes(
+    make: MakeImages, teacher: Classifier, labels: torch.Tensor, candidates: int, rng: torch.Generator
+) -> Inverted:
+    """Draw images and keep, for each label, one for which the teacher predicts this class.
+
+    Args:
+        make: makes the images, such as `maker` returns it.
         labels: the wanted classes, int64 [N].
         candidates: number of images that are drawn per image that is kept.
         rng: on the CPU.
@@ -50,11 +62,7 @@ def images_of_classes(teacher: Classifier, labels: torch.Tensor, candidates: int
     Returns:
         Images in the order of `labels`. For a class with too few images, those with the highest probability of the
         class are used, whatever class is predicted. The loss is the mean cross-entropy of the teacher to the labels.
-
-    Raises:
-        ConfigError: the teacher takes rows of a table.
     """
-    make = maker(teacher)
     num_drawn = candidates * len(labels)
     drawn = torch.cat([make(len(labels), rng) for _ in range(candidates)])
     with torch.inference_mode():
@@ -77,6 +85,6 @@ def require_images(teacher: Classifier) -> None:
     """Raise `ConfigError` if the teacher takes rows of a table."""
     if teacher.is_table:
         raise ConfigError(
-            "the teacher takes rows of a table, for which there is no structured noise; train a generator with: "
-            "kdx train-generator kegnet --preset tabular, or use --data noise:uniform"
+            "the teacher takes rows of a table, for which there is no structured or natural noise; train a generator "
+            "with: kdx train-generator kegnet --preset tabular, or use --data noise:uniform"
         )

@@ -19,6 +19,7 @@ from kdextract.stages.running import checkpoints
 from kdextract.stages.running.checkpoints import Checkpoints
 from kdextract.storage.artifacts import read_manifest
 from kdextract.synthesis.inversion import deep_inversion
+from kdextract.synthesis.natural_noise.names import ALL_KINDS
 from kdextract.training.budget import Timetable
 
 STEPS, PERIOD = 30, 10  # the pools of the other methods take new images in at step 20
@@ -28,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     name: {"pool_batch": 20, "period": PERIOD, "pixel_steps": 4}
     for name in ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
 }
+SMALL["natural_noise"] = {"pool": 200, "fresh": 4, "trials": 10}
 """Options that make a method quick."""
 
 OF_EACH_KIND = ("adaptive_deep_inversion", "dafl", "structured_noise")
@@ -115,6 +117,18 @@ def test_after_an_interruption_no_image_is_made_again(
     left[0] = 10_000
     distill(teacher_run, "deep_dream")
     assert len(made) == 1 + 1 + STEPS // PERIOD  # held out, the first batch, one every 10 steps
+
+
+def test_the_mixture_of_natural_noise_is_printed_and_recorded(teacher_run: Path, tmp_path: Path) -> None:
+    words = ["--method", "natural_noise", "--pool", "100", "--trials", "10", "--steps", "1", "--threads", "1", "--json"]
+    done = kdx("distill", *words, "--run", teacher_run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["source_facts"]
+    assert "loss" in facts
+    assert f"loss of equal shares: {facts['loss_of_equal_shares']}" in done.stderr
+    assert sum(facts.get(kind, 0) for kind in ALL_KINDS) == pytest.approx(1, abs=0.001)
+    made = teacher_run / "students" / "lenet_half"
+    assert read_manifest(made).metrics["source_facts"] == facts
 
 
 def test_without_a_transfer_set_auto_selects_a_method_and_prints_why(teacher_run: Path, tmp_path: Path) -> None:

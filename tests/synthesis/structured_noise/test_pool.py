@@ -11,7 +11,7 @@ from conftest import rounding
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.models.pixels import to_pixels
 from kdextract.models.queries import Queries
-from kdextract.synthesis.structured_noise.by_class import images_of_classes, structured_pool
+from kdextract.synthesis.structured_noise.by_class import images_of_classes, maker, structured_pool
 from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training.sources import ImagePool
 
@@ -120,7 +120,7 @@ def test_held_out_images_are_others_and_always_the_same(teacher: Classifier) -> 
 def test_images_of_classes_are_those_that_the_teacher_predicts(teacher: Classifier) -> None:
     """An untrained teacher predicts few classes: other classes get the images with their highest probability."""
     labels = torch.arange(40) % 4
-    found = images_of_classes(teacher, labels, 8, torch.Generator().manual_seed(0))
+    found = images_of_classes(maker(teacher), teacher, labels, 8, torch.Generator().manual_seed(0))
     assert found.images.shape == (40, 1, 32, 32)
     assert found.teacher_queries == 320
     with torch.no_grad():

@@ -1,0 +1,71 @@
+"""Natural noise: images from formulas with statistics of photographs, in a mixture that is fitted to the teacher.
+
+Our own method. Networks learn useful features of photographs from such images (Baradad et al. 2021, "Learning to See by
+Looking at Noise"): best from images that are varied and have the spectrum of photographs. There is no teacher there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..options.declare import OptionSet, option
+from ..synthesis.interface import Given
+from ..synthesis.natural_noise.names import MIXTURES
+from .registry import register_live, register_objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..synthesis.interface import Inverted
+    from ..synthesis.natural_noise.pool import NaturalPool
+
+SOURCE = "kdx; after Baradad et al. 2021"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig(OptionSet):
+    """Which kinds of images are drawn."""
+
+    mixture: str = option(
+        "fitted", "Kinds of images: fitted to the teacher, equal shares, or the name of one.", choices=MIXTURES
+    )
+    trials: int = option(64, "Settings that are compared to fit the mixture; few: equal shares.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaturalNoiseConfig(MixtureConfig):
+    """How many images are drawn."""
+
+    candidates: int = option(8, "Images drawn per image kept.", minimum=1)
+
+
+@register_objective("natural_noise", config=NaturalNoiseConfig, record=None, source=SOURCE, gradient_free=True)
+def natural_noise(given: Given, labels: torch.Tensor, config: NaturalNoiseConfig, rng: torch.Generator) -> Inverted:
+    """Random leaves, fields and textures like photographs; for each class, images that the teacher assigns to it."""
+    from ..synthesis.natural_noise.pool import natural_images_of_classes
+
+    return natural_images_of_classes(given.teacher, config.mixture, config.trials, labels, config.candidates, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveNaturalNoiseConfig(MixtureConfig):
+    """The pool that batches are drawn from."""
+
+    pool: int = option(20_000, "Images in the pool; large images: at most half a gigabyte of them.", minimum=100)
+    fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
+
+
+@register_live(
+    "natural_noise",
+    config=LiveNaturalNoiseConfig,
+    source=SOURCE,
+    settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
+    structured=True,
+    gradient_free=True,
+)
+def natural_noise_pool(given: Given, config: LiveNaturalNoiseConfig, seed: int) -> NaturalPool:
+    """Random leaves, fields and textures like photographs, in shares that fit the teacher's batch normalization."""
+    from ..synthesis.natural_noise.pool import natural_pool
+
+    return natural_pool(given.teacher, config.mixture, config.trials, config.pool, config.fresh, seed)

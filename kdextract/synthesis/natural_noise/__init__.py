@@ -1,0 +1,1 @@
+"""Images from formulas with statistics of photographs, in shares that are fitted to a teacher."""
