@@ -43,7 +43,12 @@ def structured_noise(
 class LiveStructuredNoiseConfig(OptionSet):
     """The pool that batches are drawn from."""
 
-    pool: int = option(20_000, "Images in the pool; large images: at most half a gigabyte of them.", minimum=100)
+    pool: int | None = option(
+        None,
+        "Images in the pool; large images: at most half a gigabyte of them.",
+        minimum=100,
+        otherwise="20,000; large teachers: fewer",
+    )
     fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
 
 

@@ -79,7 +79,9 @@ class GameConfig(OptionSet):
         minimum=0,
         maximum=1,
     )
-    pool: int = option(20_000, "Structured images in the pool.", minimum=100)
+    pool: int | None = option(
+        None, "Structured images in the pool.", minimum=100, otherwise="20,000; large teachers: fewer"
+    )
     fresh: int = option(64, "New structured images per step; they replace the oldest.", minimum=0)
 
 

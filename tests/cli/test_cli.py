@@ -765,7 +765,7 @@ COMMANDS = {
     "--batch-size --max-units --covariance-rank --spectral/--no-spectral --spectral-fraction --spectral-max "
     "--teacher --weights --json --quiet/-q --verbose/-v",
     "optimize-dataset": "--run --seed --device --threads --force --dry-run --name --objective --images-per-class "
-    "--batch-size --steps --lr --init --blur-every --tv --keep-input --keep-hidden --candidates "
+    "--batch-size --steps --lr --init --blur-every --tv --keep-input --keep-hidden --candidates --mixture --trials "
     "--student --preset --warmup --jitter --flip/--no-flip --ce --bn "
     "--compete --verifier --precision --compile/--no-compile --teacher --weights --json "
     "--quiet/-q --verbose/-v",
@@ -778,14 +778,16 @@ COMMANDS = {
     "compress": "--run --seed --device --threads --force --dry-run --name --tucker --tucker-ratio --tucker-ranks "
     "--layers --preset --teacher --weights --json --quiet/-q --verbose/-v",
     "prune": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --macs --params "
-    "--channels --criterion --data --method --pool --fresh --start --generator-lr --generator-batch "
+    "--channels --latency --rounds --round-steps --criterion --data --method --pool --fresh --mixture "
+    "--trials --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
     "--preset --warmup --jitter --ce --tv "
     "--compete --from-noise --adapt-steps --init "
     "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
     "--teacher --weights --json --quiet/-q --verbose/-v",
     "distill": "--data-dir --download --run --seed --device --threads --force --dry-run --name --student --data "
-    "--method --budget --patience --snapshots --optimizer --pool --fresh --start --generator-lr --generator-batch "
+    "--mixture --trials --match-blocks --method --budget --patience --snapshots --optimizer --pool "
+    "--fresh --start --generator-lr --generator-batch "
     "--generator-width --replay --student-steps --repeat --bn --oh --adv --bal --act --ie "
     "--preset --warmup --jitter --ce --tv "
     "--compete --from-noise --adapt-steps --init --verifier --precision --compile/--no-compile "
@@ -797,7 +799,8 @@ COMMANDS = {
     "--batch-size --lr --lwf/--no-lwf --preset --init --warmup --jitter --ce --tv --bn --compete "
     "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period --from-noise "
     "--adapt-steps --start --generator-lr --generator-batch --generator-width --replay --pool --fresh "
-    "--oh --act --ie --student-steps --adv --bal --repeat --test-data --run --force --dry-run --name "
+    "--mixture --trials --oh --act --ie --student-steps --adv --bal --repeat --test-data --run "
+    "--force --dry-run --name "
     "--precision --compile/--no-compile --seed --device --threads --json --quiet/-q --verbose/-v",
     "quantize": "ARTIFACT --data-dir --download --run --seed --device --threads --force --dry-run --name --bits --data "
     "--test-data --json --quiet/-q --verbose/-v",

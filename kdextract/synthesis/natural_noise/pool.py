@@ -16,12 +16,14 @@ from .names import EQUAL, FITTED
 class NaturalPool(RefreshedPool):
     """A `RefreshedPool` of a mixture, and what is recorded of the mixture."""
 
-    def __init__(self, fitted: Fitted, teacher: Classifier, size: int, fresh: int, seed: int) -> None:
+    def __init__(self, fitted: Fitted, teacher: Classifier, size: int | None, fresh: int, seed: int) -> None:
         self.facts = fitted.facts
         super().__init__(maker(fitted.mixture, teacher), teacher, *pool_sizes(teacher, size, fresh), seed)
 
 
-def natural_pool(teacher: Classifier, mixture: str, trials: int, size: int, fresh: int, seed: int) -> NaturalPool:
+def natural_pool(
+    teacher: Classifier, mixture: str, trials: int, size: int | None, fresh: int, seed: int
+) -> NaturalPool:
     """Return a pool of `size` images, of which `fresh` per step are replaced; 0: none.
 
     Of large images, it holds at most half a gigabyte.

@@ -13,6 +13,9 @@ from .pool import MAX_POOL_BYTES, MakeImages, RefreshedPool, at_most
 
 PERIOD = 20
 """Steps between two additions to the pool."""
+USUAL_POOL, SMALLEST_POOL, POOL_COST = 20_000, 2_000, 2 * 10**11
+"""Usual and smallest number of images of a pool, and the multiply-adds that a teacher may take to predict their classes
+(about 15 seconds of one core): 20,000 images for LeNet-5, 4,900 for a ResNet-20 of CIFAR, 2,000 for a ResNet-18."""
 
 
 def maker(teacher: Classifier) -> MakeImages:
@@ -26,7 +29,7 @@ def maker(teacher: Classifier) -> MakeImages:
     return lambda count, rng: structured_images(count, teacher.input_shape, brightness, rng)
 
 
-def structured_pool(teacher: Classifier, size: int, fresh: int, seed: int) -> RefreshedPool:
+def structured_pool(teacher: Classifier, size: int | None, fresh: int, seed: int) -> RefreshedPool:
     """Return a pool of `size` structured images, of which `fresh` per step are replaced; 0: none.
 
     Of large images, it holds at most half a gigabyte.
@@ -37,13 +40,16 @@ def structured_pool(teacher: Classifier, size: int, fresh: int, seed: int) -> Re
     return RefreshedPool(maker(teacher), teacher, *pool_sizes(teacher, size, fresh), seed)
 
 
-def pool_sizes(teacher: Classifier, size: int, fresh: int) -> tuple[int, int, int]:
+def pool_sizes(teacher: Classifier, size: int | None, fresh: int) -> tuple[int, int, int]:
     """Return size, chunk and period of a `RefreshedPool` of at most half a gigabyte.
 
     Args:
-        size: wanted number of images.
+        size: wanted number of images; None: `USUAL_POOL`, or as many as cost the teacher `POOL_COST` multiply-adds if
+            that is less, but at least `SMALLEST_POOL`.
         fresh: number of images that are replaced per step; 0: none.
     """
+    if size is None:
+        size = min(USUAL_POOL, max(SMALLEST_POOL, POOL_COST // teacher.multiply_adds()))
     size = at_most(size, MAX_POOL_BYTES, teacher)
     return (size, fresh * PERIOD, PERIOD) if fresh else (size, 1000, 0)
 

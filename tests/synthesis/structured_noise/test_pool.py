@@ -11,7 +11,14 @@ from conftest import rounding
 from kdextract.models.classifier import Classifier, ClassifierSpec
 from kdextract.models.pixels import to_pixels
 from kdextract.models.queries import Queries
-from kdextract.synthesis.structured_noise.by_class import images_of_classes, maker, structured_pool
+from kdextract.synthesis.structured_noise.by_class import (
+    PERIOD,
+    POOL_COST,
+    images_of_classes,
+    maker,
+    pool_sizes,
+    structured_pool,
+)
 from kdextract.synthesis.structured_noise.pool import RefreshedPool
 from kdextract.training.sources import ImagePool
 
@@ -148,3 +155,26 @@ def test_pools_of_large_images_are_smaller() -> None:
         spec = ClassifierSpec("hinton800", shape, ("a", "b"), (0.0,) * shape[0], (1.0,) * shape[0])
         with torch.device("meta"):
             assert at_most(20_000, 2**29, Classifier(spec)) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape", "expected"),
+    [
+        ("lenet5", (1, 32, 32), 20_000),  # cheap
+        ("resnet14", (3, 32, 32), None),  # in between
+        ("resnet18", (3, 32, 32), 2000),  # expensive
+    ],
+)
+def test_the_usual_pool_is_smaller_for_a_teacher_that_takes_long(
+    architecture: str, shape: tuple[int, int, int], expected: int | None
+) -> None:
+    ones = (0.5,) * shape[0]
+    teacher = Classifier(ClassifierSpec(architecture, shape, ("a", "b"), ones, ones))
+    size, chunk, period = pool_sizes(teacher, None, 32)
+    if expected is None:
+        assert 2000 < size < 20_000
+        assert size * teacher.multiply_adds() <= POOL_COST < (size + 1) * teacher.multiply_adds()
+    else:
+        assert size == expected
+    assert (chunk, period) == (32 * PERIOD, PERIOD)
+    assert pool_sizes(teacher, 15_000, 32)[0] == 15_000, "an option is kept"
