@@ -23,7 +23,7 @@ def teacher(architecture: str, shape: tuple[int, int, int]) -> Classifier:
         ("lenet5", (1, 32, 32), "structured_noise"),
         ("hinton1200", (1, 28, 28), "structured_noise"),
         ("lenet5", (3, 32, 32), "structured_noise"),
-        ("resnet18", (3, 32, 32), "dfq"),
+        ("resnet18", (3, 32, 32), "natural_noise"),
         ("resnet18", (1, 32, 32), "structured_noise"),
     ],
 )
