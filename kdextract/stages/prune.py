@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, UsageError
-from ..methods import live_method
 from ..models.external.names import Share
 from ..models.pruning.names import CRITERIA, FOLD, MAGNITUDE, TAYLOR
 from ..models.queries import TARGETS
@@ -22,15 +21,13 @@ from .inputs.classifiers import ChosenClassifier, find_classifier
 from .inputs.distill_settings import fill_in
 from .inputs.image_source import (
     ImageSource,
-    LiveImages,
-    NoiseImages,
     choose_source,
     chosen_live_method,
+    images_from_formulas,
     live_method_option,
     live_method_options,
     open_with_probe,
 )
-from .inputs.method_inputs import find_method_inputs
 from .outputs.bars import channel_bars
 from .running.runner import Plan, Stage, StageContext
 
@@ -48,8 +45,8 @@ if TYPE_CHECKING:
 SHARES = {"macs": "macs", "params": "params", "channels": "width", "latency": "latency"}
 """Option -> what it is a share of (`models.external.names.Share`)."""
 USUAL_SHARE = 0.5
-DEFAULT_SOURCE, DEFAULT_POOL = "structured_noise", 2560
-"""The live method without --data and --method, and the number of images in its pool."""
+DEFAULT_POOL = 2560
+"""Number of images in the pool without --data and --method."""
 TAYLOR_IMAGES, TAYLOR_BATCH = 1024, 32
 BATCH_NORM_BATCH = 128
 ROUND_STEPS = 200
@@ -99,7 +96,7 @@ class PruneConfig(MethodStageConfig, TeacherConfig, DataAccess):
         "Images: transfer set or generators (name or path), noise:normal, noise:uniform or real data.",
         metavar="SPEC",
         panel="Source",
-        otherwise="structured noise; for tables noise:normal",
+        otherwise="structured or natural noise; for tables noise:normal",
     )
     method: str | None = live_method_option()
     rounds: int | None = option(
@@ -196,16 +193,10 @@ def _try(config: PruneConfig, start: ChosenClassifier | None, run: RunDir) -> No
 
 
 def _source(config: PruneConfig, run: RunDir) -> ImageSource:
-    """Return the source of the options; without any, structured noise, and normal noise for rows of a table."""
+    """Return the source of the options; without any, one that needs nothing but the teacher."""
     if config.data is not None or config.method is not None:
         return choose_source(config, config.data, "--data", run)
-    from ..models.classifier import read_spec
-
-    if run.artifact(run.teacher()).file(MODEL_FILE).read(read_spec).is_table:
-        return NoiseImages.named("noise:normal")
-    method = live_method(DEFAULT_SOURCE)
-    options: Any = method.config
-    return LiveImages.of(method, options(pool=DEFAULT_POOL), find_method_inputs(method, run))
+    return images_from_formulas(run.artifact(run.teacher()).file(MODEL_FILE), pool=DEFAULT_POOL)
 
 
 def execute(config: PruneConfig, resolved: PruneInputs, context: StageContext) -> dict[str, Any]:

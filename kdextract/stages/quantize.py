@@ -1,7 +1,7 @@
 """`kdx quantize`: a classifier with 8-bit weights and activations, calibrated without real data, as an ONNX file.
 
 Quantization is after training and static (Jacob et al. 2018): the ranges of activations are found on a few hundred
-images, here those of a `Source`, by default structured noise, for which nothing but the classifier is needed.
+images, here those of a `Source`, by default from formulas, for which nothing but the classifier is needed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..methods import live_method
 from ..models.queries import CALIBRATION, EVALUATION, HELD_OUT, PROBE
 from ..options.declare import DataAccess, NamedStageConfig, option
 from ..storage.artifacts import strongest
 from ..storage.run_dir import ONNX_FILE, InputFile, RunDir
 from .inputs.classifiers import ChosenClassifier, find_classifier
-from .inputs.image_source import ImageSource, LiveImages, NoiseImages, images_named
-from .inputs.method_inputs import MethodInputs
+from .inputs.image_source import ImageSource, images_from_formulas, images_named
 from .inputs.real_data import images_for, open_real_data, real_data_input
 from .running.runner import Plan, Stage, StageContext
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES, BATCH = 512, 64
 """Number of images for the ranges of activations, and per batch of them."""
 DRAWN_NOISE = 2000
-"""Size of the pool of structured noise that these are drawn from, each of the predicted classes equally often."""
+"""Size of the pool of images from formulas that these are drawn from, each of the predicted classes equally often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +38,9 @@ class QuantizeConfig(NamedStageConfig, DataAccess):
     """Quantize a classifier to 8-bit integers.
 
     Weights become int8, activations uint8; the result is an ONNX file, which onnxruntime executes. The ranges of
-    activations are found on 512 images, by default structured noise, so that no data is needed. The summary compares
-    both networks: agreement on held-out images, size, and latency in onnxruntime; with --test-data also their accuracy
-    on real images. `kdx evaluate quantized/NAME` scores it. Needs the extra `quantize`.
+    activations are found on 512 images, by default from formulas, so that no data is needed. The summary compares both
+    networks: agreement on held-out images, size, and latency in onnxruntime; with --test-data also their accuracy on
+    real images. `kdx evaluate quantized/NAME` scores it. Needs the extra `quantize`.
 
     Examples:
 
@@ -62,7 +60,7 @@ class QuantizeConfig(NamedStageConfig, DataAccess):
         "Images for the ranges: transfer set or generators (name or path), noise:normal, noise:uniform or real data.",
         metavar="SPEC",
         panel="Source",
-        otherwise="structured noise; noise:normal for rows of a table",
+        otherwise="structured or natural noise; for tables noise:normal",
     )
     test_data: str | None = option(
         None, "Real data for the accuracy of both networks.", metavar="SPEC", panel="Output", otherwise="no accuracy"
@@ -99,15 +97,9 @@ def plan(config: QuantizeConfig, run: RunDir) -> Plan[QuantizeInputs]:
 
 def _choose_images(config: QuantizeConfig, file: InputFile, run: RunDir) -> ImageSource:
     """Return the source of `--data`; without it, one that needs nothing but the classifier."""
-    from ..models.classifier import read_spec
-
     if config.data is not None:
         return images_named(config.data, "--data", config, run, "calibration")
-    if file.read(read_spec).is_table:
-        return NoiseImages.named("noise:normal")
-    method = live_method("structured_noise")
-    options: dict[str, Any] = {"pool": DRAWN_NOISE, "fresh": 0}
-    return LiveImages.of(method, method.config(**options), MethodInputs())
+    return images_from_formulas(file, pool=DRAWN_NOISE, fresh=0)
 
 
 def execute(config: QuantizeConfig, resolved: QuantizeInputs, context: StageContext) -> dict[str, Any]:

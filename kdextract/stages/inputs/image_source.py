@@ -324,6 +324,25 @@ def open_with_probe(
     return source, probe, facts
 
 
+def images_from_formulas(file: InputFile, **options: int) -> ImageSource:
+    """Return images that need nothing but the classifier of a file: those of the method that `methods.auto` selects.
+
+    For rows of a table, it is normal noise.
+
+    Args:
+        options: of the method, such as `pool`.
+    """
+    from ...methods.auto import pick
+    from ...models.classifier import load_classifier
+
+    classifier = file.read(load_classifier)
+    if classifier.is_table:
+        return NoiseImages.named("noise:normal")
+    method = live_method(pick(classifier)[0])
+    config: Any = method.config
+    return LiveImages.of(method, config(**options), MethodInputs())
+
+
 def _auto(run: RunDir, teacher: InputFile | None) -> ImageSource:
     """Return the images of the live method that `methods.auto` selects for the teacher, with default options."""
     from ...methods.auto import pick
