@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,8 +125,7 @@ def main() -> None:
     if asked.run is None or asked.data is None:
         parser.error("give RUN and DATA")
     for row in rows(asked):
-        started = time.strftime("%H:%M:%S")
-        print(json.dumps(row | {"at": started}), flush=True)
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
