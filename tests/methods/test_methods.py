@@ -74,13 +74,17 @@ def untrained(num_classes: int, channels: int) -> tuple[Classifier, Statistics]:
     return classifier, compute_statistics(classifier, images, labels, OPTIONS, lambda amount: None)
 
 
+FEW_TRIALS = 14
+"""Settings that are compared to fit a mixture: enough for a fit, and quick."""
+
+
 def make(
     name: str, teacher: Classifier, statistics: Statistics, labels: torch.Tensor, seed: int = 0, **options: Any
 ) -> Inverted:
     """Make images; options that a method does not have are left out."""
     chosen = objective(name)
     known = {field.name for field in option_fields(chosen.config)}
-    options = {option: value for option, value in options.items() if option in known}
+    options = {option: value for option, value in ({"trials": FEW_TRIALS} | options).items() if option in known}
     student = None
     if chosen.needs_student:
         with torch.random.fork_rng():
