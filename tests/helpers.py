@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
@@ -209,3 +210,21 @@ def add_snapshots(student: Path, steps: tuple[int, ...], models: list[Path]) -> 
         entries.append({"file": file.name, "step": step, "seconds": step / 100})
     budget = {**manifest.budget, "snapshots": entries}
     write_manifest(student, dataclasses.replace(manifest, outputs=tuple(outputs), budget=budget))
+
+
+def options_of(configs: dict[str, Any]) -> list[Any]:
+    """Return parameters (name, option) of all options of the classes, by name of a method.
+
+    An option that several classes inherit from one class is tested with the first of them; `slow` has the others.
+    """
+    found, seen = [], set()
+    for name, config in configs.items():
+        for declared in option_fields(config):
+            bases = [
+                base for base in reversed(config.__mro__) if declared.name in vars(base).get("__annotations__", {})
+            ]
+            origin = bases[0]
+            marks = pytest.mark.slow if (origin, declared.name) in seen else ()
+            seen.add((origin, declared.name))
+            found.append(pytest.param(name, declared.name, marks=marks))
+    return found

@@ -402,6 +402,7 @@ def test_objectives_from_statistics_make_rows(run: Path) -> None:
             api.optimize_dataset(**options, **options_of_images, name="refused")
 
 
+@pytest.mark.slow
 def test_kegnet_makes_generators_of_rows(run: Path) -> None:
     options: dict[str, Any] = {"method": "kegnet", "generators": 2, "lr": 1e-3, "threads": 1}
     untrained, made = (

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import rounding
-from helpers import SMALL, StopAt, classifier, drawn, equal, num_hooks, opened, other_value, statistics_of, weights
+from helpers import (
+    SMALL,
+    StopAt,
+    classifier,
+    drawn,
+    equal,
+    num_hooks,
+    opened,
+    options_of,
+    other_value,
+    statistics_of,
+    weights,
+)
 from torch import nn
 
 from kdextract.errors import UsageError
@@ -121,7 +133,7 @@ def test_images_depend_on_the_seed_alone(name: str, teacher: Classifier, student
 
 
 @every_method
-@pytest.mark.parametrize("steps", [0, 1, 4, 5])
+@pytest.mark.parametrize("steps", [1, 5, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (0, 4))])
 def test_continues_after_a_restore(
     name: str, steps: int, teacher: Classifier, student: Classifier, tmp_path: Path
 ) -> None:
@@ -139,7 +151,7 @@ def test_continues_after_a_restore(
 
 
 @every_method
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("stop", [4, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 7))])
 def test_distillation_ends_with_the_same_bytes_after_a_stop(name: str, stop: int, tmp_path: Path) -> None:
     from kdextract.errors import Interrupted
 
@@ -197,7 +209,7 @@ def test_counts_every_image_that_the_teacher_gets(name: str, batch_norm: bool, s
     assert "held_out" not in teacher.queries.counts
 
 
-OPTIONS = [(name, field.name) for name in live_names() for field in option_fields(live_method(name).config)]
+OPTIONS = options_of({name: live_method(name).config for name in live_names()})
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import num_hooks, other_value
+from helpers import num_hooks, options_of, other_value
 
 from kdextract.data.load import load_data
 from kdextract.errors import ConfigError, DivergedError, UsageError
@@ -192,9 +192,7 @@ def test_teacher_predicts_the_class_more_often(name: str, teacher: Classifier, s
     assert seen(images, labels) > 2 * max(seen(noise, labels), seen(images, labels.roll(1)))
 
 
-OPTIONS_OF_METHODS = [
-    (name, field.name) for name in objective_names() for field in option_fields(objective(name).config)
-]
+OPTIONS_OF_METHODS = options_of({name: objective(name).config for name in objective_names()})
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS_OF_METHODS)

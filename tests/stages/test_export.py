@@ -337,6 +337,7 @@ def test_a_file_with_other_logits_is_not_written(run_copy: Path, monkeypatch: py
     assert export(run_copy, format="pt2", atol=0.3, name="other")[1].metrics["largest_difference"] == 0.25
 
 
+@pytest.mark.slow
 def test_teachers_compressed_networks_and_other_files(run_copy: Path, tmp_path: Path) -> None:
     api.compress(run=run_copy, threads=1)
     names = {"teacher": "teacher-pt2", "compressed/tucker": "tucker-compressed-pt2"}
@@ -439,6 +440,7 @@ def test_the_card_follows_the_hashes(run_copy: Path) -> None:
     assert "Not evaluated" in card
 
 
+@pytest.mark.slow
 def test_the_card_of_other_students(teacher_run: Path) -> None:
     def facts(name: str, **options: Any) -> tuple[dict[str, str], str]:
         api.distill(run=teacher_run, steps=2, name=name, threads=1, **options)

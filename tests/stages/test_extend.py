@@ -101,9 +101,9 @@ def test_old_classes_are_kept_without_their_data(run: Path) -> None:
     [
         ({}, True),
         ({"classes": "4"}, False),
-        ({"old_images": "noise:normal", "method": None, "pool": None}, True),
-        ({"old_images": "digits", "method": None, "pool": None}, False),
-        ({"old_images": "none", "method": None, "pool": None}, False),
+        pytest.param({"old_images": "noise:normal", "method": None, "pool": None}, True, marks=pytest.mark.slow),
+        pytest.param({"old_images": "digits", "method": None, "pool": None}, False, marks=pytest.mark.slow),
+        pytest.param({"old_images": "none", "method": None, "pool": None}, False, marks=pytest.mark.slow),
     ],
 )
 def test_new_images_are_joined_if_there_are_two_new_classes_and_synthetic_images(

@@ -294,6 +294,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
         assert once[place][payload_file] != other[place][payload_file], place
 
 
+@pytest.mark.slow
 def test_statistics_are_the_same_every_time(finished_run: Path, run_copy: Path) -> None:
     api.compute_stats(run=run_copy, covariance_rank=16, spectral_max=8, force=True, threads=1)
     assert sha256s(run_copy / "statistics") == sha256s(finished_run / "statistics")

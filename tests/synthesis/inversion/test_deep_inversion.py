@@ -479,6 +479,7 @@ class Reads(TorchDispatchMode):
 # ---- as stages --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_teacher_without_batch_normalization_needs_statistics(teacher_run: Path) -> None:
     options: dict[str, Any] = {"run": teacher_run, "threads": 1}
     few = {"images_per_class": 2, "steps": 3}
