@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..options.declare import OptionSet, option
 from ..synthesis.interface import Given
 from ..synthesis.natural_noise.names import MIXTURES
+from ..synthesis.options import PoolConfig
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
@@ -49,16 +50,8 @@ def natural_noise(given: Given, labels: torch.Tensor, config: NaturalNoiseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveNaturalNoiseConfig(MixtureConfig):
-    """The pool that batches are drawn from."""
-
-    pool: int | None = option(
-        None,
-        "Images in the pool; large images: at most half a gigabyte of them.",
-        minimum=100,
-        otherwise="20,000; large teachers: fewer",
-    )
-    fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
+class LiveNaturalNoiseConfig(PoolConfig, MixtureConfig):
+    """The mixture, and the pool that batches are drawn from."""
 
 
 @register_live(

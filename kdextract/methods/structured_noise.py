@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..options.declare import OptionSet, option
 from ..synthesis.interface import Given
+from ..synthesis.options import PoolConfig
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
@@ -39,28 +40,15 @@ def structured_noise(
     return images_of_classes(maker(given.teacher), given.teacher, labels, config.candidates, rng)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LiveStructuredNoiseConfig(OptionSet):
-    """The pool that batches are drawn from."""
-
-    pool: int | None = option(
-        None,
-        "Images in the pool; large images: at most half a gigabyte of them.",
-        minimum=100,
-        otherwise="20,000; large teachers: fewer",
-    )
-    fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
-
-
 @register_live(
     "structured_noise",
-    config=LiveStructuredNoiseConfig,
+    config=PoolConfig,
     source=SOURCE,
     settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
     structured=True,
     gradient_free=True,
 )
-def structured_noise_pool(given: Given, config: LiveStructuredNoiseConfig, seed: int) -> RefreshedPool:
+def structured_noise_pool(given: Given, config: PoolConfig, seed: int) -> RefreshedPool:
     """Random lines, shapes and textures, continually replaced by new ones, all predicted classes equally often."""
     from ..synthesis.structured_noise.by_class import structured_pool
 

@@ -85,6 +85,19 @@ class GameConfig(OptionSet):
     fresh: int = option(64, "New structured images per step; they replace the oldest.", minimum=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(OptionSet):
+    """The pool that batches are drawn from."""
+
+    pool: int | None = option(
+        None,
+        "Images in the pool; large images: at most half a gigabyte of them.",
+        minimum=100,
+        otherwise="20,000; large teachers: fewer",
+    )
+    fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
+
+
 @dataclass(frozen=True)
 class PixelSettings:
     """Every setting of an inversion (DeepDream, DeepInversion and its adaptive form) of images of one shape.
