@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,16 @@ SPEAKS_OF_THE_MACHINE = ("KDX_RUN", "KDX_DATA_DIR", "KDX_TRUST_CODE")
 
 Done = subprocess.CompletedProcess[str]
 Here = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def one_table_of_onnx_operators() -> Iterator[None]:
+    """Keep PyTorch's table of ONNX operators, which takes half of an export's time and is made again for each."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import typer
@@ -68,12 +69,18 @@ for _name, _command in COMMANDS.items():
     app.command(_name, cls=command_class(_command.config))(_typer_function(_command))
 
 
+@cache
+def _parser() -> Any:
+    """Return the parser of all commands, which programs that call `main` often make once."""
+    return get_command(app)
+
+
 def main() -> None:
     """Entry point of `kdx`: run a command and exit with its code."""
     arguments = sys.argv[1:]
     as_json, verbose = "--json" in arguments, bool({"-v", "--verbose"} & set(arguments))
     try:
-        code = get_command(app).main(args=arguments, prog_name="kdx", standalone_mode=False)
+        code = _parser().main(args=arguments, prog_name="kdx", standalone_mode=False)
         with closed_stdout_as_error():
             sys.stdout.flush()
     except KdxError as error:

@@ -30,9 +30,9 @@ from kdextract.storage.run_dir import RunDir
 DIGITS = ROOT / "benchmarks" / "digits.toml"
 FILES = ("results.json", "results.md", "report.html")
 QUICK = (
-    ("epochs = 12", "epochs = 4"),
-    ("[budgets.100]\nsteps = 100", "[budgets.100]\nsteps = 30"),
-    ("steps = 40, batch_size = 100", "steps = 5, batch_size = 200"),
+    ("epochs = 12", "epochs = 2"),
+    ("[budgets.100]\nsteps = 100", "[budgets.100]\nsteps = 20"),
+    ("steps = 40, batch_size = 100", "steps = 4, batch_size = 200"),
 )
 ONE_SEED = ("seeds = [0, 1]", "seeds = [0]")
 CELL = "lenet_half.all_layers.100"
@@ -224,7 +224,7 @@ def test_the_commands_are_those_that_ran(finished: Finished) -> None:
         "evaluate",
     ]
     assert cell["commands"][2].startswith("kdx distill ")
-    assert "--data all_layers --snapshots 4 --student lenet_half --steps 30" in cell["commands"][2]
+    assert "--data all_layers --snapshots 4 --student lenet_half --steps 20" in cell["commands"][2]
     assert "--run RUN --data-dir DIR --threads 1" in cell["commands"][2]
 
 
@@ -382,7 +382,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_run(bench: Bench, work: Pa
 
 
 def test_without_a_teacher_its_cells_fail(bench: Bench, tmp_path: Path) -> None:
-    suite = changed_suite(tmp_path, ONE_SEED, ("epochs = 4", "epochs = 1\nlr = 1e30"))
+    suite = changed_suite(tmp_path, ONE_SEED, ("epochs = 2", "epochs = 1\nlr = 1e30"))
     done = bench(suite, "--work", tmp_path / "work")
     assert done.returncode == 6
     assert [words[0] for words in done.args] == ["train"]
@@ -398,7 +398,7 @@ REFUSED = {
     "unknown data": (('data = "digits"\nseeds', 'data = "digit"\nseeds'), 2, "Did you mean 'digits'?"),
     "unknown source": (('"noise:normal"', '"noise:norml"'), 2, "Did you mean 'noise:normal'?"),
     "data that is not there": (('data = "digits"\nseeds', 'data = "npz:none.npz"\nseeds'), 4, "none.npz"),
-    "a mistake": (("steps = 30", "step = 200"), 2, "Did you mean 'steps'?"),
+    "a mistake": (("steps = 20", "step = 200"), 2, "Did you mean 'steps'?"),
 }
 
 
@@ -463,7 +463,7 @@ def test_snapshots_become_a_curve(finished: Finished) -> None:
     results = finished.results
     for cell in results["cells"]:
         curve = cell["curve"]
-        assert [point["step"] for point in curve] == [6, 12, 18, 24, 30]
+        assert [point["step"] for point in curve] == [4, 8, 12, 16, 20]
         assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
         assert curve[0]["seconds"] > cell["seconds"]["synthesis"]
         total = cell["seconds"]["synthesis"] + cell["seconds"]["distillation"]
@@ -491,7 +491,7 @@ def test_a_curve_shows_a_snapshot_that_is_better_than_the_last_weights(bench: Be
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in done.args] == ["evaluate"] * 2
     cell = next(cell for cell in read(work)["cells"] if cell["method"] == "floor")
-    assert [point["step"] for point in cell["curve"]] == [15, 30]
+    assert [point["step"] for point in cell["curve"]] == [15, 20]
     assert cell["best_snapshot_on_test_data"] == {"step": 15, "accuracy": cell["teacher_accuracy"]}
     assert cell["accuracy"] < cell["teacher_accuracy"]
     assert cell["seconds"]["end_to_end"] is None, "the student is not what the command of the books made"

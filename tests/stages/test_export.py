@@ -36,6 +36,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.usefixtures("one_table_of_onnx_operators")
 MODELS = {  # one of each family, where a small one will do, at a size that it can take
     "alex_half": (3, 32, 32),
     "lenet_half": (1, 32, 32),

@@ -29,6 +29,7 @@ pytest.importorskip("onnxruntime")
 
 from kdextract.models.quantizer import Quantized, quantize  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_table_of_onnx_operators")
 ERROR = 0.2
 """Largest accepted error of logits, as a share of how much the logits of different images differ."""
 
@@ -97,7 +98,7 @@ def scales(content: bytes) -> list[float]:
 # ---- networks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet14_half", "own"])
+@pytest.mark.parametrize("name", [pytest.param("lenet5", marks=pytest.mark.slow), "resnet14_half", "own"])
 def test_a_quantized_network_answers_like_the_network(name: str) -> None:
     classifier = classifier_of(name)
     before, hooks = weights(classifier), num_hooks(classifier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +127,7 @@ def game_multiply_adds(kind: str, shape: InputShape, width: int) -> int:
         return count_multiply_adds(generator, inputs)
 
 
+@cache
 def fitting_width(kind: str, shape: InputShape, affordable: int) -> int:
     """Return the largest width within the bounds whose generator needs at most `affordable` multiply-adds."""
     return largest_width(lambda width: game_multiply_adds(kind, shape, width), affordable, NARROWEST, WIDEST)
