@@ -15,6 +15,7 @@ from helpers import SMALL
 
 from kdextract import api
 from kdextract.methods import generator_names, live_method, live_names, objective, objective_names
+from kdextract.models.classifier import load_classifier
 from kdextract.options.declare import option_fields
 from kdextract.storage.artifacts import read_manifest
 from kdextract.storage.tensor_files import read_safetensors
@@ -121,6 +122,86 @@ def test_compiled_networks_learn(runs: dict[str, Path]) -> None:
     student = api.distill(
         run=runs["cuda"].parent / "compiled", method="dfq", steps=20, compile=True, precision="bf16", threads=1
     )
+    assert np.isfinite(student.manifest.metrics["loss"])
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the GPU whose teacher has residual blocks and batch normalization."""
+    run = tmp_path_factory.mktemp("blocks") / "run"
+    api.train(run=run, model="resnet14", epochs=1, threads=1, device="cuda")
+    return run
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "batch-norm", "taylor", "fold"])
+def test_pruned_networks_are_those_of_the_cpu(criterion: str, blocks: Path, tmp_path: Path) -> None:
+    of_images = {"data": "noise:normal"} if criterion == "taylor" else {}
+    sizes, accuracies = [], []
+    for device in DEVICES:
+        run = shutil.copytree(blocks, tmp_path / device)
+        made = api.prune(run=run, macs=0.5, criterion=criterion, device=device, threads=1, **of_images)
+        sizes.append(made.manifest.metrics["multiply_adds"])
+        accuracies.append(api.evaluate(str(made.directory), run=run, device=device).manifest.metrics["accuracy"])
+    assert sizes[0] == sizes[1]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)
+
+
+def test_the_time_of_a_network_is_measured_on_the_gpu(blocks: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(blocks, tmp_path / "run")
+    made = api.prune(run=run, latency=0.9, device="cuda", threads=1)
+    assert made.manifest.metrics["multiply_adds"] < read_manifest(run / "teacher").metrics.get("multiply_adds", 1e12)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"method": "natural_noise", "trials": 2}])
+def test_a_cut_student_after_an_interruption_has_the_same_bytes(
+    options: dict[str, Any], blocks: Path, tmp_path: Path, saves_until_crash: Callable[[], list[int]]
+) -> None:
+    run = shutil.copytree(blocks, tmp_path / "run")
+    usual: dict[str, Any] = {
+        "run": run, "student": "macs:0.5", "method": "structured_noise", "pool": 400, "steps": 24, "batch_size": 8,
+        "match_blocks": 30.0, "device": "cuda", "threads": 1, "name": "made", **options,
+    }  # fmt: skip
+    straight = sha256s(api.distill(**usual).directory)
+    shutil.rmtree(run / "students" / "made")
+    left = saves_until_crash()
+    left[0] = 13
+    with pytest.raises(Crash):
+        api.distill(**usual)
+    left[0] = 10_000
+    assert sha256s(api.distill(**usual).directory) == straight
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_classes_are_added_on_the_gpu(precision: str, blocks: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(blocks, tmp_path / "run")
+    images = np.random.default_rng(0).integers(0, 255, (40, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "new.npz", images=images, labels=np.arange(40) % 2, class_names=np.array(["even", "odd"]))
+    made = api.extend(
+        run=run, data=f"npz:{tmp_path / 'new.npz'}", method="structured_noise", pool=200, steps=5, batch_size=8,
+        device="cuda", precision=precision, threads=1,
+    )  # fmt: skip
+    assert made.manifest.environment["device"] == torch.cuda.get_device_name()
+    assert len(load_classifier(made.directory / "model.safetensors").spec.class_names) == 12
+
+
+def test_int8_is_that_of_the_cpu(blocks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    agreements = []
+    for device in DEVICES:
+        run = shutil.copytree(blocks, tmp_path / device)
+        made = api.quantize(run=run, artifact="teacher", device=device, threads=1)
+        agreements.append(made.manifest.metrics["held_out_agreement"])
+    assert agreements[0] == pytest.approx(agreements[1], abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_cut_networks_learn(blocks: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(blocks, tmp_path / "run")
+    student = api.distill(
+        run=run, student="macs:0.5", method="structured_noise", pool=400, steps=20, match_blocks=30.0, compile=True,
+        precision="bf16", device="cuda", threads=1,
+    )  # fmt: skip
     assert np.isfinite(student.manifest.metrics["loss"])
 
 
