@@ -11,12 +11,15 @@ LARGE = 64
 """Images with a longer side than this number of pixels, or in colour, are assumed to be photographs."""
 
 
-def pick(teacher: Classifier) -> tuple[str, str]:
+def pick(teacher: Classifier, optimizes: bool = True) -> tuple[str, str]:
     """Return the name of a live method, and the reason in words that follow `because`.
 
-    On small grey images, structured noise gave the best students per second; on photographs, natural noise in a mixture
-    that was fitted to the teacher's batch normalization (docs/notes.md). For teachers of photographs without batch
-    normalization, nothing was measured.
+    On small grey images, structured noise gave the best students per second; on photographs, natural noise that was
+    fitted to the teacher's batch normalization, and moved towards it (docs/notes.md). For teachers of photographs
+    without batch normalization, nothing was measured.
+
+    Args:
+        optimizes: whether a method may be returned that optimizes pixels.
 
     Raises:
         ConfigError: the teacher takes rows of a table.
@@ -28,7 +31,8 @@ def pick(teacher: Classifier) -> tuple[str, str]:
     channels, height, width = teacher.input_shape
     layers = len(batch_norm_layers(teacher))
     if (channels > 1 or max(height, width) > LARGE) and layers:
-        return "natural_noise", f"its images are fitted to the {layers} batch normalization layers of the teacher"
+        name = "natural_inversion" if optimizes else "natural_noise"
+        return name, f"its images are fitted to the {layers} batch normalization layers of the teacher"
     if layers:
         return "structured_noise", "it gives the best students per second on small grey images"
     return "structured_noise", "it needs only the teacher's predictions, and gives the best students per second"

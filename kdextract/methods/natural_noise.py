@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..options.declare import OptionSet, option
+from ..options.declare import option
 from ..synthesis.interface import Given
-from ..synthesis.natural_noise.names import MIXTURES
-from ..synthesis.options import PoolConfig
+from ..synthesis.options import MixtureConfig, PoolConfig
 from .registry import register_live, register_objective
 
 if TYPE_CHECKING:
@@ -22,16 +21,6 @@ if TYPE_CHECKING:
     from ..synthesis.natural_noise.pool import NaturalPool
 
 SOURCE = "kdx; after Baradad et al. 2021"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureConfig(OptionSet):
-    """Which kinds of images are drawn."""
-
-    mixture: str = option(
-        "fitted", "Kinds of images: fitted to the teacher, equal shares, or the name of one.", choices=MIXTURES
-    )
-    trials: int = option(64, "Settings that are compared to fit the mixture; few: equal shares.", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +47,7 @@ class LiveNaturalNoiseConfig(PoolConfig, MixtureConfig):
     "natural_noise",
     config=LiveNaturalNoiseConfig,
     source=SOURCE,
-    settings={"temperature": 8.0, "shift": 0, "warp": 0.0},
+    settings={"temperature": 8.0, "shift": 0, "warp": 0.0, "flip": True, "splice": True},
     structured=True,
     gradient_free=True,
 )

@@ -299,7 +299,7 @@ def train(
         config.batch_size,
         Schedule(config.steps, config.lr, warmup=round(WARMUP_SHARE * config.steps)),
         Augmenter(shift, False, warp, config.seed + 1),
-        Augmenter(usual["shift"], False, usual["warp"], config.seed + 2, background),
+        Augmenter(usual["shift"], usual["flip"], usual["warp"], config.seed + 2, background, splice=usual["splice"]),
         config.lwf,
         Crossings(config.seed + 3) if crosses else None,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..options.declare import OptionSet, option
+from .natural_noise.names import MIXTURES
 
 STARTS = ["structured", "noise"]
 INITS = ["normal", "uniform", "smooth", "strokes", "structured"]
@@ -96,6 +97,16 @@ class PoolConfig(OptionSet):
         otherwise="20,000; large teachers: fewer",
     )
     fresh: int = option(32, "New images per step; they replace the oldest.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig(OptionSet):
+    """Which kinds of images are drawn."""
+
+    mixture: str = option(
+        "fitted", "Kinds of images: fitted to the teacher, equal shares, or the name of one.", choices=MIXTURES
+    )
+    trials: int = option(64, "Settings that are compared to fit the mixture; few: equal shares.", minimum=0)
 
 
 @dataclass(frozen=True)

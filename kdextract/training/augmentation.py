@@ -1,4 +1,4 @@
-"""Augmentation of a batch of images: shifts, mirroring, linear distortions, and random changes of drawings."""
+"""Augmentation of a batch of images: joined images, shifts, mirroring, linear distortions, changes of drawings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARPNESS = 12.0
 
 
 class Augmenter:
-    """Shifts, mirrors and distorts images at random, with its own random number generator.
+    """Joins, shifts, mirrors and distorts images at random, with its own random number generator.
 
     Args:
         shift: largest shift in pixels in each direction; 0: no shift.
@@ -28,21 +28,26 @@ class Augmenter:
         seed: of the random number generator.
         background: brightness of the background, 0 or 1, of drawings that `redrawn` changes first; None: it is not
             applied.
+        splice: whether images are `spliced`.
     """
 
-    def __init__(self, shift: int, flip: bool, warp: float, seed: int, background: float | None = None) -> None:
-        self.shift, self.flip, self.warp, self.background = shift, flip, warp, background
+    def __init__(
+        self, shift: int, flip: bool, warp: float, seed: int, background: float | None = None, splice: bool = False
+    ) -> None:
+        self.shift, self.flip, self.warp, self.background, self.splice = shift, flip, warp, background, splice
         self._rng = torch.Generator().manual_seed(seed)
 
     @property
     def active(self) -> bool:
         """Whether any change is switched on."""
-        return self.shift > 0 or self.flip or self.warp > 0 or self.background is not None
+        return self.shift > 0 or self.flip or self.warp > 0 or self.background is not None or self.splice
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the augmented batch, [batch, channels, height, width]."""
         if self.background is not None:
             images = redrawn(images, self.background, self._rng)
+        if self.splice:
+            images = spliced(images, self._rng)
         if self.shift or self.flip:
             images = augment(images, self.shift, self.flip, self._rng)
         return warp(images, self.warp, self._rng) if self.warp else images
@@ -73,7 +78,7 @@ def redrawn(images: torch.Tensor, background: float, rng: torch.Generator) -> to
         Pixels in [0, 1], in the shape of `images`.
     """
     ink = (images - background).abs()
-    ink = _framed(_recontrasted(_spliced(ink, rng), rng), rng)
+    ink = _framed(_recontrasted(spliced(ink, rng), rng), rng)
     return (background - ink).abs().contiguous(memory_format=torch.channels_last)
 
 
@@ -102,12 +107,20 @@ def random_sides(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.sigmoid(8 * (x * angle.cos() + y * angle.sin() - place))
 
 
-def _spliced(ink: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """In half of the images, replace the part beyond a random straight line by that part of another image."""
-    own = random_sides(ink, rng)
-    own = torch.where(_uniform_per_image((0, 1), ink, rng) < 0.5, own, 1.0)
-    others = torch.randperm(len(ink), generator=rng).to(ink.device)
-    return torch.lerp(ink[others], ink, own)
+def spliced(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """In half of the images, replace the part beyond a random straight line by that part of another image.
+
+    Their targets are no longer valid: the teacher must compute new ones. After CutMix (Yun et al. 2019), which replaces
+    a rectangle.
+
+    Args:
+        images: [batch, channels, height, width].
+        rng: on the CPU.
+    """
+    own = random_sides(images, rng)
+    own = torch.where(_uniform_per_image((0, 1), images, rng) < 0.5, own, 1.0)
+    others = torch.randperm(len(images), generator=rng).to(images.device)
+    return torch.lerp(images[others], images, own).contiguous(memory_format=torch.channels_last)
 
 
 def _recontrasted(ink: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

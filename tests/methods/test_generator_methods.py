@@ -544,7 +544,7 @@ def test_drawings_are_redrawn_by_default(brightness: float, redraw: bool) -> Non
     assert fill_in(given, generators, teacher, teacher).redraw == redraw
     assert not fill_in(given, noise, teacher, teacher).redraw
     settings = fill_in(DistillConfig(redraw=True), real, teacher, teacher)
-    assert settings.augmenter(False, teacher, 0).background == float(brightness >= 0.5)
+    assert settings.augmenter(teacher, 0).background == float(brightness >= 0.5)
 
 
 def test_presets_set_what_is_not_given(normalized_teacher: Classifier) -> None:

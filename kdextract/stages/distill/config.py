@@ -129,7 +129,10 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         panel="Augmentation",
         otherwise=f"{USUAL_SETTINGS['warp']:g}, or by method",
     )
-    flip: bool = option(False, "Mirror half of the images.", panel="Augmentation")
+    flip: bool | None = option(None, "Mirror half of the images.", panel="Augmentation", otherwise="by method")
+    splice: bool | None = option(
+        None, "Join parts of two images in half of them.", panel="Augmentation", otherwise="by method"
+    )
     redraw: bool | None = option(
         None,
         "Augment drawings.",

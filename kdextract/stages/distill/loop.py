@@ -42,6 +42,6 @@ class Loop:
 
         config = self.config
         options = self.settings.loop_options(
-            steps, self.teacher, config.seed, config.optimizer, config.flip, config.batch_norm, self.blocks
+            steps, self.teacher, config.seed, config.optimizer, config.batch_norm, self.blocks
         )
         return distill(self.teacher, student, self.source, options, checkpoints, reporter, monitor, in_source)

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from ...models.classifier import Classifier
     from .image_source import ImageSource
 
-USUAL_AUGMENTATION: dict[str, Any] = {"shift": 2, "warp": 0.2, "redraw": False}
-"""Largest shift in pixels, strength of the distortion, and whether drawings are redrawn (`training.augmentation`)."""
+USUAL_AUGMENTATION: dict[str, Any] = {"shift": 2, "warp": 0.2, "flip": False, "splice": False, "redraw": False}
+"""Largest shift in pixels, strength of the distortion, and whether images are mirrored, images are joined and drawings
+are redrawn (`training.augmentation`)."""
 
 
 def usual_augmentation(images: ImageSource, teacher: Classifier) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def usual_augmentation(images: ImageSource, teacher: Classifier) -> dict[str, An
 
     usual = {name: images.settings.get(name, value) for name, value in USUAL_AUGMENTATION.items()}
     if teacher.is_table:
-        return usual | {"shift": 0, "warp": 0.0}
+        return usual | {"shift": 0, "warp": 0.0, "flip": False, "splice": False}
     return usual | ({"redraw": drawings_alone(_brightness(teacher))} if images.low_diversity else {})
 
 

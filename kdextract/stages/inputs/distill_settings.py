@@ -41,14 +41,16 @@ class Settings:
     temperature: float
     shift: int
     warp: float
+    flip: bool
+    splice: bool
     redraw: bool
 
-    def augmenter(self, flip: bool, teacher: Classifier, seed: int) -> Augmenter:
+    def augmenter(self, teacher: Classifier, seed: int) -> Augmenter:
         """Return the augmentation of images before they are given to both networks."""
         from ...training.augmentation import Augmenter
 
         background = drawing_background(teacher) if self.redraw else None
-        return Augmenter(self.shift, flip, self.warp, seed, background)
+        return Augmenter(self.shift, self.flip, self.warp, seed, background, self.splice)
 
     def loop_options(
         self,
@@ -56,7 +58,6 @@ class Settings:
         teacher: Classifier,
         seed: int,
         optimizer: str = OPTIMIZER,
-        flip: bool = False,
         batch_norm: str | None = None,
         blocks: BlockOptions | None = None,
     ) -> DistillationOptions:
@@ -72,7 +73,7 @@ class Settings:
             self.batch_size,
             Schedule(steps, self.lr, warmup=round(WARMUP_SHARE * steps), optimizer=optimizer),
             DistillationLossOptions(self.loss, self.temperature, scale=True),
-            self.augmenter(flip, teacher, seed + 1),
+            self.augmenter(teacher, seed + 1),
             batch_norm or "train",
             blocks,
         )

@@ -325,7 +325,8 @@ def open_with_probe(
 
 
 def images_from_formulas(file: InputFile, **options: int) -> ImageSource:
-    """Return images that need nothing but the classifier of a file: those of the method that `methods.auto` selects.
+    """Return images that need nothing but the classifier of a file: those of a method that `methods.auto` selects, and
+    whose pixels are not optimized.
 
     For rows of a table, it is normal noise.
 
@@ -338,7 +339,7 @@ def images_from_formulas(file: InputFile, **options: int) -> ImageSource:
     classifier = file.read(load_classifier)
     if classifier.is_table:
         return NoiseImages.named("noise:normal")
-    method = live_method(pick(classifier)[0])
+    method = live_method(pick(classifier, optimizes=False)[0])
     config: Any = method.config
     return LiveImages.of(method, config(**options), MethodInputs())
 

@@ -40,16 +40,17 @@ def structured_pool(teacher: Classifier, size: int | None, fresh: int, seed: int
     return RefreshedPool(maker(teacher), teacher, *pool_sizes(teacher, size, fresh), seed)
 
 
-def pool_sizes(teacher: Classifier, size: int | None, fresh: int) -> tuple[int, int, int]:
+def pool_sizes(teacher: Classifier, size: int | None, fresh: int, passes: float = 1.0) -> tuple[int, int, int]:
     """Return size, chunk and period of a `RefreshedPool` of at most half a gigabyte.
 
     Args:
         size: wanted number of images; None: `USUAL_POOL`, or as many as cost the teacher `POOL_COST` multiply-adds if
             that is less, but at least `SMALLEST_POOL`.
         fresh: number of images that are replaced per step; 0: none.
+        passes: cost of an image, in forward passes of the teacher.
     """
     if size is None:
-        size = min(USUAL_POOL, max(SMALLEST_POOL, POOL_COST // teacher.multiply_adds()))
+        size = min(USUAL_POOL, max(SMALLEST_POOL, int(POOL_COST / (passes * teacher.multiply_adds()))))
     size = at_most(size, MAX_POOL_BYTES, teacher)
     return (size, fresh * PERIOD, PERIOD) if fresh else (size, 1000, 0)
 

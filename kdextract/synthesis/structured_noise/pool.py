@@ -72,9 +72,13 @@ class RefreshedPool:
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return images of another pool, all classes equally often."""
+        return self.held_out_of(self._make, num_images)
+
+    def held_out_of(self, make: MakeImages, num_images: int) -> torch.Tensor:
+        """Return images that `make` draws with a seed of their own, uint8, all classes equally often."""
         size = max(num_images, at_most(HELD_OUT_POOL * num_images, MAX_HELD_OUT_BYTES, self._teacher))
         with self._teacher.queries.purpose(HELD_OUT):
-            other = RefreshedPool(self._make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
+            other = RefreshedPool(make, self._teacher, size, num_images, 0, HELD_OUT_SEED)
         return to_uint8(other.sample(num_images).images)
 
     def state(self) -> State:

@@ -150,7 +150,8 @@ def test_auto_uses_the_defaults_of_the_selected_method(teacher_run: Path) -> Non
 def test_given_options_override_the_defaults_of_the_method(teacher_run: Path) -> None:
     metrics = distill(teacher_run, "structured_noise", steps=1, temperature=3.0, warp=0.1, lr=0.01)
     assert metrics["settings"] == {
-        "batch_size": 16, "lr": 0.01, "loss": "kl", "temperature": 3.0, "shift": 0, "warp": 0.1, "redraw": False
+        "batch_size": 16, "lr": 0.01, "loss": "kl", "temperature": 3.0, "shift": 0, "warp": 0.1, "flip": False,
+        "splice": False, "redraw": False,
     }  # fmt: skip
 
 
