@@ -71,7 +71,9 @@ def test_statistics_and_accuracy_are_those_of_the_cpu(finished_run: Path, tmp_pa
 
 @pytest.mark.parametrize("name", [name for name in objective_names() if not objective(name).needs_student])
 def test_images_are_those_of_the_cpu(name: str, runs: dict[str, Path]) -> None:
-    few = {} if objective(name).gradient_free else {"steps": 3}
+    few: dict[str, Any] = {} if objective(name).gradient_free else {"steps": 3}
+    if name == "natural_noise":  # a mixture that is fitted depends on the last bits of the teacher's statistics
+        few["mixture"] = "equal"
     made = {
         device: api.optimize_dataset(
             run=run, objective=name, images_per_class=2, name=f"of-{name}", device=device, threads=1, **few

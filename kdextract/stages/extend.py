@@ -286,7 +286,7 @@ def train(
     """Train `new`, in place, and return the metric rows; agreement on held-out images is measured if there are any."""
     from ..training.augmentation import Augmenter
     from ..training.crossing import Crossings
-    from ..training.extension import ExtensionOptions, extend
+    from ..training.extension import ALONE_NOT_NEW_WEIGHT, ExtensionOptions, extend
     from ..training.loop import Schedule
     from ..training.observer import Observer
 
@@ -302,6 +302,7 @@ def train(
         Augmenter(usual["shift"], usual["flip"], usual["warp"], config.seed + 2, background, splice=usual["splice"]),
         config.lwf,
         Crossings(config.seed + 3) if crosses else None,
+        1.0 if crosses or real else ALONE_NOT_NEW_WEIGHT,
     )
     with context.phase("extension"), context.checkpoints.loop():
         return extend(

@@ -326,7 +326,7 @@ def _choose(
         present, share = rounds.classifier, share_of_round(config.share, number, config.num_rounds)
         importance, select = selection(config.criterion, present, channels, config.seed, _labelled(source, teacher))
         if config.latency is None:
-            return rounds.sized(share, origins), select
+            return rounds.sized(share, config.share, origins), select
         return timed.sized(number, share.value, present, importance, origins), select
 
     return choose

@@ -26,8 +26,8 @@ from .sources import ImagePool, Source
 TEMPERATURE = 2.0
 """Temperature of the Kullback-Leibler terms (Li and Hoiem 2016, Learning without Forgetting, section 3)."""
 ALONE_NOT_NEW_WEIGHT = 10.0
-"""Weight of `not_new` without crossed images. Synthetic images are told from new ones more easily than real images of
-the old classes are, so that a small weight prefers new classes."""
+"""Weight of `not_new` for synthetic images without crossed ones. Synthetic images are told from new ones more easily
+than real images of the old classes are, so that a small weight prefers new classes."""
 CROSSED_WEIGHT = 0.2
 """Weight of `crossed_loss`, chosen on MNIST (`docs/notes.md`): larger ones take new images for old ones."""
 SURE = 0.9
@@ -116,6 +116,7 @@ class ExtensionOptions:
         new_augmenter, old_augmenter: change new and old images before both classifiers get them.
         keep_on_new: whether the old answers are also kept on the new images (Learning without Forgetting).
         crossings: joins new images for `crossed_loss`; None: without it.
+        not_new_weight: weight of `not_new` for old images.
     """
 
     batch_size: int
@@ -124,6 +125,7 @@ class ExtensionOptions:
     old_augmenter: Augmenter
     keep_on_new: bool = True
     crossings: Crossings | None = None
+    not_new_weight: float = 1.0
 
 
 class _Batches:
@@ -162,8 +164,7 @@ class _Batches:
             source.update(self._as_student)
             images = source.sample(self._options.batch_size).images
         images = self._options.old_augmenter(images)
-        weight = ALONE_NOT_NEW_WEIGHT if self._options.crossings is None else 1.0
-        return old_images_loss(self._new(images), self._old_answers(images), weight)
+        return old_images_loss(self._new(images), self._old_answers(images), self._options.not_new_weight)
 
     def _old_answers(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), self._old.queries.purpose(TARGETS):

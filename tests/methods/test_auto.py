@@ -23,7 +23,7 @@ def teacher(architecture: str, shape: tuple[int, int, int]) -> Classifier:
         ("lenet5", (1, 32, 32), "structured_noise"),
         ("hinton1200", (1, 28, 28), "structured_noise"),
         ("lenet5", (3, 32, 32), "structured_noise"),
-        ("resnet18", (3, 32, 32), "natural_noise"),
+        ("resnet18", (3, 32, 32), "natural_inversion"),
         ("resnet18", (1, 32, 32), "structured_noise"),
     ],
 )
@@ -32,6 +32,11 @@ def test_the_choice_depends_on_the_teacher(architecture: str, shape: tuple[int, 
     assert name == expected
     assert reason
     assert not reason.endswith(".")
+
+
+def test_a_method_that_optimizes_no_pixels_can_be_asked_for() -> None:
+    assert pick(teacher("resnet18", (3, 32, 32)), optimizes=False)[0] == "natural_noise"
+    assert pick(teacher("resnet18", (1, 32, 32)), optimizes=False)[0] == "structured_noise"
 
 
 def test_the_reason_contains_the_number_of_layers() -> None:

@@ -21,7 +21,9 @@ from kdextract.stages.inputs.class_selection import images_of_classes, parse_cla
 from kdextract.stages.outputs.task_scores import TaskScores
 from kdextract.storage.artifacts import NEEDS, read_manifest, with_new_data
 from kdextract.storage.run_dir import RunDir
+from kdextract.training import extension
 from kdextract.training.crossing import Crossings
+from kdextract.training.extension import ALONE_NOT_NEW_WEIGHT
 
 OLD, NEW, THIRD = (0, 1, 2, 3), (4, 5), (6, 7)
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 8, "threads": 1, "method": "structured_noise", "pool": 200}
@@ -114,6 +116,25 @@ def test_new_images_are_joined_if_there_are_two_new_classes_and_synthetic_images
     monkeypatch.setattr(Crossings, "__call__", lambda self, *batch: (calls.append(batch), joined(self, *batch))[1])
     extend(run, **options)
     assert len(calls) == (2 if joins else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({}, 1.0),
+        ({"classes": "4"}, ALONE_NOT_NEW_WEIGHT),
+        ({"old_images": "digits", "method": None, "pool": None}, 1.0),
+    ],
+)
+def test_only_synthetic_images_alone_need_a_large_weight_against_new_classes(
+    options: dict[str, Any], weight: float, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the large weight and real old images, a network of CIFAR-10 took all new images for old ones."""
+    weights = []
+    loss = extension.old_images_loss
+    monkeypatch.setattr(extension, "old_images_loss", lambda *given: (weights.append(given[2]), loss(*given))[1])
+    extend(run, **options)
+    assert weights == [weight] * 2
 
 
 def test_two_extensions_one_after_the_other(run: Path) -> None:

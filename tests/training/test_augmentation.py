@@ -10,7 +10,7 @@ from helpers import drawings, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdextract.training.augmentation import Augmenter, redrawn
+from kdextract.training.augmentation import Augmenter, redrawn, spliced
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=30)
@@ -64,6 +64,22 @@ def test_half_of_the_images_contain_a_part_of_another() -> None:
     result = redrawn(images, 0.0, seeded(4))
     both = ((result[:, 0].amax((1, 2)) > 0.5) & (result[:, 1].amax((1, 2)) > 0.5)).float().mean()
     assert 0.15 < both < 0.3, "of the half that are joined, half are joined to the other kind"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_half_of_the_images_are_joined_with_another(channels: int) -> None:
+    images = torch.linspace(0, 1, 400).view(-1, 1, 1, 1).expand(400, channels, 12, 9).contiguous()
+    result = spliced(images, seeded(5))
+    changed = (result != images).flatten(1).any(1)
+    assert 0.4 < float(changed.float().mean()) < 0.6
+    low, high = result.flatten(1).aminmax(dim=1)
+    own = images[:, 0, 0, 0]
+    inside = torch.minimum((low - own).abs(), (high - own).abs()) < 0.05
+    assert inside.float().mean() > 0.9, "a part of the image itself is left"
+    assert torch.equal(result[:, 0], result[:, -1]), "all channels are joined along the same line"
+    augmenter = Augmenter(shift=0, flip=False, warp=0.0, seed=5, splice=True)
+    assert augmenter.active
+    assert torch.equal(augmenter(images), result)
 
 
 def test_the_augmenter_remixes_first_and_resumes() -> None:

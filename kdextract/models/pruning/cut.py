@@ -24,6 +24,8 @@ from .slices import OUT, take
 
 BISECTIONS = 24
 COSTS = {"macs": "multiply-adds", "params": "parameters"}
+SPARE = 0.02
+"""Single channels are added if a larger share of the allowed multiply-adds or parameters is left."""
 UNTRACED = "how its channels are used cannot be traced"
 
 
@@ -188,26 +190,58 @@ def width_for(classifier: Classifier, channels: Channels, share: Share) -> float
     """
     if share.of not in COSTS:
         return share.value
-    cost = {"macs": Classifier.multiply_adds, "params": lambda made: made.num_parameters}[share.of]
-    whole = cost(classifier)
+    cost = _cost(classifier, channels, share)
+    whole = cost(counts_at(channels, 1.0))
     low, high = 0.0, 1.0
-    least = cost(_at_width(classifier, channels, low))
+    least = cost(counts_at(channels, low))
     if least > share.value * whole:
         raise ConfigError(
             f"{classifier.spec.architecture} cannot be cut to {share.value:g} of its {COSTS[share.of]}: with one "
             f"channel of each group, {least / whole:.3g} of them are left"
         )
-    if cost(_at_width(classifier, channels, high)) <= share.value * whole:
+    if whole <= share.value * whole:
         return high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        fits = cost(_at_width(classifier, channels, middle)) <= share.value * whole
+        fits = cost(counts_at(channels, middle)) <= share.value * whole
         low, high = (middle, high) if fits else (low, middle)
     return low
 
 
-def _at_width(classifier: Classifier, channels: Channels, width: float) -> Classifier:
-    return with_counts(classifier, channels, counts_at(channels, width))
+def counts_for(classifier: Classifier, channels: Channels, share: Share) -> Counts:
+    """Return the counts with which the classifier has at most this share, all groups at nearly one width.
+
+    All groups get the largest width that fits. Where one more channel in every group of a size would be too much, a
+    single one can fit: if more than `SPARE` is left, channels are added one by one, to the group that is then the
+    narrowest, as long as they fit.
+
+    Raises:
+        ConfigError: as `width_for`.
+    """
+    width = width_for(classifier, channels, share)
+    counts, full = counts_at(channels, width), counts_at(channels, 1.0)
+    if share.of not in COSTS:
+        return counts
+    cost = _cost(classifier, channels, share)
+    most = share.value * cost(full)
+    growing = [group for group in channels.groups if counts[group] < full[group]]
+    if cost(counts) >= (1 - SPARE) * most:
+        return counts
+    while growing:
+        group = min(growing, key=lambda group: (counts[group] + 1) / full[group])
+        more = counts | {group: counts[group] + 1}
+        fits = cost(more) <= most
+        counts = more if fits else counts
+        if not fits or counts[group] == full[group]:
+            growing.remove(group)
+    return counts
+
+
+def _cost(classifier: Classifier, channels: Channels, share: Share) -> Callable[[Counts], int]:
+    """Return a function counts -> multiply-adds or parameters of the classifier with so many channels."""
+    if share.of == "macs":
+        return lambda counts: with_counts(classifier, channels, counts).multiply_adds()
+    return lambda counts: with_counts(classifier, channels, counts).num_parameters
 
 
 def with_counts(classifier: Classifier, channels: Channels, counts: Counts) -> Classifier:
@@ -257,7 +291,7 @@ def cut_to(
     select: Select | None = None,
     channels: Channels | None = None,
 ) -> Cut:
-    """Return the classifier with a share of its channels, multiply-adds or parameters: all groups at one width.
+    """Return the classifier with a share of its channels, multiply-adds or parameters; see `counts_for`.
 
     Args:
         classifier: it is not changed.
@@ -269,7 +303,7 @@ def cut_to(
     """
 
     def sizing(channels: Channels) -> Counts:
-        return counts_at(channels, width_for(classifier, channels, share))
+        return counts_for(classifier, channels, share)
 
     return cut_by(classifier, sizing, select or most_important(magnitude), channels or channel_groups(classifier))
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..classifier import Classifier
 from ..external.names import Share
 from .checks import Trial, kept_axes, plain_copy
-from .cut import UNTRACED, Channels, Counts, Cut, Select, Sizing, counts_at, cut, cut_by, width_for
+from .cut import UNTRACED, Channels, Counts, Cut, Select, Sizing, counts_at, counts_for, cut, cut_by
 from .groups import Group
 from .slices import Axis
 
@@ -58,18 +58,20 @@ class Rounds:
         trial = Trial(network, self._whole.spec.head, self._whole.input_shape)
         return replace(whole, network=network, groups=tuple(origins), trial=trial), origins
 
-    def sized(self, share: Share, origins: Mapping[Group, Group]) -> Sizing:
-        """Return the sizing to a share of the whole classifier: all groups at one width.
+    def sized(self, share: Share, last: Share, origins: Mapping[Group, Group]) -> Sizing:
+        """Return the sizing to a share of the whole classifier; see `cut.counts_for`.
 
         Args:
+            last: the share of the last round, for which enough channels are left.
             origins: from `channels`.
         """
 
         def sizing(channels: Channels) -> Counts:
             whole = replace(self._channels, groups=tuple(origins[group] for group in channels.groups))
-            counts = counts_at(whole, width_for(self._whole, whole, share))
+            counts, at_last = (counts_for(self._whole, whole, size) for size in (share, last))
             most = counts_at(channels, 1.0)
-            return {group: min(counts[origins[group]], most[group]) for group in channels.groups}
+            wanted = {group: max(counts[origins[group]], at_last[origins[group]]) for group in channels.groups}
+            return {group: min(wanted[group], most[group]) for group in channels.groups}
 
         return sizing
 

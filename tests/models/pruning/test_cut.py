@@ -26,7 +26,18 @@ from kdextract.models.classifier import (
 )
 from kdextract.models.external.names import HALF, Share
 from kdextract.models.importer import Findings, ModelOptions, read_model
-from kdextract.models.pruning.cut import Channels, channel_groups, counts_at, cut, cut_to, most_important
+from kdextract.models.pruning.cut import (
+    Channels,
+    Counts,
+    channel_groups,
+    counts_at,
+    counts_for,
+    cut,
+    cut_to,
+    most_important,
+    width_for,
+    with_counts,
+)
 from kdextract.models.pruning.groups import Group
 from kdextract.models.pruning.importance import magnitude, strongest
 from kdextract.models.pruning.sizes import find_layer
@@ -225,6 +236,28 @@ def test_multiply_adds_are_the_most_that_the_share_allows(name: str, share: floa
     channels = channel_groups(teacher)
     possible = [cut(teacher, kept_at_width(channels, n / 40), channels.network).multiply_adds() for n in range(41)]
     assert made >= max(number for number in possible if number <= most)
+
+
+@pytest.mark.parametrize("of", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.63])
+def test_of_a_small_network_as_much_stays_as_fits(of: str, share: float) -> None:
+    """All groups at one width, LeNet-5 kept 0.20 of its multiply-adds where 0.3 were allowed."""
+    teacher = ours("lenet5_bn", 1, 10)
+    channels = channel_groups(teacher)
+
+    def cost(counts: Counts) -> int:
+        made = with_counts(teacher, channels, counts)
+        return made.multiply_adds() if of == "macs" else made.num_parameters
+
+    counts, full = counts_for(teacher, channels, Share(of, share)), counts_at(channels, 1.0)
+    most = share * cost(full)
+    assert 0.9 * most < cost(counts) <= most
+    if cost(counts) < 0.98 * most:
+        assert all(cost(counts | {group: counts[group] + 1}) > most for group in counts if counts[group] < full[group])
+    shares = [counts[group] / full[group] for group in counts]
+    at_one_width = counts_at(channels, width_for(teacher, channels, Share(of, share)))
+    assert all(counts[group] >= at_one_width[group] for group in counts)
+    assert max(shares) < min(shares) + 0.5
 
 
 def test_a_share_of_multiply_adds_that_no_width_reaches_is_refused() -> None:
