@@ -793,7 +793,8 @@ COMMANDS = {
     "--compete --from-noise --adapt-steps --init --verifier --precision --compile/--no-compile "
     "--pixel-steps --pixel-lr --pixel-flip/--no-pixel-flip --pool-batch --period "
     "--steps --batch-size --lr --loss --temperature "
-    "--shift --warp --flip/--no-flip --splice/--no-splice --redraw/--no-redraw --inherit/--no-inherit --batch-norm --teacher-accuracy "
+    "--shift --warp --flip/--no-flip --splice/--no-splice --redraw/--no-redraw "
+    "--inherit/--no-inherit --batch-norm --teacher-accuracy "
     "--teacher --weights --json --quiet/-q --verbose/-v",
     "extend": "ARTIFACT --data --classes --old-images --method --data-dir --download --teacher --weights --steps "
     "--batch-size --lr --lwf/--no-lwf --preset --init --warmup --jitter --ce --tv --bn --compete "
