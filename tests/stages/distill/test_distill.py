@@ -155,6 +155,18 @@ def test_given_options_override_the_defaults_of_the_method(teacher_run: Path) ->
     }  # fmt: skip
 
 
+def test_images_like_photographs_are_mirrored_and_joined_unless_told_otherwise(teacher_run: Path) -> None:
+    made = {}
+    for name, options in {"usual": {}, "no-flip": {"flip": False}, "no-splice": {"splice": False}}.items():
+        metrics = distill(teacher_run, "natural_noise", steps=2, name=name, **options)
+        made[name] = (metrics["settings"]["flip"], metrics["settings"]["splice"])
+    assert made == {"usual": (True, True), "no-flip": (False, True), "no-splice": (True, False)}
+    assert len({sha256s(teacher_run / "students" / name)["model.safetensors"] for name in made}) == 3
+    settings = distill(teacher_run, "structured_noise", steps=1)["settings"]
+    assert not settings["flip"]
+    assert not settings["splice"]
+
+
 def test_every_optimizer_makes_another_student(teacher_run: Path) -> None:
     for optimizer in ("soap", "adam"):
         distill(teacher_run, "structured_noise", steps=3, optimizer=optimizer, name=optimizer)
