@@ -81,16 +81,17 @@ class LatentDecoder(ImageMaker):
         width: channels of the last hidden layer; the layers before have twice as many (published: 64).
         keeps_statistics: whether batch normalization has running statistics, so that in evaluation mode an image does
             not depend on the rest of its batch; otherwise it always uses the statistics of the batch.
+        latent: length of the latent vector.
     """
 
     edits = False
     noise_shape = (LATENT,)
 
-    def __init__(self, shape: InputShape, width: int, keeps_statistics: bool = False) -> None:
+    def __init__(self, shape: InputShape, width: int, keeps_statistics: bool = False, latent: int = LATENT) -> None:
         super().__init__()
         channels, self._height, self._rows = shape
         self._coarse = (2 * width, max(2, -(-self._height // 4)), max(2, -(-self._rows // 4)))
-        self.start = nn.Linear(LATENT, self._coarse[0] * self._coarse[1] * self._coarse[2])
+        self.start = nn.Linear(latent, self._coarse[0] * self._coarse[1] * self._coarse[2])
         self.norm1 = nn.BatchNorm2d(2 * width, track_running_stats=keeps_statistics)
         self.conv2 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(2 * width, track_running_stats=keeps_statistics)
@@ -99,7 +100,7 @@ class LatentDecoder(ImageMaker):
         self.conv4 = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return images [batch, channels, height, width] for latent vectors [batch, LATENT]."""
+        """Return images [batch, channels, height, width] for latent vectors [batch, latent]."""
         return torch.sigmoid(self.values(inputs))
 
     def values(self, inputs: torch.Tensor) -> torch.Tensor:
