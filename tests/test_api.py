@@ -51,9 +51,10 @@ def test_no_help_gives_none_as_a_default(name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "option", "defaults"),
     [
-        ("distill", "bn", "Default: by --preset: cifar 10, imagenet 0.01, small 10; dfq: 1."),
+        ("distill", "bn", "Default: by --preset: cifar 10, imagenet 0.01, small 10; dfq: 1; fast, nayer: 10."),
         ("distill", "student_steps", "Default: 10; dafl: 1; dfad: 5."),
-        ("distill", "compete", "Default: by --preset: cifar 10, imagenet 0.2, small 100."),
+        ("distill", "compete", "Default: by --preset: cifar 10, imagenet 0.2, small 100; "
+         "fast: 1.1; nayer: 1.33."),
         ("optimize-dataset", "lr",
          "Default: 0.3; adaptive_deep_inversion, deep_dream, deep_inversion: by --preset: cifar 0.05, imagenet 0.25, "
          "small 0.3; top_layer: 0.02."),

@@ -103,7 +103,7 @@ def test_the_commands_of_a_cell(tmp_path: Path) -> None:
     assert "--flip" in words
     assert lines[3].startswith("evaluate students/lenet_half.all_layers.long ")
     rare = next(cell for cell in run.cells if cell.method.name == "rare")
-    assert not [word for word in rare.distill.words if "flip" in word], "a switch that is off by itself is left out"
+    assert "--no-flip" in rare.distill.words, "without it, the method decides"
 
 
 def test_a_live_method_is_named_by_distill(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ from kdextract.training.loop import Schedule
 from kdextract.training.progress import Reporter
 from kdextract.training.sources import Batch, Described
 
-every_method = pytest.mark.parametrize("name", live_names())
+every_method = pytest.mark.parametrize(
+    "name",  # nayer and fast make batches in the same way
+    [pytest.param(name, marks=pytest.mark.slow if name == "nayer" else ()) for name in live_names()],
+)
 
 
 @pytest.fixture
@@ -209,7 +212,10 @@ def test_counts_every_image_that_the_teacher_gets(name: str, batch_norm: bool, s
     assert "held_out" not in teacher.queries.counts
 
 
-OPTIONS = options_of({name: live_method(name).config for name in live_names()})
+OPTIONS = [
+    pytest.param(*option.values, marks=(*option.marks, *([pytest.mark.slow] if option.values[0] == "nayer" else [])))
+    for option in options_of({name: live_method(name).config for name in live_names()})
+]
 
 
 @cache

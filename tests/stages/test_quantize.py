@@ -118,7 +118,9 @@ def test_a_quantized_network_answers_like_the_network(name: str) -> None:
     assert open_onnx(result.content)(fresh[:1]).shape == (1, classifier.num_classes)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet14_half", "own"])
+@pytest.mark.parametrize(
+    "name", ["resnet14_half", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet5", "own"))]
+)
 def test_weights_are_int8_in_a_file_of_a_third_or_less(name: str) -> None:
     classifier, result = quantized(name)
     found = int8_weights(result.content)

@@ -130,9 +130,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
         otherwise=f"{USUAL_SETTINGS['warp']:g}, or by method",
     )
     flip: bool | None = option(None, "Mirror half of the images.", panel="Augmentation", otherwise="by method")
-    splice: bool | None = option(
-        None, "Join parts of two images in half of them.", panel="Augmentation", otherwise="by method"
-    )
+    splice: bool | None = option(None, "Join parts of images.", panel="Augmentation", otherwise="by method")
     redraw: bool | None = option(
         None,
         "Augment drawings.",
@@ -146,7 +144,7 @@ class DistillConfig(MethodStageConfig, TeacherConfig, NetworkConfig, VerifierCon
     )
     batch_norm: str | None = option(
         None,
-        "Batch norm: train, frozen (statistics) or frozen-affine (scale and shift too).",
+        "BN: train, frozen or frozen-affine.",
         choices=["train", "frozen", "frozen-affine"],
         panel="Student",
         otherwise="train",
