@@ -44,9 +44,7 @@ def fast(given: Given, config: FastConfig, seed: int) -> GeneratorBank:
     """A growing pool of a generator that learns from each batch, so that the next one takes few steps."""
     from ..synthesis.generators.bank import BatchLoss, BatchWeights, GeneratorBank
     from ..synthesis.generators.meta import MetaGenerator, MetaOptions
-    from ..synthesis.structured_noise.by_class import require_images
 
-    require_images(given.teacher)
     loss = BatchLoss(given.teacher, given.statistics, BatchWeights(config.ce, config.bn, config.compete))
     maker = MetaGenerator(given.teacher, loss, MetaOptions(config.pixel_steps, LR, NOISE_LR, config.warmup), seed)
     return GeneratorBank(maker, given.teacher, config.pool_batch, config.period, config.warmup, seed)

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 class NaturalInversionConfig(PoolConfig, MixtureConfig):
     """The mixture, the pool that batches are drawn from, and the steps of each image."""
 
-    pool: int | None = option(
-        None,
-        "Images in the pool; large images: at most half a gigabyte of them.",
-        minimum=100,
-        otherwise="20,000; the more the steps cost, the fewer",
-    )
     fresh: int = option(0, "New images per step; they replace the oldest.", minimum=0)
     pixel_steps: int = option(5, "Adam steps of each image.", minimum=1)
 

@@ -43,9 +43,7 @@ def nayer(given: Given, config: NayerConfig, seed: int) -> GeneratorBank:
     """A growing pool of a generator of the teacher's rows of the classes, with a first layer that is drawn anew."""
     from ..synthesis.generators.bank import BatchLoss, BatchWeights, GeneratorBank
     from ..synthesis.generators.class_rows import RowMaker, RowOptions
-    from ..synthesis.structured_noise.by_class import require_images
 
-    require_images(given.teacher)
     loss = BatchLoss(given.teacher, given.statistics, BatchWeights(config.ce, config.bn, config.compete))
     maker = RowMaker(given.teacher, loss, RowOptions(config.pixel_steps, LR, LIFE), seed)
     return GeneratorBank(maker, given.teacher, config.pool_batch, config.period, config.warmup, seed)

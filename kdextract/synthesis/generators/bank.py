@@ -27,7 +27,7 @@ from ..inversion.deep_inversion import watch_statistics
 from ..inversion.pool import GrowingPool
 from ..losses import Terms, agreed_kl, statistics_distance, sum_terms
 from ..statistics.recorded import Statistics
-from ..structured_noise.by_class import maker
+from ..structured_noise.by_class import maker, require_images
 from ..structured_noise.pool import RefreshedPool
 
 BETAS = (0.5, 0.999)
@@ -56,10 +56,11 @@ class BatchLoss:
         statistics: for a teacher without batch normalization; not used otherwise.
 
     Raises:
-        ConfigError: there are no statistics to match.
+        ConfigError: the teacher takes rows of a table, or there are no statistics to match.
     """
 
     def __init__(self, teacher: Classifier, statistics: Statistics | None, weights: BatchWeights) -> None:
+        require_images(teacher)
         self._teacher, self._statistics, self._weights = teacher.frozen(), statistics, weights
         self._flip = teacher.input_shape[0] > 1
         self._shift = 4 if self._flip else 2

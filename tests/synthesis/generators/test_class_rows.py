@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import classifier, seeded, weights
+from helpers import classifier, drawn, seeded, weights
 from torch import nn
 
 from kdextract.models.classifier import Classifier
@@ -70,11 +70,7 @@ def test_a_restored_bank_goes_on_in_the_same_way() -> None:
         return GeneratorBank(maker_of(teacher, life=3), teacher, 12, 1, 1, 0)
 
     def following(source: GeneratorBank) -> torch.Tensor:
-        drawn = []
-        for _ in range(4):
-            source.update(student)
-            drawn.append(source.sample(5).images)
-        return torch.cat(drawn)
+        return torch.cat([batch.images for batch in drawn(source, student, 4, 5)])
 
     first = bank()
     first.update(student)

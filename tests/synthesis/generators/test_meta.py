@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import classifier, num_hooks, seeded, statistics_of, weights
+from helpers import classifier, drawn, num_hooks, seeded, statistics_of, weights
 
 from kdextract.errors import ConfigError
 from kdextract.models.classifier import Classifier
@@ -148,11 +148,7 @@ def test_a_restored_bank_goes_on_in_the_same_way() -> None:
     saved = {name: value.clone() for name, value in tensors.items()}, copy.deepcopy(values)
 
     def following(source: GeneratorBank) -> torch.Tensor:
-        drawn = []
-        for _ in range(5):
-            source.update(student)
-            drawn.append(source.sample(5).images)
-        return torch.cat(drawn)
+        return torch.cat([batch.images for batch in drawn(source, student, 5, 5)])
 
     expected = following(bank)
     again = bank_of(teacher)
