@@ -102,7 +102,7 @@ class RowMaker:
         noisy = (
             torch.randn((groups, self._rows.shape[1], NOISY), generator=rng).to(self._teacher.device).requires_grad_()
         )
-        optimizer = torch.optim.Adam([*generator.parameters(), noisy], self._options.lr, betas=BETAS)
+        optimizer = torch.optim.Adam([*generator.parameters(), noisy], lr=self._options.lr, betas=BETAS)
         return self._loss.minimize(
             lambda: generator(wanted, noisy), optimizer, self._options.steps, labels, student, rng
         )

@@ -53,7 +53,7 @@ class MetaGenerator:
             torch.manual_seed(seed)
             generator = LatentDecoder(teacher.input_shape, width)
         self._generator = generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.Adam(self._generator.parameters(), options.lr * options.steps, betas=BETAS)
+        self._optimizer = torch.optim.Adam(self._generator.parameters(), lr=options.lr * options.steps, betas=BETAS)
         self._batches = 0
 
     def make(
@@ -70,7 +70,7 @@ class MetaGenerator:
             {"params": list(fast.parameters())},
             {"params": [noise], "lr": options.noise_lr},
         ]
-        optimizer = torch.optim.Adam(groups, options.lr, betas=BETAS)
+        optimizer = torch.optim.Adam(groups, lr=options.lr, betas=BETAS)
         self._optimizer.zero_grad()
 
         def learn() -> None:

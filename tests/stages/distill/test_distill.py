@@ -215,6 +215,7 @@ def never_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("never_late")
+@pytest.mark.slow
 def test_a_budget_becomes_a_number_of_steps(teacher_run: Path, tmp_path: Path) -> None:
     """The same number of steps gives the same student."""
     distill(teacher_run, "structured_noise", steps=1, name="one")

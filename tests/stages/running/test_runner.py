@@ -106,14 +106,11 @@ def commands(run: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     }  # fmt: skip
 
 
+SLOW = ("a classifier to quantize, transfer set", "data", "an extended classifier", "teacher, statistics, student")
+
+
 @pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param(what, marks=pytest.mark.slow)
-        if what in ("a classifier to quantize, transfer set", "data")
-        else what
-        for what in commands(Path())
-    ],
+    "what", [pytest.param(what, marks=pytest.mark.slow) if what in SLOW else what for what in commands(Path())]
 )
 def test_every_input_is_hashed_once(what: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before inputs were resolved once, each file of a transfer set was hashed three times by one `distill`."""

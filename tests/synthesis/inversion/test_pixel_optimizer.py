@@ -136,6 +136,14 @@ def test_pixels_of_every_objective(
     compare(make, 0.05, monkeypatch)
 
 
+RATES = {
+    "fast": ("kdextract.methods.fast.LR", "kdextract.methods.fast.NOISE_LR"),
+    "nayer": ("kdextract.methods.nayer.LR",),
+    "natural_inversion": ("kdextract.synthesis.natural_noise.inverted.LR",),
+}
+"""Learning rates that are constants of a method."""
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -159,6 +167,8 @@ def test_images_of_every_live_method(
             "preset": "cifar",
             "replay": 0.5,
         }
+        for constant in RATES.get(name, ()):
+            monkeypatch.setattr(constant, lr)
         config = chosen(method.config, **options)
         source = method.open_source(Given(teacher, statistics if method.matches_batch_norm else None), config, 0)
         return torch.cat([batch.images for batch in drawn(source, ours("lenet_half", teacher.device))])
