@@ -40,6 +40,14 @@ Done = subprocess.CompletedProcess[str]
 Here = Callable[..., Done]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_held_out_images() -> Iterator[None]:
+    """Hold out fewer images of a source, which take most of the time of a student of a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdextract.training.observer.HELD_OUT_IMAGES", 200)
+        yield
+
+
 @pytest.fixture(scope="session")
 def one_table_of_onnx_operators() -> Iterator[None]:
     """Keep PyTorch's table of ONNX operators, which takes half of an export's time and is made again for each."""

@@ -47,7 +47,6 @@ from kdextract.synthesis.generators.mix import GeneratorMix
 from kdextract.synthesis.generators.networks import NETWORKS
 from kdextract.synthesis.generators.source import GeneratorSource
 from kdextract.synthesis.generators.training import GeneratorTraining, Samples, multiply_adds
-from kdextract.training.observer import HELD_OUT_IMAGES
 
 WAYS: dict[str, dict[str, Any]] = {
     "kegnet": {"method": "kegnet"},
@@ -216,7 +215,7 @@ def test_a_student_draws_new_images_from_generators_at_every_step(teacher_run: P
     assert outcome.manifest.metrics["source"] == "kegnet"
     assert outcome.manifest.budget["images"] == 3 * 16
     assert outcome.manifest.budget["teacher_queries_by_purpose"] == {
-        "probe": 2 * HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": PICTURED_IMAGES, "blank": 1
+        "probe": 2 * observer.HELD_OUT_IMAGES, "targets": 3 * 16, "pictures": PICTURED_IMAGES, "blank": 1
     }  # fmt: skip
     assert outcome.manifest.needs == "teacher"
 

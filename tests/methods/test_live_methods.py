@@ -67,9 +67,18 @@ def everything(network: Classifier) -> dict[str, torch.Tensor]:
 
 
 @every_method
-@pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "num_classes"), [((1, 28, 28), 10), ((3, 32, 32), 2), ((1, 21, 30), 5), ((3, 8, 8), 3)]
+    ("shape", "num_classes", "batch_norm"),
+    [
+        ((1, 28, 28), 10, False),
+        ((3, 32, 32), 2, True),
+        ((1, 21, 30), 5, True),
+        ((3, 8, 8), 3, False),
+        pytest.param((1, 28, 28), 10, True, marks=pytest.mark.slow),
+        pytest.param((3, 32, 32), 2, False, marks=pytest.mark.slow),
+        pytest.param((3, 8, 8), 1000, True, marks=pytest.mark.slow),
+        pytest.param((3, 64, 48), 100, True, marks=pytest.mark.slow),
+    ],
 )
 def test_images_are_valid(name: str, batch_norm: bool, shape: tuple[int, int, int], num_classes: int) -> None:
     teacher = classifier(shape, num_classes, batch_norm).frozen()
@@ -212,8 +221,16 @@ def test_counts_every_image_that_the_teacher_gets(name: str, batch_norm: bool, s
     assert "held_out" not in teacher.queries.counts
 
 
+OF_ONE_BATCH = ("fast-warmup", "fast-pool_batch", "fast-ce", "fast-bn")
+
+
+def is_slow(name: str, option: str) -> bool:
+    """Whether an option is tested elsewhere, or like others of its method, for less time."""
+    return name == "nayer" or f"{name}-{option}" in OF_ONE_BATCH
+
+
 OPTIONS = [
-    pytest.param(*option.values, marks=(*option.marks, *([pytest.mark.slow] if option.values[0] == "nayer" else [])))
+    pytest.param(*option.values, marks=(*option.marks, *([pytest.mark.slow] if is_slow(*option.values) else [])))
     for option in options_of({name: live_method(name).config for name in live_names()})
 ]
 

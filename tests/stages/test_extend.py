@@ -76,6 +76,7 @@ def extend(run: Path, data: str = "new", **options: Any) -> Any:
 # ---- what it is for ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_old_classes_are_kept_without_their_data(run: Path) -> None:
     """Fine-tuning forgets them, and so does the term on new images alone: they answer with new classes only."""
     teacher = sha256s(run / "teacher")

@@ -118,15 +118,16 @@ def test_distill_estimates_without_real_data(run_copy: Path, monkeypatch: pytest
     """The agreement of this student differs between processors; the estimate is computed from the measured one."""
     monkeypatch.setattr("kdextract.synthesis.estimate.LEAST_AGREEMENT", 0.0)
     monkeypatch.setattr("kdextract.synthesis.estimate.MOST_AGREEMENT", 1.0)
+    monkeypatch.setattr("kdextract.synthesis.estimate.FEWEST_STEPS", 100)
     with_it = api.distill(
-        run=run_copy, method="structured_noise", steps=400, batch_size=16, name="a", teacher_accuracy=0.97, threads=1
+        run=run_copy, method="structured_noise", steps=100, batch_size=16, name="a", teacher_accuracy=0.97, threads=1
     )
     assert not with_it.manifest.real_data
     metrics = with_it.manifest.metrics
     teacher, student = (load_classifier(run_copy / name / MODEL_FILE).frozen() for name in ("teacher", "students/a"))
-    measured = structured_agreement(teacher, student, 400 * 16)
+    measured = structured_agreement(teacher, student, 100 * 16)
     assert metrics["structured_agreement"] == pytest.approx(measured, abs=1e-6)
-    assert measured > structured_agreement(teacher, Classifier(student.spec).frozen(), 400 * 16), "of an untrained one"
+    assert measured > structured_agreement(teacher, Classifier(student.spec).frozen(), 100 * 16), "of an untrained one"
     expected = made(measured, TeacherAccuracy(0.97, 0.0))
     for name, value in vars(expected).items():
         assert metrics[f"estimated_{name}"] == pytest.approx(value, abs=1e-4)
