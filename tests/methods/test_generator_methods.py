@@ -47,6 +47,7 @@ from kdextract.synthesis.generators.mix import GeneratorMix
 from kdextract.synthesis.generators.networks import NETWORKS
 from kdextract.synthesis.generators.source import GeneratorSource
 from kdextract.synthesis.generators.training import GeneratorTraining, Samples, multiply_adds
+from kdextract.training import observer
 
 WAYS: dict[str, dict[str, Any]] = {
     "kegnet": {"method": "kegnet"},
