@@ -26,7 +26,7 @@ from kdextract.training.sources import Batch, Source
 
 SMALL = {
     "pool": 100, "fresh": 4, "generator_batch": 6, "student_steps": 2, "repeat": 2,
-    "pool_batch": 12, "period": 2, "pixel_steps": 10, "trials": 6, "warmup": 2,
+    "pool_batch": 12, "period": 2, "pixel_steps": 4, "trials": 6, "warmup": 2,
 }  # fmt: skip
 """Values of options, for those methods that have them, with which a test need not wait."""
 repeatable = settings(

@@ -69,7 +69,7 @@ def data_free_stages(run: Path) -> None:
         api.distill(run=run, data=objective, name=f"from_{objective}", steps=5, batch_size=8, threads=1)
     api.distill(run=run, data="noise:normal", name="floor", steps=5, batch_size=8, threads=1)
     for name in live_names():
-        small = {"pool": 400, "fresh": 4} | {"pool_batch": 16, "period": 2, "pixel_steps": 3}
+        small = {"pool": 400, "fresh": 4, "trials": 6, "pool_batch": 16, "period": 2, "pixel_steps": 3, "warmup": 2}
         known = [declared.name for declared in option_fields(live_method(name).config)]
         small = {option: value for option, value in small.items() if option in known}
         api.distill(run=run, method=name, name=f"live_{name}", steps=5, batch_size=8, threads=1, **small)

@@ -31,8 +31,8 @@ def load_folder(root: Path, split: Split) -> RealData:
         paths, labels = [paths[row] for row in rows], labels[rows]
     if not paths:
         raise DataError(f"folder:{root} has no {split} images; one test image needs {TEST_SHARE} images of a class")
-    images = read_images([(str(path), path) for path in paths])
-    return RealData(images, torch.from_numpy(labels).long(), tuple(name for name, _ in classes))
+    images, kept_in = read_images([(str(path), path) for path in paths])
+    return RealData(images, torch.from_numpy(labels).long(), tuple(name for name, _ in classes), kept_in)
 
 
 def _folder_classes(root: Path, split: Split) -> tuple[list[tuple[str, list[Path]]], bool]:

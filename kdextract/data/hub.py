@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, KdxError
-from .image_files import IMAGE_SUFFIXES, NamedImage, read_images
+from .decoded import NamedImage
+from .image_files import IMAGE_SUFFIXES, read_images
 from .real_data import MAX_CLASSES, RealData, Split, first_line, split_rows
 
 OLDEST = 4
@@ -111,7 +112,8 @@ def load_hub(spec: str, split: Split, download: bool = False) -> RealData:
         images, labels = [images[row] for row in rows], labels[rows]
     if not images:
         raise DataError(f"{spec} has no {split} images")
-    return RealData(read_images(images), torch.from_numpy(labels).long(), tuple(map(str, names)))
+    pixels, kept_in = read_images(images)
+    return RealData(pixels, torch.from_numpy(labels).long(), tuple(map(str, names)), kept_in)
 
 
 def require_datasets(spec: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from .decoded import NamedImage, decoded_once
 from .real_data import first_line
 
 MAX_IMAGE_PIXELS = 64 * 2**20
@@ -25,23 +26,24 @@ _GREY_MODES = ("1", "L", "I;16")
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
             MemoryError, struct.error, zlib.error)  # fmt: skip
 
-NamedImage = tuple[str, "Path | bytes"]
-"""The name of an encoded image for errors, and its file or its content."""
 
-
-def read_images(files: Sequence[NamedImage]) -> torch.Tensor:
+def read_images(files: Sequence[NamedImage]) -> tuple[torch.Tensor, Path | None]:
     """Read images; all are resized to the size of the first one, and converted to colour if any is in colour.
 
     Args:
-        files: at least one.
+        files: at least one; if there are many, their decoded pixels are kept in a cache (`decoded.decoded_once`).
 
     Returns:
-        uint8 [N, channels, height, width].
+        uint8 [N, channels, height, width], and the file of the cache if it was written now.
 
     Raises:
         DataError: a file is not an image, is damaged or has more than `MAX_IMAGE_PIXELS`, or all images take more than
             `MAX_SET_BYTES`.
     """
+    return decoded_once(files, _decoded)
+
+
+def _decoded(files: Sequence[NamedImage]) -> torch.Tensor:
     from ..models.pixels import fit_images
 
     channels = 1 if all([_is_grey(*file) for file in files]) else 3  # a list: all headers are checked first

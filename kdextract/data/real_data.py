@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,12 +20,13 @@ class RealData:
     """Labelled images of one split.
 
     `images` is uint8 [N, channels, height, width], for a table of D columns [N, 1, 1, D]; `labels` is int64 [N] in
-    [0, K); `class_names` has K entries.
+    [0, K); `class_names` has K entries; `kept_in` is the file of a cache that was written with the decoded images.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
+    kept_in: Path | None = None
 
 
 def split_rows(labels: np.ndarray, split: Split) -> np.ndarray:

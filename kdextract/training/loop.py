@@ -100,7 +100,8 @@ class Schedule:
 
     Attributes:
         steps: number of steps that are planned.
-        lr: highest learning rate. The rate falls from it to zero along a half cosine over all steps.
+        lr: highest learning rate. The rate falls from it to zero along a half cosine over all steps; or, `linear`, in
+            equal amounts per step after the warm-up.
         warmup: number of first steps in which the rate is also multiplied by a factor that rises linearly to 1.
         cooldown_start: a step at which the rate begins to fall to zero along a half cosine of its own, in
             `COOLDOWN_SHARE` of the steps so far; None: there is no cooldown.
@@ -118,6 +119,7 @@ class Schedule:
     clip: float | None = None
     weight_decay: float = 0.0
     replan: Replan | None = None
+    linear: bool = False
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step number `step`, counted from 0."""
@@ -141,6 +143,9 @@ class Schedule:
 
     def _planned_rate(self, step: int) -> float:
         rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        if self.linear:
+            risen = self.warmup / self.steps
+            return rate * min(1.0, (1 - self.progress(step)) / (1 - risen))
         return rate * _fall(self.progress(step))
 
 

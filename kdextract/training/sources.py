@@ -142,7 +142,11 @@ class ImagePool:
             self._order = torch.cat([self._order, self._drawn[epoch] if len(self._held_out) else epoch])
         rows, self._order = self._order[:num_images], self._order[num_images:]
         rows = rows.to(self._images.device)
-        return Batch(to_pixels(self._images[rows]), None if self._targets is None else self._targets[rows])
+        return Batch(self._images_of(rows), None if self._targets is None else self._targets[rows])
+
+    def _images_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the pixels of the images that are drawn."""
+        return to_pixels(self._images[rows])
 
     def held_out(self, num_images: int) -> torch.Tensor:
         """Return up to `num_images` of the held-out images."""
@@ -162,6 +166,33 @@ class ImagePool:
         tensors, _ = state
         self._order = tensors["order"]
         self._rng.set_state(tensors["rng"])
+
+
+class MirroringPool(ImagePool):
+    """An `ImagePool` that mirrors each image in every second epoch, a random half of them in the first one.
+
+    In any two epochs in a row, each image is seen in both ways (alternating flip: Jordan 2024, section 3.6).
+    """
+
+    def __init__(self, images: torch.Tensor, targets: torch.Tensor | None, seed: int, device: torch.device) -> None:
+        super().__init__(images, targets, seed, device)
+        rng = torch.Generator().manual_seed(seed + 2)
+        self._mirrored = (torch.rand(len(images), generator=rng) < 0.5).to(device)
+
+    def state(self) -> State:
+        """Return the state of the pool, and how each image will be seen next."""
+        tensors, values = super().state()
+        return {**tensors, "mirrored": self._mirrored}, values
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+        super().restore(state)
+        self._mirrored = state[0]["mirrored"].to(self._mirrored.device)
+
+    def _images_of(self, rows: torch.Tensor) -> torch.Tensor:
+        images, mirrored = super()._images_of(rows), self._mirrored[rows]
+        self._mirrored[rows] = ~mirrored
+        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 class Mixture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +23,8 @@ def fit(
     augmenter: Augmenter,
     checkpoints: CheckpointSaver,
     reporter: Reporter,
+    smoothing: float = 0.0,
+    fixed: Sequence[torch.Tensor] = (),
 ) -> list[Row]:
     """Train a classifier, in place, with cross-entropy, and return the metric rows of `loop.take_steps`.
 
@@ -29,16 +33,20 @@ def fit(
     Args:
         pool: images with targets: labels, int64 [N], or probabilities [N, K].
         batch_size: images per step.
+        smoothing: share of each target that is spread over all classes (label smoothing, Szegedy et al. 2016).
+        fixed: weights that are not trained.
 
     Raises:
         DivergedError: the loss or a weight is not finite.
     """
     classifier.train().requires_grad_(True)
+    for weight in fixed:
+        weight.requires_grad_(False)
 
     def loss() -> torch.Tensor:
         batch: Batch = pool.sample(batch_size)
         assert batch.targets is not None
-        return F.cross_entropy(classifier(augmenter(batch.images)), batch.targets)
+        return F.cross_entropy(classifier(augmenter(batch.images)), batch.targets, label_smoothing=smoothing)
 
     rows = take_steps(
         classifier, loss, schedule, {"pool": pool, "augmenter": augmenter}, checkpoints, reporter, "train"

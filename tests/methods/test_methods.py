@@ -178,7 +178,13 @@ def test_loss_falls(name: str, teacher: Classifier, statistics: Statistics) -> N
     assert last < 0.7 * first
 
 
-@every_method
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("deep_inversion", "top_layer", "natural_noise") else pytest.mark.slow)
+        for name in objective_names()
+    ],
+)
 def test_teacher_predicts_the_class_more_often(name: str, teacher: Classifier, statistics: Statistics) -> None:
     """Twice as often as for noise, and as for images of other classes."""
     labels = torch.arange(100) % 10

@@ -17,12 +17,14 @@ from kdextract import api
 from kdextract.data.load import load_data
 from kdextract.data.real_data import RealData
 from kdextract.errors import ConfigError, UsageError
+from kdextract.models.architectures.airbench import Whitening
 from kdextract.models.classifier import load_classifier
-from kdextract.models.pixels import fit_images
+from kdextract.models.pixels import fit_images, to_pixels
 from kdextract.stages.inputs.real_data import few_images
 from kdextract.stages.running.runner import Outcome
 from kdextract.stages.train import RECIPES, TrainConfig, _split, chosen_recipe
-from kdextract.training.sources import ImagePool, Mixture
+from kdextract.training.augmentation import Augmenter
+from kdextract.training.sources import ImagePool, MirroringPool, Mixture
 from kdextract.training.supervised import predict
 
 COUNT = 200
@@ -102,10 +104,14 @@ def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) ->
     assert one != other
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"model": "lenet_half", "recipe": "sgd"}, {"model": "airbench", "input_size": "1x16x16", "recipe": "fast"}],
+)
 def test_training_with_momentum_is_the_same_after_a_stop(
-    tmp_path: Path, saves_until_crash: Callable[[], list[int]]
+    options: dict[str, Any], tmp_path: Path, saves_until_crash: Callable[[], list[int]]
 ) -> None:
-    options: dict[str, Any] = {"model": "lenet_half", "recipe": "sgd", "epochs": 2, "threads": 1}
+    options = {**options, "shots": 30, "epochs": 2, "flip": True, "batch_size": 32, "threads": 1}
     straight = api.train(run=tmp_path / "straight", **options)
     left = saves_until_crash()
     left[0] = 3
@@ -113,6 +119,59 @@ def test_training_with_momentum_is_the_same_after_a_stop(
         api.train(run=tmp_path / "stopped", **options)
     again = api.train(run=tmp_path / "stopped", **options)
     assert sha256s(again.directory) == sha256s(straight.directory)
+
+
+# ---- the recipe fast ------------------------------------------------------------------------------------------------
+
+
+def small_photographs(folder: Path, channels: int) -> Path:
+    """Write images of two classes and return the file: the lower half is the darker one, or the upper half."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(COUNT) % 2
+    images = rng.integers(0, 120, (COUNT, 16, 16, channels), dtype=np.uint8)
+    for half in (0, 1):
+        images[labels == half, 8 * half : 8 * half + 8] += 100
+    file = folder / "photographs.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
+    return file
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_fast_recipe_whitens_learns_and_leaves_the_whitening_alone(tmp_path: Path, channels: int) -> None:
+    options: dict[str, Any] = {"model": "airbench", "recipe": "fast", "batch_size": 20, "validation": 0.0, "threads": 1}
+    data = f"npz:{small_photographs(tmp_path, channels)}"
+    made = api.train(run=tmp_path / "run", data=data, epochs=6, **options)
+    assert made.manifest.metrics["train_accuracy"] > 0.9
+    teacher = load_classifier(made.directory / "model.safetensors")
+    (layer,) = [layer for layer in teacher.network.modules() if isinstance(layer, Whitening)]
+    images = load_data(data, "train", Path()).images
+    expected = Whitening(channels)
+    expected.fit((to_pixels(images) - teacher.mean) / teacher.std)  # of all images: fewer than `WHITENED`
+    assert torch.allclose(layer.weight, expected.weight, atol=1e-4)
+    assert layer.bias is not None
+    assert layer.bias.any(), "the bias is trained"
+
+
+def test_the_fast_recipe_suits_every_network(tmp_path: Path) -> None:
+    made = api.train(run=tmp_path / "run", model="lenet5_bn", recipe="fast", shots=20, epochs=4, threads=1)
+    assert made.manifest.metrics["train_accuracy"] > 0.2
+
+
+@pytest.mark.parametrize(("options", "alternates"), [({"flip": True}, True), ({"flip": False}, False), ({}, False)])
+def test_mirrored_images_alternate_in_the_fast_recipe_alone(
+    options: dict[str, Any], alternates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[type, bool]] = []
+
+    def note(teacher: Any, pool: Any, batch_size: int, schedule: Any, augmenter: Augmenter, *rest: Any) -> list[Any]:
+        used.append((type(pool), augmenter.flip))
+        teacher.eval()
+        return []
+
+    monkeypatch.setattr("kdextract.training.supervised.fit", note)
+    for recipe in ("fast", "sgd"):
+        api.train(run=tmp_path / recipe, recipe=recipe, shots=5, epochs=1, threads=1, **options)
+    assert used == [(MirroringPool if alternates else ImagePool, False), (ImagePool, alternates)]
 
 
 # ---- few real images and a transfer set ----------------------------------------------------------------------------

@@ -438,6 +438,17 @@ def test_warm_up_rises_linearly_to_the_full_rate() -> None:
     assert all(warm.rate(step) < cosine.rate(step) for step in range(9))
 
 
+@pytest.mark.parametrize("warmup", [0, 9, 23])
+def test_a_linear_rate_rises_and_falls_in_equal_steps(warmup: int) -> None:
+    schedule = Schedule(100, 0.4, warmup=warmup, linear=True)
+    rates = [schedule.rate(step) for step in range(101)]
+    assert max(rates) == rates[warmup] == 0.4
+    assert rates[100] == 0
+    rising = [0.4 * (step + 1) / (warmup + 1) for step in range(warmup + 1)]
+    falling = [0.4 * (100 - step) / (100 - warmup) for step in range(warmup, 101)]
+    assert rates == pytest.approx([*rising, *falling[1:]])
+
+
 def test_augmenter_changes_images_only_with_its_options() -> None:
     pixels = torch.rand((40, 1, 12, 12), generator=torch.Generator().manual_seed(0))
     assert not plain().active

@@ -81,7 +81,12 @@ def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str,
     from ...data.load import load_data
 
     context.real_data.append({"spec": spec, "split": split, "purpose": purpose})
-    return load_data(spec, split, config.data_dir)
+    data = load_data(spec, split, config.data_dir)
+    if data.kept_in is not None:
+        context.reporter.line(
+            f"{spec}: the decoded {split} images are kept in {data.kept_in} ({data.images.numel() / 1e6:.0f} MB)"
+        )
+    return data
 
 
 def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ from kdextract.storage.tensor_files import encode_safetensors
 # + 295424 + 1546, wrn40_2 432 + 14432 + 5 * 18560 + 57536 + 5 * 73984 + 229760 + 5 * 295424 + 1546. An inverted
 # residual from a to b with h = ta has ah + 2h + 9h + 2h + hb + 2b (the first two only where t > 1): mobilenet_v2 928
 # + 896 + 5136 + 8832 + 10000 + 2 * 14848 + 21056 + 3 * 54272 + 66624 + 2 * 118272 + 155264 + 2 * 320000 + 473920
-# + 412160 + 12810.
+# + 412160 + 12810; airbench 312 + 13952 + 36992 + 147968 + 3 * 590336 + 2570.
 PARAMETERS = {
     "lenet": (10, 61_706),
     "lenet_half": (10, 35_820),
@@ -63,6 +63,7 @@ PARAMETERS = {
     "wrn16_2": (10, 691_674),
     "wrn16_1": (10, 175_066),
     "mobilenet_v2": (10, 2_236_682),
+    "airbench": (10, 1_972_802),
 }
 # Input shapes that the smaller copies of large networks are built for; 32 pixels are the least that both families take.
 SMALL_INPUT: dict[str, InputShape] = {name: (3, 32, 32) for name in ("alex", "alex_half", "vgg16", "vgg19")}
@@ -73,11 +74,14 @@ REFUSED: list[tuple[str, InputShape]] = [
     *[(name, (3, 32, 48)) for name in ("vgg16", "vgg19")],
     *[(name, (3, 33, 32)) for name in ("vgg16", "vgg19")],
     *[(name, (3, 15, 32)) for name in ("resnet14", "resnet14_half", "resnet18", "resnet34", "mobilenet_v2")],
+    ("airbench", (3, 32, 15)),
     *[(name, (3, 32, 7)) for name in ("wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1")],
     ("vgg11_bn", (3, 64, 31)),
 ]
 # Networks that end with the mean over the pixels, and the least side that they take.
-LEAST_SIDES = {"vgg11_bn": 32, "wrn40_2": 8, "wrn40_1": 8, "wrn16_2": 8, "wrn16_1": 8, "mobilenet_v2": 16}
+LEAST_SIDES = {name: 8 for name in ("wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1")} | {
+    "vgg11_bn": 32, "mobilenet_v2": 16, "airbench": 16,
+}  # fmt: skip
 # The networks that half the width is a network of the literature for; wide residual networks keep their stem.
 HALVES = {
     "lenet": "lenet_half",
@@ -87,9 +91,12 @@ HALVES = {
     "wrn40_2": "wrn40_1",
     "wrn16_2": "wrn16_1",
 }
+DEEPER = ("vgg19", "resnet34", "wrn40_2", "wrn40_1")  # which repeat the blocks of a network with fewer layers
 ONE_WIDTH: set[str] = set()  # networks that can be built no narrower
 
 every_model = pytest.mark.parametrize("name", model_names())
+of_he = pytest.mark.parametrize("name", [name for name in model_names() if name != "airbench"])
+"""Networks that are initialized for ReLU; the paper of airbench gives another initialization (test_airbench.py)."""
 
 
 def small_classifier(name: str, num_classes: int = 5) -> Classifier:
@@ -146,7 +153,9 @@ def test_layers_of_alexnet_have_the_published_sizes(name: str, divisor: int) -> 
         assert weighted_layers(network, torch.empty(1, 3, 224, 224)) == expected
 
 
-@every_model
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ()) for name in model_names()]
+)
 def test_keeps_the_contract_of_a_classifier(name: str, tmp_path: Path) -> None:
     classifier = small_classifier(name).eval()
     pixels = random_pixels(classifier.input_shape, 3)
@@ -170,7 +179,7 @@ def test_keeps_the_contract_of_a_classifier(name: str, tmp_path: Path) -> None:
         assert torch.equal(loaded(pixels), logits)
 
 
-@every_model
+@of_he
 def test_weights_have_the_variance_of_he_and_biases_are_zero(name: str) -> None:
     network = small_classifier(name).network
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -182,7 +191,7 @@ def test_weights_have_the_variance_of_he_and_biases_are_zero(name: str) -> None:
         assert layer.bias is None or not layer.bias.any()
 
 
-@every_model
+@of_he
 def test_hidden_activations_keep_their_scale(name: str) -> None:
     """By He et al. 2015 pre-activations keep a mean square of about 2, whatever the depth.
 
@@ -287,7 +296,7 @@ def test_takes_any_channels_and_sides_in_either_memory_layout(name: str, channel
     assert torch.allclose(placed, logits, rtol=0, atol=rounding(logits))
 
 
-@pytest.mark.parametrize("name", LEAST_SIDES)
+@pytest.mark.parametrize("name", [name for name in LEAST_SIDES if name != "airbench"])
 def test_the_mean_over_the_pixels_has_the_gradient_of_a_mean(name: str) -> None:
     """Not that of adaptive pooling, which on a GPU is another one in every run."""
     with torch.device("meta"):

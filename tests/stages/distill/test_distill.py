@@ -30,6 +30,8 @@ SMALL: dict[str, dict[str, Any]] = {
     for name in ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
 }
 SMALL["natural_noise"] = {"pool": 200, "fresh": 4, "trials": 10}
+SMALL["natural_inversion"] = {"pool": 200, "trials": 10, "pixel_steps": 2}
+SMALL |= {name: {"pool_batch": 20, "period": PERIOD, "pixel_steps": 4, "warmup": 2} for name in ("fast", "nayer")}
 """Options that make a method quick."""
 
 OF_EACH_KIND = ("adaptive_deep_inversion", "dafl", "structured_noise")
