@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that share the tests; before torch comes
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kdx-state-")  # whose code may run is not written into the home
+os.environ["KDX_CACHE_DIR"] = tempfile.mkdtemp(prefix="kdx-cache-")  # and decoded images are not, either
 HANGS_AFTER = 600.0  # seconds: against a process that never ends, and no measure of how fast the machine is
 ROOT = Path(__file__).parent.parent
 """Where this copy of the project is."""

@@ -97,13 +97,13 @@ def _real_images(config: CheckTeacherConfig, teacher: Classifier) -> tuple[RealS
 
     from ..data.load import load_data
     from ..models.teacher_checks import RealSample
-    from ..stages.inputs.real_data import fitted
+    from ..stages.inputs.real_data import fitted, kept_line
 
     if config.data is None:
         return None, []
     data = load_data(config.data, "test", config.data_dir, config.download)
     rows = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))[: config.images]
-    stored, lines = "x".join(map(str, data.images.shape[1:])), []
+    stored, lines = "x".join(map(str, data.images.shape[1:])), kept_line(config.data, "test", data)
     if tuple(data.images.shape[1:]) != teacher.input_shape:
         lines.append(f"{config.data}: images of {stored} are resized to the model's input size")
     labels = data.labels[rows]

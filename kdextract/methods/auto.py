@@ -1,4 +1,4 @@
-"""The choice of a live method for a teacher."""
+"""The choice of a live method for a teacher, and the methods that a trial compares (`stages.distill.trial`)."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def pick(teacher: Classifier, optimizes: bool = True) -> tuple[str, str]:
     if layers:
         return "structured_noise", "it gives the best students per second on small grey images"
     return "structured_noise", "it needs only the teacher's predictions, and gives the best students per second"
+
+
+def candidates(teacher: Classifier) -> list[str]:
+    """Return the methods that a trial may compare for a teacher, that of `pick` first.
+
+    Raises:
+        ConfigError: the teacher takes rows of a table.
+    """
+    from ..models.hooks import batch_norm_layers
+
+    first, _ = pick(teacher)
+    third = "natural_inversion" if batch_norm_layers(teacher) else "dfq"
+    return [first, *(name for name in ("structured_noise", "natural_noise", third) if name != first)]

@@ -63,8 +63,8 @@ RECIPES = {
 class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     """Train a teacher on real data.
 
-    The learning rate rises, then falls to 0 along a cosine; images are shifted at random. The weights after the last
-    step are kept. Some training images are used only to measure the accuracy at the end; test images are not read.
+    The learning rate rises, then falls to 0; images are shifted at random. The weights after the last step are kept.
+    Some training images are used only to measure the accuracy at the end; test images are not read.
 
     Examples:
 
@@ -72,6 +72,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
       kdx train --model hinton1200 --data mnist --data-dir ~/data
       kdx train --data folder:photos --epochs 30 --run runs/photos
       kdx train --model resnet18 --data cifar10 --recipe sgd --data-dir ~/data
+      kdx train --model airbench --data cifar10 --recipe fast --precision bf16 --data-dir ~/data
       kdx train --data mnist --shots 10 --augment runs/default/transfer-sets/all_layers --run runs/few
     """
 
@@ -87,7 +88,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
     )
     recipe: str = option(
         "adam",
-        "Defaults of this panel and of augmentation, for small networks (adam) or CIFAR's (sgd).",
+        "Defaults of this panel and of augmentation: for small networks (adam), CIFAR's (sgd), or few epochs (fast).",
         choices=list(RECIPES),
         panel="Schedule",
     )
@@ -96,7 +97,7 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
         "Passes over the data.",
         minimum=1,
         panel="Schedule",
-        otherwise="12; sgd 200; more for small data sets",
+        otherwise="12; sgd 200; fast 10; more for small data sets",
     )
     batch_size: int = option(128, "Images per step.", minimum=2, panel="Schedule")
     lr: float | None = option(
@@ -104,28 +105,28 @@ class TrainConfig(StageConfig, NetworkConfig, DataAccess):
         "Peak learning rate.",
         above=0,
         panel="Schedule",
-        otherwise="0.003; sgd 0.1",
+        otherwise="0.003; sgd 0.1; fast 0.15",
     )
     weight_decay: float | None = option(
         None,
         "Weight decay.",
         minimum=0,
         panel="Schedule",
-        otherwise="0; sgd 0.0005",
+        otherwise="0; sgd 0.0005; fast 0.001",
     )
     shift: int | None = option(
         None,
         "Shift images by up to N pixels, at random.",
         minimum=0,
         panel="Augmentation",
-        otherwise="2; sgd 4; tables: 0",
+        otherwise="2; sgd 4; fast 2; tables: 0",
     )
     warp: float | None = option(
         None,
         "Rotate, scale and shear images at random; 0.1 is about 6 degrees.",
         minimum=0,
         panel="Augmentation",
-        otherwise="0.1; sgd, tables: 0",
+        otherwise="0.1; sgd, fast, tables: 0",
     )
     flip: bool | None = option(
         None, "Mirror half of the images.", panel="Augmentation", otherwise="on where the class stays the same"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdextract.methods import live_names
-from kdextract.methods.auto import pick
+from kdextract.methods import live_method, live_names
+from kdextract.methods.auto import candidates, pick
 from kdextract.models.architectures import model_names
 from kdextract.models.classifier import Classifier, ClassifierSpec
 
@@ -47,3 +47,14 @@ def test_the_reason_contains_the_number_of_layers() -> None:
 def test_the_chosen_method_exists(architecture: str) -> None:
     shape = (3, 32, 32) if architecture not in ("hinton1200", "hinton800") else (1, 28, 28)
     assert pick(teacher(architecture, shape))[0] in live_names()
+
+
+@pytest.mark.parametrize("architecture", ["lenet5", "lenet5_bn", "resnet18"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_three_methods_that_need_only_the_teacher_are_tried(architecture: str, channels: int) -> None:
+    usual = pick(teacher(architecture, (channels, 32, 32)))[0]
+    names = candidates(teacher(architecture, (channels, 32, 32)))
+    assert names[0] == usual
+    assert len(set(names)) == len(names) == 3
+    for name in names:
+        assert architecture != "lenet5" or not live_method(name).matches_batch_norm

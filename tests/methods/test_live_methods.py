@@ -35,7 +35,7 @@ from kdextract.training.augmentation import Augmenter
 from kdextract.training.distill import DistillationLossOptions, DistillationOptions, distill
 from kdextract.training.loop import Schedule
 from kdextract.training.progress import Reporter
-from kdextract.training.sources import Batch, Described
+from kdextract.training.sources import Batch, Described, Optimized
 
 every_method = pytest.mark.parametrize(
     "name",  # nayer and fast make batches in the same way
@@ -287,3 +287,12 @@ def test_registering_a_name_twice_is_refused() -> None:
             lambda *arguments: None
         )
     assert live_method("dfad") is before
+
+
+@pytest.mark.parametrize("name", ["fast", pytest.param("nayer", marks=pytest.mark.slow)])
+def test_only_the_terms_of_a_generators_loss_are_drawn(name: str, teacher: Classifier, student: Classifier) -> None:
+    source = opened(name, teacher)
+    drawn(source, student, 4)
+    assert isinstance(source, Optimized)
+    assert {key for row in source.curve for key in row} == {"batch", "loss", "ce", "bn", "compete"}
+    assert all(any(row[term] for row in source.curve) for term in ("loss", "ce", "bn"))

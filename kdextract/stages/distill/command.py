@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UsageError
 from ...storage.artifacts import strongest
 from ...storage.run_dir import MODEL_FILE, InputFile, RunDir
-from ...training.budget import Timetable, parse_duration
+from ...training.budget import MOST_TRIAL, Timetable, parse_duration
 from ..inputs.distill_settings import USUAL_SETTINGS, fill_in
-from ..inputs.image_source import ImageSource, choose_source, open_with_probe
+from ..inputs.image_source import ImageSource, LiveImages, choose_source, open_with_probe
 from ..outputs.transfer_set import find_verifier, verifier_inputs, write_source_pictures
 from ..running.runner import Plan, Stage, StageContext
 from .blocks import choose_blocks
@@ -20,6 +20,7 @@ from .config import DistillConfig
 from .estimate import estimated_figures, teacher_accuracy
 from .loop import Loop
 from .student import StudentStart, student_start
+from .trial import Trial, choose_by_trial
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ...training.blocks import BlockOptions
     from ...training.loop import Row
     from ...training.observer import Probe, Snapshot
+    from ...training.sources import Source
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Prepared:
     """The state at the start of a distillation.
 
     Attributes:
-        images: where images come from, as `plan` found it; `loop.source` is this, opened; `facts` are its choices.
+        images: where images come from, as `plan` or a trial found it; `loop.source` is this, opened; `facts` are its
+            choices.
+        tried: what a trial of methods found; {} without one.
         inherited: whether the student starts with units of its teacher.
         probe: held-out images with the teacher's classes.
         accuracy: the teacher's on real images, None if it is not known.
@@ -87,6 +91,7 @@ class Prepared:
     facts: dict[str, float]
     accuracy: TeacherAccuracy | None
     no_estimate: str
+    tried: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,6 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     torch.manual_seed(config.seed)
     images, start = resolved.images, resolved.start
     if images.reason:
-        context.reporter.line(f"--method auto: {images.name}, because {images.reason}")
         # Building a network draws random numbers. This one is built so that the student's random weights, which are
         # drawn next, are the same as in kdx 0.1, which built the teacher here to select the method.
         context.run.artifact(context.run.teacher()).file(MODEL_FILE).read(load_classifier)
@@ -120,16 +124,29 @@ def prepare(config: DistillConfig, resolved: DistillInputs, context: StageContex
     made, kept = start.build(teacher, config.inherit, context.reporter.line)
     student = context.placed(made)
     inherited = config.inherit and (start.share is not None or (start.is_new and inherit(teacher, student)))
-    settings = fill_in(config, images, teacher, student)
+    blocks = choose_blocks(config.match_blocks, start.is_from_teacher, kept, teacher, student, context.reporter.line)
+
+    def loop_of(images: ImageSource, source: Source) -> Loop:
+        return Loop(config, fill_in(config, images, teacher, student), teacher, source, blocks)
+
+    def adapt(student: Classifier, source: Source) -> None:
+        if start.share is not None:
+            estimate_batch_norm(student, source, fill_in(config, images, teacher, student).batch_size)
+
+    tried: dict[str, Any] = {}
+    if isinstance(images, LiveImages) and images.others and config.budget is not None:
+        trial = Trial(config, teacher, student, loop_of, adapt, MOST_TRIAL * parse_duration(config.budget))
+        images, tried = choose_by_trial(images, trial, context)
+    if images.reason:
+        context.reporter.line(f"--method auto: {images.name}, because {images.reason}")
     source, probe, facts = open_with_probe(images, config, teacher, context)
     if start.share is not None and context.checkpoints.load() is None:
         with context.phase("batch normalization"):
-            estimate_batch_norm(student, source, settings.batch_size)
+            adapt(student, source)
     accuracy = teacher_accuracy(config.teacher_accuracy, context)
     reason = why_not(teacher, images.learned_from, accuracy)
-    blocks = choose_blocks(config.match_blocks, start.is_from_teacher, kept, teacher, student, context.reporter.line)
-    loop = Loop(config, settings, teacher, source, blocks)
-    return Prepared(config, loop, images, student, inherited, probe, facts, accuracy, reason)
+    loop = loop_of(images, source)
+    return Prepared(config, loop, images, student, inherited, probe, facts, accuracy, reason, tried)
 
 
 def train(prepared: Prepared, context: StageContext) -> Trained:
@@ -198,6 +215,7 @@ def summarize(
         "settings": vars(prepared.loop.settings),
         **({} if blocks is None else {"matched_blocks": _recorded(blocks)}),
         **({"source_facts": facts} if facts else {}),
+        **({"tried_methods": prepared.tried} if prepared.tried else {}),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import UsageError
@@ -203,11 +203,15 @@ class GeneratorImages(ImageSource):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveImages(ImageSource):
-    """Images of a live method, with its options and its inputs besides the teacher."""
+    """Images of a live method, with its options and its inputs besides the teacher.
+
+    `others` are those of other methods that a trial of `--method auto` may select instead.
+    """
 
     method: LiveMethod
     options: Any
     given: MethodInputs
+    others: tuple[LiveImages, ...] = ()
 
     @classmethod
     def of(cls, method: LiveMethod, options: Any, given: MethodInputs, reason: str = "") -> LiveImages:
@@ -346,10 +350,14 @@ def images_from_formulas(file: InputFile, **options: int) -> ImageSource:
 
 def _auto(run: RunDir, teacher: InputFile | None) -> ImageSource:
     """Return the images of the live method that `methods.auto` selects for the teacher, with default options."""
-    from ...methods.auto import pick
+    from ...methods.auto import candidates, pick
     from ...models.classifier import load_classifier
 
     file = teacher or run.artifact(run.teacher()).file(MODEL_FILE)
-    name, reason = pick(file.read(load_classifier))
-    method = live_method(name)
-    return LiveImages.of(method, method.config(), find_method_inputs(method, run, teacher=teacher), reason)
+    classifier = file.read(load_classifier)
+    _, reason = pick(classifier)
+    first, *others = (
+        LiveImages.of(method, method.config(), find_method_inputs(method, run, teacher=teacher), reason)
+        for method in map(live_method, candidates(classifier))
+    )
+    return replace(first, others=tuple(others))

@@ -82,11 +82,16 @@ def open_real_data(config: OpensRealData, spec: str, split: Split, purpose: str,
 
     context.real_data.append({"spec": spec, "split": split, "purpose": purpose})
     data = load_data(spec, split, config.data_dir)
-    if data.kept_in is not None:
-        context.reporter.line(
-            f"{spec}: the decoded {split} images are kept in {data.kept_in} ({data.images.numel() / 1e6:.0f} MB)"
-        )
+    for line in kept_line(spec, split, data):
+        context.reporter.line(line)
     return data
+
+
+def kept_line(spec: str, split: Split, data: RealData) -> list[str]:
+    """Return a line that says where decoded images were written, if they were."""
+    if data.kept_in is None:
+        return []
+    return [f"{spec}: the decoded {split} images are kept in {data.kept_in} ({data.images.numel() / 1e6:.0f} MB)"]
 
 
 def few_images(data: RealData, count: int, seed: int) -> torch.Tensor:

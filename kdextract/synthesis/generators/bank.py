@@ -175,7 +175,7 @@ class GeneratorBank(GrowingPool):
     """
 
     def __init__(self, maker: BatchMaker, teacher: Classifier, batch: int, period: int, warmup: int, seed: int) -> None:
-        super().__init__(maker.make, teacher, batch, period, seed)
+        super().__init__(maker.make, teacher, batch, period, seed, terms=("ce", "bn", "compete"))
         self._maker, self._warmup = maker, warmup
 
     def held_out(self, num_images: int) -> torch.Tensor:

@@ -21,8 +21,6 @@ from ..interface import Inverted
 
 MakeBatch = Callable[[torch.Tensor, Classifier | None, torch.Generator, torch.Tensor | None], Inverted]
 """(labels int64 [batch], the student or None, rng, first pixels or None) -> one image per label."""
-TERMS = ("loss", "ce", "tv", "l2", "bn", "compete")
-"""The loss and the terms that are kept of each batch."""
 
 
 class GrowingPool:
@@ -38,14 +36,23 @@ class GrowingPool:
         batch: images per batch.
         period: `update` makes a batch at every `period`-th call.
         seed: of noise and draws.
+        terms: names of the terms of the loss of a batch; they are kept beside the loss itself.
         from_noise: number of first batches that start from noise, and at least until every class has an image; later
             ones start from images of the pool. 0: all batches start from noise.
     """
 
     def __init__(
-        self, make: MakeBatch, teacher: Classifier, batch: int, period: int, seed: int, from_noise: int = 0
+        self,
+        make: MakeBatch,
+        teacher: Classifier,
+        batch: int,
+        period: int,
+        seed: int,
+        from_noise: int = 0,
+        terms: tuple[str, ...] = ("ce", "tv", "l2", "bn", "compete"),
     ) -> None:
         self._make, self._teacher, self._batch, self.period, self._seed = make, teacher, batch, period, seed
+        self._terms = ("loss", *terms)
         self._from_noise = from_noise
         self._rng = torch.Generator().manual_seed(seed)
         shape = (0, *teacher.input_shape)
@@ -63,7 +70,9 @@ class GrowingPool:
     @property
     def curve(self) -> list[dict[str, float]]:
         """Rows {batch, loss, term ...}: the terms of each batch at its last step."""
-        return [{"batch": i, **dict(zip(TERMS, terms, strict=True))} for i, terms in enumerate(self._last_terms, 1)]
+        return [
+            {"batch": i, **dict(zip(self._terms, terms, strict=True))} for i, terms in enumerate(self._last_terms, 1)
+        ]
 
     def update(self, student: Classifier) -> dict[str, float]:
         """Make a batch if it is due, and return its loss; {} otherwise."""
@@ -134,7 +143,7 @@ class GrowingPool:
             self._targets[self._size : last] = self._teacher(to_pixels(images))
         self._size, self._unseen = last, len(images)
         self.batch_seconds = time.monotonic() - began
-        self._last_terms.append([made.curve[-1].get(term, 0.0) for term in TERMS])
+        self._last_terms.append([made.curve[-1].get(term, 0.0) for term in self._terms])
         return made.loss
 
     def _next_batch(self, student: Classifier | None) -> Inverted:
