@@ -177,21 +177,24 @@ class MirroringPool(ImagePool):
     def __init__(self, images: torch.Tensor, targets: torch.Tensor | None, seed: int, device: torch.device) -> None:
         super().__init__(images, targets, seed, device)
         rng = torch.Generator().manual_seed(seed + 2)
-        self._mirrored = (torch.rand(len(images), generator=rng) < 0.5).to(device)
+        self._mirrored_first = (torch.rand(len(images), generator=rng) < 0.5).to(device)
+        self._seen = 0
 
     def state(self) -> State:
-        """Return the state of the pool, and how each image will be seen next."""
-        tensors, values = super().state()
-        return {**tensors, "mirrored": self._mirrored}, values
+        """Return the state of the pool, and the number of images drawn so far."""
+        tensors, _ = super().state()
+        return tensors, {"seen": self._seen}
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
         super().restore(state)
-        self._mirrored = state[0]["mirrored"].to(self._mirrored.device)
+        self._seen = int(state[1]["seen"])
 
     def _images_of(self, rows: torch.Tensor) -> torch.Tensor:
-        images, mirrored = super()._images_of(rows), self._mirrored[rows]
-        self._mirrored[rows] = ~mirrored
+        epochs = (self._seen + torch.arange(len(rows))) // self.num_images
+        self._seen += len(rows)
+        mirrored = self._mirrored_first[rows] ^ (epochs % 2 == 1).to(rows.device)
+        images = super()._images_of(rows)
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
@@ -217,14 +220,16 @@ class Mixture:
     def state(self) -> State:
         """Return the states of both pools."""
         tensors: Tensors = {}
+        values: dict[str, Any] = {}
         for name, pool in self._pools.items():
-            tensors |= {f"{name}.{key}": tensor for key, tensor in pool.state()[0].items()}
-        return tensors, {}
+            own, values[name] = pool.state()
+            tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
+        return tensors, values
 
     def restore(self, state: State) -> None:
         """Continue from `state`."""
         for name, pool in self._pools.items():
-            pool.restore((with_prefix(state[0], f"{name}."), {}))
+            pool.restore((with_prefix(state[0], f"{name}."), state[1][name]))
 
 
 class FreshImages:

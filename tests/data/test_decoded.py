@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Here
 from PIL import Image
 
-from kdextract import api
 from kdextract.data import decoded
 from kdextract.data.decoded import cache_folder, decoded_once
 from kdextract.data.load import load_data
@@ -135,7 +135,7 @@ def test_what_was_not_used_for_longest_is_deleted_first(cache: Path, monkeypatch
         written.append(path)
     used = written[0]
     os.utime(used, (1e9, 1e9))
-    monkeypatch.setattr(decoded, "MOST_BYTES", int(2.5 * used.stat().st_size))
+    monkeypatch.setattr(decoded, "MOST_BYTES", int(1.5 * used.stat().st_size))
     _, last = decoded_once(FILES, decode)
     assert set(cache.iterdir()) == {used, last}
 
@@ -194,14 +194,11 @@ def test_a_damaged_image_is_reported_also_if_the_set_was_kept(cache: Path, photo
         load_data(f"folder:{photos}", "train", Path())
 
 
-def test_the_first_command_says_where_images_are_kept(
-    cache: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = {"data": f"folder:{photos}", "model": "lenet5", "epochs": 1, "batch_size": 8, "threads": 1}
-    made = []
+def test_the_first_command_says_where_images_are_kept(cache: Path, photos: Path, tmp_path: Path, here: Here) -> None:
+    options = ("--model", "lenet5", "--epochs", "1", "--batch-size", "8", "--validation", "0", "--threads", "1")
     for name in ("one", "two"):
-        made.append(api.train(run=tmp_path / name, validation=0.0, quiet=False, **options))
-        said = capsys.readouterr().err
-        assert (f"the decoded train images are kept in {cache}" in said) == (name == "one")
-    one, two = ((outcome.directory / "model.safetensors").read_bytes() for outcome in made)
+        done = here("train", "--data", f"folder:{photos}", "--run", tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+        assert (f"the decoded train images are kept in {cache}" in done.stderr) == (name == "one")
+    one, two = ((tmp_path / name / "teacher" / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two

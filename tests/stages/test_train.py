@@ -140,7 +140,7 @@ def small_photographs(folder: Path, channels: int) -> Path:
 def test_the_fast_recipe_whitens_learns_and_leaves_the_whitening_alone(tmp_path: Path, channels: int) -> None:
     options: dict[str, Any] = {"model": "airbench", "recipe": "fast", "batch_size": 20, "validation": 0.0, "threads": 1}
     data = f"npz:{small_photographs(tmp_path, channels)}"
-    made = api.train(run=tmp_path / "run", data=data, epochs=6, **options)
+    made = api.train(run=tmp_path / "run", data=data, input_size=f"{channels}x16x16", epochs=6, **options)
     assert made.manifest.metrics["train_accuracy"] > 0.9
     teacher = load_classifier(made.directory / "model.safetensors")
     (layer,) = [layer for layer in teacher.network.modules() if isinstance(layer, Whitening)]
