@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 10.0
 """There is no trial if all methods together would get less."""
+MOST_TO_OPEN = 0.6
+"""Share of the time in which all sources must be open."""
 POOL, HELD_OUT, MEASURED_STEPS, FEWEST_STEPS = 512, 200, 2, 4
 """Images of the pool of each method in a trial; held-out images of each method; steps that measure how long a step
 takes; least number of steps of each copy."""
@@ -97,10 +99,9 @@ def _found(images: LiveImages, trial: Trial, context: StageContext) -> Json:
     opened: list[tuple[LiveImages, Source]] = []
     probes: list[Probe] = []
     for one in every:
-        began = time.monotonic()
         opened.append((one, _small(one).open(trial.config, trial.teacher, context)))
         probes.append(_probe(trial.teacher, opened[-1][1]))
-        if ends - time.monotonic() < (len(every) - len(opened)) * (time.monotonic() - began):
+        if ends - time.monotonic() < (1 - MOST_TO_OPEN) * trial.seconds:
             return {}
     found: Json = {}
     for place, (one, source) in enumerate(opened):

@@ -11,7 +11,7 @@ from ..inversion.deep_inversion import PixelSchedule, TermWeights, invert
 from ..structured_noise.by_class import pool_sizes, require_images
 from ..structured_noise.pool import RefreshedPool
 from .mixture import Fitted
-from .pool import maker, named_mixture
+from .pool import maker, mixture_of_seed
 
 LR = 0.05
 """Learning rate of Adam on normalized pixels, that of DeepInversion on CIFAR-10 (Yin et al. 2020, section 4.1)."""
@@ -84,5 +84,5 @@ def inverted_pool(
         ConfigError: the teacher takes rows of a table, or there are no statistics to match.
     """
     require_images(given.teacher)
-    chosen = named_mixture(mixture, given.teacher, trials, torch.Generator().manual_seed(seed))
+    chosen = mixture_of_seed(mixture, given.teacher, trials, seed)
     return InvertedPool(chosen, given, steps, size, fresh, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 
 from ...models.classifier import Classifier
@@ -11,6 +13,9 @@ from ..structured_noise.pool import MakeImages, RefreshedPool
 from .kinds import Component, Mixture, natural_images
 from .mixture import Fitted, equal_mixture, fitted_mixture
 from .names import EQUAL, FITTED
+
+_FITTED: WeakKeyDictionary[Classifier, dict[tuple[str, int, int], Fitted]] = WeakKeyDictionary()
+"""The mixtures of teachers that are in use, so that a trial of methods and the method itself fit one once."""
 
 
 class NaturalPool(RefreshedPool):
@@ -36,7 +41,7 @@ def natural_pool(
         ConfigError: the teacher takes rows of a table.
     """
     require_images(teacher)
-    chosen = named_mixture(mixture, teacher, trials, torch.Generator().manual_seed(seed))
+    chosen = mixture_of_seed(mixture, teacher, trials, seed)
     return NaturalPool(chosen, teacher, size, fresh, seed)
 
 
@@ -61,6 +66,15 @@ def named_mixture(name: str, teacher: Classifier, trials: int, rng: torch.Genera
     if name == FITTED:
         return fitted_mixture(teacher, trials, rng)
     return Fitted(equal_mixture() if name == EQUAL else Mixture((Component.whole(name),), (1.0,)))
+
+
+def mixture_of_seed(name: str, teacher: Classifier, trials: int, seed: int) -> Fitted:
+    """Return `named_mixture` with this seed. It is fitted once for a teacher, whose weights do not change."""
+    known = _FITTED.setdefault(teacher, {})
+    key = name, trials, seed
+    if key not in known:
+        known[key] = named_mixture(name, teacher, trials, torch.Generator().manual_seed(seed))
+    return known[key]
 
 
 def maker(mixture: Mixture, teacher: Classifier) -> MakeImages:

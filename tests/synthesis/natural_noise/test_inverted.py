@@ -12,10 +12,10 @@ from kdextract.models.classifier import Classifier
 from kdextract.models.hooks import record_batch_statistics
 from kdextract.models.pixels import to_pixels
 from kdextract.synthesis.interface import Given
-from kdextract.synthesis.natural_noise import inverted
+from kdextract.synthesis.natural_noise import inverted, pool
 from kdextract.synthesis.natural_noise.inverted import InvertedPool, inverted_pool
 from kdextract.synthesis.natural_noise.mixture import Fitted, equal_mixture
-from kdextract.synthesis.natural_noise.pool import NaturalPool, maker
+from kdextract.synthesis.natural_noise.pool import NaturalPool, maker, natural_pool
 from kdextract.synthesis.structured_noise.by_class import pool_sizes
 
 
@@ -112,3 +112,24 @@ def test_the_pool_is_smaller_the_more_its_images_cost() -> None:
 def test_a_teacher_without_batch_normalization_needs_statistics() -> None:
     with pytest.raises(ConfigError, match="compute-stats"):
         inverted_pool(Given(classifier((3, 12, 12), 4, batch_norm=False).frozen()), "equal", 0, 100, 0, 2, 0)
+
+
+def test_a_mixture_is_fitted_once_for_a_teacher_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `natural_noise` and `natural_inversion` together."""
+    fits: list[tuple[Classifier, int]] = []
+    fitted = pool.fitted_mixture
+
+    def counting(teacher: Classifier, trials: int, rng: torch.Generator) -> Fitted:
+        fits.append((teacher, trials))
+        return fitted(teacher, trials, rng)
+
+    monkeypatch.setattr(pool, "fitted_mixture", counting)
+    one, other = teacher_of(seed=0), teacher_of(seed=1)
+    first = natural_pool(one, "fitted", 10, 20, 0, seed=0)
+    again = inverted_pool(Given(one), "fitted", 10, 20, 0, 1, seed=0)
+    assert fits == [(one, 10)]
+    assert first.facts == again.facts
+    natural_pool(other, "fitted", 10, 20, 0, seed=0)
+    natural_pool(one, "fitted", 12, 20, 0, seed=0)
+    assert natural_pool(one, "fitted", 10, 20, 0, seed=1).facts != first.facts
+    assert len(fits) == 4
