@@ -55,7 +55,7 @@ class Recipe:
 RECIPES = {
     "adam": Recipe("adam", 3e-3, 0.0, shift=2, warp=0.1, epochs=12, warmup=0.1),
     "sgd": Recipe("sgd", 0.1, 5e-4, shift=4, warp=0.0, epochs=200, warmup=0.02),
-    "fast": Recipe("sgd", 0.15, 1e-3, shift=2, warp=0.0, epochs=8, warmup=0.2, fast=True),
+    "fast": Recipe("sgd", 0.15, 1e-3, shift=2, warp=0.0, epochs=10, warmup=0.2, fast=True),
 }
 
 
