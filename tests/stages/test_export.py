@@ -38,6 +38,7 @@ pytest.importorskip("onnxscript")
 
 pytestmark = pytest.mark.usefixtures("one_table_of_onnx_operators")
 MODELS = {  # one of each family, where a small one will do, at a size that it can take
+    "airbench": (3, 32, 32),
     "alex_half": (3, 32, 32),
     "lenet_half": (1, 32, 32),
     "lenet5_bn": (1, 32, 32),
@@ -48,7 +49,7 @@ MODELS = {  # one of each family, where a small one will do, at a size that it c
     "vgg11_bn": (3, 32, 32),
     "wrn16_1": (3, 32, 32),
 }
-DEEP = {"alex_half", "mobilenet_v2", "vgg11_bn", "wrn16_1"}  # whose export takes long
+DEEP = {"airbench", "alex_half", "mobilenet_v2", "vgg11_bn", "wrn16_1"}  # whose export takes long
 TRACES = (b"site-packages", b".py", b"stack_trace", b'File "', str(ROOT).encode(), str(Path.home()).encode() + b"/")
 
 
