@@ -94,14 +94,14 @@ def test_a_recipe_sets_what_is_not_given() -> None:
 
 
 @pytest.mark.slow
-def test_momentum_learns_digits_and_another_teacher_than_adam(tmp_path: Path) -> None:
+def test_each_recipe_learns_digits_and_another_teacher(tmp_path: Path) -> None:
     made, of_one_answer = {}, errors_of_one_answer(load_data("digits", "train", Path()).labels)
     for recipe in RECIPES:
         options: dict[str, Any] = {"model": "lenet5_bn", "recipe": recipe, "epochs": 15, "threads": 1}
         made[recipe] = api.train(run=tmp_path / recipe, **options)
         assert 1 - made[recipe].manifest.metrics["validation_accuracy"] < 0.25 * of_one_answer
-    one, other = (sha256s(outcome.directory)["model.safetensors"] for outcome in made.values())
-    assert one != other
+    files = {sha256s(outcome.directory)["model.safetensors"] for outcome in made.values()}
+    assert len(files) == len(RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_the_fast_recipe_whitens_learns_and_leaves_the_whitening_alone(tmp_path:
 
 
 def test_the_fast_recipe_suits_every_network(tmp_path: Path) -> None:
-    made = api.train(run=tmp_path / "run", model="lenet5_bn", recipe="fast", shots=20, epochs=4, threads=1)
-    assert made.manifest.metrics["train_accuracy"] > 0.2
+    made = api.train(run=tmp_path / "run", model="lenet5_bn", recipe="fast", shots=20, epochs=30, threads=1)
+    assert made.manifest.metrics["train_accuracy"] > 0.3
 
 
 @pytest.mark.parametrize(("options", "alternates"), [({"flip": True}, True), ({"flip": False}, False), ({}, False)])
